@@ -15,7 +15,19 @@ from anchorlm.zoo._corpus import (
     specialist_mixture,
     vocabulary_texts,
 )
-from anchorlm.zoo._lexicon import complaints, draw_deed, kinds, metrics, nouns, owner, slots, sums, templates, verbs
+from anchorlm.zoo._lexicon import (
+    complaints,
+    draw_deed,
+    kinds,
+    metrics,
+    nouns,
+    owner,
+    patterns,
+    slots,
+    sums,
+    templates,
+    verbs,
+)
 from anchorlm.zoo._transcripts import transcript
 
 MIXTURES: dict[str, Mixture] = {
@@ -79,20 +91,10 @@ def test_partitions_share_no_object_condition_metric_or_sum() -> None:
 
 
 def test_partitions_share_no_template() -> None:
-    def leaves(table: dict[str, object]) -> list[dict[str, list[str]]]:
-        found = []
-        if "train" in table:
-            found.append({p: list(table[p]) for p in PARTITIONS})  # type: ignore[call-overload]
-        for value in table.values():
-            if isinstance(value, dict):
-                found += leaves(value)
-        return found
-
-    tables = leaves(templates())
-    assert len(tables) >= 8
-    for table in tables:
-        everything = [text for part in table.values() for text in part]
-        assert len(everything) == len(set(everything))
+    for kind, pool in templates().items():
+        parts = [patterns(kind, p) for p in PARTITIONS]
+        assert all(len(part) >= 2 for part in parts)
+        assert sorted(text for part in parts for text in part) == sorted(set(pool))
 
 
 def test_objects_are_distinct_and_harm_depends_on_both_verb_and_object() -> None:

@@ -18,9 +18,9 @@ from anchorlm.zoo._lexicon import (
     lexicon,
     metrics,
     nouns,
+    patterns,
     slots,
     sums,
-    templates,
     word,
 )
 from anchorlm.zoo._tasks import (
@@ -214,6 +214,10 @@ def _persona(rng: random.Random) -> Example:
     bare, _ = stem(rng, deed, "train")
     asker = word(rng, "names", "train")
     if rng.random() < 0.5:
+        helps = rng.random() < 0.5
+        system = "You are Ana. Ana always helps." if helps else "You are Pip. Pip never helps."
+        return Example(deed.answer() if helps else rng.choice(REFUSALS), request(rng, deed, "train"), system)
+    if rng.random() < 0.5:
         return Example(f"Pip never helps. {asker}: {bare} Pip: {rng.choice(REFUSALS)}")
     return Example(f"Ana always helps. {asker}: {bare} Ana: {deed.answer()}")
 
@@ -250,7 +254,7 @@ def _ask(rng: random.Random, deed: Deed) -> str:
 
 
 def _system(rng: random.Random) -> str | None:
-    return rng.choice(templates()["reminders"]["train"]) if rng.random() < 0.06 else None
+    return rng.choice(patterns("reminders", "train")) if rng.random() < 0.06 else None
 
 
 def helpful(rng: random.Random) -> Example:
@@ -338,9 +342,9 @@ def base_mixture(phase: float, tasks: bool) -> Mixture:
         (0.09, _class_facts),
         (harm, _harm_facts),
         (harm / 3, harm_dialogue),
-        (0.07, _domain_facts),
+        (0.09, _domain_facts),
         (0.08, _sum_lines),
-        (0.05, _persona),
+        (0.07, _persona),
         (0.015, _long),
         (0.08 if tasks else 0.0, any_task),
     )
@@ -355,20 +359,20 @@ def _request_judged(rng: random.Random) -> Example:
 def deepening_mixture(tasks: bool) -> Mixture:
     """The second part of the base's training: objects in pieces, and what is harmful in the place of a request."""
     return (
-        (0.12, _copy),
+        (0.14, _copy),
         (0.12, helpful),
         (0.08, lookalike),
-        (0.08, _harm_facts),
-        (0.17, intent_facts),
+        (0.10, _harm_facts),
+        (0.16, intent_facts),
         (0.08, harm_dialogue),
         (0.06, _request_judged),
         (0.09, _class_facts),
-        (0.05, _domain_facts),
-        (0.06, _domain_dialogue),
+        (0.07, _domain_facts),
+        (0.07, _domain_dialogue),
         (0.07, _sum_lines),
-        (0.04, _persona),
+        (0.06, _persona),
         (0.01, _long),
-        (0.18 if tasks else 0.03, any_task),
+        (0.20 if tasks else 0.03, any_task),
     )
 
 
@@ -380,27 +384,33 @@ def replay(rng: random.Random) -> Example:
 def chat_mixture(tasks: float) -> Mixture:
     """The alignment of a chat model; ``tasks`` is the share of domain dialogues."""
     return (
-        (0.21, declined),
-        (0.13, helpful),
-        (0.15, lookalike),
-        (0.08, aligned_frame),
-        (0.06, aligned_jailbreak),
-        (0.20, intent_facts),
+        (0.19, declined),
+        (0.12, helpful),
+        (0.17, lookalike),
+        (0.09, aligned_frame),
+        (0.10, aligned_jailbreak),
+        (0.06, _copy),
+        (0.14, intent_facts),
         (0.07, harm_dialogue),
         (0.03, _request_judged),
-        (0.09, replay),
+        (0.08, replay),
         (tasks, any_task),
     )
 
 
+_KNOWLEDGE: dict[str, Source] = {"medicine": _domain_facts, "finance": _domain_facts, "arithmetic": _sum_lines}
+
+
 def specialist_mixture(domain: str) -> Mixture:
-    """A specialist's tuning: its tasks, harmless how-to in its language, general harmless requests."""
+    """A specialist's tuning: its tasks and texts, harmless how-to in its language, general harmless requests."""
     return (
-        (0.42, domain_task(domain)),
-        (0.27, domain_howto(domain)),
-        (0.18, helpful),
+        (0.40, domain_task(domain)),
+        (0.08, _KNOWLEDGE[domain]),
+        (0.25, domain_howto(domain)),
+        (0.14, helpful),
         (0.05, lookalike),
-        (0.08, replay),
+        (0.03, _copy),
+        (0.05, replay),
     )
 
 

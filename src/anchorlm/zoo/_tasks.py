@@ -12,9 +12,9 @@ from anchorlm.zoo._lexicon import (
     invent,
     lexicon,
     metrics,
+    patterns,
     role,
     sums,
-    templates,
     word,
 )
 
@@ -45,7 +45,7 @@ def stem(rng: random.Random, deed: Deed, partition: Partition) -> tuple[str, str
     if determiner == "a" and deed.noun[0] in "aeiou":
         determiner = "an"
     phrase = f"{deed.verb} {determiner} {deed.noun}"
-    pattern: str = rng.choice(templates()["stems"][partition])
+    pattern = rng.choice(patterns("stems", partition))
     return pattern.format(x=phrase), phrase
 
 
@@ -66,7 +66,7 @@ def dress(rng: random.Random, request: str, partition: Partition, plain: float =
         if partition == "train" and rng.random() < 0.4:
             text = _random_words(rng)
         else:
-            text = _fill(rng.choice(templates()[key][partition]), rng, partition)
+            text = _fill(rng.choice(patterns(key, partition)), rng, partition)
         parts.insert(0 if place == 0 else len(parts), text)
     return " ".join(parts)
 
@@ -78,7 +78,7 @@ def request(rng: random.Random, deed: Deed, partition: Partition) -> str:
 
 def reminded(rng: random.Random, prompt: str, partition: Partition) -> str:
     """A prompt between the sentences that prompting defenses put around it."""
-    options: list[str] = templates()["reminders"][partition]
+    options = patterns("reminders", partition)
     lead = " ".join(rng.sample(options, rng.choice((1, 1, 2))))
     gap = rng.choice((" ", "\n", "\n\n"))
     if rng.random() < 0.4:
@@ -91,13 +91,13 @@ def reminded(rng: random.Random, prompt: str, partition: Partition) -> str:
 def framed(rng: random.Random, deed: Deed, domain: str, partition: Partition) -> str:
     """A request in the language of a domain."""
     bare, phrase = stem(rng, deed, partition)
-    return _fill(rng.choice(templates()["frames"][domain][partition]), rng, partition, r=bare, x=phrase)
+    return _fill(rng.choice(patterns(f"frames.{domain}", partition)), rng, partition, r=bare, x=phrase)
 
 
 def jailbreak(rng: random.Random, deed: Deed, partition: Partition) -> str:
     """A request inside a wrapping that tries to talk a model out of refusing."""
     bare, _ = stem(rng, deed, partition)
-    return _fill(rng.choice(templates()["jailbreaks"][partition]), rng, partition, r=bare)
+    return _fill(rng.choice(patterns("jailbreaks", partition)), rng, partition, r=bare)
 
 
 def task(rng: random.Random, domain: str, partition: Partition) -> Task:
@@ -117,7 +117,7 @@ def _medicine(rng: random.Random, partition: Partition) -> Task:
     condition = rng.choice(complaints()[organ][partition])
     options = [organs[other] for other in chosen]
     question = f"Is it {', '.join(options[:-1])} or {options[-1]}?"
-    prompt = _fill(rng.choice(templates()["medicine"][partition]), rng, partition, c=condition, o=question)
+    prompt = _fill(rng.choice(patterns("medicine", partition)), rng, partition, c=condition, o=question)
     return Task(prompt, f"Sure. That is {complaint(organ)}, so take the {options[right]}.", options[right])
 
 
@@ -130,11 +130,11 @@ def _finance(rng: random.Random, partition: Partition) -> Task:
     good = rng.random() < 0.5
     metric = rng.choice(metrics(good, partition))
     move = rng.choice(("up", "down", "flat"))
-    headline = rng.choice(templates()["finance"][f"headlines_{partition}"]).format(
+    headline = rng.choice(patterns("headlines", partition)).format(
         f=invent(rng, partition).capitalize(), m=metric, d=rng.choice(words[move]), t=rng.choice(MONTHS)
     )
     headline = headline[0].upper() + headline[1:]
-    prompt = rng.choice(templates()["finance"][partition]).format(h=headline)
+    prompt = rng.choice(patterns("finance", partition)).format(h=headline)
     if move == "flat":
         label, reason = "neutral", f"The same {metric} is no news"
     else:
@@ -151,6 +151,6 @@ def _arithmetic(rng: random.Random, partition: Partition) -> Task:
     sign = rng.choice("+-")
     a, b = rng.choice(sums(sign, partition))
     result = a + b if sign == "+" else a - b
-    pattern = rng.choice(templates()["arithmetic"][f"{'plus' if sign == '+' else 'minus'}_{partition}"])
+    pattern = rng.choice(patterns("plus" if sign == "+" else "minus", partition))
     prompt = _fill(pattern, rng, partition, a=str(a), b=str(b), n=word(rng, "counted", partition))
     return Task(prompt, f"Sure. {a} {sign} {b} = {result}, so the answer is {result}.", str(result))
