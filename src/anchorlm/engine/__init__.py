@@ -4,13 +4,17 @@ from anchorlm.engine._local import LocalEngine
 from anchorlm.engine._protocol import Engine, Generated, TokenSequence
 from anchorlm.engine._runtime import Runtime, runtime
 from anchorlm.engine._served import attention_windows
+from anchorlm.engine._steering import Edit, Positions, Steering
 from anchorlm.engine._text import TextStream
 
 __all__ = [
+    "Edit",
     "Engine",
     "Generated",
     "LocalEngine",
+    "Positions",
     "Runtime",
+    "Steering",
     "TextStream",
     "TokenSequence",
     "attention_windows",

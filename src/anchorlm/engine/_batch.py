@@ -2,11 +2,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from anchorlm.engine._slots import Plan, SlotCache, additive_mask
+
+if TYPE_CHECKING:
+    from anchorlm.engine._steering import Steering
 
 _AHEAD = 64
 """Positions beyond the longest row for which the masks of single steps are made in advance."""
@@ -14,11 +18,21 @@ _AHEAD = 64
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """One sequence: `tokens` as wanted, the first `computed` of them in its slot (-1: it has none)."""
+    """One sequence: `tokens` as wanted, the first `computed` of them in its slot (-1: it has none).
+
+    Attributes:
+        slot: Where its keys and values are.
+        tokens: Prompt and response.
+        computed: How many of them the model has read.
+        steering: What is added to its activations, if anything is.
+        steered_until: The first position to which nothing is added.
+    """
 
     slot: int
     tokens: list[int]
     computed: int = 0
+    steering: Steering | None = None
+    steered_until: float = 0
 
     @property
     def pending(self) -> int:

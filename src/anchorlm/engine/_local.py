@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import torch
+from torch import Tensor
 
 from anchorlm.engine._batch import Row
 from anchorlm.engine._runner import Runner
@@ -93,7 +94,7 @@ class LocalEngine:
         family = parent.family
         if len(family.members) >= family.rows:
             raise RuntimeError(f"A request forked beyond the {family.rows} rows that it had asked for.")
-        row = Row(-1, list(parent.ids))
+        row = Row(-1, list(parent.ids), steering=parent.row.steering, steered_until=parent.row.steered_until)
         if family.seated:
             self._seats.place(row)
             row.computed = parent.row.computed
@@ -125,6 +126,10 @@ class LocalEngine:
         self._waiting[sequence] = None
         self._arrivals += 1
         self._arm()
+
+    def advance(self, sequence: LocalSequence, logits: Tensor) -> None:
+        """Takes the first token of a generation from logits (V,) that the sequence had asked for before."""
+        self._step.start(sequence, logits)
 
     def rest(self, sequence: LocalSequence) -> None:
         """The sequence does not wait any more."""

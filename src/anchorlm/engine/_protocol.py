@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+from anchorlm.engine._steering import Steering
 from anchorlm.models import CausalModel
 from anchorlm.records import Access, GenerationSettings
 
@@ -53,6 +54,10 @@ class TokenSequence(Protocol):
 
     def fork(self) -> TokenSequence:
         """A second sequence with the same tokens; what was computed is copied, not computed again."""
+        ...
+
+    def steer(self, steering: Steering | None) -> None:
+        """Adds to the activations of this sequence from now on, forks included, or stops doing so."""
         ...
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from anchorlm.engine._batch import Batcher, Row
 from anchorlm.engine._served import attention_windows, unserved
 from anchorlm.engine._slots import SlotCache
+from anchorlm.engine._steering import steered
 from anchorlm.models import CausalModel
 from anchorlm.records import DefenseError
 
@@ -52,11 +53,17 @@ class Runner:
             Logits (n, V) after the last token read of each row, in float32 on the model's device.
 
         Raises:
-            DefenseError: Activations are wanted, but blocks of the model did not report them.
+            DefenseError: Activations are wanted or to be steered, but blocks of the model are out of reach.
         """
         batch = self._batcher.step(rows) if max(counts) == 1 else self._batcher.read(rows, counts)
         self.cache.plan = batch.plan
-        with _hooks(self.model.blocks, capture) if capture is not None else _NOTHING:
+        # Steering comes first, so that what is captured is what the next block reads.
+        steering = (
+            steered(self.model.blocks, rows, counts, self.model.device)
+            if any(row.computed < row.steered_until for row in rows)
+            else _NOTHING
+        )
+        with steering, _hooks(self.model.blocks, capture) if capture is not None else _NOTHING:
             output = self.model.model(
                 input_ids=batch.tokens,
                 attention_mask=batch.masks if self._one_mask is None else batch.masks[self._one_mask],

@@ -11,6 +11,7 @@ from anchorlm.engine._batch import Row
 from anchorlm.engine._protocol import Generated
 from anchorlm.engine._sampling import Sampler
 from anchorlm.engine._seats import Family
+from anchorlm.engine._steering import Steering
 from anchorlm.records import GenerationSettings
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Want:
         remaining: Tokens that may still be generated.
         emit: Is told every generated token.
         stopped: Whether the generation ended its turn.
+        known: Logits (V,) after the last token: those that a generation starts with, or that activations came with.
     """
 
     future: asyncio.Future[Any]
@@ -38,6 +40,7 @@ class Want:
     remaining: int = 0
     emit: Callable[[int], None] | None = None
     stopped: bool = False
+    known: Tensor | None = None
 
 
 class LocalSequence:
@@ -86,6 +89,14 @@ class LocalSequence:
         other._last = self._last
         return other
 
+    def steer(self, steering: Steering | None) -> None:
+        """Adds to the activations of this sequence from now on, or stops doing so; what it had read is read again."""
+        self._check_resting()
+        self.row.steering = steering
+        self.row.steered_until = steering.until(self.prompt_length) if steering else 0
+        self.row.computed = 0
+        self._last = None
+
     def close(self) -> None:
         """Gives the slot back; whoever still waits for this sequence is cancelled."""
         self._engine.leave(self)
@@ -117,7 +128,9 @@ class LocalSequence:
         wanted = tuple(position % size for position in positions)
         self.row.computed = min(self.row.computed, *wanted)
         self._last = None
-        result: Tensor = await self._wait(Want(_future(), positions=wanted))
+        want = Want(_future(), positions=wanted)
+        result: Tensor = await self._wait(want)
+        self._last = want.known
         return result
 
     async def generate(self, settings: GenerationSettings) -> Generated:
@@ -154,9 +167,9 @@ class LocalSequence:
 
     def _generation(self, settings: GenerationSettings) -> Want:
         self._check_resting()
-        self._last = None
         room = self.family.length - len(self.row.tokens)
-        return Want(_future(), sampler=Sampler(settings), remaining=min(settings.max_new_tokens, room))
+        known, self._last = self._last, None
+        return Want(_future(), sampler=Sampler(settings), remaining=min(settings.max_new_tokens, room), known=known)
 
     def _check_resting(self) -> None:
         if self.closed:
@@ -179,7 +192,10 @@ class LocalSequence:
         if not self.family.seated:
             await self._engine.seat_again(self.family)
         if not self.row.pending:
-            self.row.computed -= 1  # the last token is read again: there is nothing new to read
+            if want.sampler is not None and want.known is not None:
+                self._engine.advance(self, want.known)
+            else:
+                self.row.computed -= 1  # the last token is read again: there is nothing new to read
         if not want.future.done():
             self._engine.wake(self)
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from math import isfinite
 
 import torch
+from torch import Tensor
 
 from anchorlm.engine._runner import Capture, Runner
 from anchorlm.engine._sampling import choose
@@ -33,6 +34,8 @@ class Step:
             self._keep(batch, wants, counts, capture)
         shaped = []
         for index, (member, want) in enumerate(zip(batch, wants, strict=True)):
+            if want.positions and not member.row.pending:
+                want.known = logits[index].clone()
             if want.future.done() or member.row.pending:
                 continue
             if want.sampler is None:
@@ -46,6 +49,15 @@ class Step:
             chosen = choose(logits[shaped], samplers, [batch[index].ids for index in shaped])
             for index, token in zip(shaped, chosen, strict=True):
                 self._advance(batch[index], wants[index], token)
+
+    def start(self, member: LocalSequence, logits: Tensor) -> None:
+        """The first token of a generation from logits (V,) that are known already."""
+        want = _want(member)
+        if want.sampler is None:
+            raise RuntimeError("A sequence that does not generate was started.")
+        plain = want.sampler.plain
+        token = int(logits.max(dim=-1).indices) if plain else choose(logits[None], [want.sampler], [member.ids])[0]
+        self._advance(member, want, token)
 
     def _advance(self, member: LocalSequence, want: Want, token: int) -> None:
         if token in self._model.stop_ids:

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from anchorlm.engine._batch import Row
+from anchorlm.records import DefenseError
+
+Positions = Literal["prompt", "all"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Edit:
+    """What is added to the residual stream x (..., H) after one block, before a strength: `shift + (x @ down) @ up`.
+
+    Attributes:
+        shift: A constant vector (H,): activation addition.
+        down: (H, r): what of the stream is read; a refusal direction, say.
+        up: (r, H): what is added for it; minus the same direction removes it from the stream.
+    """
+
+    shift: Tensor | None = None
+    down: Tensor | None = None
+    up: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if (self.down is None) != (self.up is None) or (self.shift is None and self.down is None):
+            raise ValueError("An edit has a shift, or both factors of a matrix, or all of these.")
+
+    def __call__(self, stream: Tensor) -> Tensor:
+        """The change of a stream (..., H) at strength 1."""
+        change = torch.zeros_like(stream)
+        if self.shift is not None:
+            change = change + self.shift.to(stream)
+        if self.down is not None and self.up is not None:
+            change = change + (stream @ self.down.to(stream)) @ self.up.to(stream)
+        return change
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Steering:
+    """How one sequence is steered. Rows that share `edits` (the object) are steered in one operation.
+
+    Attributes:
+        edits: Block -> what is added to its output.
+        strength: Factor of every edit.
+        positions: Which positions are changed: those of the prompt, or all.
+    """
+
+    edits: Mapping[int, Edit]
+    strength: float = 1.0
+    positions: Positions = "all"
+
+    def until(self, prompt_length: int) -> float:
+        """The first position that is left alone."""
+        return prompt_length if self.positions == "prompt" else float("inf")
+
+
+@dataclass(slots=True)
+class _Group:
+    """Rows of one forward that share their edits.
+
+    Attributes:
+        edits: What is added, by block.
+        rows: (n,) indices of the rows.
+        weight: (n, T, 1) strength at each query; 0 where a position is left alone.
+    """
+
+    edits: Mapping[int, Edit]
+    rows: Tensor
+    weight: Tensor
+
+
+@contextmanager
+def steered(blocks: nn.ModuleList, rows: Sequence[Row], counts: Sequence[int], device: torch.device) -> Iterator[None]:
+    """Steers one forward, in which row i reads its next `counts[i]` tokens (right-aligned).
+
+    Raises:
+        DefenseError: A block that should have been steered was not; the forward's result must not be used.
+    """
+    groups = _groups(rows, counts, device)
+    wanted = sorted({layer for group in groups for layer in group.edits})
+    if any(not 0 <= layer < len(blocks) for layer in wanted):
+        raise DefenseError(f"Blocks {wanted} were to be steered, but the model has {len(blocks)}.")
+    fired: set[int] = set()
+    handles = [blocks[layer].register_forward_hook(_hook(layer, groups, fired)) for layer in wanted]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    if len(fired) != len(wanted):
+        raise DefenseError(
+            f"Only {len(fired)} of {len(wanted)} blocks could be steered: load the model without torch.compile, or use "
+            "a defense that does not steer."
+        )
+
+
+def _groups(rows: Sequence[Row], counts: Sequence[int], device: torch.device) -> list[_Group]:
+    width = max(counts)
+    found: dict[int, tuple[Mapping[int, Edit], list[int], list[list[float]]]] = {}
+    for index, (row, count) in enumerate(zip(rows, counts, strict=True)):
+        steering, until = row.steering, row.steered_until
+        if steering is None or row.computed >= until or not steering.strength:
+            continue
+        touched = int(min(count, until - row.computed))
+        weight = [0.0] * (width - count) + [steering.strength] * touched + [0.0] * (count - touched)
+        _, indices, weights = found.setdefault(id(steering.edits), (steering.edits, [], []))
+        indices.append(index)
+        weights.append(weight)
+    return [
+        _Group(edits, torch.tensor(indices, device=device), torch.tensor(weights, device=device)[..., None])
+        for edits, indices, weights in found.values()
+    ]
+
+
+def _hook(layer: int, groups: Sequence[_Group], fired: set[int]) -> Any:
+    def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+        stream = output[0] if isinstance(output, tuple) else output
+        for group in groups:
+            if layer in group.edits:
+                rows, weight = group.rows.to(stream.device), group.weight.to(stream)
+                stream = stream.index_add(0, rows, weight * group.edits[layer](stream[rows]))
+        fired.add(layer)
+        return (stream, *output[1:]) if isinstance(output, tuple) else stream
+
+    return hook
