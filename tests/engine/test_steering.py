@@ -143,7 +143,10 @@ def test_activations_of_the_last_token_come_with_the_first_logits_of_the_respons
             ids = (await row.generate(settings)).token_ids
         return ids, engine.runner.forwards - before
 
-    for settings in (GenerationSettings(max_new_tokens=8), GenerationSettings(max_new_tokens=8, do_sample=True, seed=3)):
+    for settings in (
+        GenerationSettings(max_new_tokens=8),
+        GenerationSettings(max_new_tokens=8, do_sample=True, seed=3),
+    ):
         plain, forwards = runtime().run(run(False, settings))
         gated, as_many = runtime().run(run(True, settings))
         assert gated == plain

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Literal
@@ -13,6 +13,7 @@ from anchorlm.judging import Grade, Judge
 from anchorlm.records import (
     Access,
     AnchorLMError,
+    Decision,
     DefenseError,
     Event,
     Finished,
@@ -156,6 +157,13 @@ async def speak(
     written = len(sequence.ids) - sequence.prompt_length
     usage = Usage(sequence.prompt_length, written, written)
     yield Finished("length" if count >= room else "stop", usage)
+
+
+def refuse(refusal: str, why: str, *, prompt_tokens: int) -> Iterator[Event]:
+    """The configured refusal, and why it is given."""
+    yield Decision("fallback", {"why": why})
+    yield TextDelta(refusal)
+    yield Finished("refusal", Usage(prompt_tokens, 0, 0))
 
 
 def find_defense(name: str) -> type[Defense]:

@@ -1,13 +1,16 @@
 """Plain frozen data: requests, events, responses, errors. Imports nothing else of AnchorLM."""
 
 from anchorlm.records._access import Access
+from anchorlm.records._artifacts import Artifact, ModelStamp, data_digest
 from anchorlm.records._errors import AnchorLMError, DefenseError, UserError
+from anchorlm.records._rates import wilson
 from anchorlm.records._requests import GenerationSettings, Message, Messages, Request, Settings
 from anchorlm.records._responses import Decision, Event, Finished, FinishReason, Response, TextDelta, Usage
 
 __all__ = [
     "Access",
     "AnchorLMError",
+    "Artifact",
     "Decision",
     "DefenseError",
     "Event",
@@ -16,10 +19,13 @@ __all__ = [
     "GenerationSettings",
     "Message",
     "Messages",
+    "ModelStamp",
     "Request",
     "Response",
     "Settings",
     "TextDelta",
     "Usage",
     "UserError",
+    "data_digest",
+    "wilson",
 ]

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Team, refuse, speak
+from anchorlm.engine import Positions
+from anchorlm.records import Access, Decision, Event, Request
+from anchorlm.steering import Aligner, Units, Vector
+
+
+class SteeringSettings(DefenseSettings):
+    """What every defense that steers by a fitted artifact can be told; None: what was calibrated."""
+
+    artifact: str = Field(description="Folder of the artifact of `anchorlm fit inferaligner`, for this very target.")
+    alpha: float | None = Field(default=None, ge=0, le=100, description="Strength of the shift (see units).")
+    layers: tuple[int, ...] | None = Field(default=None, description="Blocks after which the stream is shifted.")
+    positions: Positions | None = Field(default=None, description="Shift the prompt's positions, or all.")
+
+
+class InferAlignerSettings(SteeringSettings):
+    """The knobs of InferAligner (arXiv 2401.11206)."""
+
+    bias: float | None = Field(default=None, description="b: the larger, the more often the gate opens; 1 is half the "
+                               "distance between harmless and harmful prompts.")  # fmt: skip
+    gate: Literal["auto", "open", "closed"] = Field(default="auto", description="Let the prompt decide, or decide.")
+    gate_layers: tuple[int, ...] | None = Field(default=None, description="Blocks whose scores the gate averages.")
+    vector: Vector = Field(default="anchor", description="The anchor's vectors; or, as controls, the target's own or "
+                           "random ones of equal length.")  # fmt: skip
+    units: Units = Field(default="natural", description="Alpha in natural lengths of the vectors, or absolute.")
+    answer: Literal["steer", "refuse"] = Field(default="steer", description="Where the gate opens: the steered model's "
+                                               "answer, or the fixed refusal.")  # fmt: skip
+
+
+class InferAligner(Defense):
+    """Where the target's own activations show harm, vectors of an aligned model are added to them."""
+
+    name: ClassVar[str] = "inferaligner"
+    needs: ClassVar[Needs] = Needs(target=Access.ACTIVATIONS)
+    settings_type: ClassVar[type[DefenseSettings]] = InferAlignerSettings
+
+    def __init__(self, team: Team, **settings: Any) -> None:
+        super().__init__(team, **settings)
+        self.aligner = Aligner.load(self.settings.artifact, self.target)
+
+    async def respond(self, request: Request) -> AsyncIterator[Event]:
+        """Reads the gate on the unsteered prompt; only if it opens the prompt is read again, shifted."""
+        settings: InferAlignerSettings = self.settings_for(request)
+        prompt = self.target.model.encode(request.messages)
+        async with self.target.open(prompt, room=request.generation.max_new_tokens) as row:
+            opened = settings.gate == "open"
+            if settings.gate == "auto":
+                reading = await self.aligner.read(row, bias=settings.bias, layers=settings.gate_layers)
+                opened = reading.open
+                yield Decision("gate", reading.data)
+            else:
+                yield Decision("gate", {"open": opened, "why": f"the request says {settings.gate}"})
+            if opened and settings.answer == "refuse":
+                for event in refuse(settings.refusal, "the gate opened", prompt_tokens=len(prompt)):
+                    yield event
+                return
+            if opened:
+                steering = self.aligner.steering(
+                    alpha=settings.alpha,
+                    layers=settings.layers,
+                    positions=settings.positions,
+                    vector=settings.vector,
+                    units=settings.units,
+                )
+                row.steer(steering)
+                yield Decision("steer", {"layers": list(steering.edits), "alpha": steering.strength})
+            async for event in speak(row, self.target, request.generation):
+                yield event

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import AsyncIterator
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Team, speak
+from anchorlm.defenses._inferaligner import SteeringSettings
+from anchorlm.engine import Steering, TokenSequence
+from anchorlm.records import Access, Decision, Event, Request
+from anchorlm.steering import Aligner
+
+
+class _Steered(Defense):
+    """A target that is steered as a subclass says, and then goes on by itself."""
+
+    needs: ClassVar[Needs] = Needs(target=Access.ACTIVATIONS)
+    settings_type: ClassVar[type[DefenseSettings]] = SteeringSettings
+
+    def __init__(self, team: Team, **settings: Any) -> None:
+        super().__init__(team, **settings)
+        self.aligner = Aligner.load(self.settings.artifact, self.target)
+
+    async def respond(self, request: Request) -> AsyncIterator[Event]:
+        """Steers, or not, and speaks."""
+        prompt = self.target.model.encode(request.messages)
+        async with self.target.open(prompt, room=request.generation.max_new_tokens) as row:
+            steering, decision = await self._steering(row, self.settings_for(request))
+            yield decision
+            if steering is not None:
+                row.steer(steering)
+            async for event in speak(row, self.target, request.generation):
+                yield event
+
+    @abstractmethod
+    async def _steering(self, row: TokenSequence, settings: Any) -> tuple[Steering | None, Decision]:
+        """How to steer this prompt, and what to say of it in the trace."""
+
+
+class CAA(_Steered):
+    """Contrastive activation addition (arXiv 2312.06681): the same vectors with no gate, the always-on control."""
+
+    name: ClassVar[str] = "caa"
+
+    async def _steering(self, row: TokenSequence, settings: SteeringSettings) -> tuple[Steering, Decision]:
+        steering = self.aligner.steering(alpha=settings.alpha, layers=settings.layers, positions=settings.positions)
+        return steering, Decision("steer", {"layers": list(steering.edits), "alpha": steering.strength})
+
+
+class CASTSettings(SteeringSettings):
+    """The knobs of conditional activation steering (arXiv 2409.05907)."""
+
+    threshold: float | None = Field(default=None, ge=-1, le=1, description="Cosine above which the prompt is steered; "
+                                    "None: the one with the best F1 on held-out prompts.")  # fmt: skip
+
+
+class CAST(_Steered):
+    """Conditional activation steering: the cosine with a condition vector decides."""
+
+    name: ClassVar[str] = "cast"
+    settings_type: ClassVar[type[DefenseSettings]] = CASTSettings
+
+    async def _steering(self, row: TokenSequence, settings: CASTSettings) -> tuple[Steering | None, Decision]:
+        reading = await self.aligner.read_cosine(row, threshold=settings.threshold)
+        steering = self.aligner.steering(alpha=settings.alpha, layers=settings.layers, positions=settings.positions)
+        return (steering if reading.open else None), Decision("gate", reading.data)
+
+
+class AlphaSteer(_Steered):
+    """Null-space constrained steering (arXiv 2506.07022): a matrix that leaves harmless activations as they are."""
+
+    name: ClassVar[str] = "alphasteer"
+
+    async def _steering(self, row: TokenSequence, settings: SteeringSettings) -> tuple[Steering, Decision]:
+        steering = self.aligner.null_space_steering(
+            alpha=settings.alpha, layers=settings.layers, positions=settings.positions
+        )
+        return steering, Decision("steer", {"layers": list(steering.edits), "strength": steering.strength})

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from anchorlm.records._errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_DATA, _TENSORS = "artifact.json", "artifact.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStamp:
+    """What a model is known by, so that what was fitted on it is never used on another.
+
+    Attributes:
+        name: What it was loaded from; only shown.
+        architecture: `model_type` of the text decoder.
+        layers: Decoder blocks.
+        hidden_size: Width of the residual stream.
+        tokenizer: Digest of the vocabulary.
+        dtype: Number format in which it was loaded.
+        sample: Some of its weights.
+    """
+
+    name: str
+    architecture: str
+    layers: int
+    hidden_size: int
+    tokenizer: str
+    dtype: str
+    sample: tuple[float, ...]
+
+    def difference(self, other: ModelStamp) -> str | None:
+        """In what `other` is another model, in a few words; None if it is the same one."""
+        for name in ("architecture", "layers", "hidden_size", "tokenizer"):
+            mine, its = getattr(self, name), getattr(other, name)
+            if mine != its:
+                return "another tokenizer" if name == "tokenizer" else f"{name} {its}, not {mine}"
+        if len(self.sample) != len(other.sample):
+            return "other weights"
+        # Another number format rounds every weight; a fine-tuned sibling is further away.
+        tolerance = 1e-5 if self.dtype == other.dtype else 4e-3
+        scale = sum(value * value for value in self.sample) ** 0.5
+        distance = sum((a - b) ** 2 for a, b in zip(self.sample, other.sample, strict=True)) ** 0.5
+        return None if distance <= tolerance * scale else "other weights"
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """Something fitted: tensors, and everything that tells where they come from.
+
+    A folder with `artifact.safetensors` and `artifact.json`; never a pickle.
+
+    Attributes:
+        kind: What was fitted, such as `inferaligner`.
+        models: The models by role (`target`, `anchor`).
+        data: Digests and counts of the data.
+        settings: The settings that were chosen with it.
+        figures: What was measured when it was made.
+        tensors: By name.
+        library: Version of AnchorLM that made it.
+    """
+
+    kind: str
+    models: Mapping[str, ModelStamp]
+    data: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    figures: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    library: str = field(default_factory=lambda: version("anchorlm"))
+
+    @property
+    def id(self) -> str:
+        """A short digest of tensors and settings: equal artifacts decide alike."""
+        digest = hashlib.sha256(json.dumps([self.kind, dict(self.settings)], sort_keys=True).encode())
+        for name in sorted(self.tensors):
+            digest.update(name.encode())
+            digest.update(self.tensors[name].contiguous().cpu().numpy().tobytes())
+        return digest.hexdigest()[:12]
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes the folder; files of an artifact that was there are replaced."""
+        from safetensors.torch import save_file
+
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.contiguous().cpu() for name, tensor in self.tensors.items()}, place / _TENSORS)
+        data = {
+            "kind": self.kind,
+            "id": self.id,
+            "library": self.library,
+            "models": {role: asdict(stamp) for role, stamp in self.models.items()},
+            "data": dict(self.data),
+            "settings": dict(self.settings),
+            "figures": dict(self.figures),
+        }
+        (place / _DATA).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        return place
+
+    @classmethod
+    def load(cls, folder: str | Path, kind: str) -> Self:
+        """Reads a folder.
+
+        Raises:
+            UserError: No artifact, one of another kind, or one whose files do not belong together.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        place = Path(folder)
+        try:
+            data = json.loads((place / _DATA).read_text(encoding="utf-8"))
+            tensors = load_file(place / _TENSORS)
+            if data["kind"] != kind:
+                raise UserError(f"{str(folder)!r} holds an artifact of {data['kind']}, not of {kind}.")
+            models = {
+                role: ModelStamp(**{**stamp, "sample": tuple(stamp["sample"])})
+                for role, stamp in data["models"].items()
+            }
+            found = cls(kind, models, data["data"], data["settings"], data["figures"], tensors, data["library"])
+        except OSError as error:
+            raise UserError(
+                f"{str(folder)!r} holds no artifact ({error.strerror}): make one with `anchorlm fit {kind}`."
+            ) from None
+        except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            raise UserError(f"The artifact in {str(folder)!r} is damaged ({error}): fit it again.") from None
+        if found.id != data.get("id"):
+            raise UserError(f"The artifact in {str(folder)!r} was changed after it had been made: fit it again.")
+        return found
+
+    def require(self, role: str, stamp: ModelStamp) -> None:
+        """Refuses a model on which this was not fitted.
+
+        Raises:
+            UserError: It is another model.
+        """
+        if (difference := self.models[role].difference(stamp)) is not None:
+            raise UserError(
+                f"This {self.kind} artifact was fitted on the {role} {self.models[role].name}, but {stamp.name} has "
+                f"{difference}: fit one for it with `anchorlm fit {self.kind}`."
+            )
+
+
+def data_digest(texts: Iterable[str]) -> str:
+    """A short digest of texts in their order."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(hashlib.sha256(text.encode()).digest())
+    return digest.hexdigest()[:16]

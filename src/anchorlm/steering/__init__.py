@@ -1,0 +1,31 @@
+"""Directions of harm in the residual stream, gates that read them, shifts that follow."""
+
+from anchorlm.steering._across import RidgeMap, matching_layer, ridge_map
+from anchorlm.steering._aligner import Aligner, Reading, Units, Vector
+from anchorlm.steering._companions import best_threshold, null_space_reader
+from anchorlm.steering._directions import Directions, Whitening, fisher_directions, harm_directions
+from anchorlm.steering._fit import fit_inferaligner
+from anchorlm.steering._gate import Gate, cosine_scores
+from anchorlm.steering._moments import Moments
+from anchorlm.steering._read import prompt_activations
+
+__all__ = [
+    "Aligner",
+    "Directions",
+    "Gate",
+    "Moments",
+    "Reading",
+    "RidgeMap",
+    "Units",
+    "Vector",
+    "Whitening",
+    "best_threshold",
+    "cosine_scores",
+    "fisher_directions",
+    "fit_inferaligner",
+    "harm_directions",
+    "matching_layer",
+    "null_space_reader",
+    "prompt_activations",
+    "ridge_map",
+]

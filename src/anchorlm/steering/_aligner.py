@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from anchorlm.engine import Edit, Engine, Positions, Steering, TokenSequence
+from anchorlm.models import stamp
+from anchorlm.records import Artifact, UserError
+from anchorlm.steering._gate import Gate, cosine_scores
+
+KIND = "inferaligner"
+Vector = Literal["anchor", "own", "random"]
+Units = Literal["natural", "absolute"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a gate read, and what it decided.
+
+    Attributes:
+        scores: By layer, in units of half the distance between the classes.
+        score: Their mean over the gate's layers.
+        threshold: Above which the gate opens.
+        open: Whether it does.
+    """
+
+    scores: tuple[float, ...]
+    score: float
+    threshold: float
+    open: bool
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """For the trace."""
+        return {
+            "scores": [round(score, 3) for score in self.scores],
+            "score": round(self.score, 3),
+            "threshold": round(self.threshold, 3),
+            "open": self.open,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Aligner:
+    """A fitted artifact on the model that it was fitted for: its gate, and what it adds where the gate opens.
+
+    Attributes:
+        artifact: What was fitted.
+        gate: Reads the target's own activations.
+    """
+
+    artifact: Artifact
+    gate: Gate
+    _edits: dict[tuple[object, ...], Mapping[int, Edit]] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, artifact: str | Path | Artifact, target: Engine) -> Aligner:
+        """Takes an artifact and the target to use it on.
+
+        Raises:
+            UserError: No such artifact, or one that was fitted on another model.
+        """
+        found = artifact if isinstance(artifact, Artifact) else Artifact.load(artifact, KIND)
+        found.require("target", stamp(target.model))
+        tensors = found.tensors
+        return cls(found, Gate(tensors["gate.direction"], tensors["gate.bias"], tensors["gate.scale"]))
+
+    @property
+    def layers(self) -> int:
+        """Blocks of the target."""
+        return len(self.artifact.tensors["shift.length"])
+
+    def setting(self, name: str, value: Any) -> Any:
+        """A request's value, or the one that was calibrated."""
+        return self.artifact.settings[name] if value is None else value
+
+    def check_layers(self, layers: Sequence[int]) -> Sequence[int]:
+        """The layers as they are.
+
+        Raises:
+            UserError: One that the target does not have, or none.
+        """
+        if not layers or any(not 0 <= layer < self.layers for layer in layers):
+            raise UserError(f"Layers {list(layers)} are not all among 0 to {self.layers - 1}, the target's blocks.")
+        return layers
+
+    async def read(
+        self, row: TokenSequence, *, bias: float | None = None, layers: Sequence[int] | None = None
+    ) -> Reading:
+        """Reads the gate at the last token of the prompt, on unsteered activations.
+
+        Args:
+            row: The target's sequence, nothing but the prompt read.
+            bias: Added to the score: the larger, the more often the gate opens.
+            layers: Whose scores are averaged.
+
+        Raises:
+            DefenseError: The activations are not numbers.
+        """
+        scores = self.gate.scores((await row.activations((row.prompt_length - 1,)))[:, 0])
+        chosen = self.check_layers(self.setting("gate_layers", layers))
+        score = float(scores[list(chosen)].mean())
+        threshold = -float(self.setting("bias", bias))
+        return Reading(tuple(scores.tolist()), score, threshold, score > threshold)
+
+    async def read_cosine(self, row: TokenSequence, *, threshold: float | None = None) -> Reading:
+        """CAST's condition: the cosine with the condition vector at one layer (arXiv 2409.05907, section 3)."""
+        tensors, layer = self.artifact.tensors, int(self.artifact.settings["cast_layer"])
+        cosines = cosine_scores((await row.activations((row.prompt_length - 1,)))[:, 0].cpu(), tensors["own.unit"])
+        limit = float(tensors["cast.threshold"][layer]) if threshold is None else threshold
+        score = float(cosines[layer])
+        return Reading(tuple(cosines.tolist()), score, limit, score > limit)
+
+    def steering(
+        self,
+        *,
+        alpha: float | None = None,
+        layers: Sequence[int] | None = None,
+        positions: Positions | None = None,
+        vector: Vector = "anchor",
+        units: Units = "natural",
+    ) -> Steering:
+        """What an open gate adds: `alpha * theta_l` after every steered block (arXiv 2401.11206, section 3).
+
+        Args:
+            alpha: Strength.
+            layers: The steered blocks.
+            positions: Which positions are shifted.
+            vector: The anchor's; or, as controls, the target's own or a random one of equal length.
+            units: Of alpha: the vectors' natural lengths, or absolute as in the paper.
+        """
+        chosen = tuple(self.check_layers(self.setting("layers", layers)))
+        edits = self._shared(
+            ("shift", chosen, vector, units), lambda layer: Edit(shift=self._shift(layer, vector, units))
+        )
+        return Steering(edits, float(self.setting("alpha", alpha)), self.setting("positions", positions))
+
+    def null_space_steering(
+        self,
+        *,
+        alpha: float | None = None,
+        layers: Sequence[int] | None = None,
+        positions: Positions | None = None,
+    ) -> Steering:
+        """AlphaSteer's: a matrix that leaves harmless activations alone and turns harmful ones to the shift."""
+        chosen = tuple(self.check_layers(self.setting("layers", layers)))
+        read = self.artifact.tensors["alphasteer.read"]
+        edits = self._shared(
+            ("null space", chosen),
+            lambda layer: Edit(down=read[layer][:, None], up=self._shift(layer, "anchor", "natural")[None]),
+        )
+        return Steering(edits, float(self.setting("alpha", alpha)), self.setting("positions", positions))
+
+    def ablation(self) -> Steering:
+        """Directional ablation in every block, an attack: `h - r r^T h`, r the target's own (arXiv 2406.11717, eq. 4)."""
+        layer = int(self.artifact.settings["gate_layers"][0])
+        direction = self.artifact.tensors["own.unit"][layer]
+        edit = Edit(down=direction[:, None], up=-direction[None])
+        return Steering(dict.fromkeys(range(self.layers), edit), 1.0, "all")
+
+    def _shift(self, layer: int, vector: Vector, units: Units) -> Tensor:
+        tensors = self.artifact.tensors
+        unit = tensors[{"anchor": "shift.unit", "own": "own.unit", "random": "random.unit"}[vector]][layer]
+        return unit * tensors["shift.length"][layer] if units == "natural" else unit
+
+    def _shared(self, key: tuple[object, ...], edit: Any) -> Mapping[int, Edit]:
+        """One object for equal edits, so that rows of one batch are steered together."""
+        if key not in self._edits:
+            self._edits[key] = {layer: edit(layer) for layer in key[1]}  # type: ignore[attr-defined]
+        return self._edits[key]

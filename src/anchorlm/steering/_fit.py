@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from anchorlm.engine import Edit, Engine, Steering
+from anchorlm.judging import RefusalMatcher
+from anchorlm.models import stamp
+from anchorlm.records import Artifact, GenerationSettings, UserError, data_digest, wilson
+from anchorlm.steering._across import RidgeMap, matching_layer, ridge_map
+from anchorlm.steering._aligner import KIND
+from anchorlm.steering._companions import best_threshold, null_space_reader
+from anchorlm.steering._directions import Directions, Whitening, fisher_directions, harm_directions
+from anchorlm.steering._gate import Gate, cosine_scores
+from anchorlm.steering._moments import Moments
+from anchorlm.steering._read import prompt_activations
+
+_PROBES, _PROBE_TOKENS = 16, 16
+_WELL = 0.9
+"""Balanced accuracy from which on a layer counts as one that separates the classes well."""
+
+Progress = Callable[[int, int], None]
+"""Told how many of how many prompts have been read."""
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What one model's activations on the fitting prompts gave."""
+
+    harmful: Moments
+    harmless: Moments
+    kept: list[Tensor]  # (L, H) of every prompt, where a map between two models needs them
+
+    @property
+    def directions(self) -> Directions:
+        return harm_directions(self.harmful, self.harmless)
+
+
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """Prompts by class, those that fit and those that are held out to measure."""
+
+    harmful: list[str]
+    harmless: list[str]
+    held_harmful: list[str]
+    held_harmless: list[str]
+
+
+async def fit_inferaligner(
+    target: Engine,
+    anchor: Engine,
+    harmful: Sequence[str],
+    harmless: Sequence[str],
+    *,
+    whitening: Whitening = "fisher",
+    across: Literal["auto", "always", "never"] = "auto",
+    holdout: float = 0.25,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Fits the gate on the target and the steering vectors on the anchor (arXiv 2401.11206, section 3).
+
+    Every layer in one pass per prompt; means as they stream in.
+
+    Args:
+        target: The model to guard.
+        anchor: The safety-aligned model; of another family, its vectors cross by a ridge map between the two streams.
+        harmful: Harmful prompts, in the style of the harmless ones.
+        harmless: Harmless prompts, those of the target's domain among them.
+        whitening: `none`: the gate reads along the mean difference, as in the paper; `fisher`: whitened (ours).
+        across: Whether vectors are mapped between the models; `auto` where they are of two families.
+        holdout: Share of the prompts that measures only.
+        seed: Of the split.
+        progress: Told how far it is.
+
+    Raises:
+        UserError: Too few prompts, or models that cannot be combined.
+    """
+    split = _split(harmful, harmless, holdout, seed)
+    mapped = _mapped(target, anchor, across)
+    done, total = 0, 2 * (len(harmful) + len(harmless))
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+    reading = await _read(target, split, mapped, tick)
+    source = await _read(anchor, split, mapped, tick)
+    own, theirs = reading.directions, source.directions
+    direction = own.unit if whitening == "none" else fisher_directions(reading.harmful, reading.harmless)
+    gate = Gate.fit(direction, reading.harmful.mean, reading.harmless.mean)
+    held = await _held_out(target, split, tick)
+    accuracy = _accuracy(gate, *held)
+    their_gate = Gate.fit(theirs.unit, source.harmful.mean, source.harmless.mean)
+    their_accuracy = _accuracy(their_gate, *await _held_out(anchor, split, tick))
+    maps: list[RidgeMap] = []
+    shift = theirs
+    places = [matching_layer(layer, len(own.length), len(theirs.length)) for layer in range(len(own.length))]
+    if mapped:
+        xs, ys = torch.stack(source.kept, dim=1), torch.stack(reading.kept, dim=1)  # (L, n, H)
+        maps = [ridge_map(xs[place], ys[layer]) for layer, place in enumerate(places)]
+        units = torch.stack([found(theirs.unit[place]) for found, place in zip(maps, places, strict=True)])
+        shift = Directions(units, own.length)
+    well = [
+        layer
+        for layer, place in enumerate(places)
+        if min(accuracy[layer]["balanced"], their_accuracy[place]["balanced"]) >= _WELL
+    ]
+    layers = well or [max(range(len(accuracy)), key=lambda layer: accuracy[layer]["balanced"])]
+    gate_layer = max(range(len(accuracy)), key=lambda layer: (accuracy[layer]["balanced"], accuracy[layer]["margin"]))
+    cast = _cast(own.unit, *held)
+    sign = await _sign(target, shift, layers, split.held_harmful)
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.nn.functional.normalize(torch.randn(shift.unit.shape, generator=generator), dim=-1)
+    return Artifact(
+        kind=KIND,
+        models={"target": stamp(target.model), "anchor": stamp(anchor.model)},
+        data={
+            "harmful": {"n": len(harmful), "digest": data_digest(harmful)},
+            "harmless": {"n": len(harmless), "digest": data_digest(harmless)},
+            "holdout": holdout,
+            "seed": seed,
+        },
+        settings={
+            "gate_layers": [gate_layer],
+            "layers": layers,
+            "positions": "prompt",
+            "alpha": 0.5,
+            "bias": 0.0,
+            "cast_layer": max(range(len(cast)), key=lambda layer: cast[layer][1]),
+        },
+        figures={
+            "whitening": whitening,
+            "gate": accuracy,
+            "anchor gate": their_accuracy,
+            "cast f1": [round(f1, 4) for _, f1 in cast],
+            "sign": sign,
+            "mapped": [{"r2": round(found.r2, 4), "strength": found.strength} for found in maps],
+            "cosine with the target's own direction": [
+                round(float(a @ b), 4) for a, b in zip(shift.unit, own.unit, strict=True)
+            ],
+            "cosine of a random direction": [round(float(a @ b), 4) for a, b in zip(noise, own.unit, strict=True)],
+        },
+        tensors={
+            "gate.direction": gate.direction,
+            "gate.bias": gate.bias,
+            "gate.scale": gate.scale,
+            "shift.unit": sign["sign"] * shift.unit,
+            "shift.length": shift.length,
+            "own.unit": own.unit,
+            "own.length": own.length,
+            "random.unit": noise,
+            "cast.threshold": torch.tensor([threshold for threshold, _ in cast]),
+            "alphasteer.read": null_space_reader(reading.harmful, reading.harmless),
+        },
+    )
+
+
+def _split(harmful: Sequence[str], harmless: Sequence[str], holdout: float, seed: int) -> _Split:
+    if not 0 < holdout < 1:
+        raise UserError(f"holdout = {holdout} must lie between 0 and 1: it is the share of prompts that measures only.")
+    if overlap := set(harmful) & set(harmless):
+        raise UserError(
+            f"{len(overlap)} prompts are both harmful and harmless, such as {min(overlap)!r}: mend the files."
+        )
+    parts: list[list[str]] = []
+    for name, prompts in (("harmful", harmful), ("harmless", harmless)):
+        unique = sorted(set(prompts))
+        if len(unique) < 8:
+            raise UserError(f"There are {len(unique)} distinct {name} prompts: give at least 8, better 64 or more.")
+        random.Random(seed).shuffle(unique)
+        cut = max(2, round(len(unique) * holdout))
+        parts += [unique[cut:], unique[:cut]]
+    return _Split(parts[0], parts[2], parts[1], parts[3])
+
+
+def _mapped(target: Engine, anchor: Engine, across: str) -> bool:
+    alike = stamp(target.model), stamp(anchor.model)
+    same = all(getattr(alike[0], name) == getattr(alike[1], name) for name in ("architecture", "layers", "hidden_size"))
+    same = same and alike[0].tokenizer == alike[1].tokenizer
+    if across == "never" and alike[0].hidden_size != alike[1].hidden_size:
+        raise UserError(
+            f"Vectors of {anchor.model.name} are {alike[1].hidden_size} wide and {target.model.name} is "
+            f"{alike[0].hidden_size}: leave across at auto, so that they are mapped."
+        )
+    return across == "always" or (across == "auto" and not same)
+
+
+async def _read(engine: Engine, split: _Split, keep: bool, tick: Callable[[], None]) -> _Reading:
+    reading = _Reading(Moments(0), Moments(1), [])
+    for moments, prompts in ((reading.harmful, split.harmful), (reading.harmless, split.harmless)):
+        async for activations in prompt_activations(engine, prompts):
+            try:
+                moments.add(activations)
+            except ValueError:
+                raise UserError(
+                    f"{engine.model.name} has activations that are not numbers: check its weights, or load it in "
+                    "bfloat16 or float32."
+                ) from None
+            if keep:
+                reading.kept.append(activations.float())
+            tick()
+    if keep:  # both classes among the prompts that choose the ridge strength
+        order = torch.randperm(len(reading.kept), generator=torch.Generator().manual_seed(0)).tolist()
+        reading.kept = [reading.kept[index] for index in order]
+    return reading
+
+
+async def _held_out(engine: Engine, split: _Split, tick: Callable[[], None]) -> tuple[Tensor, Tensor]:
+    """Activations (n, L, H) of the held-out prompts, class by class."""
+    found: list[Tensor] = []
+    for prompts in (split.held_harmful, split.held_harmless):
+        rows = []
+        async for activations in prompt_activations(engine, prompts):
+            rows.append(activations)
+            tick()
+        found.append(torch.stack(rows))
+    return found[0], found[1]
+
+
+def _accuracy(gate: Gate, harmful: Tensor, harmless: Tensor) -> list[dict[str, Any]]:
+    """How well the gate of each layer tells held-out prompts apart, with 95 % intervals."""
+    opened, closed = (torch.stack([gate.scores(row) for row in rows]) for rows in (harmful, harmless))  # (n, L)
+    n, m = len(opened), len(closed)
+    figures = []
+    for layer in range(opened.shape[1]):
+        hits, passes = int((opened[:, layer] > 0).sum()), int((closed[:, layer] <= 0).sum())
+        figures.append(
+            {
+                "layer": layer,
+                "harmful opened": round(hits / n, 4),
+                "harmful interval": [round(value, 4) for value in wilson(hits, n)],
+                "harmless closed": round(passes / m, 4),
+                "harmless interval": [round(value, 4) for value in wilson(passes, m)],
+                "balanced": round((hits / n + passes / m) / 2, 4),
+                "margin": round(float(opened[:, layer].quantile(0.05) - closed[:, layer].quantile(0.95)), 4),
+            }
+        )
+    return figures
+
+
+def _cast(condition: Tensor, harmful: Tensor, harmless: Tensor) -> list[tuple[float, float]]:
+    """CAST's threshold and F1 at every layer."""
+    high, low = (torch.stack([cosine_scores(row, condition) for row in rows]) for rows in (harmful, harmless))
+    return [best_threshold(high[:, layer], low[:, layer]) for layer in range(high.shape[1])]
+
+
+async def _sign(engine: Engine, shift: Directions, layers: Sequence[int], prompts: Sequence[str]) -> dict[str, Any]:
+    """Which way along the vectors refusals lie: measured, because accounts of the paper disagree."""
+    matcher, settings = RefusalMatcher(), GenerationSettings(max_new_tokens=_PROBE_TOKENS)
+    refused: dict[int, int] = {}
+    for sign in (1, -1):
+        edits = {layer: Edit(shift=sign * shift.length[layer] * shift.unit[layer]) for layer in layers}
+        refused[sign] = 0
+        for prompt in prompts[:_PROBES]:
+            ids = engine.model.encode([{"role": "user", "content": prompt}])
+            async with engine.open(ids, room=_PROBE_TOKENS) as row:
+                row.steer(Steering(edits, 0.5, "prompt"))
+                refused[sign] += matcher.is_refusal((await row.generate(settings)).text)
+    n = len(prompts[:_PROBES])
+    return {
+        "sign": 1 if refused[1] >= refused[-1] else -1,
+        "refused towards": refused[1],
+        "refused away": refused[-1],
+        "n": n,
+    }

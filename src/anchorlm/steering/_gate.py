@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from anchorlm.records import DefenseError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gate:
+    """Tells from the target's own activations whether a prompt is harmful (arXiv 2401.11206, section 3; the SRV).
+
+    Scores are in units of half the distance between the class means, so that 1 is a typical harmful prompt, -1 a
+    typical harmless one, and 0 the paper's threshold, on any layer of any model.
+
+    Attributes:
+        direction: (L, H) unit vectors s_l.
+        bias: (L,) b_l: minus the mean projection of balanced training prompts.
+        scale: (L,) half the distance between the class means' projections.
+    """
+
+    direction: Tensor
+    bias: Tensor
+    scale: Tensor
+
+    @classmethod
+    def fit(cls, direction: Tensor, harmful: Tensor, harmless: Tensor) -> Gate:
+        """Places the threshold in the middle between the class means.
+
+        Args:
+            direction: (L, H).
+            harmful: (L, H) mean activations of harmful prompts.
+            harmless: (L, H) the same of harmless ones.
+        """
+        high, low = ((mean * direction).sum(dim=-1) for mean in (harmful, harmless))
+        return cls(direction, -(high + low) / 2, ((high - low) / 2).clamp_min(1e-12))
+
+    def scores(self, activations: Tensor) -> Tensor:
+        """The score of each layer (L,) for activations (L, H) at the last token of the prompt.
+
+        Raises:
+            DefenseError: The activations are not numbers.
+        """
+        if not activations.isfinite().all():
+            raise DefenseError("The target's activations are not numbers, so that its gate cannot tell harm from none.")
+        projection = (activations.float().cpu() * self.direction).sum(dim=-1)
+        return (projection + self.bias) / self.scale
+
+    def score(self, activations: Tensor, layers: Sequence[int]) -> float:
+        """Mean score over the gate's layers; the gate opens where it is above 0, a bias of the user's included."""
+        return float(self.scores(activations)[list(layers)].mean())
+
+
+def cosine_scores(activations: Tensor, condition: Tensor) -> Tensor:
+    """Cosine (L,) of activations (L, H) and their projection on a condition vector (CAST, arXiv 2409.05907, eq. 3).
+
+    Args:
+        activations: (L, H) at one position, or (L, T, H) averaged over T here.
+        condition: (L, H) unit vectors.
+    """
+    mean = activations.mean(dim=1) if activations.dim() == 3 else activations
+    projected = torch.tanh((mean * condition).sum(dim=-1, keepdim=True) * condition)
+    return torch.nn.functional.cosine_similarity(mean, projected, dim=-1)
