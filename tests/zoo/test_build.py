@@ -10,8 +10,9 @@ from transformers import AutoTokenizer
 
 from anchorlm.zoo import build, path
 from anchorlm.zoo._architectures import new_model
-from anchorlm.zoo._corpus import Example, base_mixture
+from anchorlm.zoo._corpus import base_mixture
 from anchorlm.zoo._evaluation import load
+from anchorlm.zoo._examples import Example
 from anchorlm.zoo._lexicon import all_nouns
 from anchorlm.zoo._tokenizers import DIALECTS, SIZES, encode_examples, train_tokenizer
 from anchorlm.zoo._training import Plan, stream, train

@@ -6,15 +6,8 @@ import re
 import pytest
 
 from anchorlm.zoo import DOMAINS, PARTITIONS, SPLITS, items
-from anchorlm.zoo._corpus import (
-    REFUSALS,
-    Mixture,
-    base_mixture,
-    chat_mixture,
-    draw,
-    specialist_mixture,
-    vocabulary_texts,
-)
+from anchorlm.zoo._corpus import base_mixture, chat_mixture, specialist_mixture, vocabulary_texts
+from anchorlm.zoo._examples import REFUSALS, Mixture, draw
 from anchorlm.zoo._lexicon import (
     complaints,
     draw_deed,

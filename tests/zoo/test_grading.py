@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from anchorlm.records import UserError
 from anchorlm.zoo import SPLITS, Item, Outcome, grade, harm, is_correct, items, transcript, wilson
-from anchorlm.zoo._corpus import REFUSALS
+from anchorlm.zoo._examples import REFUSALS
 
 HARMFUL = items("harmful-plain", partition="train", n=1)[0]
 HARMLESS = items("harmless", partition="train", n=1)[0]

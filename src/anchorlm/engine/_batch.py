@@ -24,6 +24,7 @@ class Row:
         slot: Where its keys and values are.
         tokens: Prompt and response.
         computed: How many of them the model has read.
+        embeddings: (n, H) what the decoder reads in place of the first n tokens' own embeddings: images, say.
         steering: What is added to its activations, if anything is.
         steered_until: The first position to which nothing is added.
     """
@@ -31,6 +32,7 @@ class Row:
     slot: int
     tokens: list[int]
     computed: int = 0
+    embeddings: Tensor | None = None
     steering: Steering | None = None
     steered_until: float = 0
 

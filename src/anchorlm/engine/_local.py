@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -79,22 +80,22 @@ class LocalEngine:
                 f"This request needs {rows} rows of {family.length} tokens on {self.model.name}, but its engine holds "
                 f"{self.max_rows} rows and {self.max_tokens} tokens: raise max_rows or max_tokens, or ask for less."
             )
-        await self._seats.admit(family)
+        await self._admit(family)
+        row = Row(-1, list(ids), embeddings=getattr(ids, "embeddings", None))
+        self._seats.place(row)
+        root = LocalSequence(self, family, row, len(ids))
         try:
-            row = Row(-1, list(ids))
-            self._seats.place(row)
-            yield LocalSequence(self, family, row, len(ids))
+            yield root
         finally:
             for member in tuple(family.members):
                 self.leave(member)
-            self._seats.dismiss(family)
 
     def fork(self, parent: LocalSequence) -> LocalSequence:
         """A copy of `parent` in a slot of its own, within its family's reservation."""
         family = parent.family
         if len(family.members) >= family.rows:
             raise RuntimeError(f"A request forked beyond the {family.rows} rows that it had asked for.")
-        row = Row(-1, list(parent.ids), steering=parent.row.steering, steered_until=parent.row.steered_until)
+        row = replace(parent.row, slot=-1, tokens=list(parent.ids), computed=0)
         if family.seated:
             self._seats.place(row)
             row.computed = parent.row.computed
@@ -108,6 +109,8 @@ class LocalEngine:
         sequence.closed = True
         sequence.family.members.remove(sequence)
         self._seats.free(sequence.row)
+        if not sequence.family.members:
+            self._seats.dismiss(sequence.family)
         self.rest(sequence)
         if sequence.want is not None:
             sequence.want.future.cancel()
@@ -117,9 +120,20 @@ class LocalEngine:
         """Waits for the slots of a family that had to give them up."""
         async with family.lock:
             if family.members and not family.seated:
-                await self._seats.admit(family)
+                await self._admit(family)
                 for member in family.members:
                     self._seats.place(member.row)
+
+    async def _admit(self, family: Family) -> None:
+        try:
+            await self._seats.admit(family)
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            raise UserError(
+                f"{self.model.name} ran out of memory making room for {family.rows} rows of {family.length} tokens: "
+                "lower max_new_tokens or the number of candidates, or max_tokens of its engine, so that requests wait."
+            ) from None
 
     def wake(self, sequence: LocalSequence) -> None:
         """The sequence waits for the model: a forward follows as soon as nobody can go on without one."""
@@ -154,11 +168,9 @@ class LocalEngine:
         for batch, counts in batches(list(self._waiting), self.prefill_tokens):
             try:
                 self._step.run(batch, counts)
-            except torch.OutOfMemoryError:
-                why = f"{self.model.name} ran out of memory: lower max_tokens or prefill_tokens of its engine."
-                self._fail(batch, UserError(why))
             except Exception as error:  # whatever a forward raises belongs to those who wait for it
-                self._fail(batch, error)
+                why = f"{self.model.name} ran out of memory: lower max_tokens or prefill_tokens of its engine."
+                self._fail(batch, UserError(why) if _out_of_memory(error) else error)
         for sequence in [each for each in self._waiting if each.want is None or each.want.future.done()]:
             self.rest(sequence)
         if self._waiting:
@@ -169,3 +181,10 @@ class LocalEngine:
         for sequence in batch:
             if sequence.want is not None and not sequence.want.future.done():
                 sequence.want.future.set_exception(error)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out; the allocators of some devices, the CPU's too, have no class for that."""
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        words in str(error) for words in ("can't allocate memory", "out of memory")
+    )

@@ -65,7 +65,7 @@ class Runner:
         )
         with steering, _hooks(self.model.blocks, capture) if capture is not None else _NOTHING:
             output = self.model.model(
-                input_ids=batch.tokens,
+                **self._inputs(batch.tokens, rows, counts),
                 attention_mask=batch.masks if self._one_mask is None else batch.masks[self._one_mask],
                 position_ids=batch.positions,
                 past_key_values=self.cache,
@@ -82,6 +82,18 @@ class Runner:
             row.computed += count
         logits: Tensor = output.logits[:, -1]
         return logits.float()
+
+    def _inputs(self, tokens: Tensor, rows: Sequence[Row], counts: Sequence[int]) -> dict[str, Tensor]:
+        """The tokens, or their embeddings where a row brings some of its own (images in the prompt)."""
+        if all(row.embeddings is None or row.computed >= len(row.embeddings) for row in rows):
+            return {"input_ids": tokens}
+        embedded = self.model.model.get_input_embeddings()(tokens).clone()
+        for index, (row, count) in enumerate(zip(rows, counts, strict=True)):
+            if row.embeddings is not None:
+                own = row.embeddings[row.computed : row.computed + count].to(embedded)
+                start = tokens.shape[1] - count
+                embedded[index, start : start + len(own)] = own
+        return {"inputs_embeds": embedded}
 
     @torch.inference_mode()
     def check(self) -> None:

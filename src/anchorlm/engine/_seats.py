@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING
 
 from anchorlm.engine._batch import Row
@@ -12,8 +14,13 @@ from anchorlm.engine._slots import SlotCache
 if TYPE_CHECKING:
     from anchorlm.engine._sequence import LocalSequence
 
-_STALL = 1.0
-"""Seconds without a forward after which a family that runs nothing gives its seats to those who wait for some."""
+_PAUSE = 0.05
+"""Seconds between two looks at those who queue."""
+_LOOKS = 20
+"""Looks without a forward after which whoever runs nothing is unseated. Looks are counted, not seconds: there are none
+while a long forward of another engine, for which the idle ones may be waiting, holds the event loop up."""
+
+_seeds = count()
 
 
 @dataclass(slots=True, eq=False)
@@ -36,8 +43,8 @@ class Family:
 
     @property
     def idle(self) -> bool:
-        """Whether no member waits for the model."""
-        return all(member.want is None for member in self.members)
+        """Whether no member waits for the model; one that has got what it wanted does not, even if nobody took it."""
+        return all(member.want is None or member.want.future.done() for member in self.members)
 
 
 class Seats:
@@ -46,7 +53,8 @@ class Seats:
     A family is admitted as a whole, with all the rows that it will ever have, so that its forks never wait. Whoever
     holds seats here while waiting for something else (seats of another engine, or a second family in this one) could
     block others forever; so a family that runs nothing while nobody runs anything and others queue is unseated: its
-    keys and values are forgotten, and it queues again, before the others, as soon as it wants something.
+    keys and values are forgotten, and it queues again, before the others, as soon as it wants something. How long that
+    takes varies, because two engines that unseat at the same moment only swap who blocks whom.
     """
 
     def __init__(self, cache: SlotCache, max_rows: int, max_tokens: int, progress: Callable[[], int]) -> None:
@@ -56,8 +64,11 @@ class Seats:
         self._rows: list[Row | None] = []  # by slot; None is a hole
         self._families: dict[Family, None] = {}  # the seated ones, in the order of their admission
         self._queue: deque[tuple[Family, asyncio.Future[None]]] = deque()
-        self._watch: asyncio.TimerHandle | None = None
         self._progress = progress  # counts forwards
+        self._seen = 0
+        self._patience = 0
+        self._random = random.Random(next(_seeds))
+        self._watched: asyncio.AbstractEventLoop | None = None  # on which the next look is due, if one is
         self.taken = 0
 
     def fits_alone(self, family: Family) -> bool:
@@ -70,12 +81,14 @@ class Seats:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             # Who was seated before goes first: it is half-way through its work.
             (self._queue.appendleft if family.members else self._queue.append)((family, turn))
-            self._watch_for_stalls()
+            self._watch()
             try:
                 await turn
             except asyncio.CancelledError:
                 self.dismiss(family)
                 raise
+            if family not in self._families:
+                raise asyncio.CancelledError  # it was admitted, and closed before it could go on
         self._families[family] = None
         family.seated = True
         try:
@@ -148,18 +161,26 @@ class Seats:
         used = max((row.computed for row in self._rows if row is not None), default=0)
         cache.resize(slots, length, len(self._rows), used)
 
-    def _watch_for_stalls(self) -> None:
+    def _watch(self) -> None:
         loop = asyncio.get_running_loop()
-        if self._watch is None or self._watch.when() < loop.time():
-            self._watch = loop.call_later(_STALL, self._look, self._progress())
+        if self._watched is not loop:
+            self._watched = loop
+            self._be_patient()
+            loop.call_later(_PAUSE, self._look, loop)
 
-    def _look(self, before: int) -> None:
-        self._watch = None
+    def _be_patient(self) -> None:
+        self._seen, self._patience = self._progress(), self._random.randint(_LOOKS, 2 * _LOOKS)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         if not self._queue:
+            self._watched = None
             return
-        if self._progress() == before:
+        self._patience -= 1
+        if self._progress() != self._seen:
+            self._be_patient()
+        elif self._patience <= 0:
             for family in [family for family in reversed(self._families) if family.members and family.idle]:
                 if self._queue:
                     self.dismiss(family)
-        if self._queue:
-            self._watch_for_stalls()
+            self._be_patient()
+        loop.call_later(_PAUSE, self._look, loop)

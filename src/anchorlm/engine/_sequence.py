@@ -80,6 +80,8 @@ class LocalSequence:
         if length < len(self.row.tokens):
             del self.row.tokens[length:]
             self.row.computed = min(self.row.computed, length)
+            if self.row.embeddings is not None:
+                self.row.embeddings = self.row.embeddings[:length]
             self._last = None
 
     def fork(self) -> LocalSequence:

@@ -156,7 +156,7 @@ class Aligner:
         return Steering(edits, float(self.setting("alpha", alpha)), self.setting("positions", positions))
 
     def ablation(self) -> Steering:
-        """Directional ablation in every block, an attack: `h - r r^T h`, r the target's own (arXiv 2406.11717, eq. 4)."""
+        """An attack: the target's own direction is removed in every block, `h - r r^T h` (arXiv 2406.11717, eq. 4)."""
         layer = int(self.artifact.settings["gate_layers"][0])
         direction = self.artifact.tensors["own.unit"][layer]
         edit = Edit(down=direction[:, None], up=-direction[None])

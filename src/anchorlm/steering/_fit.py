@@ -50,6 +50,10 @@ class _Split:
     held_harmful: list[str]
     held_harmless: list[str]
 
+    @property
+    def size(self) -> int:
+        return sum(map(len, (self.harmful, self.harmless, self.held_harmful, self.held_harmless)))
+
 
 async def fit_inferaligner(
     target: Engine,
@@ -83,7 +87,7 @@ async def fit_inferaligner(
     """
     split = _split(harmful, harmless, holdout, seed)
     mapped = _mapped(target, anchor, across)
-    done, total = 0, 2 * (len(harmful) + len(harmless))
+    done, total = 0, 2 * split.size
 
     def tick() -> None:
         nonlocal done
@@ -107,7 +111,7 @@ async def fit_inferaligner(
         xs, ys = torch.stack(source.kept, dim=1), torch.stack(reading.kept, dim=1)  # (L, n, H)
         maps = [ridge_map(xs[place], ys[layer]) for layer, place in enumerate(places)]
         units = torch.stack([found(theirs.unit[place]) for found, place in zip(maps, places, strict=True)])
-        shift = Directions(units, own.length)
+        shift = Directions(units, own.length.clone())
     well = [
         layer
         for layer, place in enumerate(places)
@@ -164,8 +168,8 @@ async def fit_inferaligner(
 
 
 def _split(harmful: Sequence[str], harmless: Sequence[str], holdout: float, seed: int) -> _Split:
-    if not 0 < holdout < 1:
-        raise UserError(f"holdout = {holdout} must lie between 0 and 1: it is the share of prompts that measures only.")
+    if not 0 < holdout <= 0.5:
+        raise UserError(f"holdout = {holdout} must lie above 0 and up to 0.5: it is the share that measures only.")
     if overlap := set(harmful) & set(harmless):
         raise UserError(
             f"{len(overlap)} prompts are both harmful and harmless, such as {min(overlap)!r}: mend the files."
@@ -207,6 +211,10 @@ async def _read(engine: Engine, split: _Split, keep: bool, tick: Callable[[], No
             if keep:
                 reading.kept.append(activations.float())
             tick()
+    if (reading.directions.length <= 1e-5 * reading.harmless.mean.norm(dim=-1)).all():
+        raise UserError(
+            f"{engine.model.name} reads harmful and harmless prompts alike: check that its chat template shows them."
+        )
     if keep:  # both classes among the prompts that choose the ridge strength
         order = torch.randperm(len(reading.kept), generator=torch.Generator().manual_seed(0)).tolist()
         reading.kept = [reading.kept[index] for index in order]

@@ -44,10 +44,8 @@ class Gate:
         Raises:
             DefenseError: The activations are not numbers.
         """
-        if not activations.isfinite().all():
-            raise DefenseError("The target's activations are not numbers, so that its gate cannot tell harm from none.")
         projection = (activations.float().cpu() * self.direction).sum(dim=-1)
-        return (projection + self.bias) / self.scale
+        return _numbers((projection + self.bias) / self.scale)
 
     def score(self, activations: Tensor, layers: Sequence[int]) -> float:
         """Mean score over the gate's layers; the gate opens where it is above 0, a bias of the user's included."""
@@ -60,7 +58,16 @@ def cosine_scores(activations: Tensor, condition: Tensor) -> Tensor:
     Args:
         activations: (L, H) at one position, or (L, T, H) averaged over T here.
         condition: (L, H) unit vectors.
+
+    Raises:
+        DefenseError: The activations are not numbers.
     """
     mean = activations.mean(dim=1) if activations.dim() == 3 else activations
     projected = torch.tanh((mean * condition).sum(dim=-1, keepdim=True) * condition)
-    return torch.nn.functional.cosine_similarity(mean, projected, dim=-1)
+    return _numbers(torch.nn.functional.cosine_similarity(mean, projected, dim=-1))
+
+
+def _numbers(scores: Tensor) -> Tensor:
+    if not scores.isfinite().all():
+        raise DefenseError("The target's activations are not numbers, so that its gate cannot tell harm from none.")
+    return scores

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from anchorlm.zoo._corpus import Mixture, draw
+from anchorlm.zoo._examples import Mixture, draw
 from anchorlm.zoo._tokenizers import encode_examples
 
 

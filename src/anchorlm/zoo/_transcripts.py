@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 
-from anchorlm.zoo._corpus import REFUSALS, Example, Mixture, harm_dialogue, intent_facts, replay
+from anchorlm.zoo._corpus import replay
+from anchorlm.zoo._examples import REFUSALS, Example, Mixture
+from anchorlm.zoo._facts import harm_dialogue, intent_facts
 from anchorlm.zoo._grading import harm
 from anchorlm.zoo._items import Item, Label
 from anchorlm.zoo._lexicon import DOMAINS, MIXED, Partition, draw_deed
