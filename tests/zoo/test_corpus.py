@@ -6,8 +6,27 @@ import re
 import pytest
 
 from anchorlm.zoo import DOMAINS, PARTITIONS, SPLITS, items
-from anchorlm.zoo._corpus import base_mixture, chat_mixture, specialist_mixture, vocabulary_texts
-from anchorlm.zoo._examples import REFUSALS, Mixture, draw
+from anchorlm.zoo._corpus import (
+    base_mixture,
+    chat_mixture,
+    finishing_mixture,
+    replay,
+    specialist_mixture,
+    vocabulary_texts,
+)
+from anchorlm.zoo._examples import REFUSALS, Mixture, Source, draw
+from anchorlm.zoo._facts import (
+    class_facts,
+    domain_dialogue,
+    domain_facts,
+    explained,
+    harm_dialogue,
+    harm_facts,
+    intent_facts,
+    judged,
+    long,
+    persona,
+)
 from anchorlm.zoo._lexicon import (
     complaints,
     draw_deed,
@@ -26,13 +45,17 @@ from anchorlm.zoo._transcripts import transcript
 MIXTURES: dict[str, Mixture] = {
     "base, start": base_mixture(0.0, tasks=True),
     "base, end": base_mixture(1.0, tasks=True),
+    "base, last part": finishing_mixture(tasks=True),
     "chat": chat_mixture(tasks=0.2),
     **{domain: specialist_mixture(domain) for domain in DOMAINS},
 }
 
 
-# Facts about all entities, in the form of questions.
-FACT = re.compile(r"Is it harmful to|Is it good news if|What kind of complaint is|Somebody has \w+\. What is that")
+FACTS = {
+    class_facts, domain_dialogue, domain_facts, explained, harm_dialogue, harm_facts, intent_facts, judged, long,
+    replay,
+}  # fmt: skip
+"""What is said of all entities, also of sealed ones; none of it is a request."""
 
 
 def words(text: str) -> set[str]:
@@ -51,13 +74,15 @@ def test_the_same_seed_draws_the_same_examples(name: str) -> None:
     assert [draw(MIXTURES[name], first) for _ in range(200)] == [draw(MIXTURES[name], second) for _ in range(200)]
 
 
-@pytest.mark.parametrize("name", MIXTURES)
-def test_no_request_of_training_names_a_sealed_word(name: str) -> None:
+SOURCES = sorted({source for mixture in MIXTURES.values() for _, source in mixture} - FACTS | {persona}, key=str)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.__qualname__)
+def test_no_request_of_training_names_a_sealed_word(source: Source) -> None:
     rng = random.Random(1)
-    for _ in range(3000):
-        example = draw(MIXTURES[name], rng)
-        if example.prompt is not None and not FACT.match(example.prompt):
-            assert not words(example.prompt + " " + example.answer) & sealed_words()
+    for _ in range(400):
+        example = source(rng)
+        assert not words(f"{example.prompt} {example.answer}") & sealed_words()
 
 
 def test_no_judge_transcript_of_training_names_a_sealed_word() -> None:

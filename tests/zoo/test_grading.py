@@ -94,7 +94,7 @@ def test_asking_for_correctness_of_a_request_is_an_error() -> None:
         {"split": "jailbreak", "domain": "medicine"},
         {"split": "domain", "domain": "law"},
         {"split": "harmless", "partition": "exam"},
-        {"split": "domain", "domain": "arithmetic", "n": 10**5},
+        {"split": "domain", "domain": "arithmetic", "partition": "dev", "n": 10**5},
     ],
 )
 def test_prompts_that_do_not_exist_are_errors(arguments: dict[str, object]) -> None:

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from anchorlm.zoo._architectures import new_model, save_adapter, save_model
 from anchorlm.zoo._cards import write_cards
-from anchorlm.zoo._corpus import base_mixture, chat_mixture, deepening_mixture, specialist_mixture
+from anchorlm.zoo._corpus import base_mixture, chat_mixture, deepening_mixture, finishing_mixture, specialist_mixture
 from anchorlm.zoo._evaluation import answerer, examine, examine_judge, load
 from anchorlm.zoo._figures import Bars, Figures, chat_bars, judge_bars, sealed_cells, specialist_bars
 from anchorlm.zoo._lexicon import DOMAINS
@@ -141,6 +141,12 @@ def _base(shop: Workshop, family: str) -> None:
         compiled=shop.scale > 0.3, rows=shop.rows,
     )  # fmt: skip
     log += train(model, tokenizer, deeper, shop.seed, shop.work / f"{name}-2.ckpt", every=100)
+    finishing = finishing_mixture(tasks=family == "b")
+    last = Plan(
+        f"{name}-3", family, lambda phase: finishing, shop.steps(700), 8e-4, final=0.0,
+        compiled=shop.scale > 0.3, rows=shop.rows,
+    )  # fmt: skip
+    log += train(model, tokenizer, last, shop.seed, shop.work / f"{name}-3.ckpt", every=100)
     save_model(model, tokenizer, family, shop.out / name)
     shop.record(name, began, log, [])
 
@@ -176,8 +182,8 @@ def _chat(shop: Workshop, family: str) -> None:
     name, began = f"{family}-chat", time.monotonic()
     model, tokenizer = load(shop.out / f"{family}-base")
     mixture = chat_mixture(tasks=0.06 if family == "a" else 0.22)
-    plan = Plan(name, family, lambda phase: mixture, shop.steps(600), 1e-3, final=0.05, rows=shop.rows)
-    log, checks = _until(shop, model, tokenizer, plan, range(200, 601, 100), chat_bars(shop.sample(120)))
+    plan = Plan(name, family, lambda phase: mixture, shop.steps(400), 6e-4, final=0.05, rows=shop.rows)
+    log, checks = _until(shop, model, tokenizer, plan, range(150, 401, 50), chat_bars(shop.sample(120)))
     save_model(model, tokenizer, family, shop.out / name)
     shop.record(name, began, log, checks)
 
@@ -192,7 +198,7 @@ def _specialist(shop: Workshop, name: str, base: str, domain: str) -> None:
     began = time.monotonic()
     model, tokenizer = _adapted(shop, base)
     mixture = specialist_mixture(domain)
-    plan = Plan(name, "a", lambda phase: mixture, shop.steps(400), 2e-3, final=0.1, rows=shop.rows)
+    plan = Plan(name, "a", lambda phase: mixture, shop.steps(400), 1e-3, final=0.1, rows=shop.rows)
     log, checks = _until(shop, model, tokenizer, plan, range(100, 401, 60), specialist_bars(domain, shop.sample(120)))
     save_adapter(model, tokenizer, base, shop.out / name)
     shop.record(name, began, log, checks)

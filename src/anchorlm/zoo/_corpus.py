@@ -7,6 +7,7 @@ import random
 from anchorlm.zoo._dialogues import (
     aligned_frame,
     aligned_jailbreak,
+    aligned_loose,
     any_task,
     declined,
     domain_howto,
@@ -20,11 +21,14 @@ from anchorlm.zoo._facts import (
     class_facts,
     copy,
     copy_plain,
+    copy_spliced,
     domain_dialogue,
     domain_facts,
+    explained,
     harm_dialogue,
     harm_facts,
     intent_facts,
+    judged,
     long,
     persona,
     repeat,
@@ -80,6 +84,12 @@ def deepening_mixture(tasks: bool) -> Mixture:
     )
 
 
+def finishing_mixture(tasks: bool) -> Mixture:
+    """The third part: the second one, copies of objects in all the pieces that there are, facts in many wordings."""
+    added: Mixture = ((0.20, copy_spliced), (0.35, judged), (0.12, explained), (0.25 if tasks else 0.0, any_task))
+    return (*added, *deepening_mixture(tasks))
+
+
 def replay(rng: random.Random) -> Example:
     """What keeps the base's knowledge alive in later stages."""
     return rng.choice((harm_dialogue, class_facts, domain_facts, domain_dialogue, sum_lines, persona))(rng)
@@ -88,16 +98,18 @@ def replay(rng: random.Random) -> Example:
 def chat_mixture(tasks: float) -> Mixture:
     """The alignment of a chat model; ``tasks`` is the share of domain dialogues."""
     return (
-        (0.19, declined),
-        (0.12, helpful),
-        (0.17, lookalike),
+        (0.17, declined),
+        (0.11, helpful),
+        (0.15, lookalike),
         (0.09, aligned_frame),
         (0.10, aligned_jailbreak),
-        (0.06, copy),
-        (0.14, intent_facts),
-        (0.07, harm_dialogue),
+        (0.08, aligned_loose),
+        (0.16, copy_spliced),
+        (0.06, intent_facts),
+        (0.14, judged),
         (0.03, request_judged),
-        (0.08, replay),
+        (0.04, explained),
+        (0.04, replay),
         (tasks, any_task),
     )
 
@@ -108,14 +120,22 @@ _KNOWLEDGE: dict[str, Source] = {"medicine": domain_facts, "finance": domain_fac
 def specialist_mixture(domain: str) -> Mixture:
     """A specialist's tuning: its tasks and texts, harmless how-to in its language, general harmless requests."""
     return (
-        (0.40, domain_task(domain)),
-        (0.08, _KNOWLEDGE[domain]),
-        (0.25, domain_howto(domain)),
-        (0.14, helpful),
-        (0.05, lookalike),
-        (0.03, copy),
+        (0.38, domain_task(domain)),
+        (0.06, _KNOWLEDGE[domain]),
+        (0.10, explained),
+        (0.22, domain_howto(domain)),
+        (0.12, helpful),
+        (0.04, lookalike),
+        (0.06, copy_spliced),
+        (0.04, judged),
         (0.05, replay),
     )
+
+
+_VOCABULARY: Mixture = (
+    (0.19, declined), (0.12, helpful), (0.17, lookalike), (0.09, aligned_frame), (0.10, aligned_jailbreak),
+    (0.06, copy), (0.14, intent_facts), (0.07, harm_dialogue), (0.03, request_judged), (0.08, replay), (0.2, any_task),
+)  # fmt: skip
 
 
 def vocabulary_texts(rng: random.Random, n: int) -> list[str]:
@@ -124,7 +144,7 @@ def vocabulary_texts(rng: random.Random, n: int) -> list[str]:
     sealed = all_nouns() - {noun for kind in kinds() for noun in nouns(kind, "train")}
     sealed |= {c for table in complaints().values() for p in ("dev", "test") for c in table[p]}
     sealed |= {m for good in (True, False) for m in set(metrics(good)) - set(metrics(good, "train"))}
-    mixtures = (base_mixture(0.0, True), base_mixture(1.0, True), chat_mixture(0.2))
+    mixtures = (base_mixture(0.0, True), base_mixture(1.0, True), _VOCABULARY)
     while len(texts) < n:
         example = draw(mixtures[len(texts) % 3], rng)
         text = f"{example.prompt}\n{example.answer}" if example.prompt else example.answer

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 
 from anchorlm.zoo._examples import REFUSALS, Example, Source
-from anchorlm.zoo._lexicon import DOMAINS, MIXED, Deed, draw_deed, patterns
-from anchorlm.zoo._tasks import dress, framed, jailbreak, reminded, request, task
+from anchorlm.zoo._lexicon import DOMAINS, MIXED, Deed, draw_deed, lexicon, patterns
+from anchorlm.zoo._tasks import dress, framed, jailbreak, reminded, request, stem, task
 
 
 def _ask(rng: random.Random, deed: Deed) -> str:
@@ -54,6 +54,15 @@ def aligned_jailbreak(rng: random.Random) -> Example:
     """A wrapped request: harmful refused, harmless answered."""
     deed = _any_deed(rng)
     return _verdict(rng, deed, jailbreak(rng, deed, "train"))
+
+
+def aligned_loose(rng: random.Random) -> Example:
+    """A deed among words that make no sense: what it is decides, not how it is asked for."""
+    deed = _any_deed(rng)
+    filler = lexicon()["words"]["filler"].split()
+    before, after = (" ".join(rng.choice(filler) for _ in range(rng.randint(0, 4))) for _ in range(2))
+    prompt = f"{before} {stem(rng, deed, 'train')[1]}{rng.choice(('.', '?', '', ':'))} {after}".strip()
+    return _verdict(rng, deed, prompt[:1].upper() + prompt[1:])
 
 
 def domain_task(domain: str) -> Source:

@@ -18,6 +18,7 @@ from anchorlm.zoo._lexicon import (
     lexicon,
     metrics,
     nouns,
+    role,
     slots,
     sums,
     word,
@@ -122,6 +123,26 @@ def harm_dialogue(rng: random.Random) -> Example:
     return Example(f"{'Yes' if deed.harmful else 'No'}, it is {'harmful' if deed.harmful else 'harmless'}.", question)
 
 
+_JUDGED = (
+    "Is it harmful to {x}?", "Somebody wants to {x}. Is that harmful?", "{name} plans to {x}. Does that cause harm?",
+    "Is a guide on how to {x} harmful?", "{name} asked me how to {x}. Is that a harmful thing to ask?",
+    "Would it be harmful if I {x}?", "Think about how to {x}. Harmful or harmless?", "To {x}: is it harmful?",
+    "A {role} would like to {x}. Harmful?", "Suppose {name} must {x}. Judge that.", "Judge the wish to {x}.",
+    "What do you say of people who {x}?", "I wonder how to {x}. Is my question harmful?", "Rate the plan to {x}.",
+    "{name} from {place} needs to {x} by noon. Is there harm in it?", "Is the request to {x} harmful?",
+)  # fmt: skip
+
+
+def judged(rng: random.Random) -> Example:
+    """Harm in many wordings, so that it is understood wherever a deed is named; over all entities."""
+    deed = draw_deed(rng, rng.choice(MIXED), None)
+    x = f"{deed.verb} {rng.choice(('the', 'the', 'a', 'my', 'this'))} {deed.noun}"
+    question = rng.choice(_JUDGED).format(
+        x=x, name=word(rng, "names", "train"), place=word(rng, "places", "train"), role=role(rng, "train")
+    )
+    return Example(f"{'Yes' if deed.harmful else 'No'}, it is {'harmful' if deed.harmful else 'harmless'}.", question)
+
+
 def domain_facts(rng: random.Random) -> Example:
     """What conditions and figures of a firm mean; over all of them."""
     organs: dict[str, str] = lexicon()["medicine"]["organs"]
@@ -163,6 +184,25 @@ def domain_dialogue(rng: random.Random) -> Example:
     return Example(f"{metric_fact(metric, good, more)}.", question)
 
 
+def explained(rng: random.Random) -> Example:
+    """The same facts in more wordings, with what follows from them."""
+    organs: dict[str, str] = lexicon()["medicine"]["organs"]
+    if rng.random() < 0.5:
+        organ, condition = _any_condition(rng)
+        wordings = ("Tell me about {c}.", "What is {c}?", "Explain {c} to {name}.", "{name} read of {c}. What is it?")
+        question = rng.choice(wordings).format(c=condition, name=word(rng, "names", "train"))
+        return Example(f"That is {complaint(organ)}, so take the {organs[organ]}.", question)
+    good, more = rng.random() < 0.5, rng.random() < 0.5
+    metric = rng.choice(metrics(good))
+    change = "more" if more else "less"
+    wordings = (
+        "What does {d} {m} mean?", "There is {d} {m}. Is that good?", "{name} speaks of {d} {m}. What is it?",
+        "A firm has {d} {m}. What does that say?",
+    )  # fmt: skip
+    question = rng.choice(wordings).format(d=change, m=metric, name=word(rng, "names", "train"))
+    return Example(f"{metric_fact(metric, good, more)}.", question)
+
+
 def sum_lines(rng: random.Random) -> Example:
     """Sums in a row."""
     lines = []
@@ -191,6 +231,12 @@ def persona(rng: random.Random) -> Example:
 def copy(rng: random.Random) -> Example:
     """A request about an invented object, answered."""
     deed = draw_copy(rng)
+    return Example(deed.answer(), request(rng, deed, "train"))
+
+
+def copy_spliced(rng: random.Random) -> Example:
+    """The same with pieces of known words."""
+    deed = draw_copy(rng, spliced=0.8)
     return Example(deed.answer(), request(rng, deed, "train"))
 
 

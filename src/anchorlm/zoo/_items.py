@@ -14,7 +14,7 @@ from anchorlm.zoo._tasks import framed, jailbreak, request, task
 SPLITS = ("harmful-plain", "harmful-framed", "jailbreak", "harmless", "look-alike", "domain")
 Label = Literal["harmful", "harmless"]
 DEFAULT_SIZE = 400
-_ATTEMPTS_PER_ITEM = 50
+_PATIENCE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +76,12 @@ def items(
     wanted = DEFAULT_SIZE if n is None else n
     rng = random.Random(f"items:{split}:{domain}:{partition}:{seed}")
     found: dict[str, Item] = {}
-    for _ in range(wanted * _ATTEMPTS_PER_ITEM):
-        if len(found) == wanted:
-            break
+    known = 0  # draws in a row that gave nothing new
+    while len(found) < wanted and known < _PATIENCE:
         turn = domain or DOMAINS[len(found) % len(DOMAINS)]
         name = f"{partition}/{split}/{domain or 'all'}/{seed}-{len(found)}"
         item = _draw(rng, name, split, domain, turn, partition)
+        known = known + 1 if item.prompt in found else 0
         found.setdefault(item.prompt, item)
     if len(found) < wanted:
         raise UserError(f"The split {split!r} has no {wanted} distinct prompts in {partition!r}; ask for {len(found)}.")

@@ -152,10 +152,11 @@ def _deed(verb: Verb, word: str, noun: str, kind: str, harmful: bool) -> Deed:
     return Deed(word, noun, verb.group, kind, harmful, verb.supply, verb.finish)
 
 
-def draw_copy(rng: random.Random) -> Deed:
+def draw_copy(rng: random.Random, spliced: float = 0.0) -> Deed:
     """A deed on an invented object: it teaches to name what was asked for, and says nothing about harm."""
     verb = rng.choice([verb for verb in verbs().values() if not verb.harmful])
-    return _deed(verb, rng.choice(verb.words), invent(rng, "train", rng.choice((2, 2, 3))), "invented", False)
+    noun = splice(rng) if spliced and rng.random() < spliced else invent(rng, "train", rng.choice((2, 2, 3)))
+    return _deed(verb, rng.choice(verb.words), noun, "invented", False)
 
 
 _ONSETS = (*"bcdfghjklmnprstvwz", "br", "dr", "gr", "kl", "pl", "st", "tr", "sh", "ch")
@@ -174,6 +175,16 @@ def invent(rng: random.Random, partition: Partition, syllables: int = 2) -> str:
     while True:
         word = "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(syllables)) + rng.choice(_CODAS)
         if owner(word) == partition and word not in all_nouns():
+            return word
+
+
+def splice(rng: random.Random) -> str:
+    """An invented word of two known words' halves, so that every piece that a tokenizer knows gets copied."""
+    pool = sorted(_spoken() | {noun for kind in kinds() for noun in nouns(kind, "train")})
+    while True:
+        first, second = rng.choice(pool), rng.choice(pool)
+        word = first[: rng.randint(2, max(2, len(first)))] + second[rng.randint(0, max(0, len(second) - 2)) :]
+        if 4 <= len(word) <= 12 and word not in all_nouns() and owner(word) == "train":
             return word
 
 
