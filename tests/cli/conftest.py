@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,7 +26,7 @@ TEXT = [
 ]
 
 
-def save_model(
+def _save_model(
     folder: Path, *, vocabulary: int, seed: int, context: int = 256, template: str | None = TEMPLATE
 ) -> Path:
     """A random model of two layers with a byte-level BPE of its own, as a Hugging Face folder."""
@@ -62,13 +62,19 @@ def save_model(
 
 
 @pytest.fixture(scope="session")
+def save_model() -> Callable[..., Path]:
+    """Makes models like the target and the anchor."""
+    return _save_model
+
+
+@pytest.fixture(scope="session")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("models") / "target", vocabulary=300, seed=0)
+    return _save_model(tmp_path_factory.mktemp("models") / "target", vocabulary=300, seed=0)
 
 
 @pytest.fixture(scope="session")
 def anchor(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("models") / "anchor", vocabulary=330, seed=1)
+    return _save_model(tmp_path_factory.mktemp("models") / "anchor", vocabulary=330, seed=1)
 
 
 @pytest.fixture(scope="session")
@@ -102,10 +108,20 @@ def invoke() -> Callable[..., Result]:
     return run
 
 
-def start(*args: str | Path, **options: object) -> subprocess.Popen[str]:
-    """The command line in a process of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", "from anchorlm.cli import main; main()", *(str(arg) for arg in args)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
-    )
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts the command line in a process of its own, which does not outlive the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(*args: str | Path) -> subprocess.Popen[str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", "from anchorlm.cli import main; main()", *(str(arg) for arg in args)]
+        started.append(
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        )
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()

@@ -1,18 +1,23 @@
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from transformers import MambaConfig, MambaForCausalLM
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 from typer.testing import Result
 
 from anchorlm.cli._check import examine
-from anchorlm.guard import Recipe
-from tests.cli.conftest import save_model
+from anchorlm.guard import Guard, Recipe
+from anchorlm.records import UserError
 
 Invoke = Callable[..., Result]
+Save = Callable[..., Path]
 
 
 def recipe(**sections: object) -> Recipe:
@@ -78,7 +83,7 @@ def test_a_judge_without_room_for_rubric_and_answer_is_a_gap(target: Path, ancho
     assert "the rubric and an answer" in found.gaps[0]
 
 
-def test_an_anchor_that_reads_less_is_a_note(target: Path, tmp_path: Path) -> None:
+def test_an_anchor_that_reads_less_is_a_note(save_model: Save, target: Path, tmp_path: Path) -> None:
     short = save_model(tmp_path / "short", vocabulary=320, seed=2, context=128)
     found = examine(
         recipe(
@@ -102,3 +107,132 @@ def test_a_model_that_keeps_a_state_is_a_gap(target: Path, tmp_path: Path) -> No
     assert len(found.gaps) == 1
     assert "mamba" in found.gaps[0]
     assert "choose a decoder" in found.gaps[0]
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory, target: Path) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("adapters")
+    wide = LlamaConfig(vocab_size=300, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+    deep = LlamaConfig(vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2)
+    bases = {
+        "fitting": AutoModelForCausalLM.from_pretrained(target),
+        "wide": LlamaForCausalLM(wide),
+        "deep": LlamaForCausalLM(deep),
+    }
+    for name, base in bases.items():
+        lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+        get_peft_model(base, lora).save_pretrained(root / name)
+    for name in ("pickled", "cut", "headless"):
+        shutil.copytree(root / "fitting", root / name)
+    weights = root / "pickled" / "adapter_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    (root / "cut" / "adapter_model.safetensors").write_bytes(b"cut")
+    (root / "headless" / "adapter_config.json").unlink()
+    shutil.copy(target / "config.json", root / "headless")
+    return {name: root / name for name in (*bases, "pickled", "cut", "headless", "missing")}
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("missing", "There is no folder"),
+        ("pickled", "only pickled weights"),
+        ("cut", "download it again"),
+        ("headless", "is no PEFT adapter: give"),
+        ("wide", "q_proj is 32 x 32 there, and not 48 wide): give the base model that it was trained on"),
+        ("deep", "which has no model.layers.2.self_attn.q_proj): give the base model"),
+    ],
+)
+def test_an_adapter_that_cannot_be_put_on_is_a_gap_and_an_error(
+    bulky: Path, target: Path, adapters: dict[str, Path], name: str, said: str
+) -> None:
+    found = examine(recipe(target={"path": str(bulky), "adapter": str(adapters[name])}))
+    assert len(found.gaps) == 1
+    assert said in found.gaps[0]
+    with pytest.raises(UserError) as raised:
+        Guard.from_recipe(recipe(target={"path": str(target), "adapter": str(adapters[name])}))
+    assert said in str(raised.value)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_an_adapter_that_fits_is_no_gap_and_another_name_of_its_base_is_announced(
+    invoke: Invoke, bulky: Path, adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    folder, file = tmp_path / "adapter", tmp_path / "adapter.toml"
+    shutil.copytree(adapters["fitting"], folder)
+    file.write_text(f'defense = "undefended"\n[target]\npath = "{bulky}"\nadapter = "{folder}"\n')
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    for base, announced in (("org/MODEL", False), ("org/another", True)):
+        (folder / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": base}))
+        result = invoke("check", file, "--set", "generation.max_new_tokens=8")
+        assert result.exit_code == 0, result.stderr
+        assert ("names 'org/another' as its base model" in result.stderr) == announced
+
+
+ALIGNBEAM = {"name": "alignbeam", "candidates": 5}
+LIMITS = {
+    "more candidates than rows": (ALIGNBEAM, {"max_rows": 4}),
+    "more tokens than there is room for": (ALIGNBEAM, {"max_tokens": 40}),
+    "an anchor that looks ahead": ({**ALIGNBEAM, "projection": "lookahead"}, {"max_rows": 40}),
+    "many samples": ({"name": "best_of_n", "n": 9}, {"max_rows": 8}),
+    "one long answer": ({"name": "undefended"}, {"max_tokens": 8}),
+}
+
+
+@pytest.mark.parametrize("case", LIMITS)
+def test_an_engine_that_cannot_hold_the_defense_is_named_as_the_engine_would(
+    target: Path, anchor: Path, case: str
+) -> None:
+    defense, engine = LIMITS[case]
+    sections: dict[str, object] = {"target": str(target), "defense": defense}
+    if defense["name"] != "undefended":
+        sections["judge"] = {"kind": "refusal"}
+    if defense["name"] == "alignbeam":
+        sections["anchor"] = str(anchor)
+    assert examine(recipe(**sections)).gaps == []
+    tight = recipe(**sections, engine=engine)
+    with pytest.raises(UserError) as raised:
+        Guard.from_recipe(tight).chat([{"role": "user", "content": "?"}])
+    assert examine(tight).gaps == [f"engine: {raised.value}"]
+
+
+def test_an_engine_that_cannot_hold_the_judge_s_candidates_is_a_gap(
+    target: Path, save_model: Save, tmp_path: Path
+) -> None:
+    judge = save_model(tmp_path / "judge", vocabulary=300, seed=3, context=4096)
+    sections = {"target": str(target), "judge": {"model": str(judge)}, "defense": {"name": "best_of_n", "n": 4}}
+    assert examine(recipe(**sections)).gaps == []
+    [gap] = examine(recipe(**sections, engine={"max_tokens": 1000})).gaps
+    assert f"on {judge}" in gap
+    assert "raise max_rows or max_tokens" in gap
+
+
+def test_a_classifier_is_examined_without_reading_a_weight(target: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "classifier"
+    shutil.copytree(target, folder)
+    (folder / "model.safetensors").write_bytes(b"not weights")
+
+    def gaps(options: dict[str, object] | None = None, **model: object) -> list[str]:
+        judge = {
+            "kind": "classifier",
+            "model": {"path": str(folder), **model},
+            "options": {"harm_label": 1, **(options or {})},
+        }
+        return examine(recipe(target=str(target), judge=judge, defense={"name": "best_of_n", "n": 2})).gaps
+
+    assert gaps() == []
+    for found, said in (
+        (gaps({"harm_label": "toxic"}), "its labels are"),
+        (gaps({"device": "cpu"}), "has no option 'device'"),
+        (gaps({"layout": "triple"}), "it is pair or chat"),
+        (gaps(adapter="org/adapter"), "merge it into its base"),
+        (gaps(chat_template="{{ raise_exception('no') }}"), "use layout = 'pair'"),
+    ):
+        assert len(found) == 1
+        assert said in found[0]
+    torch.save(load_file(target / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    [gap] = gaps()
+    assert "only pickled weights" in gap

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anchorlm.cli._rows import BadRow, Row, read_rows
@@ -109,6 +109,7 @@ def test_an_unreadable_file_is_one_sentence(tmp_path: Path, name: str, data: byt
     assert "\n" not in str(caught.value)
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(min_size=1).filter(lambda text: text.strip()), min_size=1, max_size=5))
 def test_any_text_survives_jsonl_and_csv(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     folder = tmp_path_factory.mktemp("rows")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -177,13 +179,27 @@ def test_every_knob_is_one_of_a_request(target: LocalEngine, anchor: LocalEngine
     assert one.chat(said("x")).text == guard(target, anchor).chat(said("x")).text
 
 
+def test_a_knob_that_a_projection_does_not_know_builds_none_anew_and_few_are_kept(
+    target: LocalEngine, anchor: LocalEngine
+) -> None:
+    defense: Any = guard(target, anchor).defense
+    default = defense.translator(defense.settings)
+    papers = []
+    for top in range(1, 21):
+        assert defense.translator(defense.settings.replace({"top": top}, where="")) is default
+        paper = defense.settings.replace({"top": top, "projection": "paper-drop"}, where="")
+        papers.append(weakref.ref(defense.translator(paper)))
+    gc.collect()
+    assert 1 <= sum(paper() is not None for paper in papers) <= 8
+
+
 @pytest.mark.parametrize(
     ("knobs", "sentence"),
     [
         ({"alpha": 1.4}, "alpha = 1.4 does not fit the defense alignbeam: input should be less than or equal to 1"),
         ({"candidates": 0}, "candidates = 0 does not fit"),
         ({"projection": "magic"}, "projection = 'magic' does not fit"),
-        ({"beta": 1}, "alignbeam has no setting 'beta'; it has: alpha, candidates"),
+        ({"beta": 1}, "alignbeam has no setting 'beta'; it has: alpha, .*candidates"),
     ],
 )
 def test_a_wrong_knob_is_one_sentence(

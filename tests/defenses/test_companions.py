@@ -103,6 +103,22 @@ def test_safe_decoding_is_greedy_for_two_tokens_and_then_the_targets(target: Loc
     assert "".join(pieces) == response.text
 
 
+@pytest.mark.parametrize("left", [0, 1, 2, 3])
+def test_an_expert_that_cannot_read_all_steered_tokens_is_one_sentence_before_any_text(
+    target: LocalEngine, left: int
+) -> None:
+    read = len(target.model.encode(USER))
+    short = LocalEngine(tiny_model("llama", seed=7, max_position_embeddings=read + left))
+    guard = Guard(target, "safe_decoding", anchor=short, generation=GENERATION)
+    events = []
+    if left < 2:
+        with pytest.raises(UserError, match=rf"The prompt has {read} tokens, but tiny-llama reads {read + left} .*\.$"):
+            events.extend(guard.stream(USER))
+        assert not events
+    else:
+        assert guard.chat(USER).finish_reason in ("stop", "length")
+
+
 def test_safe_decoding_refuses_an_anchor_of_another_vocabulary(target: LocalEngine, anchor: LocalEngine) -> None:
     with pytest.raises(UserError, match="needs one vocabulary.*alignbeam"):
         Guard(target, "safe_decoding", anchor=anchor)

@@ -2,15 +2,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from factories import tiny_model
 
 from anchorlm.defenses import Defense, Undefended, defense_names, find_defense
 from anchorlm.guard import Guard
-from anchorlm.records import UserError
+from anchorlm.records import Event, Finished, Request, TextDelta, Usage, UserError
 
 PLUGIN = Path(__file__).parent / "plugin"
 
@@ -32,6 +33,28 @@ def _installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     sys.path.insert(0, str(site))
     yield
     sys.path.remove(str(site))
+
+
+@pytest.mark.parametrize(("how", "early"), [("tokens", True), ("blocks", True), ("whole", False)])
+def test_only_what_streams_whole_is_held_back_until_its_end(
+    how: Literal["tokens", "blocks", "whole"], early: bool
+) -> None:
+    done = []
+
+    class InTwoPieces(Defense):
+        name = "two_pieces"
+        streams = how
+
+        async def respond(self, request: Request) -> AsyncIterator[Event]:
+            yield TextDelta("one ")
+            done.append(True)
+            yield TextDelta("two")
+            yield Finished("stop", Usage(1, 2, 2))
+
+    stream = Guard(tiny_model("llama"), InTwoPieces).stream("x")
+    assert next(stream) == TextDelta("one ")
+    assert bool(done) != early
+    assert [event.text for event in stream if isinstance(event, TextDelta)] == ["two"]
 
 
 def test_built_in_defenses_are_registered_like_any_other() -> None:

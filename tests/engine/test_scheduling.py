@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -127,7 +128,7 @@ def test_no_order_of_starts_and_cancellations_loses_a_wake_up(plan: list[tuple[i
 def test_requests_that_hold_one_engine_and_want_another_do_not_block_each_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_seats, "_STALL", 0.05)
+    monkeypatch.setattr(_seats, "_PAUSE", 0.002)
     left, right = LocalEngine(MODEL, max_rows=1), LocalEngine(tiny_model("gpt2"), max_rows=1)
     prompt = random_ids(7)[0]
 
@@ -152,6 +153,134 @@ def test_requests_that_hold_one_engine_and_want_another_do_not_block_each_other(
     assert emptied(right)
 
 
+async def guided(outer: LocalEngine, inner: LocalEngine, prompt: list[int]) -> list[list[int]]:
+    """Two candidates of five mixed tokens and three of the outer engine alone, in the manner of AlignBeam."""
+    texts = []
+    async with outer.open(prompt, rows=2, room=8) as one:
+        await asyncio.sleep(0.001)  # others come in between
+        async with inner.open(prompt, rows=2, room=5) as other:
+            await asyncio.gather(one.logits(), other.logits())
+            for first, second, start in ((one, other, 7), (one.fork(), other.fork(), 8)):
+                token = start
+                for _ in range(5):
+                    first.append([token])
+                    second.append([token])
+                    p, q = await asyncio.gather(first.logits(), second.logits())
+                    token = int((p + q)[3:300].argmax()) + 3
+                second.close()
+                await first.generate(GenerationSettings(max_new_tokens=3))
+                texts.append(first.ids)
+    return texts
+
+
+async def guided_all(pairs: list[tuple[LocalEngine, LocalEngine]], prompts: list[list[int]]) -> list[list[list[int]]]:
+    return await asyncio.gather(*(guided(*pair, prompt) for pair, prompt in zip(pairs, prompts, strict=True)))
+
+
+def reads(engine: LocalEngine, pause: float = 0.0) -> list[int]:
+    """Fills up with the number of tokens of each forward; each of them takes `pause` seconds more."""
+    forward, seen = engine.runner.forward, []
+
+    def counted(rows: list[Row], counts: list[int], *more: object) -> torch.Tensor:
+        seen.append(sum(counts))
+        time.sleep(pause)
+        return forward(rows, counts, *more)  # type: ignore[arg-type]
+
+    engine.runner.forward = counted  # type: ignore[method-assign, assignment]
+    return seen
+
+
+@pytest.mark.parametrize("rows", [2, 4])
+def test_many_requests_that_hold_two_engines_in_opposite_order_all_end_without_reading_again_and_again(
+    monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    monkeypatch.setattr(_seats, "_PAUSE", 0.002)
+    left, right = LocalEngine(MODEL, max_rows=rows), LocalEngine(tiny_model("gpt2"), max_rows=rows)
+    pairs = [(left, right), (right, left)] * 3
+    prompts = random_ids(*range(30, 36))
+    seen = [reads(left), reads(right)]
+    alone = [run(guided(*pair, prompt)) for pair, prompt in zip(pairs, prompts, strict=True)]
+    needed = sum(map(sum, seen))
+    assert run(guided_all(pairs, prompts)) == alone
+    # Whoever gives way reads its prompt again; if engines only swapped their blockades, it would at every token.
+    assert sum(map(sum, seen)) - needed <= needed + sum(map(len, prompts))
+    assert emptied(left)
+    assert emptied(right)
+
+
+def test_long_forwards_of_one_engine_cost_nobody_a_seat_on_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_seats, "_PAUSE", 0.001)
+    fast, slow = LocalEngine(MODEL, max_rows=1), LocalEngine(tiny_model("gpt2"), max_rows=1)
+    seen = reads(fast)
+    reads(slow, pause=50 * _seats._PAUSE)
+    prompts = random_ids(5, 6, 7)
+
+    async def one(prompt: list[int]) -> None:
+        async with fast.open(prompt, room=3) as outer, slow.open(prompt, room=5) as inner:
+            await outer.logits()
+            await inner.generate(GenerationSettings(max_new_tokens=5))
+            await outer.generate(GenerationSettings(max_new_tokens=3))
+
+    async def together() -> None:
+        await asyncio.gather(*map(one, prompts))
+
+    for prompt in prompts:
+        run(one(prompt))
+    needed = sum(seen)
+    run(together())
+    assert sum(seen) == 2 * needed
+
+
+def test_seats_of_closed_rows_are_free_before_their_context_ends() -> None:
+    engine = LocalEngine(MODEL, max_rows=2)
+
+    async def go() -> None:
+        async with engine.open([5, 6], rows=2) as one:
+            other = one.fork()
+            one.close()
+            assert (await other.logits()).shape == (320,)
+            other.close()
+            assert await write(engine, [7, 8], rows=2) == greedy(MODEL.model, [7, 8], 8)
+
+    run(go())
+    assert emptied(engine)
+
+
+def test_a_text_that_nobody_reads_to_its_end_blocks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_seats, "_PAUSE", 0.002)
+    engine = LocalEngine(MODEL, max_rows=1)
+
+    async def go() -> None:
+        async with engine.open([5, 6, 7], room=8) as sequence:
+            tokens = sequence.stream(GenerationSettings(max_new_tokens=8))
+            written = [await anext(tokens)]
+            assert await write(engine, [8, 9]) == greedy(MODEL.model, [8, 9], 8)
+            written += [token async for token in tokens]
+            assert written == greedy(MODEL.model, [5, 6, 7], 8)
+
+    run(go())
+    assert emptied(engine)
+
+
+def test_a_sequence_that_is_closed_while_it_gets_its_seat_back_keeps_none() -> None:
+    engine = LocalEngine(MODEL, max_rows=1)
+
+    async def go() -> None:
+        async with engine.open([5, 6]) as one:
+            engine._seats.dismiss(one.family)  # as after a stall
+            async with engine.open([7, 8]) as other:
+                waiting = asyncio.ensure_future(one.logits())
+                while not engine._seats._queue:
+                    await asyncio.sleep(0)
+                other.close()
+                one.close()
+                with pytest.raises(asyncio.CancelledError):
+                    await waiting
+
+    run(go())
+    assert emptied(engine)
+
+
 def test_an_exception_in_a_forward_reaches_who_waited_and_nobody_else() -> None:
     engine = LocalEngine(MODEL)
     forward = engine.runner.forward
@@ -172,15 +301,51 @@ def test_an_exception_in_a_forward_reaches_who_waited_and_nobody_else() -> None:
     assert emptied(engine)
 
 
-def test_running_out_of_memory_is_a_sentence() -> None:
+CPU_IS_FULL = RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), CPU_IS_FULL], ids=["gpu", "cpu"])
+def test_running_out_of_memory_is_a_sentence(error: RuntimeError) -> None:
     engine = LocalEngine(MODEL)
 
     def full(*arguments: object) -> torch.Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     engine.runner.forward = full  # type: ignore[method-assign, assignment]
     with pytest.raises(UserError, match="lower max_tokens"):
         run(write(engine, [5, 6]))
+
+
+def test_a_request_for_which_there_is_no_memory_is_told_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = LocalEngine(MODEL, max_rows=10**13, max_tokens=10**15)
+    cache = engine.runner.cache
+    allocate, allocated = torch.Tensor.new_zeros, []
+
+    def nearly_full(store: torch.Tensor, *size: int) -> torch.Tensor:
+        allocated.append(size)
+        if len(allocated) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return allocate(store, *size)
+
+    async def go() -> None:
+        async with engine.open([5, 6, 7], room=20) as sequence:
+            tokens = sequence.stream(GenerationSettings(max_new_tokens=20))
+            written = [await anext(tokens)]
+            whole = cache.slots, cache.length, [store.shape for pair in cache._stores.values() for store in pair]
+            with pytest.raises(UserError, match=r"rows of 12 tokens: lower max_new_tokens or .* max_tokens"):
+                await write(engine, [8, 9, 10, 11], rows=10**12)  # more than any machine has
+            with monkeypatch.context() as patch:
+                patch.setattr(torch.Tensor, "new_zeros", nearly_full)
+                with pytest.raises(UserError, match="ran out of memory making room for 9 rows"):
+                    await write(engine, [8, 9, 10, 11], rows=9)
+            assert len(allocated) == 3  # it was half done
+            assert (cache.slots, cache.length, [s.shape for pair in cache._stores.values() for s in pair]) == whole
+            assert await write(engine, [8, 9, 10, 11], rows=9) == greedy(MODEL.model, [8, 9, 10, 11], 8)
+            written += [token async for token in tokens]
+            assert written == greedy(MODEL.model, [5, 6, 7], 20)
+
+    run(go())
+    assert emptied(engine)
 
 
 def test_a_row_whose_logits_are_no_numbers_is_told_and_leaves_no_trace() -> None:

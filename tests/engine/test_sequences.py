@@ -85,20 +85,26 @@ def test_any_program_of_operations_gives_what_a_fresh_forward_gives(
     runtime().run(run())
 
 
+def block_outputs(model: CausalModel, ids: list[int]) -> torch.Tensor:
+    """What each block hands on at every position (layers, T, H), by a plain forward."""
+    found: list[torch.Tensor] = []
+    hooks = [
+        block.register_forward_hook(lambda _, __, out: found.append(out[0] if isinstance(out, tuple) else out))
+        for block in model.blocks
+    ]
+    with torch.inference_mode():
+        states = model.model(torch.tensor([ids]), output_hidden_states=True, use_cache=False).hidden_states
+    for hook in hooks:
+        hook.remove()
+    assert torch.allclose(found[0], states[1], atol=1e-5)
+    return torch.cat(found)
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2", "falcon"])
 def test_activations_are_the_hidden_states_of_transformers(name: str) -> None:
     model = tiny_model(name)
     (prompt,) = random_ids(25)
-    reference: list[torch.Tensor] = []
-    hooks = [
-        block.register_forward_hook(lambda _, __, out: reference.append(out[0] if isinstance(out, tuple) else out))
-        for block in model.blocks
-    ]
-    with torch.inference_mode():
-        states = model.model(torch.tensor([prompt]), output_hidden_states=True, use_cache=False).hidden_states
-    for hook in hooks:
-        hook.remove()
-    assert torch.allclose(reference[0], states[1], atol=1e-5)
+    reference = block_outputs(model, prompt)
 
     async def run(engine: LocalEngine) -> torch.Tensor:
         async with engine.open(prompt) as sequence:
@@ -109,21 +115,42 @@ def test_activations_are_the_hidden_states_of_transformers(name: str) -> None:
         got = runtime().run(run(LocalEngine(model, prefill_tokens=prefill)))
         assert got.shape == (2, 4, 64)
         for layer in range(2):
-            assert torch.allclose(got[layer], reference[layer][0, [-1, 0, 7, 7]], atol=1e-4)
+            assert torch.allclose(got[layer], reference[layer, [-1, 0, 7, 7]], atol=1e-4)
 
 
-def test_activations_among_ragged_rows_are_those_of_each_row_alone() -> None:
-    prompts = random_ids(5, 19, 11)
+@pytest.mark.parametrize("prefill", [4, 2048])
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2", "falcon"])
+def test_activations_in_a_batch_after_forks_and_crops_are_those_of_a_plain_forward(name: str, prefill: int) -> None:
+    model = tiny_model(name)
+    engine = LocalEngine(model, prefill_tokens=prefill)
 
-    async def one(prompt: list[int]) -> torch.Tensor:
-        async with ENGINES["llama"].open(prompt) as sequence:
-            return await sequence.activations((0, -1))
+    async def edited(prompt: list[int], length: int, tail: list[int], positions: list[int]) -> tuple[torch.Tensor, ...]:
+        async with engine.open(prompt, rows=2, room=9) as sequence:
+            await sequence.logits()
+            fork = sequence.fork()
+            sequence.crop(length)
+            sequence.append(tail)
+            got, untouched = await asyncio.gather(sequence.activations(positions), fork.activations(positions))
+            logits = await sequence.logits()  # the row, read once more in part, is whole
+            sequence.append([7])
+            return got, untouched, logits, await sequence.logits()
 
-    async def together() -> list[torch.Tensor]:
-        return await asyncio.gather(*map(one, prompts))
+    plans = [
+        ([3, 5, 8, 13, 21], 5, [], [-1]),
+        (random_ids(23)[0], 9, [4, 5, 6], [0, -1]),
+        (random_ids(17, seed=1)[0], 16, [9], [15, 2, 2]),
+        (random_ids(12, seed=2)[0], 0, [11, 12, 13], [-2, 1]),
+    ]
 
-    for prompt, got in zip(prompts, runtime().run(together()), strict=True):
-        assert torch.allclose(got, runtime().run(one(prompt)), atol=1e-4)
+    async def together() -> list[tuple[torch.Tensor, ...]]:
+        return await asyncio.gather(*(edited(*plan) for plan in plans))
+
+    for (prompt, length, tail, positions), found in zip(plans, runtime().run(together()), strict=True):
+        ids = prompt[:length] + tail
+        for got, text in zip(found[:2], (ids, prompt), strict=True):
+            assert torch.allclose(got, block_outputs(model, text)[:, positions], atol=1e-4)
+        for got, text in zip(found[2:], (ids, [*ids, 7]), strict=True):
+            assert same(got, from_scratch(model, text))
 
 
 def test_a_hook_that_does_not_fire_is_an_error() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -28,20 +30,23 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def grader(
-    tokenizer: PreTrainedTokenizerFast, alphabet: str, *, context: int = 1024, spread: float = 3.0
-) -> LocalEngine:
-    """A random model that can say only the characters of `alphabet`, which of them depending on all that it read."""
-    torch.manual_seed(5)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=context, initializer_range=0.4,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=None,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
-    said = [tokenizer.convert_tokens_to_ids(char) for char in alphabet]
-    with torch.no_grad():
-        weights = torch.randn(len(said), 32) * spread
-        model.lm_head.weight.zero_()
-        model.lm_head.weight[said] = weights - weights.mean(0)  # zero-sum: one of them beats the others' zero
-    return LocalEngine(CausalModel.wrap(model, tokenizer, name="grader"))
+@pytest.fixture
+def grader(byte_tokenizer: PreTrainedTokenizerFast) -> Callable[..., LocalEngine]:
+    """Random models that can say only the characters of an alphabet, which of them depending on all that they read."""
+
+    def make(alphabet: str, *, context: int = 1024, spread: float = 3.0) -> LocalEngine:
+        torch.manual_seed(5)
+        config = LlamaConfig(
+            vocab_size=len(byte_tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=context, initializer_range=0.4,
+            bos_token_id=None, eos_token_id=byte_tokenizer.eos_token_id, pad_token_id=None,
+        )  # fmt: skip
+        model = LlamaForCausalLM(config)
+        said = [byte_tokenizer.convert_tokens_to_ids(char) for char in alphabet]
+        with torch.no_grad():
+            weights = torch.randn(len(said), 32) * spread
+            model.lm_head.weight.zero_()
+            model.lm_head.weight[said] = weights - weights.mean(0)  # zero-sum: one of them beats the others' zero
+        return LocalEngine(CausalModel.wrap(model, byte_tokenizer, name="grader"))
+
+    return make

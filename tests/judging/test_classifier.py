@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     LlamaConfig,
+    LlamaForCausalLM,
     LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
 )
@@ -115,20 +117,57 @@ def test_weights_that_are_no_numbers_fail_closed(word_tokenizer: PreTrainedToken
         harms(ClassifierJudge(model, word_tokenizer, harm_label="unsafe"), ["no"])
 
 
-def test_a_decoder_without_a_pad_token_reads_chats(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+def decoder(tokenizer: PreTrainedTokenizerFast) -> LlamaForSequenceClassification:
     torch.manual_seed(3)
     config = LlamaConfig(
-        vocab_size=len(byte_tokenizer), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=32, max_position_embeddings=128, initializer_range=0.5, num_labels=2, bos_token_id=None,
         eos_token_id=None,
     )  # fmt: skip
-    judge = ClassifierJudge(LlamaForSequenceClassification(config), byte_tokenizer, harm_label="LABEL_1")
+    return LlamaForSequenceClassification(config)
+
+
+def test_a_decoder_without_a_pad_token_reads_chats(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    judge = ClassifierJudge(decoder(byte_tokenizer), byte_tokenizer, harm_label="LABEL_1")
     assert judge.settings["layout"] == "chat"
     assert harms(judge, RESPONSES) == pytest.approx([harms(judge, [response])[0] for response in RESPONSES])
     history: Messages = [{"role": "user", "content": "x" * 110}, {"role": "assistant", "content": "y"}, *ASK]
     assert harms(judge, ["no"], history) == pytest.approx(harms(judge, ["no"]))
     with pytest.raises(DefenseError, match="longer than"):
         harms(judge, ["z" * 200])
+
+
+ALTERNATING = (
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+)
+
+
+def test_a_template_sees_only_conversations_that_begin_with_the_user(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    strict = copy.deepcopy(byte_tokenizer)
+    strict.chat_template = ALTERNATING
+    judge = ClassifierJudge(decoder(strict), strict, harm_label=1)
+    system, greeting = {"role": "system", "content": "Be brief."}, {"role": "assistant", "content": "Hello!"}
+    for before in ([system], [greeting], [system, greeting]):
+        assert harms(judge, ["no"], [*before, *ASK]) == pytest.approx(harms(judge, ["no"]))
+    long: Messages = [{"role": "user", "content": "x" * 110}, {"role": "assistant", "content": "y"}, *ASK]
+    assert harms(judge, ["no"], long) == pytest.approx(harms(judge, ["no"]))
+    with pytest.raises(DefenseError, match="without a turn of the user"):
+        harms(judge, ["no"], [system, greeting])
+
+
+def test_a_template_that_refuses_is_one_sentence_with_the_remedy(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    strict = copy.deepcopy(byte_tokenizer)
+    strict.chat_template = ALTERNATING
+    judge = ClassifierJudge(decoder(strict), strict, harm_label=1)
+    said = r"refuses the conversation \(roles must alternate\): use layout = 'pair', or give another chat_template"
+    with pytest.raises(DefenseError, match=said):
+        harms(judge, ["no"], [*ASK, *ASK])
+    strict.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(UserError, match=said):
+        ClassifierJudge(decoder(strict), strict, harm_label=1)
+    with pytest.raises(UserError, match="it is pair or chat"):
+        ClassifierJudge(decoder(strict), strict, harm_label=1, layout="triple")  # type: ignore[arg-type]
 
 
 def test_a_saved_classifier_is_loaded_and_a_missing_one_named(
@@ -141,5 +180,37 @@ def test_a_saved_classifier_is_loaded_and_a_missing_one_named(
     assert harms(judge, RESPONSES) == pytest.approx(
         harms(ClassifierJudge(model, word_tokenizer, harm_label="unsafe"), RESPONSES)
     )
-    with pytest.raises(UserError, match="No sequence classifier"):
+    with pytest.raises(UserError, match="There is no folder"):
         ClassifierJudge.from_pretrained(str(tmp_path / "nothing"), harm_label=1)
+
+
+def test_the_settings_of_a_model_are_honored_or_refused(
+    byte_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    folder = str(tmp_path / "model")
+    decoder(byte_tokenizer).save_pretrained(folder)
+    byte_tokenizer.save_pretrained(folder)
+    settings = {"dtype": "bfloat16", "device_map": "cpu", "attention": "eager", "chat_template": ALTERNATING}
+    judge = ClassifierJudge.from_pretrained(folder, harm_label=1, **settings)
+    assert judge._model.dtype == torch.bfloat16
+    assert judge._model.config._attn_implementation == "eager"
+    with pytest.raises(DefenseError, match="roles must alternate"):
+        harms(judge, ["no"], [*ASK, *ASK])
+    whole = ClassifierJudge.from_pretrained(folder, harm_label=1)
+    assert whole._model.dtype == torch.float32
+    assert harms(judge, RESPONSES) == pytest.approx(harms(whole, RESPONSES), abs=0.05)
+    for wrong, said in (
+        ({"adapter": "org/adapter"}, "merge it into its base"),
+        ({"dtype": "float12"}, "dtype = 'float12' does not fit a classifier"),
+        ({"device": "cpu"}, "has no setting 'device'; it has: adapter, attention"),
+    ):
+        with pytest.raises(UserError, match=said):
+            ClassifierJudge.from_pretrained(folder, harm_label=1, **wrong)
+
+
+def test_a_language_model_is_no_classifier(byte_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    model = decoder(byte_tokenizer)
+    LlamaForCausalLM(model.config).save_pretrained(tmp_path / "model")
+    byte_tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match=r"lacks 1 weights \(score.weight\): give a model that was trained as"):
+        ClassifierJudge.from_pretrained(str(tmp_path / "model"), harm_label=1)

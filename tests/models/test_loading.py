@@ -128,12 +128,25 @@ def test_a_folder_that_holds_no_whole_model_is_a_sentence(base: Path, tmp_path: 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_a_part_of_an_adapter_is_not_put_on_as_if_it_were_the_whole(base: Path, adapter: Path, tmp_path: Path) -> None:
+    part = tmp_path / "part"
+    shutil.copytree(adapter, part)
+    weights = load_file(part / "adapter_model.safetensors")
+    save_file({name: value for name, value in weights.items() if ".1." not in name}, part / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="does not fit .*missing adapter keys.*give the base model") as caught:
+        CausalModel.from_pretrained(base, adapter=str(part))
+    assert "\n" not in str(caught.value)
+
+
 def test_paths_and_settings_that_do_not_exist_are_sentences(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError, match="There is no folder"):
         CausalModel.from_pretrained(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="dtype = 'float12'"):
+    with pytest.raises(
+        UserError, match="dtype = 'float12' does not fit a model: input should be 'float32', 'bfloat16' or 'float16'"
+    ):
         CausalModel.from_pretrained(base, dtype="float12")
     with pytest.raises(UserError, match="has no setting 'colour'"):
         CausalModel.from_pretrained(base, colour="red")

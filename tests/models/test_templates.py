@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 from factories import CHAT_TEMPLATE, SPECIALS, tiny_model, tiny_tokenizer
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
@@ -72,6 +72,7 @@ pieces = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(pieces.map("".join), st.sampled_from([CHAT_TEMPLATE, None]))
 def test_no_text_of_a_user_becomes_a_control_token(text: str, template: str | None) -> None:
     model = with_tokenizer(tiny_tokenizer(chat_template=template))

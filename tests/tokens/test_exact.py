@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from anchorlm.records import UserError
 from anchorlm.tokens import ByteVocabulary, Projection, Retokenizer, exact_projection
 from tests.tokens.conftest import SMALL, small_vocabulary
 from tests.tokens.toys import PairModel
@@ -60,6 +61,12 @@ def test_the_oracle_takes_coroutines_and_stops_when_told() -> None:
     assert rough.forwards <= 12
     assert rough.residual > 0
     assert float(rough.probs.sum()) == pytest.approx(1)
+
+
+def test_the_oracle_is_not_built_from_two_tokenizers_and_its_name_says_what_to_call() -> None:
+    anchor, target = small_vocabulary("byte-level"), small_vocabulary("unigram")
+    with pytest.raises(UserError, match=r"asks the anchor model .*: call anchorlm\.tokens\.exact_projection"):
+        Projection.build(anchor, target, kind="exact")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("one", "other"), PAIRS)

@@ -46,7 +46,7 @@ MIXTURES: dict[str, Mixture] = {
     "base, start": base_mixture(0.0, tasks=True),
     "base, end": base_mixture(1.0, tasks=True),
     "base, last part": finishing_mixture(tasks=True),
-    "chat": chat_mixture(tasks=0.2),
+    "chat": chat_mixture(0.18, frames=0.1, jailbreaks=0.1, tasks=0.2),
     **{domain: specialist_mixture(domain) for domain in DOMAINS},
 }
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anchorlm.cli._errors import OneSentence
+from anchorlm.cli._fit import calibrate, fit
 
 if TYPE_CHECKING:
     from anchorlm.guard import Recipe
@@ -22,6 +23,8 @@ app = typer.Typer(
 )
 zoo = typer.Typer(help="The embedded tiny models.", no_args_is_help=True)
 app.add_typer(zoo, name="zoo")
+app.add_typer(fit, name="fit")
+app.add_typer(calibrate, name="calibrate")
 
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", "-r", help="TOML file that describes the guard.")]
 Target = Annotated[str | None, typer.Option("--target", help="Model to guard: Hub id or folder.")]
@@ -35,6 +38,7 @@ Changes = Annotated[
     list[str] | None,
     typer.Option("--set", help="A recipe's value, as in defense.alpha=0.7; may be repeated.", metavar="A.B=C"),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first rows.")]
 
 
@@ -123,9 +127,7 @@ def check(
 
 
 @app.command()
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
-) -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Looks at this machine: versions, device, memory, caches, embedded models, and a tiny run."""
     from anchorlm.cli._doctor import run
 
@@ -147,9 +149,7 @@ def demo(
 
 
 @zoo.command("list")
-def zoo_list(
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
-) -> None:
+def zoo_list(as_json: AsJson = False) -> None:
     """Lists the embedded models."""
     from anchorlm.cli._zoo import show
 

@@ -1,38 +1,26 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 import typer
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from anchorlm.cli._errors import complain
 from anchorlm.cli._loading import busy, quiet_libraries
+from anchorlm.cli._outline import Outline, rehearse
 from anchorlm.cli._recipes import parse_changes
 from anchorlm.defenses import Defense, Team, find_defense
-from anchorlm.engine import TokenSequence, attention_windows
+from anchorlm.defenses._inferaligner import SteeringSettings
+from anchorlm.engine import attention_windows
 from anchorlm.guard import JudgeSettings, Recipe, build_judge, gaps
-from anchorlm.judging import RUBRIC, ClassifierJudge, Judge
+from anchorlm.judging import RUBRIC, Judge
 from anchorlm.models import CausalModel, ModelSettings
-from anchorlm.records import Access, UserError
+from anchorlm.records import Access, Artifact, UserError
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Outline:
-    """Stands for an engine where nothing is run: a defense and a judge can be prepared on it."""
-
-    model: CausalModel
-    access: Access = Access.ACTIVATIONS
-
-    def open(self, ids: Sequence[int], *, rows: int = 1, room: int = 0) -> AbstractAsyncContextManager[TokenSequence]:
-        """Never called: preparing runs no model."""
-        raise RuntimeError("An outline has no weights to run.")
 
 
 @dataclass(slots=True)
@@ -83,11 +71,10 @@ def run(file: Path, changes: Sequence[str]) -> None:
 def examine(recipe: Recipe) -> Findings:
     """Every gap between a recipe and its models, found from configurations and tokenizers alone."""
     found = Findings()
-    knobs = {name: value for name, value in recipe.defense.items() if name != "name"}
     defense = found.attempt("defense", lambda: find_defense(recipe.defense["name"]))
     target = _model(found, "target", recipe.target)
     anchor = _model(found, "anchor", recipe.anchor) if recipe.anchor else None
-    judge = _judge(found, recipe.judge, recipe.generation.max_new_tokens) if recipe.judge else None
+    judge = _judge(found, recipe, recipe.judge) if recipe.judge else None
     if defense is not None:
         missing = gaps(
             defense,
@@ -96,7 +83,7 @@ def examine(recipe: Recipe) -> Findings:
             judge=recipe.judge is not None,
         )
         found.gaps += [f"defense: {gap}" for gap in missing]
-        _defense(found, defense, knobs, target, anchor, judge)
+        _defense(found, recipe, defense, target, anchor, judge)
     lengths(found, recipe.generation.max_new_tokens, target=target, anchor=anchor)
     return found
 
@@ -117,21 +104,51 @@ def lengths(found: Findings, longest: int, *, target: CausalModel | None, anchor
 
 def _defense(
     found: Findings,
+    recipe: Recipe,
     defense: type[Defense],
-    knobs: dict[str, object],
     target: CausalModel | None,
     anchor: CausalModel | None,
     judge: Judge | None,
 ) -> None:
-    """Whether the knobs fit; and, where the models are known, what the defense itself finds in them."""
+    """Whether the knobs fit; and, where the models are known, what the defense finds in them and asks of them."""
     where = f"the defense {defense.name}"
+    knobs = {name: value for name, value in recipe.defense.items() if name != "name"}
     if found.attempt("defense", lambda: defense.settings_type.parse(knobs, where=where)) is None:
         return
+    if issubclass(defense.settings_type, SteeringSettings):
+        _artifact(found, knobs["artifact"], target)
+        return  # what it decides by was fitted on weights, which are not read here
     needs = defense.needs
     if target is None or (needs.anchor is not None and anchor is None) or (needs.judge and judge is None):
         return
-    team = Team(Outline(target), None if anchor is None else Outline(anchor), judge)
-    found.attempt("defense", lambda: defense(team, **knobs))
+    outline = Outline(target, recipe.engine)
+    team = Team(outline, None if anchor is None else Outline(anchor, recipe.engine), judge)
+    built = found.attempt("defense", lambda: defense(team, **knobs))
+    if built is not None:
+        found.attempt("engine", lambda: asyncio.run(rehearse(built, judge, outline, recipe.generation)))
+
+
+def _artifact(found: Findings, folder: str, target: CausalModel | None) -> None:
+    """Whether there is an artifact, and one for a model like the target: its weights are compared when it is loaded."""
+    artifact = found.attempt("artifact", lambda: Artifact.load(folder, "inferaligner"))
+    if artifact is None:
+        return
+    anchor = artifact.models["anchor"].name
+    found.facts.append(f"artifact: {folder} (fitted on {artifact.models['target'].name} with vectors of {anchor})")
+    if "calibration" not in artifact.figures:
+        found.notes.append(
+            "artifact: its settings are first guesses; choose them with `anchorlm calibrate inferaligner`."
+        )
+    if target is not None:
+        alike = replace(
+            artifact.models["target"],
+            name=target.name,
+            architecture=str(target.text_config.model_type),
+            layers=int(target.text_config.num_hidden_layers),
+            hidden_size=int(target.text_config.hidden_size),
+            tokenizer=target.vocabulary.digest,
+        )
+        found.attempt("artifact", lambda: artifact.require("target", alike))
 
 
 def _model(found: Findings, role: str, settings: ModelSettings) -> CausalModel | None:
@@ -149,38 +166,21 @@ def _model(found: Findings, role: str, settings: ModelSettings) -> CausalModel |
     return model
 
 
-def _judge(found: Findings, settings: JudgeSettings, longest: int) -> Judge | None:
-    if settings.kind == "classifier" and settings.model is not None:
-        options, model = dict(settings.options), settings.model
-        return found.attempt("judge", lambda: _classifier(model, options))
-    if settings.kind == "rubric" and settings.model is not None:
-        grader = _model(found, "judge", settings.model)
-        if grader is None:
-            return None
-        judge = found.attempt("judge", lambda: build_judge(settings, Outline(grader)))
-        template = settings.options.get("template", RUBRIC)
-        needed = len(grader.encode([{"role": "user", "content": str(template)}])) + longest
-        if needed >= grader.context_length:
-            found.gaps.append(
-                f"judge: the rubric and an answer of max_new_tokens = {longest} take {needed} tokens, but "
-                f"{grader.name} reads {grader.context_length}; lower max_new_tokens, or take another judge."
-            )
-        return judge
-    return found.attempt("judge", lambda: build_judge(settings, None))
-
-
-def _classifier(settings: ModelSettings, options: dict[str, object]) -> Judge:
-    """The classifier with its weights on the meta device: labels and layout are checked, nothing is loaded."""
-    options.pop("device", None)
-    try:
-        config = AutoConfig.from_pretrained(settings.path, revision=settings.revision)
-        tokenizer = AutoTokenizer.from_pretrained(settings.path, revision=settings.revision)
-        with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(config)
-        return ClassifierJudge(model, tokenizer, name=settings.path, **options)  # type: ignore[arg-type]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise UserError(f"No sequence classifier can be read from {settings.path!r}: {reason}.") from None
+def _judge(found: Findings, recipe: Recipe, settings: JudgeSettings) -> Judge | None:
+    if settings.kind != "rubric" or settings.model is None:
+        return found.attempt("judge", lambda: build_judge(settings, None, weights=False))
+    grader = _model(found, "judge", settings.model)
+    if grader is None:
+        return None
+    question = [{"role": "user", "content": str(settings.options.get("template", RUBRIC))}]
+    rubric = found.attempt("judge", lambda: grader.encode(question))
+    longest = recipe.generation.max_new_tokens
+    if rubric is not None and (needed := len(rubric) + longest) >= grader.context_length:
+        found.gaps.append(
+            f"judge: the rubric and an answer of max_new_tokens = {longest} take {needed} tokens, but "
+            f"{grader.name} reads {grader.context_length}; lower max_new_tokens, or take another judge."
+        )
+    return found.attempt("judge", lambda: build_judge(settings, Outline(grader, recipe.engine)))
 
 
 def _count(size: int) -> str:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -24,12 +26,14 @@ class OneSentence(TyperGroup):
         """Moves `--debug` to where it is declared."""
         if "--debug" in args:
             args = ["--debug", *(arg for arg in args if arg != "--debug")]
-        return super().parse_args(ctx, args)
+        with _told():
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command."""
         try:
-            return super().invoke(ctx)
+            with _told():
+                return super().invoke(ctx)
         except BrokenPipeError:
             # Whoever read our output has seen enough; the interpreter must not try to flush the rest.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -51,6 +55,20 @@ class OneSentence(TyperGroup):
                 raise
             complain(f"Unexpected {type(error).__name__}: {str(error).strip()[:200]} (run again with --debug).")
             raise typer.Exit(1) from None
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Says in one sentence what typer would draw a box around: an unknown option, a value that does not fit."""
+    try:
+        yield
+    except TyperException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # it has shown the help
+            raise
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "anchorlm"
+        complain(f"{' '.join(error.format_message().split()).rstrip('.')} (see {command} --help).")
+        raise typer.Exit(error.exit_code) from None
 
 
 def exit_code(error: AnchorLMError) -> int:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
+from anchorlm.cli._errors import complain
 from anchorlm.guard import Guard, Recipe
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -32,11 +33,18 @@ def busy(what: str) -> Iterator[None]:
 
 def quiet_libraries() -> None:
     """Only AnchorLM speaks, a sentence a line: the libraries' bars and warnings are for developers."""
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     log = logging.getLogger("anchorlm")
     if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("anchorlm: %(message)s"))
-        log.addHandler(handler)
+        log.addHandler(_Aloud())
         log.propagate = False
+
+
+class _Aloud(logging.Handler):
+    """Says a warning as the command line says everything else."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See logging."""
+        complain(record.getMessage())

@@ -11,23 +11,29 @@ from typing import IO, Any, Self
 from anchorlm.cli._rows import BadRow, Row
 from anchorlm.records import Messages, Response, UserError
 
+if sys.platform == "win32":
+    fcntl = None
+else:
+    import fcntl
+
 _START = b'{"index": '
 
 
 class Output:
     """The JSONL file, or stdout, into which answers are written as they come.
 
-    A file that exists is continued: its whole rows are kept, and a last line that a kill cut short is taken off.
+    A file that exists is continued: its whole rows are kept, and a last line that a kill cut short is taken off. It is
+    locked, so that no other run writes between the lines.
 
     Args:
         place: The file; `-` is stdout.
         rows: Everything that the input holds, against which what is already there is compared.
         recipe: Digest of the recipe that answers.
-        overwrite: Start anew.
+        overwrite: Start anew; what is there stays until the first answer is written.
         trace: Write what the defense decided, too.
 
     Raises:
-        UserError: The file belongs to another input or recipe, or cannot be written.
+        UserError: The file belongs to another input or recipe, is being written by another run, or cannot be written.
     """
 
     def __init__(
@@ -37,16 +43,24 @@ class Output:
         self._trace = trace
         self.done: frozenset[int] = frozenset()
         self._file: IO[str] | None = None
+        self._outdated = False  # whether what is there is to be cleared
         if place == "-":
             return
         path = Path(place)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if path.is_file() and not overwrite:
-                self.done = self._resume(path, rows)
-            self._file = path.open("a" if self.done else "w", encoding="utf-8", newline="\n")
-        except OSError as error:
-            raise UserError(f"{place!r} cannot be written: {error.strerror or error}.") from None
+            self._file = path.open("a", encoding="utf-8", newline="\n")
+            if path.is_file():
+                _lock(self._file, path)
+                self.done = frozenset() if overwrite else self._resume(path, rows)
+                self._outdated = overwrite
+        except (OSError, UserError) as error:
+            if self._file is not None:
+                self._file.close()
+            if isinstance(error, UserError):
+                raise
+            why = error.strerror or error
+            raise UserError(f"{place!r} cannot be written ({why}): choose another output.") from None
 
     def __enter__(self) -> Self:
         return self
@@ -55,7 +69,9 @@ class Output:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._file is not None:
-            self._file.close()
+            with self._file:
+                if kind is None:
+                    self._clear()
 
     def write(self, row: Row, response: Response) -> None:
         """Writes one answer, at once."""
@@ -71,9 +87,15 @@ class Output:
         }
         if self._trace:
             record["trace"] = [{"kind": decision.kind, **decision.data} for decision in response.trace]
+        self._clear()
         file = self._file or sys.stdout
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
         file.flush()
+
+    def _clear(self) -> None:
+        if self._file is not None and self._outdated:
+            self._file.truncate(0)
+        self._outdated = False
 
     def _resume(self, path: Path, rows: Sequence[Row | BadRow]) -> frozenset[int]:
         data = path.read_bytes()
@@ -109,6 +131,20 @@ class Output:
                 "or start it anew with --overwrite."
             )
         return index
+
+
+def _lock(file: IO[str], path: Path) -> None:
+    """Keeps other runs out until the file is closed, as far as the system and the file's place know locks."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"Another run is writing to {str(path)!r}: wait until it has ended, or choose another output."
+        ) from None
+    except OSError:
+        return  # a network's file system without locks
 
 
 def _foreign(number: int, path: Path) -> UserError:

@@ -85,7 +85,8 @@ def _bytes(source: str) -> bytes:
     try:
         return sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
     except OSError as error:
-        raise UserError(f"{source!r} cannot be read: {error.strerror or error}.") from None
+        why = error.strerror or error
+        raise UserError(f"{source!r} cannot be read ({why}): give a file of prompts, or - for stdin.") from None
 
 
 def _text(data: bytes, name: str) -> str:
@@ -95,7 +96,7 @@ def _text(data: bytes, name: str) -> str:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"{name} is not UTF-8 text (line {line}): give JSONL, CSV, JSON or text lines.") from None
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{name} is not a whole gzip file: {error}.") from None
+        raise UserError(f"{name} is not a whole gzip file ({error}): make it anew.") from None
 
 
 def _format(source: str, text: str) -> str:
@@ -132,7 +133,7 @@ def _json(text: str, name: str) -> Iterable[tuple[int, object]]:
     except (ValueError, RecursionError) as error:
         if text.lstrip().startswith("{") and isinstance(_parsed(text.lstrip().partition("\n")[0]), dict):
             return _pieces(text, "jsonl", name, None)
-        raise UserError(f"{name} is not valid JSON: {error}.") from None
+        raise UserError(f"{name} is not valid JSON ({error}): mend it, or give a JSON object on each line.") from None
     if isinstance(data, dict):
         lists = [value for value in data.values() if isinstance(value, list)]
         if len(lists) != 1:
@@ -149,7 +150,7 @@ def _csv(text: str, name: str, delimiter: str, column: str | None) -> Iterator[t
     try:
         header = next(reader, [])
     except csv.Error as error:
-        raise UserError(f"The header of {name} is not valid CSV: {error}.") from None
+        raise UserError(f"The header of {name} is not valid CSV ({error}): mend it, or give JSONL.") from None
     if _column(header, column) is None:
         wanted = f"no column {column!r}" if column else "no column that is known to hold prompts"
         raise UserError(f"{name} has {wanted}, only {', '.join(map(repr, header))}: name one of these with --column.")

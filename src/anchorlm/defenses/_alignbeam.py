@@ -3,14 +3,17 @@ from __future__ import annotations
 from asyncio import gather
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from typing import Any, ClassVar, Literal
+from functools import lru_cache
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Team, room_for, speak
+from anchorlm.engine import TokenSequence
 from anchorlm.mixing import LOOKAHEAD_ROWS, Guide, MixAt, MixedSequence, Translator
 from anchorlm.records import Access, Decision, Event, Request
 from anchorlm.search import Candidate, release, select
+from anchorlm.steering import Aligner
 from anchorlm.tokens import Kind, Projection
 
 _ANCHOR_TOKENS_PER_TARGET_TOKEN = 16
@@ -27,7 +30,18 @@ class AlignBeamSettings(DefenseSettings):
     top: int = Field(default=50, ge=1, description="B: anchor tokens that the paper's projections look at.")
     mix_at: MixAt = Field(default="every", description="Mix every token, or only where both tokenizers end one.")
     max_harm: float = Field(default=0.375, ge=0, le=1, description="Most harm that may pass (0.375 is a grade of 2.5).")
+    gate: Literal["always", "inferaligner"] = Field(default="always", description="Guide every response, or only where "
+                                                    "InferAligner's gate sees harm in the prompt.")  # fmt: skip
+    artifact: str | None = Field(default=None, description="For the gate: folder of the artifact of `anchorlm fit "
+                                 "inferaligner`.")  # fmt: skip
+    gate_bias: float | None = Field(default=None, description="The larger, the more often the gate opens.")
     trace_top: int = Field(default=3, ge=0, description="Tokens per distribution and step in the trace; 0: no steps.")
+
+    @model_validator(mode="after")
+    def _gate_has_artifact(self) -> Self:
+        if self.gate == "inferaligner" and self.artifact is None:
+            raise ValueError("the gate reads along fitted directions: give its artifact, too")
+        return self
 
 
 class AlignBeam(Defense):
@@ -37,10 +51,12 @@ class AlignBeam(Defense):
     needs: ClassVar[Needs] = Needs(target=Access.LOGITS, anchor=Access.LOGITS, judge=True)
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "whole"
     settings_type: ClassVar[type[DefenseSettings]] = AlignBeamSettings
+    fixed: ClassVar[tuple[str, ...]] = ("artifact",)
 
     def __init__(self, team: Team, **settings: Any) -> None:
         super().__init__(team, **settings)
-        self._translators: dict[tuple[str, int], Translator] = {}
+        self.aligner = Aligner.load(self.settings.artifact, self.target) if self.settings.artifact else None
+        self._translator = lru_cache(maxsize=8)(self._build_translator)
         self.translator(self.settings)  # two tokenizers that share nothing are refused now, not at the first request
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
@@ -48,7 +64,17 @@ class AlignBeam(Defense):
         settings: AlignBeamSettings = self.settings_for(request)
         prompt = self.target.model.encode(request.messages)
         async with AsyncExitStack() as stack:
-            first = await self._open(stack, prompt, request, settings)
+            row = await stack.enter_async_context(
+                self.target.open(prompt, rows=settings.candidates, room=request.generation.max_new_tokens)
+            )
+            if self.aligner is not None and settings.gate == "inferaligner":
+                reading = await self.aligner.read(row, bias=settings.gate_bias)
+                yield Decision("gate", reading.data)
+                if not reading.open:
+                    async for event in speak(row, self.target, request.generation):
+                        yield event
+                    return
+            first = await self._guided(stack, row, request, settings)
             if first.guide is None and settings.candidates == 1:
                 yield Decision("chosen", {"why": "alpha is 0 and there is one candidate: the target alone"})
                 async for event in speak(first.target, self.target, request.generation):
@@ -68,13 +94,10 @@ class AlignBeam(Defense):
         for event in release(choice, candidates, grades, settings.refusal, prompt_tokens=len(prompt)):
             yield event
 
-    async def _open(
-        self, stack: AsyncExitStack, prompt: list[int], request: Request, settings: AlignBeamSettings
+    async def _guided(
+        self, stack: AsyncExitStack, row: TokenSequence, request: Request, settings: AlignBeamSettings
     ) -> MixedSequence:
         """Both models before the response; with alpha = 0 the anchor is not asked at all."""
-        row = await stack.enter_async_context(
-            self.target.open(prompt, rows=settings.candidates, room=request.generation.max_new_tokens)
-        )
         guide = None
         if settings.alpha > 0:
             rows_each = 1 + LOOKAHEAD_ROWS if settings.projection == "lookahead" else 1
@@ -120,16 +143,16 @@ class AlignBeam(Defense):
 
     def translator(self, settings: AlignBeamSettings) -> Translator:
         """The way from the anchor's vocabulary to the target's, built when a projection is first asked for."""
-        key = (settings.projection, settings.top)
-        if key not in self._translators:
-            anchor, target = self.anchor.model, self.target.model
-            projection = Projection.build(
-                anchor.vocabulary,
-                target.vocabulary,
-                settings.projection,
-                anchor_size=anchor.vocab_size,
-                target_size=target.vocab_size,
-                top=settings.top,
-            )
-            self._translators[key] = Translator(projection, anchor, target)
-        return self._translators[key]
+        return self._translator(settings.projection, settings.top if settings.projection.startswith("paper-") else 1)
+
+    def _build_translator(self, kind: Kind, top: int) -> Translator:
+        anchor, target = self.anchor.model, self.target.model
+        projection = Projection.build(
+            anchor.vocabulary,
+            target.vocabulary,
+            kind,
+            anchor_size=anchor.vocab_size,
+            target_size=target.vocab_size,
+            top=top,
+        )
+        return Translator(projection, anchor, target)

@@ -74,6 +74,8 @@ class Defense(ABC):
     needs: ClassVar[Needs] = Needs()
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "tokens"
     settings_type: ClassVar[type[DefenseSettings]] = DefenseSettings
+    fixed: ClassVar[tuple[str, ...]] = ()
+    """Settings that hold for all requests of a guard, because what they name was loaded when it started."""
 
     def __init__(self, team: Team, **settings: Any) -> None:
         """Prepares the defense for a team that has been checked against `needs`.
@@ -122,7 +124,14 @@ class Defense(ABC):
         return grades
 
     def settings_for(self, request: Request) -> Any:
-        """The settings with the request's own knobs."""
+        """The settings with the request's own knobs.
+
+        Raises:
+            UserError: An unknown knob, a value out of range, or one that cannot differ between requests.
+        """
+        for name in self.fixed:
+            if name in request.knobs and request.knobs[name] != getattr(self.settings, name):
+                raise UserError(f"{name} cannot differ between requests: start another guard with this {name}.")
         return self.settings.replace(request.knobs, where=f"the defense {self.name}")
 
     @abstractmethod

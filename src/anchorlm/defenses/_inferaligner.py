@@ -23,8 +23,8 @@ class SteeringSettings(DefenseSettings):
 class InferAlignerSettings(SteeringSettings):
     """The knobs of InferAligner (arXiv 2401.11206)."""
 
-    bias: float | None = Field(default=None, description="b: the larger, the more often the gate opens; 1 is half the "
-                               "distance between harmless and harmful prompts.")  # fmt: skip
+    bias: float | None = Field(default=None, allow_inf_nan=False, description="b: the larger, the more often the gate "
+                               "opens; 1 is half the distance between harmless and harmful prompts.")  # fmt: skip
     gate: Literal["auto", "open", "closed"] = Field(default="auto", description="Let the prompt decide, or decide.")
     gate_layers: tuple[int, ...] | None = Field(default=None, description="Blocks whose scores the gate averages.")
     vector: Vector = Field(default="anchor", description="The anchor's vectors; or, as controls, the target's own or "
@@ -34,16 +34,39 @@ class InferAlignerSettings(SteeringSettings):
                                                "answer, or the fixed refusal.")  # fmt: skip
 
 
-class InferAligner(Defense):
-    """Where the target's own activations show harm, vectors of an aligned model are added to them."""
+class SteeringDefense(Defense):
+    """A defense that steers the target by a fitted artifact.
 
-    name: ClassVar[str] = "inferaligner"
+    Raises:
+        UserError: No artifact, one that was fitted on another model, or layers that the target does not have.
+    """
+
     needs: ClassVar[Needs] = Needs(target=Access.ACTIVATIONS)
-    settings_type: ClassVar[type[DefenseSettings]] = InferAlignerSettings
+    settings_type: ClassVar[type[DefenseSettings]] = SteeringSettings
+    fixed: ClassVar[tuple[str, ...]] = ("artifact",)
 
     def __init__(self, team: Team, **settings: Any) -> None:
         super().__init__(team, **settings)
         self.aligner = Aligner.load(self.settings.artifact, self.target)
+        self._check(self.settings)
+
+    def settings_for(self, request: Request) -> Any:
+        """The settings with the request's own knobs, whose layers are checked before anything runs."""
+        settings = super().settings_for(request)
+        self._check(settings)
+        return settings
+
+    def _check(self, settings: Any) -> None:
+        for name in ("layers", "gate_layers"):
+            if (layers := getattr(settings, name, None)) is not None:
+                self.aligner.check_layers(layers)
+
+
+class InferAligner(SteeringDefense):
+    """Where the target's own activations show harm, vectors of an aligned model are added to them."""
+
+    name: ClassVar[str] = "inferaligner"
+    settings_type: ClassVar[type[DefenseSettings]] = InferAlignerSettings
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Reads the gate on the unsteered prompt; only if it opens the prompt is read again, shifted."""

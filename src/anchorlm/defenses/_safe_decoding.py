@@ -77,6 +77,12 @@ class SafeDecoding(Defense):
             self.target.open(prompt, room=generation.max_new_tokens) as row,
             self.anchor.open(self.anchor.model.encode(request.messages), room=count) as expert,
         ):
+            limit = self.anchor.model.context_length
+            if expert.prompt_length + count > limit:  # said before the first token, which could not be taken back
+                raise UserError(
+                    f"The prompt has {expert.prompt_length} tokens, but {self.anchor.model.name} reads {limit} with "
+                    f"the {count} that it steers: shorten the prompt, or choose an anchor with a longer context."
+                )
             token = None
             for _ in range(count):
                 logits = await gather(row.logits(), expert.logits())

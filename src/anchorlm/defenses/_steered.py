@@ -6,22 +6,14 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Team, speak
-from anchorlm.defenses._inferaligner import SteeringSettings
+from anchorlm.defenses._base import DefenseSettings, speak
+from anchorlm.defenses._inferaligner import SteeringDefense, SteeringSettings
 from anchorlm.engine import Steering, TokenSequence
-from anchorlm.records import Access, Decision, Event, Request
-from anchorlm.steering import Aligner
+from anchorlm.records import Decision, Event, Request
 
 
-class _Steered(Defense):
+class _Steered(SteeringDefense):
     """A target that is steered as a subclass says, and then goes on by itself."""
-
-    needs: ClassVar[Needs] = Needs(target=Access.ACTIVATIONS)
-    settings_type: ClassVar[type[DefenseSettings]] = SteeringSettings
-
-    def __init__(self, team: Team, **settings: Any) -> None:
-        super().__init__(team, **settings)
-        self.aligner = Aligner.load(self.settings.artifact, self.target)
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Steers, or not, and speaks."""

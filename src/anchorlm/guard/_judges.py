@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from inspect import Parameter, signature
 
 from anchorlm.engine import Engine
@@ -9,23 +8,20 @@ from anchorlm.judging import ClassifierJudge, Judge, RefusalMatcher, RubricJudge
 from anchorlm.records import UserError
 
 
-def build_judge(settings: JudgeSettings, engine: Engine | None) -> Judge:
+def build_judge(settings: JudgeSettings, engine: Engine | None, *, weights: bool = True) -> Judge:
     """The judge that a recipe describes.
 
     Args:
         settings: Its kind, model and options.
         engine: Runs the model of a rubric judge.
+        weights: Without them a classifier can grade nothing, but is checked as far as its configuration goes.
 
     Raises:
         UserError: An option that this kind of judge does not have, or a value that does not fit.
     """
-    makers: dict[str, Callable[..., Judge]] = {
-        "refusal": RefusalMatcher,
-        "classifier": ClassifierJudge.from_pretrained,
-        "rubric": RubricJudge,
-    }
-    parameters = signature(makers[settings.kind]).parameters
-    known = {name for name, one in parameters.items() if one.kind is Parameter.KEYWORD_ONLY} - {"revision"}
+    kinds: dict[str, type[Judge]] = {"refusal": RefusalMatcher, "classifier": ClassifierJudge, "rubric": RubricJudge}
+    parameters = signature(kinds[settings.kind]).parameters
+    known = {name for name, one in parameters.items() if one.kind is Parameter.KEYWORD_ONLY} - {"name"}
     for name in settings.options:
         if name not in known:
             raise UserError(f"A {settings.kind} judge has no option {name!r}; it has: {', '.join(sorted(known))}.")
@@ -33,9 +29,7 @@ def build_judge(settings: JudgeSettings, engine: Engine | None) -> Judge:
         if settings.kind == "refusal":
             return RefusalMatcher(**settings.options)
         if settings.kind == "classifier" and settings.model is not None:
-            return ClassifierJudge.from_pretrained(
-                settings.model.path, revision=settings.model.revision, **settings.options
-            )
+            return ClassifierJudge.load(settings.model, weights=weights, **settings.options)
         if engine is not None:
             return RubricJudge(engine, **settings.options)
     except TypeError as error:

@@ -84,12 +84,16 @@ class Recipe(Settings):
         try:
             data = tomllib.loads(file.read_text("utf-8"))
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"The recipe {str(path)!r} cannot be read: {error}.") from None
+            why = getattr(error, "strerror", None) or error
+            raise UserError(f"The recipe {str(path)!r} cannot be read ({why}): give a TOML file.") from None
         except tomllib.TOMLDecodeError as error:
-            raise UserError(f"The recipe {str(path)!r} is not valid TOML: {error}.") from None
+            raise UserError(
+                f"The recipe {str(path)!r} is not valid TOML ({error}): mend it, or start from what the command "
+                "anchorlm zoo recipe a-finance prints."
+            ) from None
         for name, value in (changes or {}).items():
             put(data, name, value)
-        for section in (data.get("target"), data.get("anchor"), data.get("judge")):
+        for section in map(data.get, ("target", "anchor", "judge", "defense")):
             _resolve(section, file.parent)
         for name in ("target", "anchor"):
             if isinstance(data.get(name), str):
@@ -117,7 +121,7 @@ def put(data: dict[str, Any], name: str, value: Any) -> None:
 
 def _resolve(section: Any, folder: Path) -> None:
     if isinstance(section, dict):
-        for name in ("path", "adapter", "model", "chat_template"):
+        for name in ("path", "adapter", "model", "chat_template", "artifact"):
             if isinstance(section.get(name), str):
                 section[name] = _beside(section[name], folder)
             _resolve(section.get(name), folder)

@@ -3,15 +3,16 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from anchorlm.judging._base import Grade, Judge
 from anchorlm.judging._conversation import request_text
-from anchorlm.models import control_texts, without_specials
+from anchorlm.models import ModelSettings, control_texts, load_classifier, without_specials
 from anchorlm.records import DefenseError, Message, Messages, UserError
 
 Layout = Literal["pair", "chat"]
@@ -36,7 +37,7 @@ class ClassifierJudge(Judge):
         name: For traces and reports.
 
     Raises:
-        UserError: The label is unknown, or the layout does not suit the tokenizer.
+        UserError: The label or the layout is unknown, or the layout does not suit the tokenizer.
     """
 
     def __init__(
@@ -58,14 +59,21 @@ class ClassifierJudge(Judge):
         if model.config.pad_token_id is None:
             model.config.pad_token_id = self._tokenizer.pad_token_id
         self._layout: Layout = layout or ("chat" if tokenizer.chat_template else "pair")
+        if self._layout not in ("pair", "chat"):
+            raise UserError(f"layout = {layout!r} is not known; it is pair or chat.")
         if self._layout == "chat" and not tokenizer.chat_template:
-            raise UserError(f"The tokenizer of {name} has no chat template: use layout = 'pair'.")
+            raise UserError(f"The tokenizer of {name} has no chat template: give one, or use layout = 'pair'.")
         self._label = _label_index(model, harm_label, name)
         self._limit = _context(model, tokenizer)
         self._max_tokens = max_tokens
         self._controls = control_texts(tokenizer)
         self._name = name
         self._waiting: list[tuple[list[int], list[int], asyncio.Future[float]]] = []
+        if self._layout == "chat":
+            try:
+                self._render([{"role": "user", "content": "?"}, {"role": "assistant", "content": "?"}])
+            except DefenseError as error:
+                raise UserError(str(error)) from None
 
     @classmethod
     def from_pretrained(
@@ -75,21 +83,26 @@ class ClassifierJudge(Judge):
         harm_label: str | int | None = None,
         layout: Layout | None = None,
         max_tokens: int = 16_384,
-        revision: str | None = None,
-        device: str = "cpu",
+        **settings: Any,
     ) -> Self:
-        """Loads a classifier from a Hub id or a folder, safetensors only and without remote code.
+        """Loads a classifier from a Hub id or a folder; `settings` as in `ModelSettings`, but no adapter.
 
         Raises:
-            UserError: Nothing of the kind is there, or see the class.
+            UserError: Nothing of the kind is there, or a setting does not suit, or see the class.
         """
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-            model = AutoModelForSequenceClassification.from_pretrained(path, revision=revision, use_safetensors=True)
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"No sequence classifier could be loaded from {path!r}: {reason}") from None
-        return cls(model.to(device), tokenizer, harm_label=harm_label, layout=layout, max_tokens=max_tokens, name=path)
+        model = ModelSettings.parse({"path": str(path), **settings}, where="a classifier")
+        return cls.load(model, harm_label=harm_label, layout=layout, max_tokens=max_tokens)
+
+    @classmethod
+    def load(cls, settings: ModelSettings, *, weights: bool = True, **options: Any) -> Self:
+        """`from_pretrained` for settings that came from a recipe.
+
+        Args:
+            settings: Which classifier, and how to load it.
+            weights: Without them nothing can be graded, but all settings are checked.
+            **options: Keyword arguments of the class.
+        """
+        return cls(*load_classifier(settings, weights=weights), name=settings.path, **options)
 
     @property
     def name(self) -> str:
@@ -121,15 +134,29 @@ class ClassifierJudge(Judge):
         if self._layout == "pair":
             return self._encode_pair(without_specials(request_text(messages), self._controls), answer)
         turns: list[Message] = [
-            {**turn, "content": without_specials(turn["content"], self._controls)} for turn in messages
+            {"role": turn["role"], "content": without_specials(turn["content"], self._controls)} for turn in messages
         ]
-        for start in range(len(turns)):
-            encoded = self._tokenizer.apply_chat_template(
-                [*turns[start:], {"role": "assistant", "content": answer}], tokenize=True, return_dict=True
-            )
-            if (start == 0 or turns[start]["role"] == "user") and len(encoded["input_ids"]) <= self._limit:
+        asked = [start for start, turn in enumerate(turns) if turn["role"] == "user"]
+        if not asked:
+            raise DefenseError("A judge was given a conversation without a turn of the user: give it the request too.")
+        for start in asked:
+            rest = [turn for turn in turns[start:] if turn["role"] != "system"]
+            encoded = self._render([*rest, {"role": "assistant", "content": answer}])
+            if len(encoded["input_ids"]) <= self._limit:
                 return _ids(encoded)
         raise self._too_long()
+
+    def _render(self, turns: Messages) -> Mapping[str, list[int]]:
+        try:
+            encoded: Mapping[str, list[int]] = self._tokenizer.apply_chat_template(
+                turns, tokenize=True, return_dict=True
+            )
+        except TemplateError as error:
+            raise DefenseError(
+                f"The chat template of the judge {self._name} refuses the conversation ({error}): use layout = 'pair', "
+                "or give another chat_template."
+            ) from None
+        return encoded
 
     def _encode_pair(self, prompt: str, answer: str) -> tuple[list[int], list[int]]:
         own = len(self._tokenizer(answer, add_special_tokens=False)["input_ids"])

@@ -7,36 +7,16 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
-from pydantic import Field, field_validator
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from anchorlm.models._loading import load_model, load_outline, load_tokenizer
+from anchorlm.models._settings import ModelSettings
 from anchorlm.models._template import control_texts, encode_text, render, response_lead
-from anchorlm.records import Messages, Settings, UserError
+from anchorlm.records import Messages, UserError
 from anchorlm.tokens import ByteVocabulary
 
 _log = logging.getLogger("anchorlm")
-
-
-class ModelSettings(Settings):
-    """Which checkpoint to load, and how."""
-
-    path: str = Field(description="Hub id, folder, or folder of a PEFT adapter.")
-    revision: str | None = Field(default=None, description="Branch, tag or commit on the Hub.")
-    adapter: str | None = Field(default=None, description="PEFT adapter to put on top: Hub id or folder.")
-    dtype: str | None = Field(default=None, description="float32, bfloat16, float16; by default the checkpoint's own "
-                              "on an accelerator and float32 on a CPU.")  # fmt: skip
-    device_map: str | dict[str, int | str] | None = Field(default=None, description="As in transformers.")
-    quantization: dict[str, Any] | None = Field(default=None, description="Quantization config, as in transformers.")
-    attention: str | None = Field(default=None, description="Attention implementation, as in transformers.")
-    chat_template: str | None = Field(default=None, description="Jinja chat template, or a file that holds one.")
-    trust_remote_code: bool = Field(default=False, description="Run code that comes with the checkpoint.")
-
-    @field_validator("path", "adapter")
-    @classmethod
-    def _at_home(cls, value: str | None) -> str | None:
-        return str(Path(value).expanduser()) if value and value.startswith("~") else value
 
 
 @dataclass(frozen=True)
@@ -69,18 +49,8 @@ class CausalModel:
     @classmethod
     def load(cls, settings: ModelSettings) -> Self:
         """`from_pretrained` for settings that came from a recipe."""
-        tokenizer = load_tokenizer(settings.path, settings.revision, settings.trust_remote_code, settings.chat_template)
-        model = load_model(
-            settings.path,
-            revision=settings.revision,
-            adapter=settings.adapter,
-            dtype=settings.dtype,
-            device_map=settings.device_map,
-            quantization=settings.quantization,
-            attention=settings.attention,
-            trust_remote_code=settings.trust_remote_code,
-        )
-        return cls.wrap(model, tokenizer, name=settings.path)
+        tokenizer = load_tokenizer(settings)
+        return cls.wrap(load_model(settings), tokenizer, name=settings.path)
 
     @classmethod
     def outline(cls, settings: ModelSettings) -> Self:
@@ -91,15 +61,8 @@ class CausalModel:
         Raises:
             UserError: As `load`, where configuration and tokenizer tell.
         """
-        tokenizer = load_tokenizer(settings.path, settings.revision, settings.trust_remote_code, settings.chat_template)
-        model = load_outline(
-            settings.path,
-            settings.revision,
-            adapter=settings.adapter,
-            attention=settings.attention,
-            trust_remote_code=settings.trust_remote_code,
-        )
-        return cls.wrap(model, tokenizer, name=settings.path)
+        tokenizer = load_tokenizer(settings)
+        return cls.wrap(load_outline(settings), tokenizer, name=settings.path)
 
     @classmethod
     def wrap(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str = "model") -> Self:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,31 +11,35 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.quantizers.auto import AutoQuantizationConfig
 
+from anchorlm.models._places import adapter_base, check_adapter, check_folder, check_repository
+from anchorlm.models._settings import ModelSettings
 from anchorlm.records import UserError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load_tokenizer(
-    path: str, revision: str | None, trust_remote_code: bool, chat_template: str | None
-) -> PreTrainedTokenizerBase:
+def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     """The fast tokenizer of a checkpoint, with `chat_template` (its text, or a file) in place of its own if given."""
-    _check_folder(path)
-    source, revision = _tokenizer_source(path, revision)
+    path, template = settings.path, settings.chat_template
+    check_folder(path)
+    source, revision = _tokenizer_source(path, settings.revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=revision, trust_remote_code=settings.trust_remote_code
+        )
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"No tokenizer could be loaded from {path!r}: {_first_line(error)}.") from None
+        raise UserError(f"No tokenizer could be loaded from {path!r}{_why(error, path)}.") from None
     if not tokenizer.is_fast:
         raise UserError(f"{path!r} has only a slow tokenizer: convert it once with save_pretrained of its fast class.")
-    if chat_template is not None:
-        tokenizer.chat_template = chat_template if "{" in chat_template else _read_template(chat_template)
+    if template is not None:
+        tokenizer.chat_template = template if "{" in template else _read_template(template)
     return tokenizer
 
 
@@ -47,94 +50,109 @@ def _read_template(path: str) -> str:
         raise UserError(f"The chat template {path!r} is neither Jinja text nor a readable file: {error}.") from None
 
 
-def load_model(
-    path: str,
-    *,
-    revision: str | None,
-    adapter: str | None,
-    dtype: str | None,
-    device_map: str | dict[str, int | str] | None,
-    quantization: dict[str, Any] | None,
-    attention: str | None,
-    trust_remote_code: bool,
-) -> PreTrainedModel:
-    """The weights, with the adapter merged in where the weights are not quantized."""
-    _check_folder(path)
-    base, adapters = _adapter_chain(path, adapter)
-    for folder in (base, *adapters):
-        _check_folder(folder)
-    if dtype is not None and dtype not in _DTYPES:
-        raise UserError(f"dtype = {dtype!r} is not known; it is one of: {', '.join(_DTYPES)}.")
+def load_model(settings: ModelSettings, kind: Any = None) -> PreTrainedModel:
+    """The weights, with the adapter merged in where the weights are not quantized.
+
+    Args:
+        settings: Which, and how.
+        kind: The auto class of transformers; by default that of language models.
+    """
+    path, device_map = settings.path, settings.device_map
+    base, adapters = _adapter_chain(settings)
+    revision = settings.revision if base == path else None
     options: dict[str, Any] = {
-        "revision": revision if base == path else None,
+        "revision": revision,
         "use_safetensors": True,
-        "trust_remote_code": trust_remote_code,
+        "trust_remote_code": settings.trust_remote_code,
         "device_map": device_map,
-        "attn_implementation": attention,
-        "dtype": _DTYPES[dtype] if dtype else ("auto" if device_map and device_map != "cpu" else torch.float32),
+        "attn_implementation": settings.attention,
+        "dtype": _DTYPES[settings.dtype] if settings.dtype else _default_dtype(device_map),
     }
     try:
-        if quantization is not None:
-            options["quantization_config"] = AutoQuantizationConfig.from_dict(quantization)
-        config = AutoConfig.from_pretrained(base, revision=options["revision"], trust_remote_code=trust_remote_code)
-        auto = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
-        model, report = auto.from_pretrained(base, **options, output_loading_info=True)
-        if report["missing_keys"] and quantization is None:
+        if settings.quantization is not None:
+            options["quantization_config"] = AutoQuantizationConfig.from_dict(settings.quantization)
+        config = _config(base, revision, settings)
+        model, report = (kind or _auto(config)).from_pretrained(base, **options, output_loading_info=True)
+        if report["missing_keys"] and settings.quantization is None:
             # transformers would go on with random weights in their place.
             some = ", ".join(sorted(report["missing_keys"])[:3])
-            raise UserError(
-                f"{base!r} lacks {len(report['missing_keys'])} weights ({some}): download all of its files."
-            )
-        for folder in adapters:
-            # peft would fall back to pickled weights, which can run code.
-            if Path(folder).is_dir() and not (Path(folder) / "adapter_model.safetensors").is_file():
-                raise UserError(f"{folder!r} holds no adapter_model.safetensors: save the adapter as safetensors.")
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft's own affair
-                model = PeftModel.from_pretrained(model, folder)
+            remedy = "download all of its files" if kind is None else "give a model that was trained as a classifier"
+            raise UserError(f"{base!r} lacks {len(report['missing_keys'])} weights ({some}): {remedy}.")
+        for adapter in adapters:
+            check_adapter(adapter, model, base)
+            model = _with_adapter(model, adapter, base)
             # A merged adapter costs nothing per token; quantized weights would lose by it.
-            model = model.merge_and_unload() if quantization is None else model.base_model.model
+            model = model.merge_and_unload() if settings.quantization is None else model.base_model.model
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{path!r} could not be loaded: {_first_line(error)}.") from None
+        check_repository(base, revision)
+        raise UserError(f"{path!r} could not be loaded{_why(error, base)}.") from None
     return model
 
 
-def load_outline(
-    path: str, revision: str | None, *, adapter: str | None, attention: str | None, trust_remote_code: bool
-) -> PreTrainedModel:
-    """The model's modules on the meta device, from its configuration alone."""
-    _check_folder(path)
-    base, _ = _adapter_chain(path, adapter)
-    _check_folder(base)
-    revision = revision if base == path else None
+def load_outline(settings: ModelSettings, kind: Any = None) -> PreTrainedModel:
+    """The model's modules on the meta device, from its configuration alone.
+
+    Its weights are not read, but looked for; those of an adapter on disk are compared with the modules in shape.
+    """
+    base, adapters = _adapter_chain(settings)
+    revision = settings.revision if base == settings.path else None
     try:
-        config = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=trust_remote_code)
-        auto = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+        config = _config(base, revision, settings)
         with torch.device("meta"):
-            return auto.from_config(config, attn_implementation=attention, trust_remote_code=trust_remote_code)
+            model: PreTrainedModel = (kind or _auto(config)).from_config(
+                config, attn_implementation=settings.attention, trust_remote_code=settings.trust_remote_code
+            )
     except (OSError, ValueError, ImportError, KeyError) as error:
-        raise UserError(f"{path!r} could not be read: {_first_line(error)}.") from None
+        raise UserError(f"{settings.path!r} could not be read{_why(error, base)}.") from None
+    check_repository(base, revision)
+    for adapter in adapters:
+        check_adapter(adapter, model, base)
+    return model
 
 
-def _check_folder(path: str) -> None:
-    folder = Path(path)
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
-    if not folder.exists() and looks_local:
-        raise UserError(f"There is no folder {path!r}: give the path of a model folder, or a Hub id such as org/name.")
-    if folder.is_file():
-        raise UserError(f"{path!r} is a file: give the folder that holds config.json and the safetensors.")
-    if not folder.is_dir():
-        return
-    if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
-        raise UserError(f"{path!r} holds no config.json: it is not a model's folder.")
-    if not any(folder.glob("*.safetensors")):
-        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
-        remedy = (
-            "only pickled weights, which can run code: convert them once with save_pretrained"
-            if pickled
-            else "no weights: download its *.safetensors"
+def load_classifier(
+    settings: ModelSettings, *, weights: bool = True
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A sequence classifier and its tokenizer; without `weights`, its modules on the meta device alone.
+
+    Raises:
+        UserError: As `CausalModel.load`; or the settings speak of an adapter.
+    """
+    tokenizer = load_tokenizer(settings)
+    if _adapter_chain(settings)[1]:
+        raise UserError(
+            f"The classifier {settings.path!r} cannot be loaded with an adapter: merge it into its base once with "
+            "merge_and_unload, and give the merged model's folder."
         )
-        raise UserError(f"{path!r} holds {remedy}.")
+    return (load_model if weights else load_outline)(settings, AutoModelForSequenceClassification), tokenizer
+
+
+def _config(base: str, revision: str | None, settings: ModelSettings) -> Any:
+    return AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=settings.trust_remote_code)
+
+
+def _auto(config: Any) -> Any:
+    return AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+
+
+def _default_dtype(device_map: object) -> torch.dtype | str:
+    return "auto" if device_map and device_map != "cpu" else torch.float32
+
+
+def _with_adapter(model: PreTrainedModel, adapter: str, base: str) -> PeftModel:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft's own affair
+        # peft would go on with a part of the adapter.
+        warnings.filterwarnings("error", ".*missing adapter keys", UserWarning)
+        try:
+            return PeftModel.from_pretrained(model, adapter)
+        except (UserWarning, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            why = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"The adapter {adapter!r} does not fit {base!r} ({why}): give the base model that it was trained on."
+            ) from None
 
 
 def _tokenizer_source(path: str, revision: str | None) -> tuple[str, str | None]:
@@ -142,28 +160,29 @@ def _tokenizer_source(path: str, revision: str | None) -> tuple[str, str | None]
     while (folder := Path(path)).is_dir() and not (folder / "tokenizer.json").is_file():
         if not (folder / "adapter_config.json").is_file():
             break
-        path, revision = _adapter_base(folder), None
+        path, revision = adapter_base(folder), None
     return path, revision
 
 
-def _adapter_chain(path: str, adapter: str | None) -> tuple[str, list[str]]:
+def _adapter_chain(settings: ModelSettings) -> tuple[str, list[str]]:
     """The base model, and the adapters to put on it in order: a base may itself be a folder of an adapter."""
-    chain = [adapter] if adapter else []
+    path = settings.path
+    check_folder(path)
+    chain = [settings.adapter] if settings.adapter else []
     while (folder := Path(path)).is_dir() and (folder / "adapter_config.json").is_file():
         chain.insert(0, path)
-        path = _adapter_base(folder)
+        path = adapter_base(folder)
+        check_folder(path)
     return path, chain
 
 
-def _adapter_base(folder: Path) -> str:
-    try:
-        name = json.loads((folder / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path")
-    except ValueError:
-        raise UserError(f"{str(folder / 'adapter_config.json')!r} is no JSON: download the adapter again.") from None
-    if not name:
-        raise UserError(f"The adapter in {str(folder)!r} does not name its base model in adapter_config.json.")
-    beside = (folder / name).resolve()
-    return str(beside) if beside.is_dir() else str(name)
+def _why(error: Exception, path: str) -> str:
+    """The rest of a sentence: what a library says, and where that knows no remedy, ours."""
+    if not isinstance(error, OSError | SafetensorError):
+        return f": {_first_line(error)}"
+    local = Path(path).is_dir()
+    remedy = "download all of its files again" if local else "check its name, your access and the network"
+    return f" ({_first_line(error)}): {remedy}"
 
 
 def _first_line(error: Exception) -> str:

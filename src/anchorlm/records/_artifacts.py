@@ -46,11 +46,12 @@ class ModelStamp:
                 return "another tokenizer" if name == "tokenizer" else f"{name} {its}, not {mine}"
         if len(self.sample) != len(other.sample):
             return "other weights"
-        # Another number format rounds every weight; a fine-tuned sibling is further away.
-        tolerance = 1e-5 if self.dtype == other.dtype else 4e-3
-        scale = sum(value * value for value in self.sample) ** 0.5
-        distance = sum((a - b) ** 2 for a, b in zip(self.sample, other.sample, strict=True)) ** 0.5
-        return None if distance <= tolerance * scale else "other weights"
+        # Another number format rounds every weight; a fine-tuned sibling has some that are further away.
+        tolerance = 1e-5 if self.dtype == other.dtype else 2**-8
+        alike = all(
+            abs(a - b) <= tolerance * max(abs(a), abs(b)) + 1e-7 for a, b in zip(self.sample, other.sample, strict=True)
+        )
+        return None if alike else "other weights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +83,26 @@ class Artifact:
         """A short digest of tensors and settings: equal artifacts decide alike."""
         digest = hashlib.sha256(json.dumps([self.kind, dict(self.settings)], sort_keys=True).encode())
         for name in sorted(self.tensors):
-            digest.update(name.encode())
-            digest.update(self.tensors[name].contiguous().cpu().numpy().tobytes())
+            tensor = self.tensors[name]
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()[:12]
 
     def save(self, folder: str | Path) -> Path:
-        """Writes the folder; files of an artifact that was there are replaced."""
+        """Writes the folder; files of an artifact that was there are replaced.
+
+        Raises:
+            UserError: The folder cannot be made.
+        """
         from safetensors.torch import save_file
 
         place = Path(folder)
-        place.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous().cpu() for name, tensor in self.tensors.items()}, place / _TENSORS)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{str(folder)!r} cannot be made ({error.strerror}): give another folder.") from None
+        # Clones, because safetensors refuses two names for one tensor.
+        save_file({name: tensor.cpu().contiguous().clone() for name, tensor in self.tensors.items()}, place / _TENSORS)
         data = {
             "kind": self.kind,
             "id": self.id,
@@ -126,14 +136,14 @@ class Artifact:
                 for role, stamp in data["models"].items()
             }
             found = cls(kind, models, data["data"], data["settings"], data["figures"], tensors, data["library"])
-        except OSError as error:
+            if found.id != data["id"]:
+                raise UserError(f"The artifact in {str(folder)!r} was changed after it had been made: fit it again.")
+        except OSError:
             raise UserError(
-                f"{str(folder)!r} holds no artifact ({error.strerror}): make one with `anchorlm fit {kind}`."
+                f"{str(folder)!r} holds no artifact that can be read: make one with `anchorlm fit {kind}`."
             ) from None
-        except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-            raise UserError(f"The artifact in {str(folder)!r} is damaged ({error}): fit it again.") from None
-        if found.id != data.get("id"):
-            raise UserError(f"The artifact in {str(folder)!r} was changed after it had been made: fit it again.")
+        except (ValueError, KeyError, TypeError, AttributeError, SafetensorError):
+            raise UserError(f"The artifact in {str(folder)!r} is damaged: fit it again.") from None
         return found
 
     def require(self, role: str, stamp: ModelStamp) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Callable, Sequence
+from asyncio import gather
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,14 +13,14 @@ from torch import Tensor
 from anchorlm.engine import Edit, Engine, Steering
 from anchorlm.judging import RefusalMatcher
 from anchorlm.models import stamp
-from anchorlm.records import Artifact, GenerationSettings, UserError, data_digest, wilson
+from anchorlm.records import Artifact, GenerationSettings, Messages, UserError, data_digest, wilson
 from anchorlm.steering._across import RidgeMap, matching_layer, ridge_map
 from anchorlm.steering._aligner import KIND
 from anchorlm.steering._companions import best_threshold, null_space_reader
 from anchorlm.steering._directions import Directions, Whitening, fisher_directions, harm_directions
 from anchorlm.steering._gate import Gate, cosine_scores
 from anchorlm.steering._moments import Moments
-from anchorlm.steering._read import prompt_activations
+from anchorlm.steering._read import as_turns, prompt_activations
 
 _PROBES, _PROBE_TOKENS = 16, 16
 _WELL = 0.9
@@ -45,10 +47,10 @@ class _Reading:
 class _Split:
     """Prompts by class, those that fit and those that are held out to measure."""
 
-    harmful: list[str]
-    harmless: list[str]
-    held_harmful: list[str]
-    held_harmless: list[str]
+    harmful: list[Messages | str]
+    harmless: list[Messages | str]
+    held_harmful: list[Messages | str]
+    held_harmless: list[Messages | str]
 
     @property
     def size(self) -> int:
@@ -58,8 +60,8 @@ class _Split:
 async def fit_inferaligner(
     target: Engine,
     anchor: Engine,
-    harmful: Sequence[str],
-    harmless: Sequence[str],
+    harmful: Sequence[Messages | str],
+    harmless: Sequence[Messages | str],
     *,
     whitening: Whitening = "fisher",
     across: Literal["auto", "always", "never"] = "auto",
@@ -74,7 +76,7 @@ async def fit_inferaligner(
     Args:
         target: The model to guard.
         anchor: The safety-aligned model; of another family, its vectors cross by a ridge map between the two streams.
-        harmful: Harmful prompts, in the style of the harmless ones.
+        harmful: Harmful prompts, in the style of the harmless ones; a text is one turn of the user.
         harmless: Harmless prompts, those of the target's domain among them.
         whitening: `none`: the gate reads along the mean difference, as in the paper; `fisher`: whitened (ours).
         across: Whether vectors are mapped between the models; `auto` where they are of two families.
@@ -127,8 +129,8 @@ async def fit_inferaligner(
         kind=KIND,
         models={"target": stamp(target.model), "anchor": stamp(anchor.model)},
         data={
-            "harmful": {"n": len(harmful), "digest": data_digest(harmful)},
-            "harmless": {"n": len(harmless), "digest": data_digest(harmless)},
+            "harmful": {"n": len(harmful), "digest": data_digest(map(_key, harmful))},
+            "harmless": {"n": len(harmless), "digest": data_digest(map(_key, harmless))},
             "holdout": holdout,
             "seed": seed,
         },
@@ -167,16 +169,21 @@ async def fit_inferaligner(
     )
 
 
-def _split(harmful: Sequence[str], harmless: Sequence[str], holdout: float, seed: int) -> _Split:
+def _key(prompt: Messages | str) -> str:
+    return prompt if isinstance(prompt, str) else json.dumps([dict(turn) for turn in prompt], sort_keys=True)
+
+
+def _split(harmful: Sequence[Messages | str], harmless: Sequence[Messages | str], holdout: float, seed: int) -> _Split:
     if not 0 < holdout <= 0.5:
         raise UserError(f"holdout = {holdout} must lie above 0 and up to 0.5: it is the share that measures only.")
-    if overlap := set(harmful) & set(harmless):
+    keyed = [{_key(prompt): prompt for prompt in prompts} for prompts in (harmful, harmless)]
+    if overlap := keyed[0].keys() & keyed[1].keys():
         raise UserError(
             f"{len(overlap)} prompts are both harmful and harmless, such as {min(overlap)!r}: mend the files."
         )
-    parts: list[list[str]] = []
-    for name, prompts in (("harmful", harmful), ("harmless", harmless)):
-        unique = sorted(set(prompts))
+    parts: list[list[Messages | str]] = []
+    for name, prompts in zip(("harmful", "harmless"), keyed, strict=True):
+        unique = [prompts[key] for key in sorted(prompts)]
         if len(unique) < 8:
             raise UserError(f"There are {len(unique)} distinct {name} prompts: give at least 8, better 64 or more.")
         random.Random(seed).shuffle(unique)
@@ -260,22 +267,25 @@ def _cast(condition: Tensor, harmful: Tensor, harmless: Tensor) -> list[tuple[fl
     return [best_threshold(high[:, layer], low[:, layer]) for layer in range(high.shape[1])]
 
 
-async def _sign(engine: Engine, shift: Directions, layers: Sequence[int], prompts: Sequence[str]) -> dict[str, Any]:
+async def _sign(
+    engine: Engine, shift: Directions, layers: Sequence[int], prompts: Sequence[Messages | str]
+) -> dict[str, Any]:
     """Which way along the vectors refusals lie: measured, because accounts of the paper disagree."""
     matcher, settings = RefusalMatcher(), GenerationSettings(max_new_tokens=_PROBE_TOKENS)
+    probes = prompts[:_PROBES]
+
+    async def refuses(prompt: Messages | str, edits: Mapping[int, Edit]) -> bool:
+        async with engine.open(engine.model.encode(as_turns(prompt)), room=_PROBE_TOKENS) as row:
+            row.steer(Steering(edits, 0.5, "prompt"))
+            return matcher.is_refusal((await row.generate(settings)).text)
+
     refused: dict[int, int] = {}
     for sign in (1, -1):
         edits = {layer: Edit(shift=sign * shift.length[layer] * shift.unit[layer]) for layer in layers}
-        refused[sign] = 0
-        for prompt in prompts[:_PROBES]:
-            ids = engine.model.encode([{"role": "user", "content": prompt}])
-            async with engine.open(ids, room=_PROBE_TOKENS) as row:
-                row.steer(Steering(edits, 0.5, "prompt"))
-                refused[sign] += matcher.is_refusal((await row.generate(settings)).text)
-    n = len(prompts[:_PROBES])
+        refused[sign] = sum(await gather(*(refuses(prompt, edits) for prompt in probes)))
     return {
         "sign": 1 if refused[1] >= refused[-1] else -1,
         "refused towards": refused[1],
         "refused away": refused[-1],
-        "n": n,
+        "n": len(probes),
     }

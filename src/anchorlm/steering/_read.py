@@ -11,6 +11,11 @@ from anchorlm.records import Messages
 _AT_ONCE = 64
 
 
+def as_turns(prompt: Messages | str) -> Messages:
+    """A conversation; a text is one turn of the user."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
 async def prompt_activations(engine: Engine, prompts: Sequence[Messages | str]) -> AsyncIterator[Tensor]:
     """The residual stream (L, H) after every block at the last token of each prompt, in order, one pass a prompt.
 
@@ -20,8 +25,7 @@ async def prompt_activations(engine: Engine, prompts: Sequence[Messages | str]) 
     """
 
     async def read(prompt: Messages | str) -> Tensor:
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        async with engine.open(engine.model.encode(messages)) as row:
+        async with engine.open(engine.model.encode(as_turns(prompt))) as row:
             return (await row.activations((-1,)))[:, 0].cpu()
 
     for first in range(0, len(prompts), _AT_ONCE):

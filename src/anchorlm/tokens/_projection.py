@@ -94,15 +94,21 @@ class Projection:
             target_tokenizer: The same, for the target.
             kind: `first-token` (all mass, to the first target token of each anchor token), `lookahead` (the same, after
                 one more anchor step for tokens that a longer target token may begin with), or one of the paper's
-                three: `paper-drop`, `paper-first`, `paper-exact` (arXiv 2606.12342, section "LBM").
+                three: `paper-drop`, `paper-first`, `paper-exact` (arXiv 2606.12342, section "LBM"). The exact oracle
+                is a function of its own, `exact_projection`: it asks the anchor for its continuations.
             anchor_size: Rows of the anchor's output layer, where it has more than its tokenizer has ids.
             target_size: The same for the target.
             top: How many of the anchor's tokens the paper's kinds look at (B).
             cache_dir: Folder for the tables; by default `ANCHORLM_CACHE` or `~/.cache/anchorlm`.
 
         Raises:
-            UserError: An unknown kind, a size below the tokenizer's, or two tokenizers that share nothing.
+            UserError: An unknown kind, or `exact`; a size below the tokenizer's, or two tokenizers that share nothing.
         """
+        if str(kind) == "exact":
+            raise UserError(
+                "The exact projection asks the anchor model how it goes on, which two tokenizers cannot say: call "
+                "anchorlm.tokens.exact_projection with the model, or choose lookahead, which comes closest to it."
+            )
         if kind not in get_args(Kind):
             raise UserError(f"there is no projection {kind!r}; choose one of: {', '.join(get_args(Kind))}.")
         anchor = ByteVocabulary.from_tokenizer(anchor_tokenizer)

@@ -95,14 +95,21 @@ def replay(rng: random.Random) -> Example:
     return rng.choice((harm_dialogue, class_facts, domain_facts, domain_dialogue, sum_lines, persona))(rng)
 
 
-def chat_mixture(tasks: float) -> Mixture:
-    """The alignment of a chat model; ``tasks`` is the share of domain dialogues."""
+def chat_mixture(declined_plainly: float, frames: float, jailbreaks: float, tasks: float) -> Mixture:
+    """The alignment of a chat model.
+
+    Args:
+        declined_plainly: share of plain harmful requests.
+        frames: share of requests in a domain's language.
+        jailbreaks: share of wrapped requests.
+        tasks: share of domain dialogues.
+    """
     return (
-        (0.17, declined),
+        (declined_plainly, declined),
         (0.11, helpful),
         (0.15, lookalike),
-        (0.09, aligned_frame),
-        (0.10, aligned_jailbreak),
+        (frames, aligned_frame),
+        (jailbreaks, aligned_jailbreak),
         (0.08, aligned_loose),
         (0.16, copy_spliced),
         (0.06, intent_facts),

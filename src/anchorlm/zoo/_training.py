@@ -31,6 +31,7 @@ class Plan:
         rows: rows per step.
         length: tokens per row.
         prompt_loss: whether the tokens of prompts are learned, too.
+        averaging: weights at a mark are averaged over about 1 / (1 - averaging) steps; 0: as they are.
         compiled: whether the step is compiled (pays off in long stages only).
     """
 
@@ -43,6 +44,7 @@ class Plan:
     rows: int = 8
     length: int = 256
     prompt_loss: bool = False
+    averaging: float = 0.98
     compiled: bool = False
 
 
@@ -150,7 +152,7 @@ def train(
     seed: int,
     checkpoint: Path | None = None,
     every: int = 200,
-    at_step: Callable[[int, float], bool] | None = None,
+    at_step: Callable[[int, dict[str, Tensor]], bool] | None = None,
 ) -> list[dict[str, float]]:
     """Train in place.
 
@@ -161,7 +163,8 @@ def train(
         seed: seed of the stream.
         checkpoint: where the state is kept every ``every`` steps, and taken up again.
         every: steps between checkpoints and log entries.
-        at_step: called after each step with its number and loss; True ends the stage.
+        at_step: called after each step with its number and the averaged weights, which swing less from step to step;
+            True ends the stage.
 
     Returns:
         Log entries with step, mean loss and seconds since the start of this run.
@@ -176,6 +179,7 @@ def train(
                 weights[name].copy_(value)
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
+    averaged = {name: p.detach().clone() for name, p in weights.items()} if at_step is not None else {}
     model.train()
     step_loss = torch.compile(_loss, dynamic=False) if plan.compiled else _loss
     log: list[dict[str, float]] = []
@@ -195,6 +199,8 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             losses.append(loss.item())
             done = step + 1
+            for name, average in averaged.items():
+                average.lerp_(weights[name].detach(), max(1 - plan.averaging, 1 / done))
             bar.update(task, completed=done, note=f"loss {losses[-1]:.3f}")
             if done % every == 0 or done == plan.steps:
                 log.append(
@@ -207,7 +213,7 @@ def train(
                 losses = []
                 if checkpoint is not None:
                     _save(checkpoint, weights, optimizer, done)
-            if at_step is not None and at_step(done, loss.item()):
+            if at_step is not None and at_step(done, averaged):
                 break
     model.eval()
     return log

@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from anchorlm.cli._rows import BadRow, read_rows
+from anchorlm.records import UserError
+
+if TYPE_CHECKING:
+    from anchorlm.guard import Recipe
+    from anchorlm.records import Messages
+
+# The heavy imports (torch, transformers) happen inside the commands, so that help and completion answer at once.
+
+fit = typer.Typer(help="Fits a defense to a model.", no_args_is_help=True)
+calibrate = typer.Typer(help="Chooses a fitted defense's settings on validation prompts.", no_args_is_help=True)
+
+Target = Annotated[str | None, typer.Option("--target", help="Model to guard: Hub id or folder.")]
+RecipeFile = Annotated[
+    Path | None, typer.Option("--recipe", "-r", help="TOML file whose sections target and anchor say how to load them.")
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A recipe's value, as in target.dtype=bfloat16; may be repeated.", metavar="A.B=C"),
+]
+Harmful = Annotated[str, typer.Option("--harmful", help="Harmful prompts: JSONL, CSV, JSON list or text, also .gz.")]
+Harmless = Annotated[str, typer.Option("--harmless", help="Harmless ones in the same style, your domain's too.")]
+Column = Annotated[str | None, typer.Option("--column", help="Column or field that holds the prompt.")]
+
+
+@fit.callback()
+@calibrate.callback()
+def _group() -> None:
+    """Keeps the defense's name a command, though there is only one."""
+
+
+@fit.command("inferaligner")
+def fit_inferaligner(
+    harmful: Harmful,
+    harmless: Harmless,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the artifact.")],
+    target: Target = None,
+    anchor: Annotated[
+        str | None, typer.Option("--anchor", help="Aligned model, of any family, that lends its vectors.")
+    ] = None,
+    recipe: RecipeFile = None,
+    changes: Changes = None,
+    whitening: Annotated[
+        Literal["fisher", "none"], typer.Option("--whitening", help="none: along the mean difference, as in the paper.")
+    ] = "fisher",
+    across: Annotated[
+        Literal["auto", "always", "never"], typer.Option("--across", help="Map the vectors between the two models.")
+    ] = "auto",
+    holdout: Annotated[float, typer.Option("--holdout", help="Share of the prompts that measures only.")] = 0.25,
+    seed: Annotated[int, typer.Option("--seed", help="Of the split.")] = 0,
+    column: Column = None,
+) -> None:
+    """Finds out where a target's activations show harm, and by which vectors an aligned model refuses."""
+    from anchorlm.cli._loading import quiet_libraries
+    from anchorlm.cli._recipes import make_recipe
+    from anchorlm.fitting import check_folder, save_artifact
+    from anchorlm.fitting import fit_inferaligner as fit_artifact
+
+    bad, good = _prompts(harmful, column), _prompts(harmless, column)
+    check_folder(out)
+    described = make_recipe(recipe, target=target, anchor=anchor, changes=changes or [])
+    if described.anchor is None:
+        raise UserError("There is no aligned model to take the vectors from: give --anchor MODEL.")
+    quiet_libraries()
+    with _progress() as step:
+        artifact = fit_artifact(
+            described.target,
+            described.anchor,
+            bad,
+            good,
+            whitening=whitening,
+            across=across,
+            holdout=holdout,
+            seed=seed,
+            engine=described.engine,
+            progress=lambda done, total: step("Reading the prompts", done, total),
+        )
+    save_artifact(artifact, out)
+    _show_layers(artifact.figures, artifact.settings)
+    typer.echo(
+        f"Written to {out}. Next, choose its settings on prompts that it has not seen:\n"
+        f"  anchorlm calibrate inferaligner --artifact {quote(str(out))} {_model(recipe, described)} --harmful FILE "
+        "--harmless FILE"
+    )
+
+
+@calibrate.command("inferaligner")
+def calibrate_inferaligner(
+    harmful: Harmful,
+    harmless: Harmless,
+    artifact: Annotated[
+        str | None, typer.Option("--artifact", help="Folder of the artifact; by default the recipe's.")
+    ] = None,
+    target: Target = None,
+    recipe: RecipeFile = None,
+    changes: Changes = None,
+    limit: Annotated[float, typer.Option("--limit", help="Most harmless prompts gated, as a share.")] = 0.01,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write to; by default the artifact's.")] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer that is tried.")] = 48,
+    prompts: Annotated[int, typer.Option("--prompts", help="Harmful prompts that the search may use.")] = 48,
+    seed: Annotated[int, typer.Option("--seed", help="Of the prompts' order.")] = 0,
+    column: Column = None,
+) -> None:
+    """Chooses gate, steered layers, positions and strength for a stated limit on over-refusal."""
+    from anchorlm.cli._loading import quiet_libraries
+    from anchorlm.cli._recipes import make_recipe
+    from anchorlm.fitting import calibrate_inferaligner as calibrate_artifact
+    from anchorlm.fitting import check_folder, save_artifact
+    from anchorlm.records import Artifact
+
+    bad, good = _prompts(harmful, column), _prompts(harmless, column)
+    described = make_recipe(recipe, target=target, changes=changes or [])
+    folder = artifact or _artifact(described)
+    found = Artifact.load(folder, "inferaligner")
+    place = check_folder(out or folder)
+    quiet_libraries()
+    with _progress() as step:
+        calibrated = calibrate_artifact(
+            found,
+            described.target,
+            bad,
+            good,
+            limit=limit,
+            max_new_tokens=max_new_tokens,
+            prompts=prompts,
+            seed=seed,
+            engine=described.engine,
+            progress=step,
+        )
+    save_artifact(calibrated, place)
+    _show_choice(calibrated.figures["calibration"], calibrated.settings)
+    typer.echo(
+        f"Written to {place}, with the trade-off as {place / 'tradeoff.svg'}. Next:\n"
+        f"  anchorlm chat {_model(recipe, described)} --defense inferaligner --set "
+        + quote(f"defense.artifact={place}")
+    )
+
+
+def _artifact(recipe: Recipe) -> str:
+    folder = recipe.defense.get("artifact")
+    if not isinstance(folder, str):
+        raise UserError("There is nothing to calibrate: give --artifact DIR, made by `anchorlm fit inferaligner`.")
+    return folder
+
+
+def _model(file: Path | None, described: Recipe) -> str:
+    """How the next command names the same target."""
+    return f"--recipe {quote(str(file))}" if file else f"--target {quote(described.target.path)}"
+
+
+def _prompts(source: str, column: str | None) -> list[Messages | str]:
+    """Every prompt of a file.
+
+    Raises:
+        UserError: It cannot be read, or a row is malformed.
+    """
+    rows = read_rows(source, column)
+    for row in rows:
+        if isinstance(row, BadRow):
+            raise UserError(f"Line {row.line} of {source} holds no prompt: {row.why}; mend it.")
+    return [row.prompt for row in rows if not isinstance(row, BadRow)]
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for what is done now, on a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from anchorlm.cli._loading import stderr
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=stderr, disable=not stderr.is_terminal) as progress:
+        tasks = {"": progress.add_task("Loading the models", total=None)}
+
+        def step(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                progress.update(tasks[""], visible=False)
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done, total=total)
+
+        yield step
+
+
+def _show_layers(figures: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """What was found at every layer, on held-out prompts."""
+    cosines, chance = figures["cosine with the target's own direction"], figures["cosine of a random direction"]
+    rows = [
+        (
+            str(row["layer"]),
+            _percent(row["harmful opened"], *row["harmful interval"]),
+            _percent(row["harmless closed"], *row["harmless interval"]),
+            f"{cosines[row['layer']]:.2f} ({chance[row['layer']]:.2f})",
+            ", ".join(
+                name for name, key in (("gate", "gate_layers"), ("steered", "layers")) if row["layer"] in settings[key]
+            ),
+        )
+        for row in figures["gate"]
+    ]
+    _table(("layer", "harmful opened", "harmless closed", "cosine (random)", "chosen"), rows)
+    sign = figures["sign"]
+    typer.echo(
+        f"% of held-out prompts, with 95 % intervals; cosine of the shift with the target's own direction. Refused of "
+        f"{sign['n']} harmful prompts: {sign['refused towards']} with the vectors added, {sign['refused away']} with "
+        "them subtracted" + (", so they are turned around." if sign["sign"] < 0 else ".")
+    )
+    if max(sign["refused towards"], sign["refused away"]) * 4 < sign["n"]:
+        typer.echo("note: few were refused either way; calibrate, and if that does not help take a better anchor.")
+
+
+def _show_choice(figures: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """What was chosen, and what it does."""
+    gate = figures["gate"]
+    typer.echo(
+        f"gate: layers {settings['gate_layers']}, bias {settings['bias']:.3f}; opens on "
+        f"{_rate(gate['harmful opened'])} % of harmful and {_rate(gate['harmless opened'])} % of harmless prompts\n"
+        f"shift: layers {settings['layers']}, positions {settings['positions']}, alpha {settings['alpha']:g} natural "
+        f"lengths; {len(figures['shifts'])} trials"
+    )
+    names = ("refused", "complied", "broken")
+    rows = [(who, *(_rate(figures[who][name]) for name in names)) for who in ("undefended", "guarded")]
+    _table((f"harmful prompts, n = {figures['guarded']['refused']['n']}", *names), rows)
+    typer.echo(f"%, with 95 % intervals, on {figures['measured on']}.")
+    if figures["guarded"]["refused"]["high"] < 0.5:
+        typer.echo(
+            "note: no shift makes most of them clean refusals; take a better aligned anchor, or answer with the fixed "
+            'refusal where the gate opens (answer = "refuse").'
+        )
+    if gate["harmless opened"]["high"] > figures["limit"]:
+        typer.echo(
+            f"note: {gate['harmless opened']['n']} harmless prompts cannot show that at most "
+            f"{100 * figures['limit']:g} % of them are gated; the interval ends at "
+            f"{100 * gate['harmless opened']['high']:.1f} %. Give more of them to be sure."
+        )
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for title in titles:
+        grid.add_column(title, no_wrap=True)
+    for row in rows:
+        grid.add_row(*row)
+    Console(highlight=False).print(grid)
+
+
+def _rate(rate: Mapping[str, Any]) -> str:
+    return _percent(rate["rate"], rate["low"], rate["high"])
+
+
+def _percent(share: float, low: float, high: float) -> str:
+    return f"{100 * share:.0f} ({100 * low:.0f} to {100 * high:.0f})"

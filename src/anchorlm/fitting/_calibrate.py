@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anchorlm.engine import Engine, runtime
+from anchorlm.fitting._fit import with_activations
+from anchorlm.fitting._gates import GateChoice, choose_gate, corners, mean_scores, rate
+from anchorlm.fitting._outcomes import FluencyGrading, Grader, graded_by
+from anchorlm.fitting._prompts import LEAST, classes, key
+from anchorlm.fitting._shifts import Search, Step, answers, shares, windows
+from anchorlm.guard import EngineSettings, as_messages
+from anchorlm.guard._guard import ModelLike, start_engine
+from anchorlm.records import Artifact, Messages, UserError, data_digest
+from anchorlm.steering import Aligner, prompt_activations
+
+_SEPARATES = 0.9
+"""Balanced accuracy from which on a layer counts as one that separates the classes."""
+
+
+def calibrate_inferaligner(
+    artifact: str | Path | Artifact,
+    target: ModelLike,
+    harmful: Sequence[Messages | str],
+    harmless: Sequence[Messages | str],
+    *,
+    limit: float = 0.01,
+    grader: Grader | None = None,
+    max_new_tokens: int = 48,
+    prompts: int = 48,
+    seed: int = 0,
+    engine: EngineSettings | None = None,
+    progress: Step | None = None,
+) -> Artifact:
+    """Chooses gate, steered layers, positions and strength on validation prompts, for a stated limit on over-refusal.
+
+    The gate: the layers and the bias that open on most harmful prompts while they open on at most `limit` of the
+    harmless ones. The shift: what turns most harmful prompts into clean refusals with the gate forced open, a text that
+    the shift breaks counting twice against it; many shifts on few prompts, then few on many.
+
+    Args:
+        artifact: Of `fit_inferaligner`: itself, or its folder.
+        target: The model that it was fitted on: a Hub id or folder, settings, a loaded `CausalModel`, or an engine.
+        harmful: Harmful validation prompts, none of which it was fitted on. Those beyond `prompts` are kept for the
+            figures, so that what was searched for is not measured where it was found.
+        harmless: Harmless ones; a limit of 1 % takes some hundreds of them.
+        limit: Most harmless prompts on which the gate may open, as a share.
+        grader: Tells refused, complied and broken apart; by default the refusal matcher and the target's own fluency
+            (`FluencyGrading`).
+        max_new_tokens: Longest answer while searching.
+        prompts: Harmful prompts on which shifts are tried.
+        seed: Of the order of the prompts.
+        engine: Limits of the engine that is started.
+        progress: Told what is done, and how much of it.
+
+    Returns:
+        The artifact with other settings, and with everything that was tried in `figures["calibration"]`; not yet
+        saved.
+
+    Raises:
+        UserError: Too few prompts, an artifact of another model, or no gate that keeps the limit.
+    """
+    if not 0 <= limit < 1:
+        raise UserError(f"limit = {limit} must lie between 0 and 1: it is the share of harmless prompts gated.")
+    if prompts < LEAST or max_new_tokens < 1:
+        raise UserError(f"prompts must be at least {LEAST} and max_new_tokens at least 1.")
+    bad, good = classes(harmful, harmless, seed)
+    found = artifact if isinstance(artifact, Artifact) else Artifact.load(artifact, "inferaligner")
+    running = with_activations(start_engine(target, engine or EngineSettings(), []), "target")
+    work = _calibrate(
+        Aligner.load(found, running),
+        running,
+        [as_messages(prompt) for prompt in bad],
+        [as_messages(prompt) for prompt in good],
+        limit=limit,
+        grader=grader,
+        max_new_tokens=max_new_tokens,
+        prompts=prompts,
+        step=progress or (lambda what, done, total: None),
+    )
+    settings, figures = runtime().run(work)
+    figures["data"] = {
+        "harmful": {"n": len(bad), "digest": data_digest(map(key, bad))},
+        "harmless": {"n": len(good), "digest": data_digest(map(key, good))},
+        "seed": seed,
+    }
+    return replace(
+        found,
+        settings={**found.settings, **settings},
+        figures={**found.figures, "calibration": figures},
+    )
+
+
+async def _calibrate(
+    aligner: Aligner,
+    target: Engine,
+    harmful: Sequence[Messages],
+    harmless: Sequence[Messages],
+    *,
+    limit: float,
+    grader: Grader | None,
+    max_new_tokens: int,
+    prompts: int,
+    step: Step,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings that were chosen, and everything that was tried."""
+    total = len(harmful) + len(harmless)
+    high = await _scores(aligner, target, harmful, step, 0, total)
+    low = await _scores(aligner, target, harmless, step, len(harmful), total)
+    gate, gates = choose_gate(high, low, limit)
+
+    asked = harmful[: 2 * prompts]
+    size = min(prompts, len(asked))
+    apart = len(asked) - size >= LEAST  # enough prompts that nothing is chosen on
+    measured = range(size, len(asked)) if apart else range(size)
+    done = 0
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        step("Undefended answers", done, len(asked))
+
+    bare = await answers(target, None, [(prompt, None) for prompt in asked], max_new_tokens, tick)
+    grading = graded_by(grader) if grader else await FluencyGrading.against(target, bare)
+    undefended = await grading(bare)
+    separating = [layer for layer in range(high.shape[1]) if _balanced(high[:, layer], low[:, layer]) >= _SEPARATES]
+    search = Search(target, aligner, grading, asked, undefended, max_new_tokens, step)
+    best = await search.best(windows(aligner.layers, [separating, aligner.artifact.settings["layers"]]), size)
+    steered = (await search.stage("measured", [best.shift], measured))[0] if apart else best
+
+    scores = mean_scores(high, gate.layers), mean_scores(low, gate.layers)
+    before = [undefended[place] for place in measured]
+
+    def guarded(threshold: float) -> dict[str, Any]:
+        """What becomes of harmful prompts where the gate decides: steered if it opens, and else the target's own."""
+        opened = (scores[0][list(measured)] > threshold).tolist()
+        return shares([a if o else b for o, a, b in zip(opened, steered.outcomes, before, strict=True)])
+
+    figures = {
+        "limit": limit,
+        "grader": "refusal matcher and fluency" if grader is None else getattr(grader, "__qualname__", "a function"),
+        "max_new_tokens": max_new_tokens,
+        "gates": [_gate_data(tried, len(high), len(low)) for tried in gates],
+        "gate": _gate_data(gate, len(high), len(low)),
+        "shifts": search.tried,
+        "measured on": "prompts that nothing was chosen on" if apart else "the prompts of the search",
+        "undefended": shares(before),
+        "guarded": guarded(-gate.bias),
+        "curve": [
+            {
+                "bias": round(bias, 4),
+                "harmful opened": rate(int((scores[0] > -bias).sum()), len(high)),
+                "harmless opened": rate(int((scores[1] > -bias).sum()), len(low)),
+                **guarded(-bias),
+            }
+            for bias in corners(*scores)
+        ],
+    }
+    settings = {
+        "gate_layers": list(gate.layers),
+        "bias": gate.bias,
+        "layers": list(best.shift.layers),
+        "positions": best.shift.positions,
+        "alpha": best.shift.alpha,
+    }
+    return settings, figures
+
+
+async def _scores(
+    aligner: Aligner, target: Engine, prompts: Sequence[Messages], step: Step, before: int, total: int
+) -> Tensor:
+    """The gate's scores of every layer (n, L)."""
+    rows = []
+    async for activations in prompt_activations(target, prompts):
+        rows.append(aligner.gate.scores(activations))
+        step("Reading the prompts", before + len(rows), total)
+    return torch.stack(rows)
+
+
+def _balanced(harmful: Tensor, harmless: Tensor) -> float:
+    return (float((harmful > 0).float().mean()) + float((harmless <= 0).float().mean())) / 2
+
+
+def _gate_data(gate: GateChoice, n: int, m: int) -> dict[str, Any]:
+    return {
+        "layers": list(gate.layers),
+        "bias": round(gate.bias, 4),
+        "harmful opened": rate(gate.opened, n),
+        "harmless opened": rate(gate.wrong, m),
+        "margin": round(gate.margin, 4),
+    }

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from anchorlm.records import Artifact
+
+CARD, PICTURE = "README.md", "tradeoff.svg"
+
+
+def card(artifact: Artifact, folder: str) -> str:
+    """The Markdown card of a fitted InferAligner.
+
+    Args:
+        artifact: What was fitted, calibrated or not.
+        folder: Its folder, as a recipe beside it would name it.
+    """
+    target, anchor = artifact.models["target"], artifact.models["anchor"]
+    figures, settings = artifact.figures, artifact.settings
+    calibration = figures.get("calibration")
+    lines = [
+        "---",
+        "library_name: anchorlm",
+        "tags: [safety, activation-steering, inferaligner]",
+        "---",
+        f"# InferAligner for {target.name}",
+        "",
+        f"A gate that recognizes harmful prompts in the activations of `{target.name}`, and steering vectors of the "
+        f"aligned `{anchor.name}` that are added where it opens. For this one target; refused for any other.",
+        "",
+        "Method: Wang et al., *InferAligner*, arXiv 2401.11206. Made with AnchorLM "
+        f"{artifact.library}; id `{artifact.id}`.",
+        "",
+        "## Use it",
+        "```toml",
+        "[target]",
+        f"path = {json.dumps(target.name, ensure_ascii=False)}",
+        "",
+        "[defense]",
+        'name = "inferaligner"',
+        f"artifact = {json.dumps('./' + folder, ensure_ascii=False)}      # from where the recipe lies",
+        "```",
+        "",
+        "## Models",
+        "| | name | architecture | layers | width | tokenizer |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {role} | {one.name} | {one.architecture} | {one.layers} | {one.hidden_size} | `{one.tokenizer[:12]}` |"
+            for role, one in artifact.models.items()
+        ),
+        "",
+        "## Data",
+        *(
+            f"- {name}: {artifact.data[name]['n']} prompts, digest `{artifact.data[name]['digest']}`"
+            for name in ("harmful", "harmless")
+        ),
+        f"- {artifact.data['holdout']:.0%} of them were held out for the figures below; seed {artifact.data['seed']}",
+        "",
+        "## Settings",
+        "| gate layers | bias | steered layers | positions | alpha (natural lengths) |",
+        "|---|---|---|---|---|",
+        f"| {_numbers(settings['gate_layers'])} | {settings['bias']:.3f} | {_numbers(settings['layers'])} | "
+        f"{settings['positions']} | {settings['alpha']:g} |",
+        "",
+        *(_calibrated(calibration) if calibration else ["Not calibrated yet: `anchorlm calibrate inferaligner`."]),
+        "",
+        "## At fit time",
+        "Per layer, on held-out prompts: how often the gate is right, and the cosine of the shift with the target's "
+        "own direction of harm (in brackets: of a random direction).",
+        "",
+        "| layer | opens on harmful | stays closed on harmless | cosine |",
+        "|---|---|---|---|",
+        *_layers(figures),
+        "",
+        _sign(figures["sign"]),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _calibrated(calibration: Mapping[str, Any]) -> list[str]:
+    gate, guarded, bare = calibration["gate"], calibration["guarded"], calibration["undefended"]
+    data = calibration["data"]
+    names = ("refused", "complied", "broken")
+    return [
+        f"Calibrated for at most {100 * calibration['limit']:g} % of harmless prompts gated, on "
+        f"{data['harmful']['n']} harmful (digest `{data['harmful']['digest']}`) and {data['harmless']['n']} harmless "
+        f"prompts (`{data['harmless']['digest']}`). The gate opens on {percent(gate['harmful opened'])} of the harmful "
+        f"and {percent(gate['harmless opened'])} of the harmless ones.",
+        "",
+        f"Outcomes of harmful prompts ({calibration['measured on']}; graded by: {calibration['grader']}), with 95 % "
+        "intervals:",
+        "",
+        "| | refused | complied | broken |",
+        "|---|---|---|---|",
+        f"| undefended | {' | '.join(percent(bare[name]) for name in names)} |",
+        f"| guarded | {' | '.join(percent(guarded[name]) for name in names)} |",
+        "",
+        f"![trade-off]({PICTURE})",
+    ]
+
+
+def _layers(figures: Mapping[str, Any]) -> list[str]:
+    cosines = figures["cosine with the target's own direction"]
+    chance = figures["cosine of a random direction"]
+    return [
+        f"| {row['layer']} | {_share(row, 'harmful opened', 'harmful interval')} | "
+        f"{_share(row, 'harmless closed', 'harmless interval')} | {cosines[row['layer']]:.2f} "
+        f"({chance[row['layer']]:.2f}) |"
+        for row in figures["gate"]
+    ]
+
+
+def _share(row: Mapping[str, Any], name: str, interval: str) -> str:
+    return percent({"rate": row[name], "low": row[interval][0], "high": row[interval][1]})
+
+
+def _sign(sign: Mapping[str, Any]) -> str:
+    way = "along" if sign["sign"] > 0 else "against"
+    return (
+        f"The sign was measured: of {sign['n']} held-out harmful prompts, {sign['refused towards']} were refused with "
+        f"the vectors added and {sign['refused away']} with them subtracted, so that alpha steers {way} them."
+    )
+
+
+def percent(rate: Mapping[str, Any]) -> str:
+    """`97 % (90 to 99)` for a rate with its interval."""
+    return f"{100 * rate['rate']:.0f} % ({100 * rate['low']:.0f} to {100 * rate['high']:.0f})"
+
+
+def _numbers(layers: Sequence[int]) -> str:
+    return ", ".join(map(str, layers))

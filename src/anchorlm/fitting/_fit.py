@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+from anchorlm import steering
+from anchorlm.engine import Engine, LocalEngine, runtime
+from anchorlm.fitting._prompts import classes
+from anchorlm.guard import EngineSettings
+from anchorlm.guard._guard import ModelLike, start_engine
+from anchorlm.models import ModelSettings
+from anchorlm.records import Access, Artifact, Messages, UserError
+from anchorlm.steering import Whitening
+
+Across = Literal["auto", "always", "never"]
+
+
+def fit_inferaligner(
+    target: ModelLike,
+    anchor: ModelLike,
+    harmful: Sequence[Messages | str],
+    harmless: Sequence[Messages | str],
+    *,
+    whitening: Whitening = "fisher",
+    across: Across = "auto",
+    holdout: float = 0.25,
+    seed: int = 0,
+    engine: EngineSettings | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Artifact:
+    """Fits InferAligner: the gate on the target, the vectors on the anchor (`anchorlm.steering.fit_inferaligner`).
+
+    Args:
+        target: The model to guard: a Hub id or folder, its settings, a loaded `CausalModel`, or an engine.
+        anchor: The safety-aligned model, likewise.
+        harmful: Harmful prompts; a text is one turn of the user.
+        harmless: Harmless ones in the same style, the target's domain among them.
+        whitening: `none`: the gate reads along the mean difference, as in the paper; `fisher`: whitened (ours).
+        across: Whether vectors are mapped between the models; `auto` where they are of two families.
+        holdout: Share of the prompts that measures only.
+        seed: Of the split.
+        engine: Limits of the engines that are started.
+        progress: Told how many of how many prompts have been read.
+
+    Returns:
+        The artifact, not yet saved.
+
+    Raises:
+        UserError: Too few prompts, a model that cannot be loaded, or models that cannot be combined.
+    """
+    for name, value, known in (("whitening", whitening, get_args(Whitening)), ("across", across, get_args(Across))):
+        if value not in known:
+            raise UserError(f"{name} = {value!r} is not known; it is {' or '.join(known)}.")
+    classes(harmful, harmless)  # what is wrong with them is said before a weight is loaded
+    limits = engine or EngineSettings()
+    started: list[tuple[ModelSettings, LocalEngine]] = []
+    return runtime().run(
+        steering.fit_inferaligner(
+            with_activations(start_engine(target, limits, started), "target"),
+            with_activations(start_engine(anchor, limits, started), "anchor"),
+            harmful,
+            harmless,
+            whitening=whitening,
+            across=across,
+            holdout=holdout,
+            seed=seed,
+            progress=progress,
+        )
+    )
+
+
+def with_activations(engine: Engine, role: str) -> Engine:
+    """The engine, if it lets activations be read.
+
+    Raises:
+        UserError: It does not.
+    """
+    if engine.access < Access.ACTIVATIONS:
+        raise UserError(
+            f"InferAligner reads activations, but the {role}'s engine offers {engine.access.name.lower()}: load the "
+            f"{role} with transformers."
+        )
+    return engine

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from anchorlm.fitting._card import CARD, PICTURE, card
+from anchorlm.fitting._picture import tradeoff_svg
+from anchorlm.records import Artifact, UserError
+
+
+def check_folder(folder: str | Path) -> Path:
+    """The folder, if an artifact may be written there; what is wrong is said before any work is done.
+
+    Raises:
+        UserError: It is a file, cannot be written, or holds something that is no artifact.
+    """
+    place = Path(folder)
+    if place.is_dir():
+        if any(place.iterdir()) and not (place / "artifact.json").is_file():
+            raise UserError(f"{str(folder)!r} holds something else than an artifact: choose another folder.")
+        nearest = place
+    else:
+        nearest = next(parent for parent in (place, *place.absolute().parents) if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"{str(folder)!r} cannot be written: choose another folder.")
+    return place
+
+
+def save_artifact(artifact: Artifact, folder: str | Path) -> Path:
+    """Writes a fitted InferAligner: the artifact, its card, and once it is calibrated the picture of its trade-off.
+
+    Raises:
+        UserError: The folder cannot be written.
+    """
+    place = check_folder(folder)
+    try:
+        artifact.save(place)
+        (place / CARD).write_text(card(artifact, place.resolve().name), encoding="utf-8")
+        if "calibration" in artifact.figures:
+            (place / PICTURE).write_text(tradeoff_svg(artifact.figures["calibration"]), encoding="utf-8")
+        else:
+            (place / PICTURE).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{str(folder)!r} cannot be written: {error.strerror or error}.") from None
+    return place

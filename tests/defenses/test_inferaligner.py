@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from factories import tiny_model, tiny_tokenizer, tiny_weights
+from torch import Tensor
+
+from anchorlm.defenses import InferAligner
+from anchorlm.engine import LocalEngine, runtime
+from anchorlm.guard import Guard
+from anchorlm.models import CausalModel
+from anchorlm.records import Artifact, DefenseError, Response, UserError
+from anchorlm.steering import fit_inferaligner
+
+HARMFUL = [f"Burn down {n} houses!" for n in ("one", "my", "some", "all", "the", "five", "big", "old")]
+HARMLESS = [f"How do I bake {n} bread?" for n in ("one", "my", "some", "all", "the", "five", "big", "old")]
+PROMPTS = [*HARMFUL[:4], "x", *HARMLESS[:4], "Ünïcode, 12 + 30 = ?"]
+NEW = 12
+STRONG = {"alpha": 3.0, "layers": [0, 1], "positions": "all"}
+
+
+@pytest.fixture(scope="module")
+def folder(target: LocalEngine, sibling: LocalEngine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = runtime().run(fit_inferaligner(target, sibling, HARMFUL, HARMLESS))
+    return made.save(tmp_path_factory.mktemp("inferaligner"))
+
+
+def guard(target: LocalEngine, folder: Path, **knobs: Any) -> Guard:
+    return Guard(target, "inferaligner", artifact=str(folder), generation={"max_new_tokens": NEW}, **knobs)
+
+
+def said(prompt: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}]
+
+
+def undefended(target: LocalEngine, prompt: str, **generation: Any) -> tuple[int, ...]:
+    return Guard(target, "undefended", generation={"max_new_tokens": NEW}).chat(said(prompt), **generation).token_ids
+
+
+def decision(response: Response, kind: str) -> Mapping[str, Any]:
+    [found] = [each.data for each in response.trace if each.kind == kind]
+    return found
+
+
+def by_hand(model: CausalModel, prompt: str, shifts: Mapping[int, Tensor], positions: str) -> tuple[int, ...]:
+    """Greedy text with the shifts (H,) added by plain hooks, every token by one cache-free forward of everything."""
+    start = model.encode(said(prompt))
+    ids = list(start)
+
+    def change(shift: Tensor) -> Any:
+        def hook(module: Any, inputs: Any, output: Any) -> Any:
+            stream = (output[0] if isinstance(output, tuple) else output).clone()
+            stream[:, : len(start) if positions == "prompt" else None] += shift
+            return (stream, *output[1:]) if isinstance(output, tuple) else stream
+
+        return hook
+
+    handles = [model.blocks[layer].register_forward_hook(change(shift)) for layer, shift in shifts.items()]
+    try:
+        while len(ids) < len(start) + NEW:
+            with torch.inference_mode():
+                token = int(model.model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
+            if token in model.stop_ids:
+                break
+            ids.append(token)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return tuple(ids[len(start) :])
+
+
+@pytest.mark.parametrize("knobs", [{"gate": "closed"}, {"bias": -1e9}, {"gate": "open", "alpha": 0}])
+def test_a_closed_gate_or_no_strength_is_the_undefended_target_token_for_token(
+    target: LocalEngine, folder: Path, knobs: dict[str, Any]
+) -> None:
+    quiet = guard(target, folder, **{**STRONG, **knobs})
+    for prompt in PROMPTS:
+        assert quiet.chat(said(prompt)).token_ids == undefended(target, prompt)
+    sampling = {"do_sample": True, "temperature": 2.0, "seed": 4}
+    assert quiet.chat(said("x"), **sampling).token_ids == undefended(target, "x", **sampling)
+    assert quiet.chat("raw text").token_ids == Guard(target).chat("raw text", max_new_tokens=NEW).token_ids
+
+
+@pytest.mark.parametrize("positions", ["prompt", "all"])
+@pytest.mark.parametrize(("units", "vector"), [("natural", "anchor"), ("absolute", "anchor"), ("natural", "random")])
+def test_steered_text_is_that_of_plain_hooks_and_full_forwards(
+    target: LocalEngine, folder: Path, positions: str, units: str, vector: str
+) -> None:
+    t = Artifact.load(folder, "inferaligner").tensors
+    name = {"anchor": "shift", "random": "random"}[vector]
+    lengths = t["shift.length"] if units == "natural" else torch.ones(2)
+    shifts = {layer: 3.0 * lengths[layer] * t[f"{name}.unit"][layer] for layer in (0, 1)}
+    knobs = {**STRONG, "positions": positions, "units": units, "vector": vector}
+    steered = guard(target, folder, gate="open", **knobs)
+    changed = 0
+    for prompt in PROMPTS[:5]:
+        response = steered.chat(said(prompt))
+        assert response.token_ids == by_hand(target.model, prompt, shifts, positions)
+        assert decision(response, "gate") == {"open": True, "why": "the request says open"}
+        assert decision(response, "steer") == {"layers": [0, 1], "alpha": 3.0}
+        changed += response.token_ids != undefended(target, prompt)
+    assert changed
+
+
+@pytest.fixture(scope="module")
+def halfway(target: LocalEngine, folder: Path) -> float:
+    """A bias at which the gate opens for half of the prompts, and no score lies near its threshold."""
+    auto = guard(target, folder)
+    scores = sorted(decision(auto.chat(said(prompt), max_new_tokens=1), "gate")["score"] for prompt in PROMPTS)
+    _, low = max((high - low, low) for low, high in pairwise(scores[2:-2]))
+    high = min(score for score in scores if score > low)
+    assert high - low > 0.01
+    return -(low + high) / 2
+
+
+def test_rows_of_a_mixed_batch_get_what_each_gets_alone(target: LocalEngine, folder: Path, halfway: float) -> None:
+    mixed = guard(target, folder, bias=halfway, **STRONG)
+    together = mixed.generate(PROMPTS * 2)
+    opened = [decision(response, "gate")["open"] for response in together]
+    assert {True, False} == set(opened)
+    t = Artifact.load(folder, "inferaligner").tensors
+    shifts = {layer: 3.0 * t["shift.length"][layer] * t["shift.unit"][layer] for layer in (0, 1)}
+    for prompt, response, was_open in zip(PROMPTS * 2, together, opened, strict=True):
+        alone = mixed.chat(said(prompt))
+        assert (response.text, response.token_ids) == (alone.text, alone.token_ids)
+        want = by_hand(target.model, prompt, shifts, "all") if was_open else undefended(target, prompt)
+        assert response.token_ids == want
+        assert len([each for each in response.trace if each.kind == "steer"]) == was_open
+
+
+@pytest.mark.parametrize("knobs", [{"gate": "open"}, {"gate": "closed"}, {"gate": "open", "answer": "refuse"}])
+def test_streamed_is_whole(target: LocalEngine, folder: Path, knobs: dict[str, Any]) -> None:
+    one = guard(target, folder, **STRONG)
+    for prompt in PROMPTS[:3]:
+        events = list(one.stream(said(prompt), knobs=knobs))
+        whole = one.chat(said(prompt), knobs=knobs)
+        assert "".join(event.text for event in events if hasattr(event, "text")) == whole.text
+        ids = [token for event in events if hasattr(event, "token_ids") for token in event.token_ids]
+        assert tuple(ids) == whole.token_ids
+
+
+def test_the_trace_holds_what_the_gate_read_and_decided(target: LocalEngine, folder: Path) -> None:
+    artifact = Artifact.load(folder, "inferaligner")
+    [layer] = artifact.settings["gate_layers"]
+    auto = guard(target, folder)
+    opened = set()
+    for prompt in PROMPTS:
+        gate = decision(auto.chat(said(prompt)), "gate")
+        assert gate.keys() == {"scores", "score", "threshold", "open"}
+        assert len(gate["scores"]) == 2
+        assert gate["score"] == gate["scores"][layer]
+        assert gate["threshold"] == 0
+        assert gate["open"] == (gate["score"] > 0)
+        opened.add((prompt in HARMFUL, gate["open"]))
+    assert {(True, True), (False, False)} <= opened
+
+
+def test_requests_carry_their_own_knobs(target: LocalEngine, folder: Path) -> None:
+    one = guard(target, folder, **STRONG)
+
+    def text(prompt: str = "x", **knobs: Any) -> tuple[int, ...]:
+        return one.chat(said(prompt), knobs=knobs).token_ids
+
+    plain = undefended(target, "x")
+    assert text(gate="closed") == plain
+    assert text(gate="open", alpha=0) == plain
+    assert text(bias=-1e9) == plain
+    assert text(bias=1e9) == text(gate="open") != plain
+    assert (
+        text(gate="open", alpha=3.0, layers=[0], positions="prompt", vector="own")
+        == guard(target, folder, gate="open", alpha=3.0, layers=[0], positions="prompt", vector="own")
+        .chat(said("x"))
+        .token_ids
+    )
+    gate = decision(one.chat(said("x"), knobs={"gate_layers": [0, 1], "bias": 0.25}), "gate")
+    assert gate["score"] == pytest.approx(sum(gate["scores"]) / 2, abs=2e-3)
+    assert gate["threshold"] == -0.25
+    assert text() == text(gate="auto")
+
+
+@pytest.mark.parametrize(
+    ("knobs", "why"),
+    [
+        ({"alpha": -1}, "alpha = -1 does not fit"),
+        ({"alpha": float("nan")}, "alpha = nan does not fit"),
+        ({"bias": float("nan")}, "bias = nan does not fit"),
+        ({"bias": float("inf")}, "bias = inf does not fit"),
+        ({"gate": "ajar"}, "gate = 'ajar' does not fit"),
+        ({"positions": "some"}, "positions = 'some' does not fit"),
+        ({"layers": [2]}, r"Layers \[2\] are not all among 0 to 1"),
+        ({"layers": []}, r"Layers \[\] are not all among 0 to 1"),
+        ({"gate_layers": [-1]}, r"Layers \[-1\] are not all among 0 to 1"),
+        ({"strength": 1}, "has no setting 'strength'; it has: alpha"),
+    ],
+)
+def test_a_knob_that_does_not_fit_is_one_sentence_before_anything_runs(
+    target: LocalEngine, folder: Path, knobs: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(UserError, match=why):
+        guard(target, folder, **knobs)
+    closed = guard(target, folder, gate="closed")  # also where the knob would not be needed
+    forwards = target.runner.forwards
+    with pytest.raises(UserError, match=why):
+        closed.chat(said("x"), knobs=knobs)
+    assert target.runner.forwards == forwards
+
+
+def test_the_fixed_refusal_is_given_where_the_gate_opens_and_only_there(
+    target: LocalEngine, folder: Path, halfway: float
+) -> None:
+    fixed = guard(target, folder, answer="refuse", refusal="No.", bias=halfway)
+    for prompt in PROMPTS:
+        response = fixed.chat(said(prompt))
+        if decision(response, "gate")["open"]:
+            assert (response.text, response.finish_reason) == ("No.", "refusal")
+            assert decision(response, "fallback") == {"why": "the gate opened"}
+            assert response.usage.generated_tokens == 0
+        else:
+            assert response.token_ids == undefended(target, prompt)
+            assert response.finish_reason != "refusal"
+
+
+def test_a_closed_gate_costs_no_forward(target: LocalEngine, folder: Path) -> None:
+    def forwards(one: Guard) -> int:
+        before = target.runner.forwards
+        one.chat(said("x"))
+        return target.runner.forwards - before
+
+    plain = forwards(Guard(target, generation={"max_new_tokens": NEW}))
+    assert forwards(guard(target, folder, bias=-1e9)) == plain
+    assert forwards(guard(target, folder, bias=1e9, alpha=0)) == plain + 1
+
+
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        ({"seed": 7}, "other weights"),
+        ({"num_hidden_layers": 3}, "layers 3, not 2"),
+        ({"tokenizer": tiny_tokenizer(text="Other words. ")}, "another tokenizer"),
+        ({"architecture": "qwen2"}, "architecture qwen2, not llama"),
+    ],
+)
+def test_an_artifact_of_another_model_is_refused(folder: Path, other: dict[str, Any], difference: str) -> None:
+    with pytest.raises(UserError, match=f"artifact was fitted on the target tiny-llama, but tiny-.* has {difference}"):
+        guard(LocalEngine(tiny_model(**other)), folder)
+
+
+def test_a_missing_artifact_is_one_sentence(target: LocalEngine, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="anchorlm fit inferaligner"):
+        guard(target, tmp_path)
+    with pytest.raises(UserError, match="artifact"):
+        Guard(target, InferAligner)
+
+
+def test_activations_that_are_no_numbers_are_refused_and_never_answered(folder: Path) -> None:
+    """Where the model hides them from its logits, so that nothing but the gate can tell."""
+    target = LocalEngine(tiny_model())
+    safe, strict = (guard(target, folder, refusal="No.", on_error=on_error) for on_error in ("refuse", "raise"))
+    plain = Guard(target, generation={"max_new_tokens": NEW})
+    last, norm = target.model.blocks[-1], target.model.model.model.norm
+    handles = [
+        last.register_forward_hook(lambda module, inputs, output: output * float("nan")),
+        norm.register_forward_pre_hook(lambda module, inputs: (inputs[0].nan_to_num(),)),
+    ]
+    try:
+        assert plain.chat(said("x")).finish_reason != "refusal"
+        response = safe.chat(said("x"))
+        assert (response.text, response.token_ids, response.finish_reason) == ("No.", (), "refusal")
+        assert "not numbers" in decision(response, "fallback")["why"]
+        with pytest.raises(DefenseError, match="not numbers"):
+            strict.chat(said("x"))
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert safe.chat(said("x"), knobs={"gate": "closed"}).token_ids == plain.chat(said("x")).token_ids
+
+
+def test_an_artifact_that_holds_no_numbers_is_refused_and_never_answered(target: LocalEngine, folder: Path) -> None:
+    found = Artifact.load(folder, "inferaligner")
+    broken = {**found.tensors, "gate.direction": torch.full((2, 64), float("nan"))}
+    made = Artifact(found.kind, found.models, found.data, found.settings, found.figures, broken)
+    response = guard(target, made.save(folder.parent / "broken")).chat(said("x"))
+    assert response.finish_reason == "refusal"
+
+
+def test_weights_that_are_no_numbers_are_the_users_mistake(folder: Path) -> None:
+    weights = tiny_weights()
+    one = guard(LocalEngine(CausalModel.wrap(weights, tiny_tokenizer())), folder)
+    with torch.no_grad():
+        weights.model.layers[0].mlp.down_proj.weight[0, 0] = float("nan")
+    with pytest.raises(UserError, match="not numbers"):
+        one.chat(said("x"))

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from anchorlm import Guard
+from anchorlm.engine import LocalEngine
+from anchorlm.fitting import calibrate_inferaligner, save_artifact
+from anchorlm.fitting._shifts import ALPHAS, Shift, Trial, windows
+from anchorlm.records import Artifact, Messages, UserError, wilson
+from tests.fitting.conftest import HARMFUL, HARMLESS
+
+WANTED = (1,), "all", 1.0
+
+
+@pytest.fixture(scope="module")
+def grader(target: LocalEngine, fitted: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """Takes for refusals what one certain shift makes of the prompts, and for broken what a larger one makes."""
+    folder = save_artifact(fitted, tmp_path_factory.mktemp("planted") / "artifact")
+    guard = Guard(target, "inferaligner", artifact=str(folder), gate="open", generation={"max_new_tokens": 4})
+    layers, positions, alpha = WANTED
+    knobs = {"layers": layers, "positions": positions}
+    refusals = [answer.text for answer in guard.generate(HARMFUL, knobs={**knobs, "alpha": alpha})]
+    plain = [answer.text for answer in guard.generate(HARMFUL, knobs={"gate": "closed"})]
+    texts = dict(zip(HARMFUL, zip(refusals, plain, strict=True), strict=True))
+
+    def grade(messages: Messages, text: str) -> str:
+        refusal, bare = texts[messages[-1]["content"]]
+        return "refused" if text == refusal else "complied" if text == bare else "broken"
+
+    return grade
+
+
+@pytest.fixture(scope="module")
+def calibrated(target: LocalEngine, fitted: Artifact, grader: Callable[..., str]) -> Artifact:
+    return calibrate_inferaligner(fitted, target, HARMFUL, HARMLESS, limit=0.1, grader=grader, max_new_tokens=4,
+                                  prompts=8)  # fmt: skip
+
+
+def test_only_settings_and_figures_change(fitted: Artifact, calibrated: Artifact) -> None:
+    assert calibrated.tensors.keys() == fitted.tensors.keys()
+    assert all(torch.equal(calibrated.tensors[name], tensor) for name, tensor in fitted.tensors.items())
+    assert calibrated.models == fitted.models
+    assert {**calibrated.figures, "calibration": None} == {**fitted.figures, "calibration": None}
+    assert calibrated.settings.keys() == fitted.settings.keys()
+
+
+def test_the_planted_shift_is_found(calibrated: Artifact) -> None:
+    found = calibrated.settings
+    assert (tuple(found["layers"]), found["positions"], found["alpha"]) == WANTED
+    last = [row for row in calibrated.figures["calibration"]["shifts"] if row["stage"] == "final"]
+    assert last[0]["score"] == max(row["score"] for row in last) == 1.0
+
+
+def test_everything_tried_is_kept_with_counts_and_intervals(calibrated: Artifact) -> None:
+    figures = calibrated.figures["calibration"]
+    coarse = [row for row in figures["shifts"] if row["stage"] == "coarse"]
+    assert len(coarse) == 3 * 2 * len(windows(2, []))
+    for row in figures["shifts"]:
+        counts = [row[name] for name in ("refused", "complied", "broken")]
+        assert sum(one["hits"] for one in counts) == counts[0]["n"]
+        for one in counts:
+            low, high = wilson(one["hits"], one["n"])
+            assert (one["low"], one["high"]) == (round(low, 4), round(high, 4))
+
+
+def test_the_gate_keeps_the_limit_and_guards_as_the_figures_say(
+    target: LocalEngine, calibrated: Artifact, grader: Callable[..., str], tmp_path: Path
+) -> None:
+    figures = calibrated.figures["calibration"]
+    guard = Guard(
+        target,
+        "inferaligner",
+        artifact=str(save_artifact(calibrated, tmp_path / "a")),
+        generation={"max_new_tokens": 4},
+    )
+    opened = {}
+    for name, prompts in (("harmful", HARMFUL), ("harmless", HARMLESS)):
+        decisions = [answer.trace[0].data["open"] for answer in guard.generate(prompts)]
+        opened[name] = sum(decisions)
+        assert sum(decisions) == figures["gate"][f"{name} opened"]["hits"]
+    assert opened["harmless"] <= 0.1 * len(HARMLESS)
+
+
+def test_figures_are_measured_on_prompts_that_nothing_was_chosen_on(
+    target: LocalEngine, fitted: Artifact, calibrated: Artifact, grader: Callable[..., str]
+) -> None:
+    figures = calibrated.figures["calibration"]
+    assert figures["measured on"] == "prompts that nothing was chosen on"
+    assert figures["guarded"]["refused"]["n"] == len(HARMFUL) - 8
+    few = calibrate_inferaligner(fitted, target, HARMFUL, HARMLESS, limit=0.1, grader=grader, max_new_tokens=4,
+                                 prompts=16).figures["calibration"]  # fmt: skip
+    assert few["measured on"] == "the prompts of the search"
+    assert few["guarded"]["refused"]["n"] == len(HARMFUL)
+
+
+def test_the_curve_ends_in_no_gate_and_in_no_guard(calibrated: Artifact) -> None:
+    figures = calibrated.figures["calibration"]
+    closed, opened = figures["curve"][0], figures["curve"][-1]
+    assert {name: closed[name] for name in ("refused", "complied", "broken")} == figures["undefended"]
+    assert closed["harmless opened"]["hits"] == 0
+    assert opened["harmless opened"]["rate"] == 1.0
+    assert opened["refused"]["rate"] == 1.0  # the planted shift on everything
+
+
+def test_a_calibrated_artifact_survives_its_folder(calibrated: Artifact, tmp_path: Path) -> None:
+    folder = save_artifact(calibrated, tmp_path / "guard")
+    assert Artifact.load(folder, "inferaligner").id == calibrated.id
+    data = json.loads((folder / "artifact.json").read_text())
+    assert data["settings"] == dict(calibrated.settings)
+    card = (folder / "README.md").read_text()
+    for said in (calibrated.id, calibrated.data["harmful"]["digest"], 'artifact = "./guard"', "tradeoff.svg"):
+        assert said in card
+
+
+def trial(layers: int, alpha: float, positions: Any, refused: int, broken: int, floor: int = 0) -> Trial:
+    outcomes = ("refused",) * refused + ("broken",) * broken + ("complied",) * (10 - refused - broken)
+    return Trial(Shift(tuple(range(layers)), positions, alpha), outcomes, floor)
+
+
+def test_a_broken_answer_costs_two_refusals_and_what_was_broken_before_nothing() -> None:
+    assert trial(1, 1.0, "all", 8, 2).score == pytest.approx(0.4)
+    assert trial(1, 1.0, "all", 8, 2, floor=1).score == pytest.approx(0.6)
+    assert trial(1, 1.0, "all", 8, 2, floor=5).score == pytest.approx(0.8)
+
+
+def test_equal_scores_go_to_the_smaller_shift() -> None:
+    trials = [trial(2, 1.0, "prompt", 5, 0), trial(1, 1.0, "all", 5, 0), trial(1, 1.0, "prompt", 5, 0)]
+    trials += [trial(1, 0.5, "prompt", 4, 0)]
+    assert max(trials, key=lambda one: one.rank) is trials[2]
+
+
+def test_windows_stay_inside_and_few_on_deep_models() -> None:
+    for depth in (1, 2, 6, 32, 80):
+        found = windows(depth, [[0], []])
+        assert len(found) == len(set(found)) <= 64
+        assert all(list(layers) == list(range(layers[0], layers[-1] + 1)) for layers in found)
+        assert max(max(layers) for layers in found) < depth
+        assert tuple(range(max(1, depth // 2))) in found
+    assert (0, 3, 5) in windows(6, [[0, 3, 5]])
+    assert tuple(ALPHAS) == tuple(sorted(ALPHAS))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"limit": 1.5}, "limit = 1.5 must lie between 0 and 1"),
+        ({"prompts": 3}, "at least 8"),
+        ({"harmful": HARMFUL[:3]}, "only 3 distinct harmful prompts"),
+        ({"harmless": HARMLESS[:1] * 20}, "only 1 distinct harmless prompt"),
+        ({"harmless": [*HARMLESS, HARMFUL[0]]}, "1 prompt is both harmful and harmless"),
+    ],
+)
+def test_bad_input_is_one_sentence(target: LocalEngine, fitted: Artifact, change: dict[str, Any], says: str) -> None:
+    arguments = {"harmful": HARMFUL, "harmless": HARMLESS, **change}
+    with pytest.raises(UserError, match=says):
+        calibrate_inferaligner(fitted, target, **arguments)
+
+
+def test_an_artifact_of_another_model_is_refused(anchor: LocalEngine, fitted: Artifact) -> None:
+    with pytest.raises(UserError, match="other weights"):
+        calibrate_inferaligner(fitted, anchor, HARMFUL, HARMLESS)
