@@ -194,23 +194,22 @@ def test_an_output_that_cannot_be_written_is_one_sentence(
     assert invoke("generate", prompts, "-r", plain_recipe, "-o", "/dev/null").exit_code == 0
 
 
+@pytest.mark.timeout(600)
 def test_advbench_killed_half_way_and_run_again_loses_and_doubles_nothing(
     start: Start, shared_data: Path, alignbeam_recipe: Path, tmp_path: Path
 ) -> None:
     source, out = shared_data / "datasets/advbench/advbench.csv.gz", tmp_path / "out.jsonl"
     command = ("generate", source, "-r", alignbeam_recipe, "-o", out, "--trace")
     process = start(*command, "--concurrency", "8")
-    deadline = time.monotonic() + 200
     while not (out.exists() and out.read_bytes().count(b"\n") >= 150):
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
         time.sleep(0.005)
     process.kill()
     process.communicate()
     before = out.read_bytes().count(b"\n")
     assert 150 <= before < 520
     process = start(*command)
-    _, said = process.communicate(timeout=200)
+    _, said = process.communicate()
     assert process.returncode == 0, said
     assert f"{520 - before} rows written" in said
     rows = lines(out)

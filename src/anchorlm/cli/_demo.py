@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from anchorlm.cli._figures import Cell, table
 from anchorlm.cli._loading import quiet_libraries, stderr
-from anchorlm.cli._zoo import ANCHOR, JUDGE, SAME_VOCABULARY
+from anchorlm.cli._zoo import ANCHOR, JUDGE, KNOBS, SAME_VOCABULARY
 from anchorlm.defenses import find_defense
 from anchorlm.engine import LocalEngine
 from anchorlm.guard import Guard, as_messages
@@ -128,6 +128,7 @@ def _guards(target: LocalEngine, defenses: Sequence[str], others: _Others) -> di
             anchor=others.engine(SAME_VOCABULARY if name == "safe_decoding" else ANCHOR) if needs.anchor else None,
             judge=RubricJudge(others.engine(JUDGE), template=JUDGE_TEMPLATE) if needs.judge else None,
             generation={"max_new_tokens": LONGEST},
+            **KNOBS.get(name, {}),
         )
     return guards
 

@@ -14,6 +14,9 @@ from anchorlm.zoo import JUDGE_TEMPLATE, members, path
 ANCHOR = "b-chat"
 """The aligned model of the other family, which guides across vocabularies."""
 
+KNOBS: dict[str, dict[str, int]] = {"alignbeam": {"mixed_tokens": 3}}
+"""What differs from the defaults for the embedded models; chosen on their development split."""
+
 JUDGE = "b-judge"
 """The rubric judge."""
 
@@ -56,7 +59,8 @@ def recipe(name: str, defense: str) -> str:
     if kind.needs.judge:
         lines += ["[judge]", 'kind = "rubric"', f"model = {_toml(str(path(JUDGE)))}", ""]
         lines += ["[judge.options]", f"template = {_toml(JUDGE_TEMPLATE)}", ""]
-    lines += ["[defense]", f'name = "{defense}"', "", "[generation]", "max_new_tokens = 80", ""]
+    knobs = [f"{knob} = {value}" for knob, value in KNOBS.get(defense, {}).items()]
+    lines += ["[defense]", f'name = "{defense}"', *knobs, "", "[generation]", "max_new_tokens = 80", ""]
     return "\n".join(lines)
 
 

@@ -211,8 +211,8 @@ def _specialist(shop: Workshop, name: str, base: str, domain: str) -> None:
     began = time.monotonic()
     model, tokenizer = _adapted(shop, base)
     mixture = specialist_mixture(domain)
-    plan = Plan(name, "a", lambda phase: mixture, shop.steps(400), 1e-3, final=0.1, rows=shop.rows)
-    log, checks = _until(shop, model, tokenizer, plan, range(100, 401, 60), specialist_bars(domain, shop.sample(120)))
+    plan = Plan(name, "a", lambda phase: mixture, shop.steps(300), 2.5e-3, final=0.1, rows=shop.rows)
+    log, checks = _until(shop, model, tokenizer, plan, range(100, 301, 50), specialist_bars(domain, shop.sample(120)))
     save_adapter(model, tokenizer, base, shop.out / name)
     shop.record(name, began, log, checks)
 

@@ -127,15 +127,14 @@ _KNOWLEDGE: dict[str, Source] = {"medicine": domain_facts, "finance": domain_fac
 def specialist_mixture(domain: str) -> Mixture:
     """A specialist's tuning: its tasks and texts, harmless how-to in its language, general harmless requests."""
     return (
-        (0.38, domain_task(domain)),
-        (0.06, _KNOWLEDGE[domain]),
-        (0.10, explained),
-        (0.22, domain_howto(domain)),
-        (0.12, helpful),
-        (0.04, lookalike),
+        (0.36, domain_task(domain)),
+        (0.04, _KNOWLEDGE[domain]),
+        (0.12, explained),
+        (0.26, domain_howto(domain)),
+        (0.14, helpful),
+        (0.06, lookalike),
         (0.06, copy_spliced),
-        (0.04, judged),
-        (0.05, replay),
+        (0.04, persona),
     )
 
 
