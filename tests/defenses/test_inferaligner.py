@@ -133,6 +133,19 @@ def test_rows_of_a_mixed_batch_get_what_each_gets_alone(target: LocalEngine, fol
         assert len([each for each in response.trace if each.kind == "steer"]) == was_open
 
 
+def test_rows_that_come_and_go_at_different_times_do_not_touch_one_another(target: LocalEngine, folder: Path) -> None:
+    """Some are read and steered while others, steered at their prompt only, are long past it."""
+    crowded = guard(LocalEngine(target.model, max_rows=3), folder, gate="open", **{**STRONG, "positions": "prompt"})
+    alone = guard(target, folder, gate="open", **{**STRONG, "positions": "prompt"})
+    lengths = [2 + 5 * index % 11 for index in range(len(PROMPTS))]
+    requests = [
+        crowded.request(said(prompt), max_new_tokens=length) for prompt, length in zip(PROMPTS, lengths, strict=True)
+    ]
+    for index, response in crowded.map(requests):
+        assert isinstance(response, Response)
+        assert response.token_ids == alone.chat(said(PROMPTS[index])).token_ids[: lengths[index]]
+
+
 @pytest.mark.parametrize("knobs", [{"gate": "open"}, {"gate": "closed"}, {"gate": "open", "answer": "refuse"}])
 def test_streamed_is_whole(target: LocalEngine, folder: Path, knobs: dict[str, Any]) -> None:
     one = guard(target, folder, **STRONG)

@@ -8,6 +8,7 @@ from typing import Any
 from anchorlm.engine import Engine, Positions
 from anchorlm.fitting._gates import rate
 from anchorlm.fitting._outcomes import Answer, Grading, Outcome
+from anchorlm.fitting._prompts import LEAST
 from anchorlm.records import GenerationSettings, Messages
 from anchorlm.steering import Aligner
 
@@ -151,7 +152,7 @@ class Search:
             layers: The sets of layers to try.
             size: How many prompts it may be chosen on.
         """
-        third = -(-size // 3)
+        third = min(size, max(LEAST, -(-size // 3)))
         places: list[tuple[tuple[int, ...], Positions]] = [
             (chosen, positions) for chosen in layers for positions in ("prompt", "all")
         ]

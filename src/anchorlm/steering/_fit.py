@@ -36,7 +36,7 @@ class _Reading:
 
     harmful: Moments
     harmless: Moments
-    kept: list[Tensor]  # (L, H) of every prompt, where a map between two models needs them
+    kept: list[Tensor]  # (L, H) of every harmless prompt, where a map between two models is fitted on them
 
     @property
     def directions(self) -> Directions:
@@ -75,7 +75,8 @@ async def fit_inferaligner(
 
     Args:
         target: The model to guard.
-        anchor: The safety-aligned model; of another family, its vectors cross by a ridge map between the two streams.
+        anchor: The safety-aligned model; of another family, its vectors cross by a ridge map between the two streams,
+            fitted on the harmless prompts alone.
         harmful: Harmful prompts, in the style of the harmless ones; a text is one turn of the user.
         harmless: Harmless prompts, those of the target's domain among them.
         whitening: `none`: the gate reads along the mean difference, as in the paper; `fisher`: whitened (ours).
@@ -215,16 +216,14 @@ async def _read(engine: Engine, split: _Split, keep: bool, tick: Callable[[], No
                     f"{engine.model.name} has activations that are not numbers: check its weights, or load it in "
                     "bfloat16 or float32."
                 ) from None
-            if keep:
+            # A map that had seen both classes would carry one's mean onto the other's, whatever the anchor knows.
+            if keep and moments is reading.harmless:
                 reading.kept.append(activations.float())
             tick()
     if (reading.directions.length <= 1e-5 * reading.harmless.mean.norm(dim=-1)).all():
         raise UserError(
             f"{engine.model.name} reads harmful and harmless prompts alike: check that its chat template shows them."
         )
-    if keep:  # both classes among the prompts that choose the ridge strength
-        order = torch.randperm(len(reading.kept), generator=torch.Generator().manual_seed(0)).tolist()
-        reading.kept = [reading.kept[index] for index in order]
     return reading
 
 

@@ -127,9 +127,9 @@ _KNOWLEDGE: dict[str, Source] = {"medicine": domain_facts, "finance": domain_fac
 def specialist_mixture(domain: str) -> Mixture:
     """A specialist's tuning: its tasks and texts, harmless how-to in its language, general harmless requests."""
     return (
-        (0.36, domain_task(domain)),
+        (0.48 if domain == "arithmetic" else 0.36, domain_task(domain)),
         (0.04, _KNOWLEDGE[domain]),
-        (0.12, explained),
+        (0.0 if domain == "arithmetic" else 0.12, explained),
         (0.26, domain_howto(domain)),
         (0.14, helpful),
         (0.06, lookalike),
