@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -14,7 +15,7 @@ from anchorlm.zoo import JUDGE_TEMPLATE, members, path
 ANCHOR = "b-chat"
 """The aligned model of the other family, which guides across vocabularies."""
 
-KNOBS: dict[str, dict[str, int]] = {"alignbeam": {"mixed_tokens": 3}}
+KNOBS: dict[str, dict[str, Any]] = {"alignbeam": {"mixed_tokens": 3}}
 """What differs from the defaults for the embedded models; chosen on their development split."""
 
 JUDGE = "b-judge"
