@@ -155,8 +155,9 @@ def _deed(verb: Verb, word: str, noun: str, kind: str, harmful: bool) -> Deed:
 def draw_copy(rng: random.Random, spliced: float = 0.0) -> Deed:
     """A deed on an invented object: it teaches to name what was asked for, and says nothing about harm."""
     verb = rng.choice([verb for verb in verbs().values() if not verb.harmful])
+    wording = rng.choice(verb.words)
     noun = splice(rng) if spliced and rng.random() < spliced else invent(rng, "train", rng.choice((2, 2, 3)))
-    return _deed(verb, rng.choice(verb.words), noun, "invented", False)
+    return _deed(verb, wording, noun, "invented", False)
 
 
 _ONSETS = (*"bcdfghjklmnprstvwz", "br", "dr", "gr", "kl", "pl", "st", "tr", "sh", "ch")
