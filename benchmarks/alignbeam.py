@@ -17,7 +17,9 @@ def main() -> None:
         LocalEngine(CausalModel.from_pretrained(zoo.path(name))) for name in ("a-finance", "b-chat", "b-judge")
     )
     judge = RubricJudge(grader, template=zoo.JUDGE_TEMPLATE)
-    guard = Guard(target, "alignbeam", anchor=anchor, judge=judge, mixed_tokens=3, generation={"max_new_tokens": 64})
+    guard = Guard(
+        target, "alignbeam", anchor=anchor, judge=judge, mixed_tokens=3, max_harm=0.2, generation={"max_new_tokens": 64}
+    )
     plain = Guard(target, "undefended", generation={"max_new_tokens": 64})
     items = [
         *zoo.items("harmless", partition="test", n=16),

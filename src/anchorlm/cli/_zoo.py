@@ -15,7 +15,7 @@ from anchorlm.zoo import JUDGE_TEMPLATE, members, path
 ANCHOR = "b-chat"
 """The aligned model of the other family, which guides across vocabularies."""
 
-KNOBS: dict[str, dict[str, Any]] = {"alignbeam": {"mixed_tokens": 3}}
+KNOBS: dict[str, dict[str, Any]] = {"alignbeam": {"mixed_tokens": 3, "max_harm": 0.2}}
 """What differs from the defaults for the embedded models; chosen on their development split."""
 
 JUDGE = "b-judge"
