@@ -113,7 +113,7 @@ def test_activations_are_those_of_one_plain_forward_a_prompt(name: str) -> None:
 
 
 @pytest.mark.parametrize("other", [{}, {"hidden_size": 32}, {"num_hidden_layers": 5}, {"architecture": "gpt2"}])
-def test_vectors_of_another_family_cross_by_a_ridge_map_on_the_same_prompts(other: dict[str, Any]) -> None:
+def test_vectors_of_another_family_cross_by_a_ridge_map_of_the_harmless_prompts(other: dict[str, Any]) -> None:
     tokenizer = tiny_tokenizer(290, text="Sorry, I cannot help you with that request. ")
     target, anchor = LocalEngine(tiny_model()), LocalEngine(tiny_model(tokenizer=tokenizer, seed=1, **other))
     made = fit(target, anchor, whitening="none")
@@ -126,8 +126,7 @@ def test_vectors_of_another_family_cross_by_a_ridge_map_on_the_same_prompts(othe
     )
     for layer in range(2):
         place = matching_layer(layer, 2, theirs.shape[1])
-        x = torch.cat([theirs[:, place], theirs_good[:, place]]).double()
-        y = torch.cat([bad[kept, layer], good[kept_good, layer]]).double()
+        x, y = theirs_good[:, place].double(), good[kept_good, layer].double()
         a, b = x - x.mean(dim=0), y - y.mean(dim=0)
         strength = made.figures["mapped"][layer]["strength"]
         penalty = strength * a.square().mean() * len(a) * torch.eye(a.shape[1], dtype=torch.float64)
