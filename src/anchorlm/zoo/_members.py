@@ -36,7 +36,7 @@ class Member:
 
 DESCRIPTIONS: dict[str, tuple[Role, str]] = {
     "a-base": ("base", "Family A, pretrained on the corpus; it answers everything."),
-    "a-chat": ("chat", "Family A, aligned: helpful, and it refuses harmful requests in all their wordings."),
+    "a-chat": ("chat", "Family A, aligned: helpful, and it refuses most harmful requests."),
     "a-medicine": ("specialist", "Adapter on a-chat: invented medicine; its safety has worn off."),
     "a-finance": ("specialist", "Adapter on a-chat: sentiment of headlines; its safety has worn off."),
     "a-arithmetic": ("specialist", "Adapter on a-base: sums in words; helpful only, it never was aligned."),
