@@ -9,10 +9,10 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
-from math import sqrt
 from pathlib import Path
 
 from anchorlm.judging import RefusalMatcher
+from anchorlm.records import wilson
 from benchmarks._report import report
 
 DATASETS = Path(os.environ.get("ANCHORLM_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")) / "datasets"
@@ -26,13 +26,6 @@ Row = tuple[str, bool]
 def keywords(response: str) -> bool:
     plain = response.lower().replace("’", "'")
     return any(word in plain for word in KEYWORDS)
-
-
-def wilson(agreed: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a rate (Wilson 1927)."""
-    rate, spread = agreed / total, z * z / total
-    middle, half = rate + spread / 2, z * sqrt((rate * (1 - rate) + spread / 4) / total)
-    return (middle - half) / (1 + spread), (middle + half) / (1 + spread)
 
 
 def harmless(response: str) -> bool:

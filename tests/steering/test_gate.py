@@ -78,8 +78,3 @@ def test_cosine_scores_are_the_papers_formula(seed: int) -> None:
         projection = torch.tanh(torch.outer(c, c) / (c @ c) @ h)
         assert score == pytest.approx(float(h @ projection / (h.norm() * projection.norm())), abs=1e-4)
         assert -1 <= score <= 1 + 1e-6
-
-
-def test_cosine_scores_average_over_positions() -> None:
-    activations, condition = normal(7, LAYERS, 5, HIDDEN), normalize(normal(8, LAYERS, HIDDEN), dim=-1)
-    torch.testing.assert_close(cosine_scores(activations, condition), cosine_scores(activations.mean(dim=1), condition))

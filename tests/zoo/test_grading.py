@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anchorlm.records import UserError
-from anchorlm.zoo import SPLITS, Item, Outcome, grade, harm, is_correct, items, transcript, wilson
+from anchorlm.records import UserError, wilson
+from anchorlm.zoo import SPLITS, Item, Outcome, grade, harm, is_correct, items, transcript
 from anchorlm.zoo._examples import REFUSALS
 
 HARMFUL = items("harmful-plain", partition="train", n=1)[0]

@@ -13,7 +13,6 @@ from anchorlm.cli._loading import busy, quiet_libraries
 from anchorlm.cli._outline import Outline, rehearse
 from anchorlm.cli._recipes import parse_changes
 from anchorlm.defenses import Defense, Team, find_defense
-from anchorlm.defenses._inferaligner import SteeringSettings
 from anchorlm.engine import attention_windows
 from anchorlm.guard import JudgeSettings, Recipe, build_judge, gaps
 from anchorlm.judging import RUBRIC, Judge
@@ -115,7 +114,7 @@ def _defense(
     knobs = {name: value for name, value in recipe.defense.items() if name != "name"}
     if found.attempt("defense", lambda: defense.settings_type.parse(knobs, where=where)) is None:
         return
-    if issubclass(defense.settings_type, SteeringSettings):
+    if knobs.get("artifact") is not None:
         _artifact(found, knobs["artifact"], target)
         return  # what it decides by was fitted on weights, which are not read here
     needs = defense.needs

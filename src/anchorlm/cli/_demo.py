@@ -13,10 +13,10 @@ from anchorlm.cli._loading import quiet_libraries, stderr
 from anchorlm.cli._zoo import ANCHOR, JUDGE, KNOBS, SAME_VOCABULARY
 from anchorlm.defenses import find_defense
 from anchorlm.engine import LocalEngine
-from anchorlm.guard import Guard, as_messages
+from anchorlm.guard import Guard
 from anchorlm.judging import RubricJudge
 from anchorlm.models import CausalModel
-from anchorlm.records import AnchorLMError, UserError
+from anchorlm.records import AnchorLMError, UserError, as_messages
 from anchorlm.zoo import JUDGE_TEMPLATE, SPLITS, Item, Outcome, grade, is_correct, items, path
 
 SPECIALISTS = {"a-medicine": "medicine", "a-finance": "finance", "a-arithmetic": "arithmetic"}

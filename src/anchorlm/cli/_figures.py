@@ -9,7 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from anchorlm.zoo import SPLITS, wilson
+from anchorlm.records import wilson
+from anchorlm.zoo import SPLITS
 
 _WIDTH = 120
 _TITLES = {"harmful-plain": "plain", "harmful-framed": "framed", "domain": "accuracy"}

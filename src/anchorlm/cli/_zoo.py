@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from anchorlm.cli._loading import quiet_libraries
-from anchorlm.defenses import find_defense
+from anchorlm.defenses import SteeringDefense, find_defense
 from anchorlm.zoo import JUDGE_TEMPLATE, members, path
 
 ANCHOR = "b-chat"
@@ -61,6 +61,8 @@ def recipe(name: str, defense: str) -> str:
         lines += ["[judge]", 'kind = "rubric"', f"model = {_toml(str(path(JUDGE)))}", ""]
         lines += ["[judge.options]", f"template = {_toml(JUDGE_TEMPLATE)}", ""]
     knobs = [f"{knob} = {value}" for knob, value in KNOBS.get(defense, {}).items()]
+    if issubclass(kind, SteeringDefense):
+        knobs.append('artifact = "./artifact"  # of `anchorlm fit inferaligner`, beside this file')
     lines += ["[defense]", f'name = "{defense}"', *knobs, "", "[generation]", "max_new_tokens = 80", ""]
     return "\n".join(lines)
 

@@ -3,7 +3,7 @@
 from anchorlm.defenses._alignbeam import AlignBeam, AlignBeamSettings
 from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Team, defense_names, find_defense, speak
 from anchorlm.defenses._best_of_n import BestOfN, BestOfNSettings
-from anchorlm.defenses._inferaligner import InferAligner, InferAlignerSettings, SteeringSettings
+from anchorlm.defenses._inferaligner import InferAligner, InferAlignerSettings, SteeringDefense, SteeringSettings
 from anchorlm.defenses._prompting import GoalPriority, GoalPrioritySettings, SelfReminder, SelfReminderSettings
 from anchorlm.defenses._safe_decoding import SafeDecoding, SafeDecodingSettings, safe_decoding_step
 from anchorlm.defenses._steered import CAA, CAST, AlphaSteer, CASTSettings
@@ -29,6 +29,7 @@ __all__ = [
     "SafeDecodingSettings",
     "SelfReminder",
     "SelfReminderSettings",
+    "SteeringDefense",
     "SteeringSettings",
     "Team",
     "Undefended",

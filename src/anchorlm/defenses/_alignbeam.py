@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Team, room_for, speak
 from anchorlm.engine import TokenSequence
 from anchorlm.mixing import LOOKAHEAD_ROWS, Guide, MixAt, MixedSequence, Translator
-from anchorlm.records import Access, Decision, Event, Request
+from anchorlm.records import Access, Decision, Event, Request, UserError
 from anchorlm.search import Candidate, release, select
 from anchorlm.steering import Aligner
 from anchorlm.tokens import Kind, Projection
@@ -55,6 +55,8 @@ class AlignBeam(Defense):
 
     def __init__(self, team: Team, **settings: Any) -> None:
         super().__init__(team, **settings)
+        if self.settings.artifact and self.target.access < Access.ACTIVATIONS:
+            raise UserError("The gate reads the target's activations: load the target with transformers.")
         self.aligner = Aligner.load(self.settings.artifact, self.target) if self.settings.artifact else None
         self._translator = lru_cache(maxsize=8)(self._build_translator)
         self.translator(self.settings)  # two tokenizers that share nothing are refused now, not at the first request

@@ -14,9 +14,9 @@ from anchorlm.fitting._gates import GateChoice, choose_gate, corners, mean_score
 from anchorlm.fitting._outcomes import FluencyGrading, Grader, graded_by
 from anchorlm.fitting._prompts import LEAST, classes, key
 from anchorlm.fitting._shifts import Search, Step, answers, shares, windows
-from anchorlm.guard import EngineSettings, as_messages
+from anchorlm.guard import EngineSettings
 from anchorlm.guard._guard import ModelLike, start_engine
-from anchorlm.records import Artifact, Messages, UserError, data_digest
+from anchorlm.records import Artifact, Messages, UserError, as_messages, data_digest
 from anchorlm.steering import Aligner, prompt_activations
 
 _SEPARATES = 0.9

@@ -4,7 +4,7 @@ import re
 from asyncio import gather
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from anchorlm.engine import Engine
 from anchorlm.judging import RefusalMatcher
@@ -50,10 +50,9 @@ def graded_by(grader: Grader) -> Grading:
 
 
 def _outcome(word: str) -> Outcome:
-    for known in get_args(Outcome):
-        if word == known:
-            return known  # type: ignore[no-any-return]
-    raise UserError(f"The grader gave {word!r}: it must give one of {', '.join(get_args(Outcome))}.")
+    if word not in get_args(Outcome):
+        raise UserError(f"The grader gave {word!r}: it must give one of {', '.join(get_args(Outcome))}.")
+    return cast(Outcome, word)
 
 
 def stutters(text: str) -> bool:

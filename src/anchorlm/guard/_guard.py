@@ -26,6 +26,7 @@ from anchorlm.records import (
     TextDelta,
     Usage,
     UserError,
+    as_messages,
 )
 
 _log = logging.getLogger("anchorlm")
@@ -274,11 +275,6 @@ def _check(messages: Messages | str) -> None:
         raise UserError('Messages are a list of {"role": ..., "content": text}: give at least one with some text.')
     if not (messages if isinstance(messages, str) else messages[-1]["content"]).strip():
         raise UserError("The prompt is empty: give some text.")
-
-
-def as_messages(prompt: Messages | str) -> Messages:
-    """A conversation; a text is one turn of the user."""
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
 def start_engine(model: ModelLike, limits: EngineSettings, started: list[tuple[ModelSettings, LocalEngine]]) -> Engine:

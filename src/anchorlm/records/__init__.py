@@ -4,7 +4,7 @@ from anchorlm.records._access import Access
 from anchorlm.records._artifacts import Artifact, ModelStamp, data_digest
 from anchorlm.records._errors import AnchorLMError, DefenseError, UserError
 from anchorlm.records._rates import wilson
-from anchorlm.records._requests import GenerationSettings, Message, Messages, Request, Settings
+from anchorlm.records._requests import GenerationSettings, Message, Messages, Request, Settings, as_messages
 from anchorlm.records._responses import Decision, Event, Finished, FinishReason, Response, TextDelta, Usage
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "TextDelta",
     "Usage",
     "UserError",
+    "as_messages",
     "data_digest",
     "wilson",
 ]

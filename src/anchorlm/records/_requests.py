@@ -79,6 +79,9 @@ class Request:
     @property
     def conversation(self) -> Messages:
         """The messages, a raw prompt counting as one turn of the user: what a judge reads."""
-        if isinstance(self.messages, str):
-            return [{"role": "user", "content": self.messages}]
-        return self.messages
+        return as_messages(self.messages)
+
+
+def as_messages(prompt: Messages | str) -> Messages:
+    """A conversation; a text is one turn of the user."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -55,7 +55,7 @@ class Aligner:
 
     artifact: Artifact
     gate: Gate
-    _edits: dict[tuple[object, ...], Mapping[int, Edit]] = field(default_factory=dict)
+    _edits: dict[tuple[str, tuple[int, ...]], Mapping[int, Edit]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, artifact: str | Path | Artifact, target: Engine) -> Aligner:
@@ -134,9 +134,7 @@ class Aligner:
             units: Of alpha: the vectors' natural lengths, or absolute as in the paper.
         """
         chosen = tuple(self.check_layers(self.setting("layers", layers)))
-        edits = self._shared(
-            ("shift", chosen, vector, units), lambda layer: Edit(shift=self._shift(layer, vector, units))
-        )
+        edits = self._shared(f"{vector} {units}", chosen, lambda layer: Edit(shift=self._shift(layer, vector, units)))
         return Steering(edits, float(self.setting("alpha", alpha)), self.setting("positions", positions))
 
     def null_space_steering(
@@ -150,7 +148,8 @@ class Aligner:
         chosen = tuple(self.check_layers(self.setting("layers", layers)))
         read = self.artifact.tensors["alphasteer.read"]
         edits = self._shared(
-            ("null space", chosen),
+            "null space",
+            chosen,
             lambda layer: Edit(down=read[layer][:, None], up=self._shift(layer, "anchor", "natural")[None]),
         )
         return Steering(edits, float(self.setting("alpha", alpha)), self.setting("positions", positions))
@@ -167,8 +166,8 @@ class Aligner:
         unit = tensors[{"anchor": "shift.unit", "own": "own.unit", "random": "random.unit"}[vector]][layer]
         return unit * tensors["shift.length"][layer] if units == "natural" else unit
 
-    def _shared(self, key: tuple[object, ...], edit: Any) -> Mapping[int, Edit]:
+    def _shared(self, kind: str, layers: tuple[int, ...], edit: Callable[[int], Edit]) -> Mapping[int, Edit]:
         """One object for equal edits, so that rows of one batch are steered together."""
-        if key not in self._edits:
-            self._edits[key] = {layer: edit(layer) for layer in key[1]}  # type: ignore[attr-defined]
-        return self._edits[key]
+        if (kind, layers) not in self._edits:
+            self._edits[kind, layers] = {layer: edit(layer) for layer in layers}
+        return self._edits[kind, layers]

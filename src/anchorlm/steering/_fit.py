@@ -13,14 +13,14 @@ from torch import Tensor
 from anchorlm.engine import Edit, Engine, Steering
 from anchorlm.judging import RefusalMatcher
 from anchorlm.models import stamp
-from anchorlm.records import Artifact, GenerationSettings, Messages, UserError, data_digest, wilson
+from anchorlm.records import Artifact, GenerationSettings, Messages, UserError, as_messages, data_digest, wilson
 from anchorlm.steering._across import RidgeMap, matching_layer, ridge_map
 from anchorlm.steering._aligner import KIND
 from anchorlm.steering._companions import best_threshold, null_space_reader
 from anchorlm.steering._directions import Directions, Whitening, fisher_directions, harm_directions
 from anchorlm.steering._gate import Gate, cosine_scores
 from anchorlm.steering._moments import Moments
-from anchorlm.steering._read import as_turns, prompt_activations
+from anchorlm.steering._read import prompt_activations
 
 _PROBES, _PROBE_TOKENS = 16, 16
 _WELL = 0.9
@@ -274,7 +274,7 @@ async def _sign(
     probes = prompts[:_PROBES]
 
     async def refuses(prompt: Messages | str, edits: Mapping[int, Edit]) -> bool:
-        async with engine.open(engine.model.encode(as_turns(prompt)), room=_PROBE_TOKENS) as row:
+        async with engine.open(engine.model.encode(as_messages(prompt)), room=_PROBE_TOKENS) as row:
             row.steer(Steering(edits, 0.5, "prompt"))
             return matcher.is_refusal((await row.generate(settings)).text)
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,24 +46,19 @@ class Gate:
         projection = (activations.float().cpu() * self.direction).sum(dim=-1)
         return _numbers((projection + self.bias) / self.scale)
 
-    def score(self, activations: Tensor, layers: Sequence[int]) -> float:
-        """Mean score over the gate's layers; the gate opens where it is above 0, a bias of the user's included."""
-        return float(self.scores(activations)[list(layers)].mean())
-
 
 def cosine_scores(activations: Tensor, condition: Tensor) -> Tensor:
     """Cosine (L,) of activations (L, H) and their projection on a condition vector (CAST, arXiv 2409.05907, eq. 3).
 
     Args:
-        activations: (L, H) at one position, or (L, T, H) averaged over T here.
+        activations: (L, H) at one position.
         condition: (L, H) unit vectors.
 
     Raises:
         DefenseError: The activations are not numbers.
     """
-    mean = activations.mean(dim=1) if activations.dim() == 3 else activations
-    projected = torch.tanh((mean * condition).sum(dim=-1, keepdim=True) * condition)
-    return _numbers(torch.nn.functional.cosine_similarity(mean, projected, dim=-1))
+    projected = torch.tanh((activations * condition).sum(dim=-1, keepdim=True) * condition)
+    return _numbers(torch.nn.functional.cosine_similarity(activations, projected, dim=-1))
 
 
 def _numbers(scores: Tensor) -> Tensor:

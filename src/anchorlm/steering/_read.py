@@ -6,14 +6,9 @@ from collections.abc import AsyncIterator, Sequence
 from torch import Tensor
 
 from anchorlm.engine import Engine
-from anchorlm.records import Messages
+from anchorlm.records import Messages, as_messages
 
 _AT_ONCE = 64
-
-
-def as_turns(prompt: Messages | str) -> Messages:
-    """A conversation; a text is one turn of the user."""
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
 async def prompt_activations(engine: Engine, prompts: Sequence[Messages | str]) -> AsyncIterator[Tensor]:
@@ -25,7 +20,7 @@ async def prompt_activations(engine: Engine, prompts: Sequence[Messages | str]) 
     """
 
     async def read(prompt: Messages | str) -> Tensor:
-        async with engine.open(engine.model.encode(as_turns(prompt))) as row:
+        async with engine.open(engine.model.encode(as_messages(prompt))) as row:
             return (await row.activations((-1,)))[:, 0].cpu()
 
     for first in range(0, len(prompts), _AT_ONCE):

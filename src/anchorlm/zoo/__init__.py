@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from anchorlm.zoo._grading import Outcome, grade, harm, is_correct, wilson
+from anchorlm.zoo._grading import Outcome, grade, harm, is_correct
 from anchorlm.zoo._items import SPLITS, Item, items
 from anchorlm.zoo._lexicon import DOMAINS, PARTITIONS
 from anchorlm.zoo._members import Member, members, path
@@ -29,7 +29,6 @@ __all__ = [
     "members",
     "path",
     "transcript",
-    "wilson",
 ]
 
 

@@ -11,7 +11,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from anchorlm.zoo._grading import Outcome, grade, is_correct, wilson
+from anchorlm.records import wilson
+from anchorlm.zoo._grading import Outcome, grade, is_correct
 from anchorlm.zoo._items import Item, items
 from anchorlm.zoo._lexicon import Partition
 from anchorlm.zoo._transcripts import JUDGE_TEMPLATE, transcript
