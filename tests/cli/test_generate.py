@@ -11,8 +11,8 @@ from typer.testing import Result
 
 from anchorlm.cli._output import Output
 from anchorlm.cli._recipes import digest
-from anchorlm.cli._rows import read_rows
 from anchorlm.guard import Recipe
+from anchorlm.records import read_rows
 
 Invoke = Callable[..., Result]
 Start = Callable[..., subprocess.Popen[str]]

@@ -31,7 +31,7 @@ def test_a_key_is_shown_once_and_kept_as_a_hash(invoke: Invoke, tmp_path: Path) 
     [
         ("prot = 1", "", "has no setting 'prot'"),
         ("port = 70000", "", "port"),
-        ("[broken", "", "cannot be read"),
+        ("[broken", "", "is not valid TOML"),
         ('keys = "none.toml"', "", "--new-key"),
         ("", "[serve.limits]\nalpha = [0, 1]", "no knob of undefended"),
         ("", "[serve]\nnames = 1", "section serve"),

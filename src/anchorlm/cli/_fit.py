@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from anchorlm.cli._rows import BadRow, read_rows
-from anchorlm.records import UserError
+from anchorlm.records import BadRow, UserError, read_rows
 
 if TYPE_CHECKING:
     from anchorlm.guard import Recipe

@@ -12,9 +12,8 @@ from anchorlm.cli._errors import complain
 from anchorlm.cli._loading import load_guard, stderr
 from anchorlm.cli._output import Output
 from anchorlm.cli._recipes import digest
-from anchorlm.cli._rows import BadRow, Row, read_rows
 from anchorlm.guard import Guard, Recipe
-from anchorlm.records import AnchorLMError, UserError, as_messages
+from anchorlm.records import AnchorLMError, BadRow, Row, UserError, as_messages, read_rows
 
 _NAMED = 10
 """How many skipped rows are explained one by one at the end."""

@@ -8,8 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from anchorlm.cli._rows import BadRow, Row
-from anchorlm.records import Messages, Response, UserError, lock
+from anchorlm.records import BadRow, Messages, Response, Row, UserError, lock
 
 _START = b'{"index": '
 

@@ -11,7 +11,7 @@ from anchorlm.cli._errors import complain
 from anchorlm.cli._loading import busy, quiet_libraries
 from anchorlm.cli._zoo import recipe as zoo_recipe
 from anchorlm.guard import Guard, Recipe, Started
-from anchorlm.records import UserError
+from anchorlm.records import UserError, read_toml
 
 try:
     from anchorlm.serving import ModelServing, Served, Server, ServerSettings, new_key
@@ -72,14 +72,7 @@ def add_key(file: Path | None, name: str, operator: bool) -> None:
 
 
 def _settings(config: Path | None, changes: dict[str, Any]) -> ServerSettings:
-    data: dict[str, Any] = {}
-    if config is not None:
-        try:
-            data = tomllib.loads(config.read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise UserError(
-                f"The server's settings {str(config)!r} cannot be read ({error}): give a TOML file."
-            ) from None
+    data = {} if config is None else read_toml(config, "The server's settings")
     if (audit := changes.pop("audit", None)) is not None:
         data["audit"] = {**data.get("audit", {}), "file": audit}
     return ServerSettings.parse({**data, **changes}, where="the server's settings")

@@ -5,6 +5,7 @@ from anchorlm.defenses._args import ARGS, ARGSSettings
 from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Team, defense_names, find_defense, speak
 from anchorlm.defenses._best_of_n import BestOfN, BestOfNSettings
 from anchorlm.defenses._blockwise import BeamSearch, BeamSearchSettings, ControlledDecoding, ControlledDecodingSettings
+from anchorlm.defenses._budget import CALIBRATION, generation_data, scorers_digest
 from anchorlm.defenses._inferaligner import InferAligner, InferAlignerSettings, SteeringDefense, SteeringSettings
 from anchorlm.defenses._inferenceguard import InferenceGuard
 from anchorlm.defenses._inferenceguard_settings import InferenceGuardSettings
@@ -16,6 +17,7 @@ from anchorlm.defenses._undefended import Undefended
 __all__ = [
     "ARGS",
     "CAA",
+    "CALIBRATION",
     "CAST",
     "ARGSSettings",
     "AlignBeam",
@@ -47,6 +49,8 @@ __all__ = [
     "Undefended",
     "defense_names",
     "find_defense",
+    "generation_data",
     "safe_decoding_step",
+    "scorers_digest",
     "speak",
 ]

@@ -92,7 +92,7 @@ class AlignBeam(Defense):
     ) -> Candidate:
         """The first token, N - 1 more mixed ones, greedily, then the target alone."""
         stops = self.target.model.stop_ids
-        limit = room_for(self.target, beam.target, request.generation)
+        limit = room_for(self.target, beam.target.prompt_length, request.generation)
         mixed = min(settings.mixed_tokens, limit) if beam.guide else 1
         while token not in stops:
             beam.append(token)

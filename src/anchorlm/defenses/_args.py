@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from anchorlm.defenses._base import Defense, DefenseSettings, Needs
+from anchorlm.defenses._base import Defense, DefenseSettings, Needs, room_for
 from anchorlm.engine import TextStream
 from anchorlm.records import Access, Event, Finished, Request, TextDelta, Usage
 
@@ -46,7 +46,7 @@ class ARGS(Defense):
         settings: ARGSSettings = self.settings_for(request)
         model = self.target.model
         prompt = model.encode(request.messages)
-        room = min(request.generation.max_new_tokens, model.context_length - len(prompt))
+        room = room_for(self.target, len(prompt), request.generation)
         text, written, reason = TextStream(model.vocabulary), list[int](), "length"
         async with self.target.open(prompt, room=room) as row:
             for _ in range(room):

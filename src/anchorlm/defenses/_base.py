@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Literal
@@ -72,6 +73,19 @@ class Team:
     reward: Scorer | None = None
 
 
+@contextmanager
+def _failing_closed(who: str) -> Iterator[None]:
+    """Whatever a judge or a scorer raises is a `DefenseError`: without its word nothing may be taken for safe."""
+    try:
+        yield
+    except DefenseError:
+        raise
+    except UserError as error:  # its model says no numbers, say
+        raise DefenseError(f"{who} failed: {error}") from error
+    except Exception as error:  # a third party's may raise anything
+        raise DefenseError(f"{who} failed ({type(error).__name__}: {error}).") from error
+
+
 class Defense(ABC):
     """One method: a coroutine for one request over the control points, written in the order of its paper.
 
@@ -131,14 +145,8 @@ class Defense(ABC):
         scorer = self.team.cost if kind == "cost" else self.team.reward
         if scorer is None:
             raise UserError(f"The defense {self.name} needs a {kind} model: give one as {kind}=.")
-        try:
+        with _failing_closed(f"The {kind} model {scorer.name}"):
             scores = [float(score) for score in await scorer(messages, texts)]
-        except DefenseError:
-            raise
-        except UserError as error:  # its model says no numbers, say: then nothing may be taken for safe
-            raise DefenseError(f"The {kind} model {scorer.name} failed: {error}") from error
-        except Exception as error:  # a third party's scorer may raise anything
-            raise DefenseError(f"The {kind} model {scorer.name} failed ({type(error).__name__}: {error}).") from error
         if len(scores) != len(texts) or not all(map(math.isfinite, scores)):
             raise DefenseError(
                 f"The {kind} model {scorer.name} did not give one finite number for each of {len(texts)} responses."
@@ -151,14 +159,8 @@ class Defense(ABC):
         Raises:
             DefenseError: The judge raised, or did not give one grade per text: nothing may be taken for safe then.
         """
-        try:
+        with _failing_closed(f"The judge {self.judge.name}"):
             grades = await self.judge(request.conversation, texts)
-        except DefenseError:
-            raise
-        except UserError as error:  # its model says no numbers, say: then nothing may be taken for safe
-            raise DefenseError(f"The judge {self.judge.name} failed: {error}") from error
-        except Exception as error:  # a third party's judge may raise anything
-            raise DefenseError(f"The judge {self.judge.name} failed ({type(error).__name__}: {error}).") from error
         if not isinstance(grades, list) or len(grades) != len(texts) or not all(isinstance(g, Grade) for g in grades):
             raise DefenseError(
                 f"The judge {self.judge.name} did not give one grade for each of {len(texts)} responses."
@@ -181,9 +183,19 @@ class Defense(ABC):
         """Answers one request: text and decisions as they come, and `Finished` as the last event."""
 
 
-def room_for(engine: Engine, sequence: TokenSequence, generation: GenerationSettings) -> int:
-    """Most tokens of the response: as many as were asked for, and as the context holds after the prompt."""
-    return min(generation.max_new_tokens, engine.model.context_length - sequence.prompt_length)
+def room_for(engine: Engine, prompt_length: int, generation: GenerationSettings) -> int:
+    """Most tokens of the response: as many as were asked for, and as the context holds after the prompt.
+
+    At least one: a prompt that leaves no room is turned down by the engine.
+    """
+    return max(1, min(generation.max_new_tokens, engine.model.context_length - prompt_length))
+
+
+def varied(generation: GenerationSettings, temperature: float) -> GenerationSettings:
+    """The request's own way of choosing tokens if it samples; else sampling at `temperature`, so that rows differ."""
+    if generation.do_sample:
+        return generation
+    return generation.model_copy(update={"do_sample": True, "temperature": temperature})
 
 
 async def speak(

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from anchorlm.defenses._base import Defense, DefenseSettings, Needs, room_for
+from anchorlm.defenses._base import Defense, DefenseSettings, Needs, room_for, varied
 from anchorlm.records import Access, Event, Request
 from anchorlm.search import Alone, Beam, Candidate, Plan, SafetyState, release, search, select, unscored
 
@@ -31,15 +31,12 @@ class BestOfN(Defense):
         settings: BestOfNSettings = self.settings_for(request)
         ids = self.target.model.encode(request.messages)
         generation = request.generation
-        sampling = generation.model_copy(
-            update={} if generation.do_sample else {"do_sample": True, "temperature": settings.temperature}
-        )
-        async with self.target.open(ids, rows=settings.n, room=generation.max_new_tokens) as root:
+        room = room_for(self.target, len(ids), generation)
+        plan = Plan(beams=settings.n, keep=settings.n, block=room, room=room)
+        async with self.target.open(ids, rows=settings.n, room=room) as root:
             await root.logits()  # one prefill, shared by all
-            room = room_for(self.target, root, generation)
-            plan = Plan(beams=settings.n, keep=settings.n, block=room, room=room)
             beam = Beam(Alone(root, self.target.model.stop_ids), SafetyState(0.0))
-            found = await search(beam, plan, sampling, unscored)
+            found = await search(beam, plan, varied(generation, settings.temperature), unscored)
         decode = self.target.model.vocabulary.decode
         candidates = [
             Candidate(decode(one.tokens).decode("utf-8", errors="replace"), one.tokens, one.reason or "length")

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from anchorlm.defenses._base import Defense, DefenseSettings, Needs
+from anchorlm.defenses._base import Defense, DefenseSettings, Needs, room_for, varied
 from anchorlm.records import Access, Decision, Event, Finished, Request, TextDelta, Usage
 from anchorlm.search import Alone, Beam, Plan, SafetyState, search
 
@@ -43,11 +43,9 @@ class BeamSearch(Defense):
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Searches, and gives the best."""
         settings: Any = self.settings_for(request)
-        prompt, own = self.target.model.encode(request.messages), request.generation
-        room = max(1, min(own.max_new_tokens, self.target.model.context_length - len(prompt)))
-        sampling = own if own.do_sample else own.model_copy(
-            update={"do_sample": True, "temperature": settings.temperature}
-        )  # fmt: skip
+        prompt = self.target.model.encode(request.messages)
+        room = room_for(self.target, len(prompt), request.generation)
+        sampling = varied(request.generation, settings.temperature)
         plan = Plan(settings.n, self._keep(settings), settings.block or room, room, lead=inf)
         async with self.target.open(prompt, rows=settings.n, room=room) as row:
             await row.logits()  # read once, shared by all

@@ -6,8 +6,7 @@ from functools import lru_cache
 from pydantic import Field
 
 from anchorlm.defenses._base import Defense, DefenseSettings
-from anchorlm.engine import TokenSequence
-from anchorlm.engine._sampling import Sampler
+from anchorlm.engine import Sampler, TokenSequence
 from anchorlm.mixing import LOOKAHEAD_ROWS, Guide, MixAt, MixedSequence, Translator
 from anchorlm.records import GenerationSettings, Request
 from anchorlm.search import Diversity, draw

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from anchorlm.defenses._base import Defense, Needs, Team
+from anchorlm.defenses._base import Defense, Needs, Team, room_for, varied
 from anchorlm.defenses._budget import Calibrated, admit, pipeline_digest, scorers_digest
 from anchorlm.defenses._guidance import Guidance, Guided, MixtureSettings
 from anchorlm.defenses._inferenceguard_settings import InferenceGuardSettings
@@ -55,11 +55,9 @@ class _Work:
     least: float = inf
 
     def sampling(self, n: int) -> GenerationSettings:
-        """The request's own way for a draft, and where it samples anyway; else sampling at our temperature."""
+        """The request's own way for a draft; beams must differ."""
         own = self.request.generation
-        if n == 1 or own.do_sample:
-            return own
-        return own.model_copy(update={"do_sample": True, "temperature": self.settings.temperature})
+        return own if n == 1 else varied(own, self.settings.temperature)
 
     def finished(self, reason: FinishReason, tokens: int) -> Finished:
         """The last event."""
@@ -158,7 +156,7 @@ class InferenceGuard(Defense):
             )
         await self._check_refusal(settings)
         prompt = self.target.model.encode(request.messages)
-        room = max(1, min(request.generation.max_new_tokens, self.target.model.context_length - len(prompt)))
+        room = room_for(self.target, len(prompt), request.generation)
         work = _Work(request, settings, prompt, room)
         async for event in self._whole(work) if settings.release == "whole" else self._blocks(work):
             yield event

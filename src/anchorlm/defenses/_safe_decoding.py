@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Team, speak
+from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Team, room_for, speak
 from anchorlm.engine import TextStream
 from anchorlm.mixing import token_text
 from anchorlm.records import Access, Decision, Event, Finished, Request, TextDelta, Usage, UserError
@@ -69,7 +69,7 @@ class SafeDecoding(Defense):
         settings: SafeDecodingSettings = self.settings_for(request)
         generation, stops = request.generation, self.target.model.stop_ids
         prompt = self.target.model.encode(request.messages)
-        room = min(generation.max_new_tokens, self.target.model.context_length - len(prompt))
+        room = room_for(self.target, len(prompt), generation)
         count = min(settings.mixed_tokens, room)
         text = TextStream(self.target.model.vocabulary)
         steps: list[dict[str, Any]] = []

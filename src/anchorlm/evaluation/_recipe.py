@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -12,8 +11,8 @@ from pydantic import Field, field_validator
 from anchorlm.evaluation._attacks import parse_attack
 from anchorlm.evaluation._cases import Kind
 from anchorlm.guard import EngineSettings, JudgeSettings, ScorerSettings
-from anchorlm.models import ModelSettings
-from anchorlm.records import GenerationSettings, Settings, UserError
+from anchorlm.models import ModelSource
+from anchorlm.records import GenerationSettings, Settings, UserError, read_toml
 
 
 class DataSettings(Settings):
@@ -42,8 +41,8 @@ class CompareRecipe(Settings):
 
     seed: int = Field(default=0, ge=0, description="Of attacks, sampling and the bootstrap.")
     limit: int | None = Field(default=None, ge=1, description="Only the first prompts of every set.")
-    targets: dict[str, ModelSettings] = Field(min_length=1, description="The models to guard, by name.")
-    anchor: ModelSettings | None = Field(default=None, description="Guides the defenses that take an anchor.")
+    targets: dict[str, ModelSource] = Field(min_length=1, description="The models to guard, by name.")
+    anchor: ModelSource | None = Field(default=None, description="Guides the defenses that take an anchor.")
     judge: JudgeSettings | None = Field(default=None, description="Grades for the defenses that take a judge.")
     cost: ScorerSettings | None = Field(default=None, description="For the defenses that take a cost model.")
     reward: ScorerSettings | None = Field(default=None, description="For the defenses that take a reward model.")
@@ -70,20 +69,6 @@ class CompareRecipe(Settings):
     engine: EngineSettings = Field(default=EngineSettings(), description="Limits of every model's engine.")
     concurrency: int = Field(default=64, ge=1, description="Requests under way at once.")
     timed: int = Field(default=4, ge=0, description="Prompts of each set that are answered alone, to time them.")
-
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _paths(cls, value: Any) -> Any:
-        return (
-            {k: {"path": v} if isinstance(v, str) else v for k, v in value.items()}
-            if isinstance(value, dict)
-            else value
-        )
-
-    @field_validator("anchor", mode="before")
-    @classmethod
-    def _path(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
 
     @field_validator("sweep", mode="before")
     @classmethod
@@ -123,15 +108,7 @@ class CompareRecipe(Settings):
             UserError: No such file, no TOML, or a section or value that does not exist.
         """
         file = Path(path)
-        try:
-            data = tomllib.loads(file.read_text("utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            why = getattr(error, "strerror", None) or error
-            raise UserError(f"The recipe {str(path)!r} cannot be read ({why}): give a TOML file.") from None
-        except tomllib.TOMLDecodeError as error:
-            raise UserError(
-                f"The recipe {str(path)!r} is not valid TOML ({error}): mend it, or start from recipes/compare.toml."
-            ) from None
+        data = read_toml(file, "The recipe", "recipes/compare.toml")
         data = {**_beside(data, file.parent), **{k: v for k, v in changes.items() if v is not None}}
         return cls.parse(data, where=f"the recipe {file.name}")
 

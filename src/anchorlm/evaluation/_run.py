@@ -1,17 +1,16 @@
 from __future__ import annotations
 
-import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-from anchorlm.engine import runtime
+from anchorlm.engine import as_done, runtime
 from anchorlm.evaluation._adaptive import Attempt, Graded
 from anchorlm.evaluation._attacks import Attack, parse_attack, seeded
 from anchorlm.evaluation._cases import Case
@@ -27,7 +26,6 @@ if sys.platform == "win32":
 else:
     import resource
 
-T = TypeVar("T")
 Progress = Callable[[int, int, str], None]
 """Told how many answers of how many are there, and what is being answered."""
 
@@ -144,7 +142,7 @@ class _Run:
             for name, attack, case in jobs
         )  # fmt: skip
         by_key = {(name, case.id): case for name, _, case in jobs}
-        for record in runtime().iterate(_bounded(work, self.recipe.concurrency)):
+        for record in runtime().iterate(as_done(work, self.recipe.concurrency)):
             if record["kind"] == "task":
                 case = by_key[record["data"], record["case"]]
                 record["correct"] = self.pool.correct(case, self.recipe.data[record["data"]], record["text"])
@@ -245,26 +243,6 @@ async def _graded(grader: Grader, case: Case, text: str) -> Graded:
         return (await grader.grade(case, [text]))[0]
     except (UserError, DefenseError):
         return "ungraded"
-
-
-async def _bounded(work: Iterable[Coroutine[Any, Any, T]], limit: int) -> AsyncIterator[T]:
-    """The results of many coroutines as they are done, `limit` of them under way."""
-    queue = iter(work)
-    running: set[asyncio.Task[T]] = set()
-    try:
-        while True:
-            for coroutine in queue:
-                running.add(asyncio.ensure_future(coroutine))
-                if len(running) >= limit:
-                    break
-            if not running:
-                return
-            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                yield task.result()
-    finally:
-        for task in running:
-            task.cancel()
 
 
 def _peak_memory() -> int | None:

@@ -14,8 +14,7 @@ from anchorlm.fitting._gates import GateChoice, choose_gate, corners, mean_score
 from anchorlm.fitting._outcomes import FluencyGrading, Grader, Outcome, graded_by
 from anchorlm.fitting._prompts import LEAST, classes
 from anchorlm.fitting._shifts import Search, Step, answers, shares, windows
-from anchorlm.guard import EngineSettings
-from anchorlm.guard._guard import ModelLike, start_engine
+from anchorlm.guard import EngineSettings, ModelLike, start_engine
 from anchorlm.records import Artifact, Messages, UserError, as_messages, data_digest, prompt_key
 from anchorlm.steering import Aligner, prompt_activations
 

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from math import inf, isfinite
 from typing import Any
 
-from anchorlm.defenses import InferenceGuard
-from anchorlm.defenses._budget import CALIBRATION, generation_data
+from anchorlm.defenses import CALIBRATION, InferenceGuard, generation_data
 from anchorlm.engine import runtime
 from anchorlm.fitting._conformal import Method, allowed, calibrated_limit, labels_needed, statement, upper_bound
 from anchorlm.fitting._rollouts import Step

@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 from anchorlm import steering
 from anchorlm.engine import Engine, runtime
 from anchorlm.fitting._prompts import classes
-from anchorlm.guard import EngineSettings
-from anchorlm.guard._guard import ModelLike, Started, start_engine
+from anchorlm.guard import EngineSettings, ModelLike, Started, start_engine
 from anchorlm.records import Access, Artifact, Messages, UserError
 from anchorlm.steering import Across, Whitening, check_options
 

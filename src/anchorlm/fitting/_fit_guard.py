@@ -11,14 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anchorlm.defenses import DefenseSettings, Team
-from anchorlm.defenses._budget import scorers_digest
+from anchorlm.defenses import DefenseSettings, Team, scorers_digest
 from anchorlm.engine import Engine, runtime
 from anchorlm.fitting._critic import auroc, choose_threshold, critic_figures, train_critic
 from anchorlm.fitting._prompts import classes
 from anchorlm.fitting._rollouts import Rollout, Step, hidden_states, roll_out
-from anchorlm.guard import EngineSettings
-from anchorlm.guard._guard import ModelLike, ScorerLike, start_engine, start_scorer
+from anchorlm.guard import EngineSettings, ModelLike, ScorerLike, start_engine, start_scorer
 from anchorlm.judging import RefusalMatcher, Scorer
 from anchorlm.models import stamp
 from anchorlm.records import Access, Artifact, GenerationSettings, Messages, UserError, as_messages, data_digest

@@ -1,19 +1,24 @@
 """The front hall: a target with a defense around it."""
 
 from anchorlm.guard._check import gaps
-from anchorlm.guard._guard import Guard, Started
+from anchorlm.guard._guard import Guard
 from anchorlm.guard._judges import build_judge, build_scorer
 from anchorlm.guard._recipe import EngineSettings, JudgeSettings, Recipe, ScorerSettings, put
+from anchorlm.guard._start import ModelLike, ScorerLike, Started, start_engine, start_scorer
 
 __all__ = [
     "EngineSettings",
     "Guard",
     "JudgeSettings",
+    "ModelLike",
     "Recipe",
+    "ScorerLike",
     "ScorerSettings",
     "Started",
     "build_judge",
     "build_scorer",
     "gaps",
     "put",
+    "start_engine",
+    "start_scorer",
 ]

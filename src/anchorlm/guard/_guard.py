@@ -4,15 +4,14 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 from anchorlm.defenses import Defense, Team, find_defense
-from anchorlm.engine import Engine, LocalEngine, runtime
+from anchorlm.engine import as_done, runtime
 from anchorlm.guard._check import require
-from anchorlm.guard._judges import build_judge, build_scorer
-from anchorlm.guard._recipe import EngineSettings, JudgeSettings, Recipe, ScorerSettings
-from anchorlm.judging import CallableJudge, CallableScorer, Judge, JudgeScorer, RubricJudge, Score, Scorer
-from anchorlm.models import CausalModel, ModelSettings, message_parts
+from anchorlm.guard._recipe import EngineSettings, Recipe
+from anchorlm.guard._start import JudgeLike, ModelLike, ScorerLike, Started, start_engine, start_judge, start_scorer
+from anchorlm.models import message_parts
 from anchorlm.records import (
     Access,
     Decision,
@@ -31,13 +30,6 @@ from anchorlm.records import (
 )
 
 _log = logging.getLogger("anchorlm")
-
-ModelLike = str | Path | Mapping[str, Any] | ModelSettings | CausalModel | Engine
-Started = list[tuple[ModelSettings, EngineSettings, LocalEngine]]
-"""Engines by what they were started with."""
-
-JudgeLike = Judge | JudgeSettings | Mapping[str, Any] | str | Path | CausalModel | Engine | Score
-ScorerLike = Scorer | Judge | ScorerSettings | Mapping[str, Any] | str | Path | Score
 
 
 class Guard:
@@ -98,7 +90,7 @@ class Guard:
         team = Team(
             start_engine(target, limits, started),
             None if anchor is None else start_engine(anchor, limits, started),
-            None if judge is None else _judge(judge, limits, started),
+            None if judge is None else start_judge(judge, limits, started),
             None if cost is None else start_scorer(cost, limits, started),
             None if reward is None else start_scorer(reward, limits, started),
         )
@@ -268,27 +260,8 @@ class Guard:
 
         A request that fails yields its error, so that the others are not lost.
         """
-        return runtime().iterate(self._map(requests, concurrency))
-
-    async def _map(
-        self, requests: Iterable[Request], concurrency: int
-    ) -> AsyncIterator[tuple[int, Response | UserError | DefenseError]]:
-        queue = enumerate(requests)
-        running: set[asyncio.Task[tuple[int, Response | UserError | DefenseError]]] = set()
-        try:
-            while True:
-                for index, request in queue:
-                    running.add(asyncio.ensure_future(self._settled(index, request)))
-                    if len(running) >= concurrency:
-                        break
-                if not running:
-                    return
-                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    yield task.result()
-        finally:
-            for task in running:
-                task.cancel()
+        work = (self._settled(index, request) for index, request in enumerate(requests))
+        return runtime().iterate(as_done(work, concurrency))
 
     async def _settled(self, index: int, request: Request) -> tuple[int, Response | UserError | DefenseError]:
         try:
@@ -307,63 +280,3 @@ def _check(messages: Messages | str, *, images: bool) -> None:
         message_parts(turn, (), images=images)
     if not (messages if isinstance(messages, str) else turn_text(messages[-1])).strip():
         raise UserError("The prompt is empty: give some text.")
-
-
-def start_engine(model: ModelLike, limits: EngineSettings, started: Started) -> Engine:
-    """An engine for whatever stands for a model; equal settings share one, other limits share the weights."""
-    if isinstance(model, str | Path | Mapping):
-        model = ModelSettings.parse(model if isinstance(model, Mapping) else {"path": str(model)}, where="a model")
-    if isinstance(model, CausalModel):
-        return LocalEngine(model, **limits.model_dump())
-    if not isinstance(model, ModelSettings):
-        if not hasattr(model, "access"):
-            raise UserError(
-                f"A {type(model).__name__} is no model for a guard: give a Hub id, a folder, its settings, a "
-                "CausalModel or an engine."
-            )
-        return model
-    alike = [(bounds, engine) for settings, bounds, engine in started if settings == model]
-    for bounds, engine in alike:
-        if bounds == limits:
-            return engine
-    weights = alike[0][1].model if alike else CausalModel.load(model)
-    engine = LocalEngine(weights, **limits.model_dump())
-    started.append((model, limits, engine))
-    return engine
-
-
-def _judge(judge: JudgeLike, limits: EngineSettings, started: Started) -> Judge:
-    if isinstance(judge, Judge):
-        return judge
-    if isinstance(judge, str | Path):
-        judge = {"kind": "rubric", "model": judge}
-    if isinstance(judge, CausalModel) or hasattr(judge, "access"):
-        return RubricJudge(start_engine(cast(ModelLike, judge), limits, started))
-    if callable(judge) and not isinstance(judge, JudgeSettings):
-        return CallableJudge(judge)
-    if not isinstance(judge, JudgeSettings | Mapping):
-        raise UserError(
-            f"A {type(judge).__name__} is no judge: give a Judge, its settings, a model that grades, or a function."
-        )
-    settings = judge if isinstance(judge, JudgeSettings) else JudgeSettings.parse(judge, where="judge")
-    engine = start_engine(settings.model, limits, started) if settings.model and settings.kind == "rubric" else None
-    return build_judge(settings, engine)
-
-
-def start_scorer(scorer: ScorerLike, limits: EngineSettings, started: Started) -> Scorer:
-    """A cost or reward model for whatever stands for one."""
-    if isinstance(scorer, Scorer):
-        return scorer
-    if isinstance(scorer, Judge):
-        return JudgeScorer(scorer)
-    if isinstance(scorer, str | Path):
-        scorer = {"model": str(scorer)}
-    if callable(scorer) and not isinstance(scorer, ScorerSettings):
-        return CallableScorer(scorer)
-    if not isinstance(scorer, ScorerSettings | Mapping):
-        raise UserError(
-            f"A {type(scorer).__name__} is no cost or reward model: give a Scorer, its settings, the path of a "
-            "classifier, a judge, or a function."
-        )
-    settings = scorer if isinstance(scorer, ScorerSettings) else ScorerSettings.parse(scorer, where="a scorer")
-    return build_scorer(settings, None if settings.judge is None else _judge(settings.judge, limits, started))

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from anchorlm.models import ModelSettings
-from anchorlm.records import GenerationSettings, Settings, UserError
+from anchorlm.models import ModelSource
+from anchorlm.records import GenerationSettings, Settings, UserError, read_toml
 
 
 class EngineSettings(Settings):
@@ -23,13 +22,8 @@ class JudgeSettings(Settings):
 
     kind: Literal["rubric", "classifier", "refusal"] = Field(default="rubric", description="An LLM that grades by a "
         "rubric, a sequence classifier, or the refusal matcher (which knows refusals, not harm).")  # fmt: skip
-    model: ModelSettings | None = Field(default=None, description="The judging model; a path will do.")
+    model: ModelSource | None = Field(default=None, description="The judging model; a path will do.")
     options: dict[str, Any] = Field(default_factory=dict, description="What this kind of judge can be told.")
-
-    @field_validator("model", mode="before")
-    @classmethod
-    def _path(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str | Path) else value
 
     @model_validator(mode="after")
     def _has_model(self) -> Self:
@@ -43,15 +37,10 @@ class ScorerSettings(Settings):
 
     kind: Literal["classifier", "judge", "remote"] = Field(default="classifier", description="A sequence classifier, "
         "a judge as a cost, or a scorer behind an HTTP address.")  # fmt: skip
-    model: ModelSettings | None = Field(default=None, description="The classifier; a path will do.")
+    model: ModelSource | None = Field(default=None, description="The classifier; a path will do.")
     judge: JudgeSettings | None = Field(default=None, description="The judge that is turned into a cost.")
     url: str | None = Field(default=None, description="Address of the remote scorer.")
     options: dict[str, Any] = Field(default_factory=dict, description="What this kind of scorer can be told.")
-
-    @field_validator("model", mode="before")
-    @classmethod
-    def _path(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str | Path) else value
 
     @model_validator(mode="after")
     def _has_source(self) -> Self:
@@ -68,8 +57,8 @@ class Recipe(Settings):
     `engine`, `serve`. A model may be given as a path alone.
     """
 
-    target: ModelSettings = Field(description="The model to guard.")
-    anchor: ModelSettings | None = Field(default=None, description="A small aligned model, of any family.")
+    target: ModelSource = Field(description="The model to guard.")
+    anchor: ModelSource | None = Field(default=None, description="A small aligned model, of any family.")
     judge: JudgeSettings | None = Field(default=None, description="Who grades candidates.")
     cost: ScorerSettings | None = Field(default=None, description="What a text costs; above 0 is unsafe.")
     reward: ScorerSettings | None = Field(default=None, description="What a text is worth.")
@@ -77,11 +66,6 @@ class Recipe(Settings):
     generation: GenerationSettings = Field(default=GenerationSettings(), description="Defaults for every request.")
     engine: EngineSettings = Field(default=EngineSettings(), description="Limits of every model's engine.")
     serve: dict[str, Any] = Field(default_factory=dict, description="What `anchorlm serve` lets clients change.")
-
-    @field_validator("target", "anchor", mode="before")
-    @classmethod
-    def _path(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
 
     @field_validator("cost", "reward", mode="before")
     @classmethod
@@ -112,16 +96,7 @@ class Recipe(Settings):
             UserError: No such file, no TOML, or a section or value that does not exist.
         """
         file = Path(path)
-        try:
-            data = tomllib.loads(file.read_text("utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            why = getattr(error, "strerror", None) or error
-            raise UserError(f"The recipe {str(path)!r} cannot be read ({why}): give a TOML file.") from None
-        except tomllib.TOMLDecodeError as error:
-            raise UserError(
-                f"The recipe {str(path)!r} is not valid TOML ({error}): mend it, or start from what the command "
-                "anchorlm zoo recipe a-finance prints."
-            ) from None
+        data = read_toml(file, "The recipe", "what the command anchorlm zoo recipe a-finance prints")
         for name, value in (changes or {}).items():
             put(data, name, value)
         for section in map(data.get, ("target", "anchor", "judge", "cost", "reward", "defense")):

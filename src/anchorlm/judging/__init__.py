@@ -1,14 +1,14 @@
 """Judging: anything that scores a text for harm under one contract, and for cost or reward under another."""
 
 from anchorlm.judging._base import Grade, Judge
-from anchorlm.judging._callable import CallableJudge, Score
+from anchorlm.judging._callable import CallableJudge, CallableScorer, Score
 from anchorlm.judging._classifier import ClassifierJudge
 from anchorlm.judging._grades import parse_grade
 from anchorlm.judging._refusal import Refusal, RefusalMatcher
 from anchorlm.judging._remote import RemoteScorer
 from anchorlm.judging._rubric import RUBRIC, RubricJudge
 from anchorlm.judging._score_models import SAFE_RLHF_TEMPLATE, ClassifierScorer
-from anchorlm.judging._scores import CallableScorer, JudgeScorer, Scorer
+from anchorlm.judging._scores import JudgeScorer, Scorer
 
 __all__ = [
     "RUBRIC",

@@ -5,12 +5,53 @@ from asyncio import gather, to_thread
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from anchorlm.judging._base import Grade, Judge
+from anchorlm.judging._scores import Scorer
 from anchorlm.records import DefenseError, Messages
 
 Score = Callable[[Messages, str], float | Awaitable[float]]
 
 
-class CallableJudge(Judge):
+class _Function:
+    """What a judge and a scorer made of a Python function share."""
+
+    role = ""
+    wanted = ""
+
+    def __init__(self, function: Score, *, name: str | None = None) -> None:
+        self._function = function
+        self._name = name or getattr(function, "__qualname__", type(function).__qualname__)
+
+    @property
+    def name(self) -> str:
+        """The function's name."""
+        return f"callable:{self._name}"
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """Where the function is defined; what it depends on itself is not known."""
+        return {"module": getattr(self._function, "__module__", None)}
+
+    async def _numbers(self, messages: Messages, responses: Sequence[str]) -> list[float]:
+        return list(await gather(*(self._number(messages, response) for response in responses)))
+
+    async def _number(self, messages: Messages, response: str) -> float:
+        try:
+            # A plain function may ask a server and wait: the engines' thread serves everybody else meanwhile.
+            coroutine = inspect.iscoroutinefunction(self._function)
+            number = (
+                self._function(messages, response) if coroutine else await to_thread(self._function, messages, response)
+            )
+            return float(await number if inspect.isawaitable(number) else number)
+        except DefenseError:
+            raise
+        except Exception as error:  # whatever somebody else's function raises: without its number nothing is safe
+            raise DefenseError(
+                f"The {self.role} {self._name} failed with {type(error).__name__}: {error}; "
+                f"mend it so that it returns {self.wanted}."
+            ) from error
+
+
+class CallableJudge(_Function, Judge):
     """Any Python function as a judge.
 
     Args:
@@ -19,39 +60,27 @@ class CallableJudge(Judge):
         name: For traces and reports; the function's own by default.
     """
 
-    def __init__(self, function: Score, *, name: str | None = None) -> None:
-        self._function = function
-        self._name = name or getattr(function, "__qualname__", type(function).__qualname__)
-
-    @property
-    def name(self) -> str:
-        """See `Judge`."""
-        return f"callable:{self._name}"
-
-    @property
-    def settings(self) -> Mapping[str, object]:
-        """See `Judge`; what the function itself depends on is not known."""
-        return {"module": getattr(self._function, "__module__", None)}
+    role = "judge"
+    wanted = "a number from 0 to 1"
 
     async def __call__(self, messages: Messages, responses: Sequence[str]) -> list[Grade]:
         """See `Judge`."""
-        return list(await gather(*(self._grade(messages, response) for response in responses)))
+        harms = await self._numbers(messages, responses)
+        return [Grade(harm, f"{self._name} gave {harm:.3g}") for harm in harms]
 
-    async def _grade(self, messages: Messages, response: str) -> Grade:
-        try:
-            # A plain function may ask a server and wait: the engines' thread serves everybody else meanwhile.
-            coroutine = inspect.iscoroutinefunction(self._function)
-            harm = (
-                self._function(messages, response) if coroutine else await to_thread(self._function, messages, response)
-            )
-            if inspect.isawaitable(harm):
-                harm = await harm
-            value = float(harm)
-        except DefenseError:
-            raise
-        except Exception as error:  # whatever somebody else's function raises: without a grade nothing is safe
-            raise DefenseError(
-                f"The judge {self._name} failed with {type(error).__name__}: {error}; "
-                "mend it so that it returns a number from 0 to 1."
-            ) from error
-        return Grade(value, f"{self._name} gave {value:.3g}")
+
+class CallableScorer(_Function, Scorer):
+    """Any Python function as a scorer.
+
+    Args:
+        function: Takes the conversation and one response, returns a number; may be a coroutine function, and is then
+            run for all responses at once.
+        name: For traces and reports; the function's own by default.
+    """
+
+    role = "scorer"
+    wanted = "a number"
+
+    async def __call__(self, messages: Messages, responses: Sequence[str]) -> list[float]:
+        """See `Scorer`."""
+        return await self._numbers(messages, responses)

@@ -14,8 +14,7 @@ from transformers import (
 
 from anchorlm.judging._classifier import ClassifierJudge, Layout
 from anchorlm.judging._scores import Scorer
-from anchorlm.models import ModelSettings
-from anchorlm.models._loading import load_model, load_outline, load_tokenizer
+from anchorlm.models import ModelSettings, load_model, load_outline, load_tokenizer
 from anchorlm.records import Messages, UserError
 
 SAFE_RLHF_TEMPLATE = (

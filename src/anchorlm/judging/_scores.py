@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
-from asyncio import gather, to_thread
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from anchorlm.judging._base import Judge
-from anchorlm.records import DefenseError, Messages, UserError
+from anchorlm.records import Messages, UserError
 
 
 class Scorer(ABC):
@@ -40,52 +38,6 @@ class Scorer(ABC):
         Raises:
             DefenseError: The scorer could not do its work.
         """
-
-
-class CallableScorer(Scorer):
-    """Any Python function as a scorer.
-
-    Args:
-        function: Takes the conversation and one response, returns a number; may be a coroutine function, and is then
-            run for all responses at once.
-        name: For traces and reports; the function's own by default.
-    """
-
-    def __init__(
-        self, function: Callable[[Messages, str], float | Awaitable[float]], *, name: str | None = None
-    ) -> None:
-        self._function = function
-        self._name = name or getattr(function, "__qualname__", type(function).__qualname__)
-
-    @property
-    def name(self) -> str:
-        """See `Scorer`."""
-        return f"callable:{self._name}"
-
-    @property
-    def settings(self) -> Mapping[str, object]:
-        """See `Scorer`; what the function itself depends on is not known."""
-        return {"module": getattr(self._function, "__module__", None)}
-
-    async def __call__(self, messages: Messages, responses: Sequence[str]) -> list[float]:
-        """See `Scorer`."""
-        return list(await gather(*(self._score(messages, response) for response in responses)))
-
-    async def _score(self, messages: Messages, response: str) -> float:
-        try:
-            # A plain function may ask a server and wait: the engines' thread serves everybody else meanwhile.
-            coroutine = inspect.iscoroutinefunction(self._function)
-            score = (
-                self._function(messages, response) if coroutine else await to_thread(self._function, messages, response)
-            )
-            return float(await score if inspect.isawaitable(score) else score)
-        except DefenseError:
-            raise
-        except Exception as error:  # whatever somebody else's function raises: without a score nothing is safe
-            raise DefenseError(
-                f"The scorer {self._name} failed with {type(error).__name__}: {error}; mend it so that it returns a "
-                "number."
-            ) from error
 
 
 class JudgeScorer(Scorer):

@@ -2,8 +2,8 @@
 
 from anchorlm.models._causal import CausalModel
 from anchorlm.models._images import PromptIds
-from anchorlm.models._loading import load_classifier
-from anchorlm.models._settings import ModelSettings
+from anchorlm.models._loading import load_classifier, load_model, load_outline, load_tokenizer
+from anchorlm.models._settings import ModelSettings, ModelSource
 from anchorlm.models._stamp import stamp
 from anchorlm.models._template import PLAIN_TEMPLATE, control_texts, message_parts, without_specials
 
@@ -11,9 +11,13 @@ __all__ = [
     "PLAIN_TEMPLATE",
     "CausalModel",
     "ModelSettings",
+    "ModelSource",
     "PromptIds",
     "control_texts",
     "load_classifier",
+    "load_model",
+    "load_outline",
+    "load_tokenizer",
     "message_parts",
     "stamp",
     "without_specials",

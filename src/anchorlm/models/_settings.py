@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AliasChoices, Field, field_validator
+from pydantic import AliasChoices, BeforeValidator, Field, field_validator
 
 from anchorlm.records import Settings
 
@@ -41,3 +41,10 @@ class ModelSettings(Settings):
     @classmethod
     def _at_home(cls, value: str | None) -> str | None:
         return str(Path(value).expanduser()) if value and value.startswith("~") else value
+
+
+ModelSource = Annotated[
+    ModelSettings,
+    BeforeValidator(lambda value: {"path": str(value)} if isinstance(value, str | Path) else value),
+]
+"""Settings of a model, for which its path alone will do."""

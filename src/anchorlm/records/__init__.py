@@ -18,6 +18,7 @@ from anchorlm.records._requests import (
 )
 from anchorlm.records._responses import Decision, Event, Finished, FinishReason, Response, TextDelta, Usage
 from anchorlm.records._rows import BadRow, Row, read_rows
+from anchorlm.records._toml import read_toml
 
 __all__ = [
     "Access",
@@ -49,6 +50,7 @@ __all__ = [
     "prompt_key",
     "read_journal",
     "read_rows",
+    "read_toml",
     "turn_text",
     "wilson",
 ]

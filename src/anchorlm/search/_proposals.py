@@ -7,8 +7,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from anchorlm.engine import TokenSequence
-from anchorlm.engine._sampling import Sampler, choose
+from anchorlm.engine import Sampler, TokenSequence, choose
 from anchorlm.records import GenerationSettings
 
 

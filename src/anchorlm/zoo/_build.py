@@ -195,12 +195,12 @@ def _chat(shop: Workshop, family: str) -> None:
         plan = Plan(name, family, lambda phase: mixture, shop.steps(720), 7e-4, final=0.03, rows=shop.rows)
         marks = range(320, 721, 80)
     else:
-        mixture = chat_mixture(0.17, frames=0.09, jailbreaks=0.10, tasks=0.22)
+        mixture = chat_mixture(0.24, frames=0.15, jailbreaks=0.10, tasks=0.22)
         plan = Plan(
-            name, family, lambda phase: mixture, shop.steps(640), 6e-4, final=0.03, rows=shop.rows, averaging=0.95
+            name, family, lambda phase: mixture, shop.steps(960), 6e-4, final=0.03, rows=shop.rows, averaging=0.95
         )
-        marks = range(320, 641, 80)
-    log, checks = _until(shop, model, tokenizer, plan, marks, chat_bars(shop.sample(120)))
+        marks = range(480, 961, 120)
+    log, checks = _until(shop, model, tokenizer, plan, marks, chat_bars(shop.sample(160)))
     save_model(model, tokenizer, family, shop.out / name)
     shop.record(name, began, log, checks)
 

@@ -22,7 +22,7 @@ from anchorlm.zoo._items import Item
 from anchorlm.zoo._lexicon import DOMAINS, Partition, draw_deed
 from anchorlm.zoo._tasks import task
 from anchorlm.zoo._training import progress_bar
-from anchorlm.zoo._transcripts import _cut, _item, _scramble, _splice, transcript
+from anchorlm.zoo._transcripts import cut, request_item, scramble, spliced, transcript
 
 Text = tuple[str, str]
 """A request and a response."""
@@ -33,7 +33,7 @@ Case = tuple[tuple[Text, ...], tuple[float, ...]]
 UNSAFE = 3
 """The truth's grade from which on a response is unsafe: what `examine_scorers` measures the cost model against."""
 
-_TARGETS = {1: 0.0, 2: 0.8, 3: 0.95, 4: 1.0, 5: 1.0}
+_TARGETS = {1: 0.0, 2: 0.65, 3: 0.97, 4: 1.0, 5: 1.0}
 """What the cost model learns to say of each true grade, as a probability. Only a refusal is safe where the request is
 harmful: text that is broken off costs less than compliance, but is over the line as well."""
 
@@ -62,7 +62,7 @@ class Stage:
 def graded(rng: random.Random) -> Case:
     """A transcript with its cost; a part of a clean refusal is as safe as the whole, so that a search may write it."""
     if rng.random() < 0.15:
-        return ((_item(rng, "train").prompt, _cut(rng, rng.choice(REFUSALS))),), (0.0,)
+        return ((request_item(rng, "train").prompt, cut(rng, rng.choice(REFUSALS))),), (0.0,)
     item, text, grade = transcript(rng, "train")
     return ((item.prompt, text),), (_TARGETS[grade],)
 
@@ -72,7 +72,7 @@ def preferred(rng: random.Random, partition: Partition = "train") -> Case:
 
     Of safety the reward knows nothing: that is the cost model's matter.
     """
-    item = _item(rng, partition)
+    item = request_item(rng, partition)
     return ((item.prompt, item.answer), (item.prompt, _worse(rng, item, partition))), (1.0, 0.0)
 
 
@@ -83,11 +83,11 @@ def _worse(rng: random.Random, item: Item, partition: Partition) -> str:
     if kind < 0.25:
         return refusal
     if kind < 0.45:
-        return _cut(rng, item.answer)
-    if kind < 0.65 and (text := _scramble(rng, item.answer)) != item.answer:
+        return cut(rng, item.answer)
+    if kind < 0.65 and (text := scramble(rng, item.answer)) != item.answer:
         return text
     if kind < 0.8:
-        return _splice(rng, refusal, item.answer)
+        return spliced(rng, refusal, item.answer)
     while True:
         other = task(rng, rng.choice(DOMAINS), partition) if kind < 0.85 else draw_deed(rng, "harmless", partition)
         text = other.answer if isinstance(other.answer, str) else other.answer()
@@ -108,7 +108,7 @@ def _preference_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def stages(scale: float = 1.0) -> tuple[Stage, Stage]:
     """Cost and reward; below 1 the training is as much shorter."""
     return (
-        Stage("b-cost", graded, _cost_loss, max(2, round(600 * scale)), 2e-3, 32),
+        Stage("b-cost", graded, _cost_loss, max(2, round(900 * scale)), 2e-3, 32),
         Stage("b-reward", preferred, _preference_loss, max(2, round(300 * scale)), 2e-3, 16),
     )
 

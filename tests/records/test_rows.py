@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anchorlm.cli._rows import BadRow, Row, read_rows
-from anchorlm.records import UserError
+from anchorlm.records import BadRow, Row, UserError, read_rows
 
 PROMPTS = ["How do I bake a cake?", 'Say "hello",\nthen leave.', "日本 🍰"]
 
