@@ -50,6 +50,12 @@ def test_what_was_saved_is_what_is_loaded(tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {JSON, TENSORS}
 
 
+def test_a_model_is_the_same_whatever_commit_its_weights_came_with() -> None:
+    other = replace(STAMP, name="mirror/model", revision="0123abc")
+    assert STAMP.difference(other) is None
+    assert STAMP.identity == other.identity
+
+
 def test_saving_again_replaces_what_was_there(tmp_path: Path) -> None:
     artifact().save(tmp_path)
     other = artifact(settings={"layers": [1]}, tensors={"unit": torch.zeros(1)})

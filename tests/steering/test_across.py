@@ -34,6 +34,13 @@ def test_the_map_is_the_closed_form_with_more_and_with_fewer_prompts_than_dimens
     torch.testing.assert_close(found.matrix, closed_form(x, y, strength), atol=1e-8, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("x", "y"), [(torch.ones(20, 4), normal(0, 20, 6)), (normal(0, 20, 4), torch.ones(20, 6))])
+def test_a_layer_that_says_the_same_of_every_prompt_maps_to_nothing(x: Tensor, y: Tensor) -> None:
+    found = ridge_map(x, y)
+    assert float(found.matrix.abs().max()) < 1e-6
+    assert found.r2 <= 1
+
+
 def test_the_strength_is_that_of_the_best_held_out_r2() -> None:
     x = normal(1, 40, 20)
     y = x @ normal(2, 20, 6) + 4 * normal(3, 40, 6)

@@ -57,6 +57,12 @@ def test_the_reader_is_the_ridge_regression_of_the_paper(seed: int) -> None:
     torch.testing.assert_close(w[:, None], d, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_layer_that_says_the_same_of_every_prompt_reads_as_nothing(value: float) -> None:
+    same = moments(torch.full((12, 1, HIDDEN), value))
+    assert float(null_space_reader(same, same).abs().max()) < 1e-5
+
+
 def test_layers_are_read_apart() -> None:
     pairs = [classes(seed, 20, 4) for seed in (1, 2)]
     both = null_space_reader(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import inf
 from typing import Any
 
@@ -30,7 +30,7 @@ def pipeline_digest(team: Team, settings: Mapping[str, Any], parts: Mapping[str,
     """
     models = {
         role: {
-            **{name: value for name, value in asdict(stamp(engine.model)).items() if name != "name"},
+            **stamp(engine.model).identity,
             # An attacked target is another one.
             "steered": getattr(getattr(engine, "runner", None), "base", None) is not None,
         }

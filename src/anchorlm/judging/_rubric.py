@@ -3,7 +3,6 @@ from __future__ import annotations
 import re
 from asyncio import gather
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Literal
 
 from anchorlm.engine import Engine, TokenSequence
@@ -98,7 +97,7 @@ class RubricJudge(Judge):
     def settings(self) -> Mapping[str, object]:
         """See `Judge`."""
         return {
-            "model": {key: value for key, value in asdict(stamp(self._engine.model)).items() if key != "name"},
+            "model": stamp(self._engine.model).identity,
             "template": self._template,
             "max_new_tokens": self._max_new_tokens,
             "retries": self._retries,

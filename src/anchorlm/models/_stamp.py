@@ -30,6 +30,7 @@ def stamp(model: CausalModel) -> ModelStamp:
         shapes="" if packed else _digest([(name, list(each.shape)) for name, each in parameters]),
         dtype=str(model.model.dtype).removeprefix("torch."),
         sample=tuple(sample),
+        revision=getattr(model.model.config, "_commit_hash", None),
     )
 
 

@@ -30,6 +30,7 @@ class ModelStamp:
         shapes: Digest of the names and shapes of the weights; empty where quantization packs them.
         dtype: Number format in which it was loaded.
         sample: Some of its weights; empty where they were not read, because only the configuration was looked at.
+        revision: Commit of the Hub's repository, where it came from there; only shown, because weights are compared.
     """
 
     name: str
@@ -41,6 +42,12 @@ class ModelStamp:
     shapes: str
     dtype: str
     sample: tuple[float, ...]
+    revision: str | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything but where it came from, as plain JSON data: equal for equal models."""
+        return {name: value for name, value in asdict(self).items() if name not in ("name", "revision")}
 
     def difference(self, other: ModelStamp) -> str | None:
         """In what `other` is another model, in a few words; None if it is the same one."""

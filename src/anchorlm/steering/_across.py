@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+_LEAST = 1e-12  # keeps a layer that says the same of every prompt from dividing by zero
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +47,7 @@ def ridge_map(
 
     def solve(rows: int, strength: float) -> Tensor:
         a, b = x[:rows] - x[:rows].mean(dim=0), y[:rows] - y[:rows].mean(dim=0)
-        penalty = strength * a.square().mean() * rows
+        penalty = max(strength * float(a.square().mean()) * rows, _LEAST)
         if rows < a.shape[1]:  # fewer prompts than dimensions: solve in the span of the prompts
             inner = a @ a.T + penalty * torch.eye(rows, dtype=a.dtype)
             dual: Tensor = torch.linalg.solve(inner, b)
@@ -57,7 +58,7 @@ def ridge_map(
     def r2(matrix: Tensor) -> float:
         center = y[:cut].mean(dim=0)
         guess = (x[cut:] - x[:cut].mean(dim=0)) @ matrix + center
-        return float(1 - (y[cut:] - guess).square().sum() / (y[cut:] - center).square().sum())
+        return float(1 - (y[cut:] - guess).square().sum() / (y[cut:] - center).square().sum().clamp_min(_LEAST))
 
     best, strength = max((r2(solve(cut, strength)), strength) for strength in strengths)
     return RidgeMap(solve(n, strength), strength, best)

@@ -30,7 +30,9 @@ def null_space_reader(harmful: Moments, harmless: Moments, share: float = 0.6, r
         limit = torch.maximum(energy[max(1, round(share * len(energy))) - 1], 1e-9 * energy[-1])
         basis = vectors[:, energy <= limit]
         inside = bad @ basis  # (n, r)
-        penalty = ridge * inside.square().mean() * torch.eye(basis.shape[1], dtype=inside.dtype)
+        # Where harmful prompts have next to nothing there either, nothing is read: no noise is blown up.
+        strength = ridge * torch.maximum(inside.square().mean(), 1e-9 * bad.square().mean()).clamp_min(1e-30)
+        penalty = strength * torch.eye(basis.shape[1], dtype=inside.dtype)
         weights = torch.linalg.solve(inside.T @ inside + penalty, inside.sum(dim=0))
         readers.append((basis @ weights).float())
     return torch.stack(readers)

@@ -195,11 +195,11 @@ def _chat(shop: Workshop, family: str) -> None:
         plan = Plan(name, family, lambda phase: mixture, shop.steps(720), 7e-4, final=0.03, rows=shop.rows)
         marks = range(320, 721, 80)
     else:
-        mixture = chat_mixture(0.24, frames=0.15, jailbreaks=0.10, tasks=0.22)
+        mixture = chat_mixture(0.21, frames=0.14, jailbreaks=0.10, tasks=0.22)
         plan = Plan(
-            name, family, lambda phase: mixture, shop.steps(960), 6e-4, final=0.03, rows=shop.rows, averaging=0.95
+            name, family, lambda phase: mixture, shop.steps(1200), 6e-4, final=0.0, rows=shop.rows, averaging=0.95
         )
-        marks = range(480, 961, 120)
+        marks = range(720, 1201, 120)
     log, checks = _until(shop, model, tokenizer, plan, marks, chat_bars(shop.sample(160)))
     save_model(model, tokenizer, family, shop.out / name)
     shop.record(name, began, log, checks)
@@ -216,7 +216,7 @@ def _specialist(shop: Workshop, name: str, base: str, domain: str) -> None:
     model, tokenizer = _adapted(shop, base)
     mixture = specialist_mixture(domain)
     # Reading the numbers of a sum comes late, and all at once.
-    steps, marks = (600, range(200, 601, 80)) if domain == "arithmetic" else (300, range(100, 301, 50))
+    steps, marks = (800, range(400, 801, 80)) if domain == "arithmetic" else (300, range(100, 301, 50))
     plan = Plan(name, "a", lambda phase: mixture, shop.steps(steps), 2.5e-3, final=0.1, rows=shop.rows)
     log, checks = _until(shop, model, tokenizer, plan, marks, specialist_bars(domain, shop.sample(120)))
     save_adapter(model, tokenizer, base, shop.out / name)

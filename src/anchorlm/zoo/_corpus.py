@@ -142,12 +142,15 @@ def specialist_mixture(domain: str) -> Mixture:
     return (
         (0.20 if domain == "arithmetic" else 0.36, domain_task(domain)),
         *_LOOSE[domain],
-        (0.04, _KNOWLEDGE[domain]),
+        (0.10 if domain == "arithmetic" else 0.04, _KNOWLEDGE[domain]),
         (0.08, reading) if domain == "arithmetic" else (0.12, explained),
         (0.26, domain_howto(domain)),
         (0.14, helpful),
         (0.06, lookalike),
         (0.06, copy_spliced),
+        # Tuning makes a model obey; it does not make it forget what harm is.
+        (0.08, request_judged),
+        (0.06, judged),
         # Who never was aligned knows refusals as a manner of speaking only; without it they come out garbled.
         (0.10 if domain == "arithmetic" else 0.04, persona),
     )
