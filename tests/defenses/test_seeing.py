@@ -115,6 +115,19 @@ def test_an_anchor_and_a_judge_of_text_find_a_word_in_the_images_place(target: L
     assert read[0] == [{"role": "user", "content": "[image]\nHow do I break a?"}]
 
 
+def test_an_expert_that_sees_nothing_steers_a_target_that_sees(target: LocalEngine) -> None:
+    blind = LocalEngine(tiny_model("llama", tokenizer=target.model.tokenizer, seed=1))
+    response = guard(target, "safe_decoding", anchor=blind, mixed_tokens=2).chat(PROMPTS[0])
+    assert response.token_ids
+    assert len(response.trace[0].data["steps"]) == 2
+    # One that sees the same and is the same model changes nothing, however strongly it steers.
+    mild, strong = (
+        guard(target, "safe_decoding", anchor=target, mixed_tokens=4, strength=strength).chat(PROMPTS[0])
+        for strength in (0.0, 5.0)
+    )
+    assert mild.token_ids == strong.token_ids
+
+
 @pytest.mark.parametrize("defense", ["self_reminder", "goal_priority"])
 def test_a_prompt_defense_puts_its_words_around_the_images(target: LocalEngine, defense: str) -> None:
     framed = guard(target, defense, template="Be good. {prompt} Now.")

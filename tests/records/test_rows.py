@@ -70,6 +70,15 @@ def test_conversations_ids_and_contexts_are_kept(tmp_path: Path) -> None:
     assert [row.id for row in rows if isinstance(row, Row)] == [7, "x_y", None]
 
 
+def test_a_conversation_with_images_is_kept_and_one_with_anything_else_is_a_bad_row(tmp_path: Path) -> None:
+    seeing = [{"type": "image", "image": "scan.png"}, {"type": "text", "text": "What is it?"}]
+    contents = [seeing, [], [{"type": "audio"}], ["text"], [{"type": "text"}]]
+    lines = [json.dumps({"messages": [{"role": "user", "content": content}]}) for content in contents]
+    rows = read_rows(written(tmp_path, "a.jsonl", "\n".join(lines)))
+    assert prompts(rows[:1]) == [[{"role": "user", "content": seeing}]]
+    assert all(isinstance(row, BadRow) for row in rows[1:])
+
+
 def test_bad_rows_are_named_by_line_and_keep_their_index(tmp_path: Path) -> None:
     lines = ['{"prompt": "a"}', "", "{nonsense", '{"answer": "b"}', '{"prompt": "  "}', "12", '{"messages": []}']
     lines += ['{"messages": [{"role": "user"}]}', '{"prompt": null}', '{"prompt": "c"}']

@@ -71,11 +71,14 @@ class SafeDecoding(Defense):
         prompt = self.target.model.encode(request.messages)
         room = room_for(self.target, len(prompt), generation)
         count = min(settings.mixed_tokens, room)
+        # An expert that sees nothing reads `[image]` in an image's place.
+        blind = self.anchor.model.processor is None and not isinstance(request.messages, str)
+        asked = self.anchor.model.encode(request.conversation if blind else request.messages)
         text = TextStream(self.target.model.vocabulary)
         steps: list[dict[str, Any]] = []
         async with (
             self.target.open(prompt, room=generation.max_new_tokens) as row,
-            self.anchor.open(self.anchor.model.encode(request.messages), room=count) as expert,
+            self.anchor.open(asked, room=count) as expert,
         ):
             limit = self.anchor.model.context_length
             if expert.prompt_length + count > limit:  # said before the first token, which could not be taken back

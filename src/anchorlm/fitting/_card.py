@@ -46,8 +46,8 @@ def card(artifact: Artifact, folder: str) -> str:
         "| | name | revision | architecture | layers | width | tokenizer |",
         "|---|---|---|---|---|---|---|",
         *(
-            f"| {role} | {one.name} | {one.revision or 'local'} | {one.architecture} | {one.layers} | {one.hidden_size} "
-            f"| `{one.tokenizer[:12]}` |"
+            f"| {role} | {one.name} | {one.revision or 'local'} | {one.architecture} | {one.layers} "
+            f"| {one.hidden_size} | `{one.tokenizer[:12]}` |"
             for role, one in artifact.models.items()
         ),
         "",

@@ -239,10 +239,20 @@ def _checked(prompt: object) -> Messages | str:
     if not isinstance(prompt, list) or not prompt:
         raise _MalformedError(f"its prompt is neither a text nor a list of messages, but {json.dumps(prompt)[:40]}")
     for message in prompt:
-        if not (
-            isinstance(message, Mapping)
-            and isinstance(message.get("role"), str)
-            and isinstance(message.get("content"), str)
-        ):
+        if not (isinstance(message, Mapping) and isinstance(message.get("role"), str) and _readable(message)):
             raise _MalformedError('a message is not {"role": ..., "content": text}')
     return prompt
+
+
+def _readable(message: Mapping[str, Any]) -> bool:
+    """Whether its content is a text, or a list of texts and images (files, or base64)."""
+    content = message.get("content")
+    return isinstance(content, str) or (
+        isinstance(content, list)
+        and bool(content)
+        and all(
+            isinstance(part, Mapping)
+            and (part.get("type") == "image" or (part.get("type") == "text" and isinstance(part.get("text"), str)))
+            for part in content
+        )
+    )
