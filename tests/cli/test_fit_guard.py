@@ -105,6 +105,11 @@ def test_calibrate_prints_its_statement_and_refuses_what_another_recipe_answered
     few = invoke(*command, "--risk", "0.05", "--method", "ltt")
     assert few.exit_code == 2
     assert "give at least 59" in few.stderr
+    command[5] = labeled(folder, tmp_path / "outage.jsonl", 9, failed=True)
+    assert "was refused because a model failed" in invoke(*command, "--risk", "0.1").stderr
+    command[5] = labeled(folder, tmp_path / "stale.jsonl", 9, pipeline="0123456789abcdef")
+    assert "was answered by other weights, scorers or a critic" in invoke(*command, "--risk", "0.1").stderr
+    command[5] = labels
     other = invoke(*command, "--risk", "0.1", "--set", "defense.retries=1")
     assert other.exit_code == 2
     assert "answered with another recipe" in other.stderr
@@ -114,6 +119,18 @@ def test_calibrate_prints_its_statement_and_refuses_what_another_recipe_answered
     )
     assert bare.exit_code == 2
     assert "Row 1 of" in bare.stderr
+
+
+def test_answers_say_which_pipeline_gave_them_and_which_came_of_a_failure(
+    invoke: Invoke, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "in.txt").write_text("Tell me of 1.\n")
+    command = ["generate", tmp_path / "in.txt", "-r", folder / "my.toml", "-o"]
+    result = invoke(*command, tmp_path / "out.jsonl")
+    assert result.exit_code == 0, result.stderr
+    row = json.loads((tmp_path / "out.jsonl").read_text())
+    assert row["pipeline"] == Guard.from_recipe(folder / "my.toml").defense.pipeline  # type: ignore[attr-defined]
+    assert "failed" not in row
 
 
 def test_what_is_missing_is_said_at_once(invoke: Invoke, folder: Path, target: Path, tmp_path: Path) -> None:

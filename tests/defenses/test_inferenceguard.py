@@ -181,6 +181,12 @@ def test_the_mixture_as_the_proposal_is_the_target_where_the_anchor_has_no_weigh
     assert easy.chat(USER).text == aligned.chat(USER).text  # a greedy draft of the mixture
 
 
+def test_a_search_that_no_engine_can_hold_is_said_at_the_start(target: LocalEngine) -> None:
+    narrow = LocalEngine(target.model, max_rows=3)
+    with pytest.raises(UserError, match="A search over 4 beams needs as many rows, but an engine holds 3"):
+        guard(narrow, lambda m, text: -1.0, beams=(4, 16))
+
+
 def test_cost_models_that_fail_fail_closed(target: LocalEngine) -> None:
     def ready(broken: Any) -> Guard:
         return guard(target, lambda m, text: -1.0 if text == REFUSAL else broken(text))
@@ -191,7 +197,7 @@ def test_cost_models_that_fail_fail_closed(target: LocalEngine) -> None:
     for broken in (crash, lambda text: math.nan, lambda text: math.inf, lambda text: "much"):
         response = ready(broken).chat(USER)
         assert (response.text, response.finish_reason) == (REFUSAL, "refusal")
-        assert response.trace[-1].kind == "fallback"
+        assert response.failed
 
 
 def test_a_refusal_over_budget_is_said_at_the_start(target: LocalEngine) -> None:

@@ -182,6 +182,9 @@ def test_a_template_that_refuses_is_one_sentence_with_the_remedy(byte_tokenizer:
     strict.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(UserError, match=said):
         ClassifierJudge(decoder(strict), strict, harm_label=1)
+    strict.chat_template = "{{ messages[0]['content'] }}"
+    with pytest.raises(UserError, match="leaves the answer out: give another chat_template"):
+        ClassifierJudge(decoder(strict), strict, harm_label=1)
     with pytest.raises(UserError, match="it is pair or chat"):
         ClassifierJudge(decoder(strict), strict, harm_label=1, layout="triple")  # type: ignore[arg-type]
 

@@ -133,12 +133,17 @@ def calibrate_inferenceguard(
         raise UserError("A calibration is bound to a pipeline: give its --recipe FILE.")
     described = _described(recipe, None, None, None, changes)
     described.defense.pop("calibration", None)
-    if others := {recipe for _, recipe in rows} - {None, digest(described)}:
+    if others := {row.get("recipe") for _, row in rows} - {None, digest(described)}:
         raise UserError(
             f"{labels} was answered with another recipe ({others.pop()}, not {digest(described)}): answer the prompts "
             "with this one by `anchorlm generate`, and label them."
         )
     guard = load_guard(described)
+    if {row.get("pipeline") for _, row in rows} - {None, getattr(guard.defense, "pipeline", None)}:
+        raise UserError(
+            f"{labels} was answered by other weights, scorers or a critic than this recipe has now: answer the prompts "
+            "again by `anchorlm generate`, and label them."
+        )
     with _progress() as step:
         artifact = calibrate_artifact(
             guard,
@@ -161,31 +166,36 @@ def calibrate_inferenceguard(
     )
 
 
-def read_labels(source: str) -> list[tuple[Labeled, str | None]]:
-    """The rows of a JSONL file, each with the digest of the recipe that answered it, if it says.
+def read_labels(source: str) -> list[tuple[Labeled, Mapping[str, Any]]]:
+    """The rows of a JSONL file, each with everything that it says.
 
     A row has `prompt` or `messages`, `response`, and `unsafe` (or `label`) by somebody independent. One whose
     `finish_reason` is `refusal` got the configured refusal, and needs no label.
 
     Raises:
-        UserError: The file cannot be read, or a row lacks something.
+        UserError: The file cannot be read, a row lacks something, or it was refused because a model failed.
     """
     from anchorlm.fitting import Labeled
     from anchorlm.records import read_journal
 
-    found = []
+    found: list[tuple[Labeled, Mapping[str, Any]]] = []
     for number, row in enumerate(read_journal(Path(source)), start=1):
         prompt = row.get("messages", row.get("prompt"))
         response = row.get("response", row.get("text"))
         refused = row.get("finish_reason") == "refusal"
         label = LABELS.get(str(row.get("unsafe", row.get("label"))).strip().lower())
+        if row.get("failed"):
+            raise UserError(
+                f"Row {number} of {source} was refused because a model failed, which says nothing of the pipeline: "
+                "take such rows out, and run `anchorlm generate` again, which answers them."
+            )
         if refused and label is None:
             label = False
         if not isinstance(prompt, str | list) or not isinstance(response, str) or label is None:
             raise UserError(
                 f"Row {number} of {source} needs a prompt, a response and a label: write unsafe as true or false."
             )
-        found.append((Labeled(prompt, response, label, refused), row.get("recipe")))
+        found.append((Labeled(prompt, response, label, refused), row))
     return found
 
 

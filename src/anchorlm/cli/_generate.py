@@ -25,6 +25,7 @@ class _Tally:
 
     written: int = 0
     refused: int = 0
+    failed: int = 0
     skipped: list[str] = field(default_factory=list)
 
 
@@ -65,6 +66,7 @@ def run(
 def _answer(
     guard: Guard, pending: Sequence[Row], output: Output, tally: _Tally, *, skip_bad: bool, concurrency: int
 ) -> None:
+    output.pipeline = getattr(guard.defense, "pipeline", None)
     requests = (guard.request(as_messages(row.prompt)) for row in pending)
     with _progress() as progress:
         task = progress.add_task("Answering", total=len(pending))
@@ -78,6 +80,7 @@ def _answer(
                 output.write(row, outcome)
                 tally.written += 1
                 tally.refused += outcome.finish_reason == "refusal"
+                tally.failed += outcome.failed
             progress.advance(task)
 
 
@@ -86,6 +89,10 @@ def _report(tally: _Tally, kept: int, place: str, seconds: float) -> None:
     before = f" ({kept} were there already)" if kept else ""
     refused = f"; {tally.refused} of them the configured refusal" if tally.refused else ""
     complain(f"{tally.written} rows written{where}{before} in {seconds:.1f} s{refused}.")
+    if tally.failed:
+        complain(
+            f"{tally.failed} rows were refused because a model or the judge failed (failed: true; --trace says why)."
+        )
     if tally.skipped:
         named = "; ".join(reason.rstrip(".") for reason in tally.skipped[:_NAMED])
         more = f"; and {len(tally.skipped) - _NAMED} more" if len(tally.skipped) > _NAMED else ""

@@ -26,6 +26,10 @@ class Output:
         overwrite: Start anew; what is there stays until the first answer is written.
         trace: Write what the defense decided, too.
 
+    Attributes:
+        done: Indices of the rows that are there already.
+        pipeline: Digest of the weights and settings that answer, where the defense knows one: labels are bound to it.
+
     Raises:
         UserError: The file belongs to another input or recipe, is being written by another run, or cannot be written.
     """
@@ -35,6 +39,7 @@ class Output:
     ) -> None:
         self._recipe = recipe
         self._trace = trace
+        self.pipeline: str | None = None
         self.done: frozenset[int] = frozenset()
         self._file: IO[str] | None = None
         self._outdated = False  # whether what is there is to be cleared
@@ -79,6 +84,10 @@ class Output:
             "usage": asdict(response.usage),
             "recipe": self._recipe,
         }
+        if response.failed:
+            record["failed"] = True
+        if self.pipeline is not None:
+            record["pipeline"] = self.pipeline
         if self._trace:
             record["trace"] = [{"kind": decision.kind, **decision.data} for decision in response.trace]
         self._clear()

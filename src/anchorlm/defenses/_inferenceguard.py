@@ -4,6 +4,7 @@ from asyncio import gather
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from math import inf
 from typing import Any, ClassVar, Literal
 
@@ -13,6 +14,7 @@ from anchorlm.defenses._base import Defense, Needs, Team, room_for, varied
 from anchorlm.defenses._budget import Calibrated, admit, pipeline_digest, scorers_digest
 from anchorlm.defenses._guidance import Guidance, Guided, MixtureSettings
 from anchorlm.defenses._inferenceguard_settings import InferenceGuardSettings
+from anchorlm.engine import Engine
 from anchorlm.models import stamp
 from anchorlm.records import (
     Access,
@@ -99,7 +101,7 @@ class InferenceGuard(Defense):
         self.calibrated = Calibrated() if mine.calibration is None else Calibrated.load(mine.calibration, self.pipeline)
         self._refusals: set[tuple[str, float]] = set()
 
-    @property
+    @cached_property
     def pipeline(self) -> str:
         """A digest of what decides about responses: what a calibration is bound to."""
         return pipeline_digest(self.team, self.settings.model_dump(mode="json"), self._parts)
@@ -120,12 +122,22 @@ class InferenceGuard(Defense):
         return Critic.of(artifact.tensors, artifact.settings["threshold"])
 
     async def start(self) -> None:
-        """Checks the refusal.
+        """Checks the refusal, and that the engines can hold a search at all.
 
         Raises:
-            UserError: It is itself over budget.
+            UserError: The refusal is itself over budget, or the beams are more than the engines' rows.
         """
         await self._check_refusal(self.settings)
+        rows = min(getattr(engine, "max_rows", inf) for engine in self._engines)
+        if self.settings.beams and min(self.settings.beams) > rows:
+            raise UserError(
+                f"A search over {min(self.settings.beams)} beams needs as many rows, but an engine holds {rows}: raise "
+                "engine.max_rows, or search with fewer beams."
+            )
+
+    @property
+    def _engines(self) -> list[Engine]:
+        return [self.target, *([self.team.anchor] if self.team.anchor is not None else [])]
 
     async def _check_refusal(self, settings: InferenceGuardSettings) -> None:
         key = (settings.refusal, settings.budget)
@@ -213,14 +225,13 @@ class InferenceGuard(Defense):
 
     def _affordable(self, work: _Work) -> list[int]:
         """The searches that the engines can hold: a long prompt is searched with fewer beams, not turned down."""
-        engines = [self.target, *([self.team.anchor] if self.team.anchor is not None else [])]
         length = len(work.prompt) + work.room
         return [
             n
             for n in work.settings.beams
             if all(
                 n <= getattr(engine, "max_rows", n) and n * length <= getattr(engine, "max_tokens", n * length)
-                for engine in engines
+                for engine in self._engines
             )
         ]
 

@@ -176,7 +176,7 @@ class Guard:
             if self.on_error == "raise" or spoken:
                 raise
             _log.warning("A request was refused because its defense failed: %s", error)
-            yield Decision("fallback", {"why": str(error)})
+            yield Decision("fail_closed", {"why": str(error)})
             yield TextDelta(self.defense.settings.refusal)  # checked at the start, which a request's own was not
             yield Finished("refusal", Usage(0, 0, 0))
 

@@ -72,10 +72,20 @@ class ClassifierJudge(Judge):
         self._name = name
         self._waiting: list[tuple[list[int], list[int], asyncio.Future[float]]] = []
         if self._layout == "chat":
-            try:
-                self._render([{"role": "user", "content": "?"}, {"role": "assistant", "content": "?"}])
-            except DefenseError as error:
-                raise UserError(str(error)) from None
+            self._check_template()
+
+    def _check_template(self) -> None:
+        """Before anything is graded: a template that drops answers would make all of them equal."""
+        asked = {"role": "user", "content": "a"}
+        try:
+            one, other = (self._render([asked, {"role": "assistant", "content": text}]) for text in ("b", "c d"))
+        except DefenseError as error:
+            raise UserError(str(error)) from None
+        if one["input_ids"] == other["input_ids"]:
+            raise UserError(
+                f"The chat template of {self._name} leaves the answer out: give another chat_template, or use layout = "
+                "'pair'."
+            )
 
     @classmethod
     def from_pretrained(

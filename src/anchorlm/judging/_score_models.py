@@ -82,8 +82,14 @@ class ClassifierScorer(Scorer):
         published = _SafeRLHF.config(settings)
         if published is not None and settings.chat_template is None:
             tokenizer.chat_template = SAFE_RLHF_TEMPLATE
+        if published is not None and tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+            # Safe-RLHF reads the end of text, which transformers would take for padding: any other token will do.
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(1 if tokenizer.eos_token_id == 0 else 0)
         kind = AutoModelForSequenceClassification if published is None else _SafeRLHF(published)
-        return cls((load_model if weights else load_outline)(settings, kind), tokenizer, name=settings.path, **options)
+        model = (load_model if weights else load_outline)(settings, kind)
+        if published is not None:
+            model.config.pad_token_id = tokenizer.pad_token_id
+        return cls(model, tokenizer, name=settings.path, **options)
 
     @property
     def name(self) -> str:

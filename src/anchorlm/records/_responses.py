@@ -73,3 +73,8 @@ class Response:
     finish_reason: FinishReason
     usage: Usage
     trace: tuple[Decision, ...]
+
+    @property
+    def failed(self) -> bool:
+        """Whether the refusal was given because the defense could not do its work."""
+        return any(decision.kind == "fail_closed" for decision in self.trace)
