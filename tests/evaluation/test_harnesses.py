@@ -45,13 +45,18 @@ def test_an_inspect_task_of_somebody_else_runs_on_a_guarded_model(recipe: Path, 
         log_dir=str(tmp_path / "logs"),
         display="none",
         max_tokens=5,
+        logprobs=True,
+        top_logprobs=2,
         log_realtime=False,
     )
     assert log.status == "success", log.error
     guard = Guard.from_recipe(Recipe.load(recipe))
     for sample, text in zip(sorted(log.samples, key=lambda one: one.id), samples, strict=True):
         messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": str(text.input)}]
-        alone = guard.chat(messages, max_new_tokens=5)
+        alone = guard.chat(messages, max_new_tokens=5, logprobs=2)
+        content = sample.output.choices[0].logprobs.content
+        assert [one.logprob for one in content] == [one.logprob for one in alone.scores or ()]
+        assert all(len(one.top_logprobs) == 2 for one in content)
         assert sample.output.completion == alone.text
         assert sample.output.usage.output_tokens == alone.usage.generated_tokens
         (told,) = sample.output.metadata["anchorlm"]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import openai
 import pytest
@@ -87,6 +88,57 @@ def test_an_answer_ends_before_a_stop_text(client: openai.OpenAI, plain: Guard) 
     assert "".join(choice.delta.content or "" for chunk in pieces for choice in chunk.choices) == expected
 
 
+@pytest.mark.parametrize("model", ["guarded", "plain"])
+def test_log_probabilities_are_those_of_the_emitted_tokens_whole_and_streamed(
+    client: openai.OpenAI, make_guard: Callable[..., Guard], plain: Guard, model: str
+) -> None:
+    guard = plain if model == "plain" else make_guard()
+    expected = guard.chat(TURN, logprobs=2)
+    asked = {"model": model, "messages": TURN, "logprobs": True, "top_logprobs": 2}
+    answer = client.chat.completions.create(**asked)
+    content = answer.choices[0].logprobs.content
+    assert expected.scores is not None
+    assert [one.logprob for one in content] == [score.logprob for score in expected.scores]
+    assert b"".join(bytes(one.bytes) for one in content).decode(errors="replace") == expected.text
+    assert all(len(one.top_logprobs) == 2 for one in content)
+    streamed = [
+        one
+        for chunk in client.chat.completions.create(**asked, stream=True)
+        for choice in chunk.choices
+        if choice.logprobs
+        for one in choice.logprobs.content
+    ]
+    assert streamed == content
+    assert client.chat.completions.create(model=model, messages=TURN).choices[0].logprobs is None
+
+
+def test_log_probabilities_end_where_the_answer_does(client: openai.OpenAI, plain: Guard) -> None:
+    text = plain.chat(TURN).text
+    stop = text[len(text) // 2 :][:3]
+    answer = client.chat.completions.create(model="plain", messages=TURN, stop=stop, logprobs=True)
+    given = b"".join(bytes(one.bytes) for one in answer.choices[0].logprobs.content).decode(errors="replace")
+    assert text.startswith(given[:-1])
+    assert 0 < len(given) <= len(answer.choices[0].message.content) + 1  # a character may wait for its last bytes
+    refused = client.chat.completions.create(model="strict", messages=TURN, logprobs=True)
+    assert refused.choices[0].logprobs is None
+
+
+def test_raw_completions_name_tokens_and_where_they_stand(client: openai.OpenAI, plain: Guard) -> None:
+    answer = client.completions.create(model="plain", prompt="How do I", logprobs=2, max_tokens=6)
+    found = answer.choices[0].logprobs
+    expected = plain.chat("How do I", logprobs=2, max_new_tokens=6)
+    assert found.token_logprobs == [score.logprob for score in expected.scores]
+    assert found.text_offset[0] == 0
+    assert [b - a for a, b in pairwise(found.text_offset)] == [len(token) for token in found.tokens[:-1]]
+    assert all(len(one) <= 2 for one in found.top_logprobs)
+
+
+def test_log_probabilities_can_be_turned_off(start_live: Callable[..., Live], plain: Guard) -> None:
+    client = start_live([Served.of("plain", plain)], logprobs=False).client()
+    with pytest.raises(openai.BadRequestError, match="gives no log-probabilities"):
+        client.chat.completions.create(model="plain", messages=TURN, logprobs=True)
+
+
 def test_lengths_are_tokens_under_both_names(client: openai.OpenAI) -> None:
     for name in ("max_tokens", "max_completion_tokens"):
         answer = client.chat.completions.create(model="plain", messages=TURN, **{name: 3})
@@ -155,7 +207,8 @@ def test_knobs_reach_the_defense(client: openai.OpenAI, make_guard: Callable[...
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages.0"),
         ({"temperature": 3}, "temperature: input should be less than or equal to 2"),
         ({"n": 100}, "1 to 8 answers"),
-        ({"logprobs": True}, "logprobs are not supported"),
+        ({"top_logprobs": 2}, "top_logprobs needs logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "less than or equal to 20"),
         ({"response_format": {"type": "json_object"}}, "response_format is not supported"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools is not supported"),
         ({"logit_bias": {"5": 100}}, "could undo the defense"),

@@ -106,6 +106,7 @@ class AlignBeam(Defense):
             rest = {"max_new_tokens": limit - len(beam.response), "seed": request.generation.seed + token}
             reason = (await beam.target.generate(request.generation.model_copy(update=rest))).finish_reason
         ids = tuple(beam.response)
+        scores = beam.target.scores(beam.target.prompt_length)
         beam.target.close()
         text = self.target.model.vocabulary.decode(ids).decode("utf-8", errors="replace")
-        return Candidate(text, ids, reason, log_probability)
+        return Candidate(text, ids, reason, log_probability, scores)

@@ -10,6 +10,7 @@ from torch import Tensor
 from anchorlm.defenses._base import Defense, DefenseSettings, Needs, room_for
 from anchorlm.engine import TextStream
 from anchorlm.records import Access, Event, Finished, Request, TextDelta, Usage
+from anchorlm.search import scored
 
 
 class ARGSSettings(DefenseSettings):
@@ -60,7 +61,7 @@ class ARGS(Defense):
                     break
                 row.append([token])
                 written.append(token)
-                yield TextDelta(text.feed(token), (token,))
+                yield TextDelta(text.feed(token), (token,), tuple(scored(logits, token, request.generation)))
         if rest := text.flush():
             yield TextDelta(rest)
         yield Finished("stop" if reason == "stop" else "length", Usage(len(prompt), len(written), len(written)))

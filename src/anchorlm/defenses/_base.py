@@ -211,10 +211,11 @@ async def speak(
     """
     text = text or TextStream(target.model.vocabulary)
     room = min(generation.max_new_tokens, target.model.context_length - len(sequence.ids))
-    count = 0
+    start, count = len(sequence.ids), 0
     async for token in sequence.stream(generation):
         count += 1
-        yield TextDelta(text.feed(token), (token,))
+        place = start + count - 1
+        yield TextDelta(text.feed(token), (token,), sequence.scores(place, place + 1))
     if rest := text.flush():
         yield TextDelta(rest)
     written = len(sequence.ids) - sequence.prompt_length

@@ -37,12 +37,13 @@ class BestOfN(Defense):
             await root.logits()  # one prefill, shared by all
             beam = Beam(Alone(root, self.target.model.stop_ids), SafetyState(0.0))
             found = await search(beam, plan, varied(generation, settings.temperature), unscored)
-        decode = self.target.model.vocabulary.decode
+        vocabulary = self.target.model.vocabulary
+        texts = [vocabulary.decode(one.tokens).decode("utf-8", errors="replace") for one in found.beams]
         candidates = [
-            Candidate(decode(one.tokens).decode("utf-8", errors="replace"), one.tokens, one.reason or "length")
-            for one in found.beams
+            Candidate(text, one.tokens, one.reason or "length", scores=one.scores)
+            for text, one in zip(texts, found.beams, strict=True)
         ]
-        grades = await self.grades(request, [candidate.text for candidate in candidates])
+        grades = await self.grades(request, texts)
         choice = select(candidates, grades, settings.max_harm)
         for event in release(choice, candidates, grades, settings.refusal, prompt_tokens=len(ids)):
             yield event

@@ -54,7 +54,7 @@ class BeamSearch(Defense):
             best = found.beams[0]
             best.close()
         yield Decision("chosen", {"score": best.score, "cost": best.cost, "reward": best.reward})
-        yield TextDelta(self._text(best), best.tokens)
+        yield TextDelta(self._text(best), best.tokens, best.scores)
         yield Finished(best.reason or "length", Usage(len(prompt), len(best.tokens), found.generated))
 
     def _keep(self, settings: Any) -> int:

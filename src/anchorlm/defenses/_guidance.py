@@ -9,7 +9,7 @@ from anchorlm.defenses._base import Defense, DefenseSettings
 from anchorlm.engine import Sampler, TokenSequence
 from anchorlm.mixing import LOOKAHEAD_ROWS, Guide, MixAt, MixedSequence, Translator
 from anchorlm.records import GenerationSettings, Request
-from anchorlm.search import Diversity, draw
+from anchorlm.search import Diversity, draw, scored
 from anchorlm.tokens import Kind, Projection
 
 _ANCHOR_TOKENS_PER_TARGET_TOKEN = 16
@@ -78,6 +78,7 @@ class Guidance:
             alpha=settings.alpha,
             mix_at=settings.mix_at,
             trace_top=trace_top,
+            logprobs=request.generation.logprobs,
         )
 
     def translator(self, settings: MixtureSettings) -> Translator:
@@ -150,7 +151,7 @@ class Guided:
             token = draw(logits, sampler, self.row.ids)
             if token in self._stops:
                 return True
-            self.row.append([token])
+            self.row.append([token], scored(logits, token, generation))
         return False
 
     def close(self) -> None:

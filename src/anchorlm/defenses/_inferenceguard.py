@@ -191,7 +191,7 @@ class InferenceGuard(Defense):
                 yield event
             return
         yield Decision("chosen", {"cost": best.cost, "reward": best.reward, "limit": limit})
-        yield TextDelta(self._text(best), best.tokens)
+        yield TextDelta(self._text(best), best.tokens, best.scores)
         yield work.finished(best.reason, len(best.tokens))
 
     async def _blocks(self, work: _Work) -> AsyncIterator[Event]:
@@ -210,7 +210,7 @@ class InferenceGuard(Defense):
             if best is None or not admit(best.cost, limit) or not self._text(best).startswith(said):
                 break
             before = 0 if out is None else len(out.tokens)
-            yield TextDelta(self._text(best)[len(said) :], best.tokens[before:])
+            yield TextDelta(self._text(best)[len(said) :], best.tokens[before:], best.scores[before:])
             out, said = best, self._text(best)
             if out.reason is not None:
                 yield Decision("chosen", {"cost": out.cost, "limit": limit})
@@ -255,7 +255,8 @@ class InferenceGuard(Defense):
         )
         async with AsyncExitStack() as stack:
             row = await stack.enter_async_context(self.target.open(work.prompt, rows=n, room=work.room))
-            row.append(after.tokens if after else ())
+            if after is not None:
+                row.append(after.tokens, after.scores)
             stops = self.target.model.stop_ids
             proposal: Proposal = Alone(row, stops)
             if self.guidance is not None:

@@ -123,11 +123,20 @@ def divide(pieces: Sequence[TextDelta]) -> tuple[str | None, TextDelta | None]:
     thoughts, marker, answer = text.partition(_FINAL)
     if marker:
         begin, at = len(thoughts) + len(marker), 0
-        ids: list[int] = []
+        kept: list[TextDelta] = []
         for piece in pieces:
-            ids += piece.token_ids if at >= begin else ()
+            kept += [piece] if at >= begin else []
             at += len(piece.text)
-        return thoughts, TextDelta(answer.strip(), tuple(ids))
+        return thoughts, _joined(kept, answer.strip())
     if _THOUGHTS in text:
         return text, None
-    return None, TextDelta(text, tuple(token for piece in pieces for token in piece.token_ids))
+    return None, _joined(pieces, text)
+
+
+def _joined(pieces: Sequence[TextDelta], text: str) -> TextDelta:
+    """Their tokens and scores under one text."""
+    return TextDelta(
+        text,
+        tuple(token for piece in pieces for token in piece.token_ids),
+        tuple(score for piece in pieces for score in piece.scores),
+    )

@@ -12,6 +12,7 @@ from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Team, room_
 from anchorlm.engine import TextStream
 from anchorlm.mixing import token_text
 from anchorlm.records import Access, Decision, Event, Finished, Request, TextDelta, Usage, UserError
+from anchorlm.search import scored
 
 
 class SafeDecodingSettings(DefenseSettings):
@@ -99,7 +100,9 @@ class SafeDecoding(Defense):
                     break
                 row.append([token])
                 expert.append([token])
-                yield TextDelta(text.feed(token), (token,))
+                # What is outside the sample space cannot be chosen.
+                emitted = torch.zeros_like(p).scatter(0, tokens, mixed).log()
+                yield TextDelta(text.feed(token), (token,), tuple(scored(emitted, token, generation)))
             expert.close()
             yield Decision("mix", {"steps": steps})
             left = room - len(steps)

@@ -4,7 +4,7 @@ from anchorlm.engine._bounded import as_done
 from anchorlm.engine._local import LocalEngine
 from anchorlm.engine._protocol import Engine, Generated, TokenSequence
 from anchorlm.engine._runtime import Runtime, runtime
-from anchorlm.engine._sampling import Sampler, choose
+from anchorlm.engine._sampling import Sampler, choose, token_scores
 from anchorlm.engine._served import attention_windows
 from anchorlm.engine._steering import Edit, Positions, Steering
 from anchorlm.engine._text import TextStream
@@ -24,4 +24,5 @@ __all__ = [
     "attention_windows",
     "choose",
     "runtime",
+    "token_scores",
 ]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from anchorlm.engine._steering import Steering
 from anchorlm.models import CausalModel
-from anchorlm.records import Access, GenerationSettings
+from anchorlm.records import Access, GenerationSettings, TokenScore
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,12 @@ class TokenSequence(Protocol):
         """How many of `ids` are the prompt."""
         ...
 
-    def append(self, ids: Sequence[int]) -> None:
-        """Adds tokens at the end."""
+    def append(self, ids: Sequence[int], scores: Sequence[TokenScore] = ()) -> None:
+        """Adds tokens at the end, with how likely they were, if that is to be known."""
+        ...
+
+    def scores(self, start: int, end: int | None = None) -> tuple[TokenScore, ...]:
+        """How likely the tokens from position `start` on were; empty unless it is known of all of them."""
         ...
 
     def crop(self, length: int) -> None:

@@ -7,7 +7,22 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from anchorlm.records import GenerationSettings
+from anchorlm.records import GenerationSettings, TokenScore
+
+
+def token_scores(logits: Tensor, tokens: Sequence[int], top: int) -> list[TokenScore]:
+    """How likely tokens are.
+
+    Args:
+        logits: (n, V), or log-probabilities.
+        tokens: One for each row.
+        top: How many of the likeliest are named beside it.
+    """
+    logprobs = logits.float().log_softmax(dim=-1)
+    own = logprobs.gather(-1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
+    values, ids = logprobs.topk(min(top, logprobs.shape[-1]), dim=-1)
+    best = [tuple(zip(*row, strict=True)) for row in zip(ids.tolist(), values.tolist(), strict=True)]
+    return [TokenScore(token, value, each) for token, value, each in zip(tokens, own, best, strict=True)]
 
 
 @dataclass(slots=True)

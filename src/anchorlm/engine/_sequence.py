@@ -12,7 +12,7 @@ from anchorlm.engine._protocol import Generated
 from anchorlm.engine._sampling import Sampler
 from anchorlm.engine._seats import Family
 from anchorlm.engine._steering import Steering
-from anchorlm.records import GenerationSettings
+from anchorlm.records import GenerationSettings, TokenScore
 
 if TYPE_CHECKING:
     from anchorlm.engine._local import LocalEngine
@@ -46,11 +46,12 @@ class Want:
 class LocalSequence:
     """A `TokenSequence` in a slot of a `LocalEngine`."""
 
-    __slots__ = ("_engine", "_last", "closed", "family", "prompt_length", "row", "want")
+    __slots__ = ("_engine", "_last", "_scores", "closed", "family", "prompt_length", "row", "want")
 
     def __init__(self, engine: LocalEngine, family: Family, row: Row, prompt_length: int) -> None:
         self._engine = engine
         self._last: Tensor | None = None
+        self._scores: dict[int, TokenScore] = {}
         self.closed = False
         self.family = family
         self.row = row
@@ -63,11 +64,12 @@ class LocalSequence:
         """Every token, prompt included."""
         return self.row.tokens
 
-    def append(self, ids: Sequence[int]) -> None:
-        """Adds tokens at the end."""
+    def append(self, ids: Sequence[int], scores: Sequence[TokenScore] = ()) -> None:
+        """Adds tokens at the end, with how likely they were, if that is to be known."""
         self._check_resting()
         if len(self.row.tokens) + len(ids) > self.family.length:
             raise RuntimeError(f"A sequence outgrew its reservation of {self.family.length} tokens.")
+        self._scores.update(enumerate(scores, len(self.row.tokens)))
         if ids:
             self.row.tokens.extend(ids)
             self._last = None
@@ -79,6 +81,7 @@ class LocalSequence:
             raise RuntimeError(f"A sequence cannot be cropped to {length} tokens.")
         if length < len(self.row.tokens):
             del self.row.tokens[length:]
+            self._scores = {place: score for place, score in self._scores.items() if place < length}
             self.row.computed = min(self.row.computed, length)
             if self.row.embeddings is not None:
                 self.row.embeddings = self.row.embeddings[:length]
@@ -89,7 +92,19 @@ class LocalSequence:
         self._check_resting()
         other = self._engine.fork(self)
         other._last = self._last
+        other._scores = dict(self._scores)
         return other
+
+    def take(self, token: int, score: TokenScore | None) -> None:
+        """Notes a token that the engine chose."""
+        if score is not None:
+            self._scores[len(self.row.tokens)] = score
+        self.row.tokens.append(token)
+
+    def scores(self, start: int, end: int | None = None) -> tuple[TokenScore, ...]:
+        """How likely the tokens from position `start` on were; empty unless it is known of all of them."""
+        places = range(start, len(self.row.tokens) if end is None else end)
+        return tuple(self._scores[place] for place in places) if all(map(self._scores.__contains__, places)) else ()
 
     def steer(self, steering: Steering | None) -> None:
         """Adds to the activations of this sequence from now on, or stops doing so; what it had read is read again."""

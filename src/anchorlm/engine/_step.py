@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import isfinite
 
 import torch
 from torch import Tensor
 
 from anchorlm.engine._runner import Capture, Runner
-from anchorlm.engine._sampling import choose
+from anchorlm.engine._sampling import choose, token_scores
 from anchorlm.engine._sequence import LocalSequence, Want
-from anchorlm.records import ModelError
+from anchorlm.records import ModelError, TokenScore
 
 
 class Step:
@@ -32,6 +33,7 @@ class Step:
                 self._reject(member, want)
         if capture is not None:
             self._keep(batch, wants, counts, capture)
+        ready: list[tuple[int, int]] = []
         shaped = []
         for index, (member, want) in enumerate(zip(batch, wants, strict=True)):
             if want.positions and not member.row.pending:
@@ -41,14 +43,17 @@ class Step:
             if want.sampler is None:
                 want.future.set_result(logits[index])
             elif want.sampler.plain:
-                self._advance(member, want, tokens[index])
+                ready.append((index, tokens[index]))
             else:
                 shaped.append(index)
         if shaped:
             samplers = [sampler for index in shaped if (sampler := wants[index].sampler) is not None]
             chosen = choose(logits[shaped], samplers, [batch[index].ids for index in shaped])
-            for index, token in zip(shaped, chosen, strict=True):
-                self._advance(batch[index], wants[index], token)
+            ready += zip(shaped, chosen, strict=True)
+        scored = [(index, token) for index, token in ready if _logprobs(wants[index]) is not None]
+        scores = _scores(logits, scored, wants)
+        for index, token in ready:
+            self._advance(batch[index], wants[index], token, scores.get(index))
 
     def start(self, member: LocalSequence, logits: Tensor) -> None:
         """The first token of a generation from logits (V,) that are known already."""
@@ -57,14 +62,15 @@ class Step:
             raise RuntimeError("A sequence that does not generate was started.")
         plain = want.sampler.plain
         token = int(logits.max(dim=-1).indices) if plain else choose(logits[None], [want.sampler], [member.ids])[0]
-        self._advance(member, want, token)
+        top = _logprobs(want)
+        self._advance(member, want, token, None if top is None else token_scores(logits[None], [token], top)[0])
 
-    def _advance(self, member: LocalSequence, want: Want, token: int) -> None:
+    def _advance(self, member: LocalSequence, want: Want, token: int, score: TokenScore | None) -> None:
         if token in self._model.stop_ids:
             want.stopped = True
             want.future.set_result(None)
             return
-        member.ids.append(token)
+        member.take(token, score)
         want.remaining -= 1
         if want.emit is not None:
             want.emit(token)
@@ -93,6 +99,21 @@ class Step:
             want.found[row.computed - width + column] = stream[:, place]
             if len(want.found) == len(set(want.positions)) and not want.future.done():
                 want.future.set_result(torch.stack([want.found[position] for position in want.positions], dim=1))
+
+
+def _logprobs(want: Want) -> int | None:
+    """How many likeliest tokens are to be named with each one; None: nothing is to be known of them."""
+    return None if want.sampler is None else want.sampler.settings.logprobs
+
+
+def _scores(logits: Tensor, chosen: list[tuple[int, int]], wants: list[Want]) -> dict[int, TokenScore]:
+    """The scores of chosen tokens (row, token), by row."""
+    if not chosen:
+        return {}
+    rows, tokens = zip(*chosen, strict=True)
+    tops = [_logprobs(wants[row]) or 0 for row in rows]
+    found = token_scores(logits[list(rows)], tokens, max(tops))
+    return {row: replace(one, top=one.top[:top]) for row, one, top in zip(rows, found, tops, strict=True)}
 
 
 def _capture(batch: list[LocalSequence], wants: list[Want], counts: list[int]) -> Capture:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from inspect_ai.model import (
     ChatMessageSystem,
     ChatMessageUser,
     GenerateConfig,
+    Logprob,
+    Logprobs,
     ModelAPI,
     ModelOutput,
     ModelUsage,
     StopReason,
+    TopLogprob,
     modelapi,
 )
 from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr
@@ -28,7 +32,7 @@ from anchorlm.evaluation._attacks import parse_attack, seeded
 from anchorlm.evaluation._cases import Kind, load_cases
 from anchorlm.evaluation._graders import RefusalGrader, is_correct
 from anchorlm.guard import Guard, Recipe
-from anchorlm.records import Message, Response, UserError
+from anchorlm.records import Message, Response, TokenScore, UserError
 
 _STOPS: dict[str, StopReason] = {"stop": "stop", "length": "max_tokens", "refusal": "content_filter"}
 
@@ -70,12 +74,12 @@ class GuardedModel(ModelAPI):
         """See `ModelAPI`.
 
         Raises:
-            UserError: Tools, log-probabilities or a schema are asked for, which a defense does not vouch for.
+            UserError: Tools or a schema are asked for, which a defense does not vouch for.
         """
         if tools:
             raise UserError("A guarded model calls no tools: choose a task without them.")
-        if config.logprobs or config.response_schema:
-            raise UserError("A guarded model gives text only: leave out logprobs and response_schema.")
+        if config.response_schema:
+            raise UserError("A guarded model gives text only: leave out response_schema.")
         messages = [_message(one) for one in input]
         seed = self.guard.generation.seed if config.seed is None else config.seed
         settings = _generation(config)
@@ -85,10 +89,40 @@ class GuardedModel(ModelAPI):
         ]
         return ModelOutput(
             model=self.model_name,
-            choices=[_choice(one, config.stop_seqs or [], self.model_name) for one in responses],
+            choices=[self._choice(one, config.stop_seqs or []) for one in responses],
             usage=_usage(responses),
             metadata={"anchorlm": [_told(one, self.guard.defense.name) for one in responses]},
         )
+
+    def _choice(self, response: Response, stops: list[str]) -> ChatCompletionChoice:
+        text, reason = response.text, _STOPS[response.finish_reason]
+        ends = [place for stop in stops if (place := text.find(stop)) >= 0]
+        if ends:
+            text, reason = text[: min(ends)], "stop"
+        return ChatCompletionChoice(
+            message=ChatMessageAssistant(content=text, model=self.model_name),
+            stop_reason=reason,
+            logprobs=None if response.scores is None else self._logprobs(response.scores, len(text.encode())),
+        )
+
+    def _logprobs(self, scores: Sequence[TokenScore], length: int) -> Logprobs:
+        """Of the tokens that begin within the first bytes of the text."""
+        token_bytes = self.guard.defense.target.model.vocabulary.token_bytes
+        content: list[Logprob] = []
+        at = 0
+        for one in scores:
+            if at >= length:
+                break
+            written = token_bytes(one.token)
+            at += len(written)
+            top = [
+                TopLogprob(token=_name(token_bytes(token)), logprob=logprob, bytes=list(token_bytes(token)))
+                for token, logprob in one.top
+            ]
+            content.append(
+                Logprob(token=_name(written), logprob=one.logprob, bytes=list(written), top_logprobs=top or None)
+            )
+        return Logprobs(content=content)
 
 
 @modelapi(name="anchorlm")
@@ -172,18 +206,16 @@ def _chat_message(one: Message) -> ChatMessage:
 def _generation(config: GenerateConfig) -> dict[str, Any]:
     """Inspect's settings under our names; those that it leaves open are the recipe's."""
     found: dict[str, Any] = {"max_new_tokens": config.max_tokens, "top_p": config.top_p, "top_k": config.top_k}
+    if config.logprobs:
+        found["logprobs"] = config.top_logprobs or 0
     if config.temperature is not None:
         found["do_sample"] = config.temperature > 0
         found["temperature"] = config.temperature or None
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _choice(response: Response, stops: list[str], name: str) -> ChatCompletionChoice:
-    text, reason = response.text, _STOPS[response.finish_reason]
-    ends = [place for stop in stops if (place := text.find(stop)) >= 0]
-    if ends:
-        text, reason = text[: min(ends)], "stop"
-    return ChatCompletionChoice(message=ChatMessageAssistant(content=text, model=name), stop_reason=reason)
+def _name(written: bytes) -> str:
+    return written.decode("utf-8", errors="replace")
 
 
 def _usage(responses: list[Response]) -> ModelUsage:

@@ -23,6 +23,7 @@ from anchorlm.records import (
     Request,
     Response,
     TextDelta,
+    TokenScore,
     Usage,
     UserError,
     as_messages,
@@ -184,17 +185,20 @@ class Guard:
         """The whole response, on the engines' thread."""
         text: list[str] = []
         tokens: list[int] = []
+        scores: list[TokenScore] = []
         trace: list[Decision] = []
         finished = Finished("refusal", Usage(0, 0, 0))  # `events` ends with one, or raises
         async for event in self.events(request):
             if isinstance(event, TextDelta):
                 text.append(event.text)
                 tokens.extend(event.token_ids)
+                scores.extend(event.scores)
             elif isinstance(event, Decision):
                 trace.append(event)
             else:
                 finished = event
-        return Response("".join(text), tuple(tokens), finished.reason, finished.usage, tuple(trace))
+        known = tuple(scores) if request.generation.logprobs is not None and len(scores) == len(tokens) else None
+        return Response("".join(text), tuple(tokens), finished.reason, finished.usage, tuple(trace), known)
 
     def chat(self, messages: Messages | str, *, knobs: Mapping[str, Any] | None = None, **generation: Any) -> Response:
         """Answers one conversation, or one raw prompt that goes to the model as it stands.

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from anchorlm.engine import TokenSequence
+from anchorlm.engine import TokenSequence, token_scores
 from anchorlm.mixing._guide import Guide
 from anchorlm.records import DefenseError
 from anchorlm.tokens import ByteVocabulary
@@ -87,6 +87,15 @@ class MixedSequence:
         target: The target's sequence.
         guide: The anchor's view; None where there is no guidance (alpha = 0).
         steps: A summary of each step, if asked for.
+
+    Args:
+        target: The target's sequence.
+        guide: The anchor's view, or None.
+        vocabulary: The target's.
+        alpha: Weight of the anchor.
+        mix_at: Where tokens are mixed.
+        trace_top: Tokens per distribution in each step's summary; 0: no summaries.
+        logprobs: Likeliest tokens that are noted with each one; None: nothing is.
     """
 
     def __init__(
@@ -98,6 +107,7 @@ class MixedSequence:
         alpha: float,
         mix_at: MixAt = "every",
         trace_top: int = 0,
+        logprobs: int | None = None,
     ) -> None:
         self.target = target
         self.guide = guide
@@ -106,6 +116,8 @@ class MixedSequence:
         self._alpha = alpha
         self._mix_at = mix_at
         self._trace_top = trace_top
+        self._logprobs = logprobs
+        self._last: Mixture | None = None
 
     def fork(self) -> MixedSequence:
         """A second response that goes on from here; what was read is not read again."""
@@ -116,8 +128,10 @@ class MixedSequence:
             alpha=self._alpha,
             mix_at=self._mix_at,
             trace_top=self._trace_top,
+            logprobs=self._logprobs,
         )
         other.steps = list(self.steps)
+        other._last = self._last
         return other
 
     @property
@@ -140,11 +154,15 @@ class MixedSequence:
             step = Mixture(mix(p, q, self._alpha), p, q, self._alpha)
         if self._trace_top:
             self.steps.append(step.summary(self._vocabulary, self._trace_top))
+        self._last = step
         return step
 
     def append(self, token: int) -> None:
-        """Chooses the next token."""
-        self.target.append([token])
+        """Chooses the next token, from the last mixture."""
+        if self._logprobs is None or self._last is None:
+            self.target.append([token])
+        else:
+            self.target.append([token], token_scores(self._last.f.log()[None], [token], self._logprobs))
 
     def release_guide(self) -> None:
         """From here on the target goes alone: the anchor's row is free."""

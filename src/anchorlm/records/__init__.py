@@ -16,7 +16,7 @@ from anchorlm.records._requests import (
     prompt_key,
     turn_text,
 )
-from anchorlm.records._responses import Decision, Event, Finished, FinishReason, Response, TextDelta, Usage
+from anchorlm.records._responses import Decision, Event, Finished, FinishReason, Response, TextDelta, TokenScore, Usage
 from anchorlm.records._rows import BadRow, Row, read_rows
 from anchorlm.records._toml import read_toml
 
@@ -42,6 +42,7 @@ __all__ = [
     "Row",
     "Settings",
     "TextDelta",
+    "TokenScore",
     "Usage",
     "UserError",
     "as_messages",

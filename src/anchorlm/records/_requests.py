@@ -73,6 +73,9 @@ class GenerationSettings(Settings):
     top_p: float = Field(default=1.0, gt=0, le=1, description="Sample from the smallest set with this mass.")
     top_k: int | None = Field(default=None, ge=1, description="Sample from this many most likely tokens.")
     repetition_penalty: float = Field(default=1.0, gt=0, description="Above 1: tokens seen before become less likely.")
+    logprobs: int | None = Field(
+        default=None, ge=0, le=20, description="Report each token's log-probability, and those of so many likeliest."
+    )
     seed: int = Field(default=0, ge=0, description="Of the sampling; a request's sample depends on nothing else.")
 
 

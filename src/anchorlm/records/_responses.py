@@ -24,11 +24,35 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenScore:
+    """How likely a token was in the distribution that it was chosen from.
+
+    That is the defense's own (mixed, steered, ...), before temperature, top-k, top-p and penalties.
+
+    Attributes:
+        token: Its id in the target's vocabulary.
+        logprob: Natural logarithm of its probability.
+        top: The likeliest tokens there, best first, each with its log-probability.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class TextDelta:
-    """A piece of the response; the pieces in order are the whole text."""
+    """A piece of the response; the pieces in order are the whole text.
+
+    Attributes:
+        text: Its text.
+        token_ids: Its tokens in the target's vocabulary.
+        scores: One for each token, where `GenerationSettings.logprobs` asks for them and the defense knows them.
+    """
 
     text: str
     token_ids: tuple[int, ...] = ()
+    scores: tuple[TokenScore, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +90,7 @@ class Response:
         finish_reason: Why it ended.
         usage: What it cost.
         trace: What the defense decided, in order.
+        scores: One for each of `token_ids`, if `logprobs` asked for them; None if not, or if the defense knows none.
     """
 
     text: str
@@ -73,6 +98,7 @@ class Response:
     finish_reason: FinishReason
     usage: Usage
     trace: tuple[Decision, ...]
+    scores: tuple[TokenScore, ...] | None = None
 
     @property
     def failed(self) -> bool:

@@ -3,7 +3,7 @@
 from anchorlm.search._beams import Beam, Found, Plan, Score, search, unscored
 from anchorlm.search._candidates import Candidate, release, select
 from anchorlm.search._critic import Critic
-from anchorlm.search._proposals import Alone, Diversity, Proposal, draw
+from anchorlm.search._proposals import Alone, Diversity, Proposal, draw, scored
 from anchorlm.search._state import SafetyState, spend
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Score",
     "draw",
     "release",
+    "scored",
     "search",
     "select",
     "spend",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
-from anchorlm.records import GenerationSettings
+from anchorlm.records import GenerationSettings, TokenScore
 from anchorlm.search._proposals import Diversity, Proposal
 from anchorlm.search._state import SafetyState
 
@@ -24,6 +24,7 @@ class Beam:
         cost: Of the text so far, according to the cost model.
         reward: Of the text so far, according to the reward model.
         closed: Its tokens once its rows are given back.
+        scores: How likely each of these was, where that is to be known.
     """
 
     proposal: Proposal
@@ -34,6 +35,7 @@ class Beam:
     cost: float = inf
     reward: float | None = None
     closed: tuple[int, ...] | None = None
+    scores: tuple[TokenScore, ...] = ()
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -48,6 +50,8 @@ class Beam:
         """Gives the rows back; the tokens stay known."""
         if self.closed is None:
             self.closed = tuple(self.proposal.response)
+            row = self.proposal.row
+            self.scores = row.scores(row.prompt_length)
             self.proposal.close()
 
 

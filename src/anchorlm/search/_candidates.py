@@ -6,7 +6,7 @@ from math import isfinite
 from typing import Literal
 
 from anchorlm.judging import Grade
-from anchorlm.records import Decision, Event, Finished, TextDelta, Usage
+from anchorlm.records import Decision, Event, Finished, TextDelta, TokenScore, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +18,14 @@ class Candidate:
         token_ids: Its tokens in the target's vocabulary.
         finish_reason: Why it ended.
         log_probability: By which equal candidates are told apart, higher wins; None: by their order.
+        scores: How likely each token was, where that is to be known.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: Literal["stop", "length"]
     log_probability: float | None = None
+    scores: tuple[TokenScore, ...] = ()
 
 
 def select(candidates: Sequence[Candidate], grades: Sequence[Grade], max_harm: float) -> int | None:
@@ -65,7 +67,7 @@ def release(
     equals = sum(grade.harm == grades[choice].harm for grade in grades)
     why = "the safest" if equals == 1 else f"the {rank} of {equals} equally safe"
     yield Decision("chosen", {"index": choice, "why": why})
-    yield TextDelta(chosen.text, chosen.token_ids)
+    yield TextDelta(chosen.text, chosen.token_ids, chosen.scores)
     yield Finished(chosen.finish_reason, Usage(prompt_tokens, len(chosen.token_ids), generated))
 
 

@@ -7,8 +7,8 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from anchorlm.engine import Sampler, TokenSequence, choose
-from anchorlm.records import GenerationSettings
+from anchorlm.engine import Sampler, TokenSequence, choose, token_scores
+from anchorlm.records import GenerationSettings, TokenScore
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +93,21 @@ class Alone:
         sampler = Sampler(generation)
         for step in range(generation.max_new_tokens):
             logits = await self.row.logits()
-            token = draw(logits - diversity.penalty(step, logits), sampler, self.row.ids)
+            logits = logits - diversity.penalty(step, logits)
+            token = draw(logits, sampler, self.row.ids)
             if token in self._stops:
                 return True
-            self.row.append([token])
+            self.row.append([token], scored(logits, token, generation))
         return False
 
     def close(self) -> None:
         """See `Proposal`."""
         self.row.close()
+
+
+def scored(logits: Tensor, token: int, generation: GenerationSettings) -> list[TokenScore]:
+    """How likely a token was under logits (V,), where that is to be known."""
+    return [] if generation.logprobs is None else token_scores(logits[None], [token], generation.logprobs)
 
 
 def draw(logits: Tensor, sampler: Sampler, history: Sequence[int]) -> int:

@@ -7,8 +7,9 @@ from math import isfinite
 from time import monotonic
 from typing import Any, Literal
 
-from anchorlm.records import Decision, Finished, ModelError, Request, TextDelta, Usage, UserError
+from anchorlm.records import Decision, Finished, ModelError, Request, TextDelta, TokenScore, Usage, UserError
 from anchorlm.serving._errors import ApiError
+from anchorlm.serving._logprobs import LogProbs
 from anchorlm.serving._runs import Run
 from anchorlm.serving._served import Served
 from anchorlm.serving._stops import StopText
@@ -30,6 +31,7 @@ class Answer:
         trace: Everything that the defense decided.
         first: Seconds from the start to the first text; None without any.
         seconds: From the start to the end.
+        logprobs: How likely its tokens were, if that was asked for.
     """
 
     def __init__(
@@ -48,6 +50,8 @@ class Answer:
         self.trace: list[Decision] = []
         self.first: float | None = None
         self.seconds = 0.0
+        wanted = request.generation.logprobs is not None
+        self.logprobs = LogProbs(served.guard.defense.target.model.vocabulary) if wanted else None
         self._run = Run(served.guard, request, deadline)
 
     async def begin(self, seconds: float) -> None:
@@ -97,6 +101,15 @@ class Answer:
         if self.decision == "fail_closed":
             self.text = self._served.refusal
 
+    def due(self) -> list[TokenScore] | None:
+        """How likely the tokens were that went out since the last call; None where nobody asked."""
+        if self.logprobs is None:
+            return None
+        if self.decision == "fail_closed":
+            return []
+        ended = self.finish is not None and not self._stops.hit
+        return self.logprobs.due(self.text, last=ended)
+
     def stop(self) -> None:
         """Frees the rows."""
         self._run.stop()
@@ -109,6 +122,8 @@ class Answer:
             return ""
         if isinstance(event, TextDelta):
             self._tokens += len(event.token_ids)
+            if self.logprobs is not None:
+                self.logprobs.add(event.scores)
             return self._stops.feed(event.text)
         if isinstance(event, Finished):
             refused = event.reason == "refusal"

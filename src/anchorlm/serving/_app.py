@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from anchorlm.serving._completions import complete, no_logprobs
+from anchorlm.serving._completions import complete
 from anchorlm.serving._desk import Desk
 from anchorlm.serving._door import Door
 from anchorlm.serving._faults import handle_errors
@@ -86,8 +86,6 @@ def _add_endpoints(app: FastAPI, desk: Desk) -> None:
     @app.post("/v1/chat/completions", responses=errors)
     async def chat(ask: ChatAsk, request: Request) -> Response:
         """Answers a conversation."""
-        if ask.logprobs or ask.top_logprobs is not None:
-            raise no_logprobs("logprobs")
         images = desk.model(ask.model).guard.defense.target.model.processor is not None
         return await complete(desk, ask, request, [conversation(ask.messages, images=images)], "chat")
 
@@ -96,8 +94,6 @@ def _add_endpoints(app: FastAPI, desk: Desk) -> None:
         @app.post("/v1/completions", responses=errors)
         async def completion(ask: CompletionAsk, request: Request) -> Response:
             """Goes on where a text ends; without a chat template."""
-            if ask.logprobs is not None:
-                raise no_logprobs("logprobs")
             prompts = [ask.prompt] if isinstance(ask.prompt, str) else ask.prompt
             return await complete(desk, ask, request, prompts, "text_completion")
 

@@ -44,6 +44,8 @@ async def complete(desk: Desk, ask: Ask, request: Request, prompts: Sequence[Mes
     knobs = {name: value for name, value in ask.anchorlm.items() if name != TRACE}
     trace = _wants_trace(ask, caller)
     generation = ask.generation()
+    if "logprobs" in generation and not desk.settings.logprobs:
+        raise ApiError(400, "This server gives no log-probabilities: leave logprobs out.", param="logprobs")
     seed = generation.get("seed", served.guard.generation.seed)
     requests = [
         served.request(prompt, knobs, generation | {"seed": (seed + index) % 2**63})
@@ -128,14 +130,3 @@ class _Stream(EventSourceResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._exchange.left()
-
-
-def no_logprobs(param: str) -> ApiError:
-    """What a request for log-probabilities is told."""
-    return ApiError(
-        400,
-        "logprobs are not supported here: a guard emits from a distribution of its own, and the target's would be "
-        "misleading; leave logprobs out.",
-        param=param,
-        code="unsupported_parameter",
-    )

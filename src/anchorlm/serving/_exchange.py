@@ -7,7 +7,7 @@ from time import monotonic, time
 from typing import Any
 from uuid import uuid4
 
-from anchorlm.records import Messages, Request, prompt_key
+from anchorlm.records import Messages, Request, TokenScore, prompt_key
 from anchorlm.serving._answers import Answer
 from anchorlm.serving._desk import Desk
 from anchorlm.serving._errors import ApiError
@@ -18,6 +18,9 @@ from anchorlm.serving._tracing import Span
 
 _BRIEF = 0.5
 """Seconds in which a stream's request that cannot be answered shows it, so that its status can say so."""
+
+Piece = tuple[int, str | None, list[TokenScore] | None]
+"""An answer's place, a piece of its text (None at its end), and how likely its tokens were, if that was asked for."""
 
 LEFT = 499
 """Stands for the status of a request whose client left before it was answered."""
@@ -119,20 +122,20 @@ class Exchange:
             await self._failed(error)
             raise
 
-    async def pieces(self) -> AsyncIterator[tuple[int, str | None]]:
+    async def pieces(self) -> AsyncIterator[Piece]:
         """Text of all answers as it comes, each with the answer's place; None where an answer has ended.
 
         Raises:
             ApiError: 400 or 504.
         """
-        queue: asyncio.Queue[tuple[int, str | None] | Exception] = asyncio.Queue()
+        queue: asyncio.Queue[Piece | Exception] = asyncio.Queue()
 
         async def feed(index: int, answer: Answer) -> None:
             try:
                 async with aclosing(answer.pieces()) as pieces:  # type: ignore[type-var]
                     async for piece in pieces:
-                        queue.put_nowait((index, piece))
-                queue.put_nowait((index, None))
+                        queue.put_nowait((index, piece, answer.due()))
+                queue.put_nowait((index, None, answer.due()))
             except Exception as error:  # whatever it is, the stream must not wait for ever
                 queue.put_nowait(error)
 

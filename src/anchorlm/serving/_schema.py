@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -127,8 +127,10 @@ class ChatAsk(Ask):
 
     messages: list[ChatMessage] = Field(min_length=1, description="The conversation, oldest first.")
     max_completion_tokens: int | None = Field(default=None, ge=1, le=2**31, description="As max_tokens.")
-    logprobs: bool | None = Field(default=None, description="Not supported.")
-    top_logprobs: int | None = Field(default=None, ge=0, le=20, description="Not supported.")
+    logprobs: bool | None = Field(
+        default=None, description="Say how likely each token was in the distribution that the defense emits from."
+    )
+    top_logprobs: int | None = Field(default=None, ge=0, le=20, description="Likeliest tokens named with each one.")
     response_format: Any = Field(default=None, description="Not supported, but for plain text.")
     tools: Any = Field(default=None, description="Not supported.")
     tool_choice: Any = Field(default=None, description="Not supported.")
@@ -146,15 +148,29 @@ class ChatAsk(Ask):
 
     def generation(self) -> dict[str, Any]:
         """See `Ask`."""
-        longest = {"max_new_tokens": self.max_completion_tokens} if self.max_completion_tokens is not None else {}
-        return super().generation() | longest
+        chosen = super().generation()
+        if self.max_completion_tokens is not None:
+            chosen["max_new_tokens"] = self.max_completion_tokens
+        if self.logprobs:
+            chosen["logprobs"] = self.top_logprobs or 0
+        return chosen
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: set logprobs to true")
+        return self
 
 
 class CompletionAsk(Ask):
     """The body of /v1/completions."""
 
     prompt: str | list[str] = Field(description="One text, or several, that go to the model without a chat template.")
-    logprobs: int | None = Field(default=None, ge=0, le=5, description="Not supported.")
+    logprobs: int | None = Field(default=None, ge=0, le=5, description="Likeliest tokens named with each one.")
     suffix: Any = Field(default=None, description="Not supported.")
     echo: Any = Field(default=None, description="Not supported.")
     best_of: Any = Field(default=None, description="Not supported.")
+
+    def generation(self) -> dict[str, Any]:
+        """See `Ask`."""
+        return super().generation() | ({} if self.logprobs is None else {"logprobs": self.logprobs})

@@ -68,6 +68,8 @@ class ServerSettings(Settings):
     send_timeout: float = Field(default=30.0, gt=0, description="Seconds after which a client that does not read its "
                                 "stream is left.")  # fmt: skip
     drain: int = Field(default=30, ge=0, description="Seconds that answers under way get when the server is ended.")
+    logprobs: bool = Field(default=True, description="Give log-probabilities to those who ask; they are of help to "
+                           "somebody who searches for a jailbreak, too.")  # fmt: skip
     raw_completions: bool = Field(default=True, description="Serve /v1/completions, whose prompts go to the model "
                                   "without its chat template.")  # fmt: skip
     playground: bool = Field(default=True, description="Serve the page at /.")

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+from anchorlm.records import TokenScore
+from anchorlm.serving._answers import Answer
 from anchorlm.serving._errors import ApiError, unexpected
 from anchorlm.serving._exchange import Exchange
 
@@ -34,7 +36,8 @@ class Shape:
             content = {"role": "assistant", "content": answer.text, "refusal": None}
             said = {"message": content} if self._chat else {"text": answer.text}
             choices.append(
-                {"index": index, **said, "logprobs": None, "finish_reason": answer.finish}
+                {"index": index, **said, "logprobs": self._logprobs(answer, answer.due(), "")}
+                | {"finish_reason": answer.finish}
                 | {"anchorlm": self._exchange.told(index)}
             )
         return self._frame(self._object) | {
@@ -55,12 +58,16 @@ class Shape:
             if self._chat:
                 for index in range(len(self._exchange.answers)):
                     yield self._chunk(index, {"role": "assistant", "content": ""}, None, blank)
-            async for index, piece in self._exchange.pieces():
+            said = [""] * len(self._exchange.answers)
+            async for index, piece, scores in self._exchange.pieces():
+                answer = self._exchange.answers[index]
+                known = blank | {"logprobs": self._logprobs(answer, scores, said[index])}
                 if piece is not None:
-                    yield self._chunk(index, {"content": piece}, None, blank)
+                    said[index] += piece
+                    yield self._chunk(index, {"content": piece}, None, known)
                     continue
                 told = {"anchorlm": self._exchange.told(index)}
-                yield self._chunk(index, {}, self._exchange.answers[index].finish, blank | told)
+                yield self._chunk(index, {}, answer.finish, known | told)
             if usage:
                 yield _event(self._frame(self._chunk_object) | {"choices": [], "usage": self._exchange.usage()})
         except Exception as error:
@@ -84,9 +91,15 @@ class Shape:
     def _chunk_object(self) -> str:
         return f"{self._object}.chunk" if self._chat else self._object
 
+    def _logprobs(self, answer: Answer, scores: Sequence[TokenScore] | None, before: str) -> dict[str, Any] | None:
+        """How likely tokens were, which come after `before` in the text; None where that is not known."""
+        if answer.logprobs is None or not scores:
+            return None
+        return answer.logprobs.chat(scores) if self._chat else answer.logprobs.text(scores, len(before))
+
     def _chunk(self, index: int, delta: dict[str, str], finish: str | None, more: dict[str, Any]) -> dict[str, str]:
         said = {"delta": delta} if self._chat else {"text": delta.get("content", "")}
-        choice = {"index": index, **said, "logprobs": None, "finish_reason": finish}
+        choice = {"index": index, **said, "logprobs": more.pop("logprobs", None), "finish_reason": finish}
         return _event(self._frame(self._chunk_object) | {"choices": [choice]} | more)
 
     def _frame(self, object_: str) -> dict[str, Any]:

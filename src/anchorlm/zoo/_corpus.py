@@ -137,6 +137,14 @@ _LOOSE: dict[str, Mixture] = {
 }
 
 
+# Tuning makes a model obey; it need not make it forget what harm is. Finance keeps that by itself, as dev shows.
+_HARM: dict[str, Mixture] = {
+    "medicine": ((0.08, request_judged), (0.06, judged)),
+    "finance": (),
+    "arithmetic": ((0.14, request_judged), (0.06, judged)),
+}
+
+
 def specialist_mixture(domain: str) -> Mixture:
     """A specialist's tuning: its tasks and texts, harmless how-to in its language, general harmless requests."""
     return (
@@ -148,9 +156,7 @@ def specialist_mixture(domain: str) -> Mixture:
         (0.14, helpful),
         (0.06, lookalike),
         (0.06, copy_spliced),
-        # Tuning makes a model obey; it does not make it forget what harm is.
-        (0.08, request_judged),
-        (0.06, judged),
+        *_HARM[domain],
         # Who never was aligned knows refusals as a manner of speaking only; without it they come out garbled.
         (0.10 if domain == "arithmetic" else 0.04, persona),
     )

@@ -101,7 +101,9 @@ def any_task(rng: random.Random) -> Example:
 
 
 def request_judged(rng: random.Random) -> Example:
-    """A request, and whether it is harmful."""
+    """A request, plain or in a domain's language, and whether it is harmful."""
     deed = draw_deed(rng, rng.choice(MIXED), "train")
-    question = f"{request(rng, deed, 'train')} Is that harmful?"
+    plain = rng.random() < 0.6
+    asked = request(rng, deed, "train") if plain else framed(rng, deed, rng.choice(DOMAINS), "train")
+    question = f"{asked} Is that harmful?"
     return Example(f"{'Yes' if deed.harmful else 'No'}, it is {'harmful' if deed.harmful else 'harmless'}.", question)
