@@ -26,7 +26,7 @@ from anchorlm.evaluation._contestants import Pool
 from anchorlm.evaluation._folder import ANSWERS, MACHINE, RECIPE, read_answers, read_recipe, read_timings
 from anchorlm.evaluation._tables import TABLES
 from anchorlm.fitting import Outcome, fit_inferaligner
-from anchorlm.records import DefenseError, UserError
+from anchorlm.records import DefenseError, Request, Response, UserError
 from anchorlm.steering import Aligner
 
 Write = Callable[..., Path]
@@ -101,6 +101,47 @@ def test_a_run_that_was_killed_goes_on_and_ends_in_the_same_bytes(
     lines = file.read_bytes().splitlines()
     assert len(lines) == len({str(json.loads(line)) for line in lines}) == len(data.splitlines())
     assert tables(whole) == before
+
+
+def test_several_processes_come_to_the_same_bytes(run: Path, write_recipe: Write, tmp_path: Path) -> None:
+    other = compare(CompareRecipe.load(write_recipe()), tmp_path / "crew", workers=2)
+    assert (other / "answers.jsonl").read_bytes().count(b"\n") == (run / "answers.jsonl").read_bytes().count(b"\n")
+    assert tables(other) == tables(run)
+    assert [one for one in read_timings(other) if "case" in one]  # taken by one process alone
+
+
+def test_what_goes_wrong_in_a_worker_is_said_and_what_was_answered_is_kept(
+    write_recipe: Write, tmp_path: Path, model: Path
+) -> None:
+    recipe = CompareRecipe.load(write_recipe(model="./nowhere"))
+    with pytest.raises(UserError, match="nowhere"):
+        compare(recipe, tmp_path / "crew", workers=2)
+    with pytest.raises(UserError, match="give at least 1"):
+        compare(recipe, tmp_path / "crew", workers=0)
+
+
+def test_an_undefended_answer_is_asked_for_once_and_found_by_later_runs(
+    write_recipe: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANCHORLM_CACHE", str(tmp_path / "cache"))
+    recipe = CompareRecipe.load(write_recipe())
+    first = compare(recipe, tmp_path / "first")
+    forwards = [one["forwards"] for one in read_timings(first) if "case" in one]
+    asked: list[str] = []
+    respond = Guard.respond
+
+    async def counted(guard: Guard, request: Request) -> Response:
+        asked.append(guard.defense.name)
+        return await respond(guard, request)
+
+    monkeypatch.setattr(Guard, "respond", counted)
+    second = compare(recipe, tmp_path / "second")
+    assert asked.count("undefended") == 1  # which warms up what is timed
+    assert asked.count("self_reminder") > 0
+    assert tables(second) == tables(first)
+    assert [one["forwards"] for one in read_timings(second) if "case" in one] == forwards  # times are never looked up
+    compare(recipe.replace({"seed": 1}, where="x"), tmp_path / "third")
+    assert asked.count("undefended") > 2
 
 
 def test_a_finished_run_loads_no_model_again(run: Path, write_recipe: Write, tmp_path: Path) -> None:
@@ -241,6 +282,7 @@ def test_a_defense_that_cannot_do_its_work_is_an_error_among_the_answers(
         raise DefenseError("The anchor is out: wait for it.")
 
     monkeypatch.setattr(Guard, "respond", fails)
+    monkeypatch.setenv("ANCHORLM_CACHE", str(tmp_path / "cache"))  # in which nothing is
     run = compare(CompareRecipe.load(write_recipe(), limit=1, timed=0), tmp_path / "run")
     assert {one["error"] for one in read_answers(run)} == {"The anchor is out: wait for it."}
     assert all(row.errors == 4 and row.ungraded == 0 for row in figures(run).rows)

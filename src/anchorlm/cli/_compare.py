@@ -58,6 +58,7 @@ def run(
     seed: int | None,
     sweep: Sequence[str],
     defenses: str | None,
+    workers: int = 1,
 ) -> None:
     """Runs a comparison, or takes one that was run, and writes its tables and its report.
 
@@ -83,7 +84,7 @@ def run(
     if recipe is None:
         _fit(out, chosen)
     with _progress() as told:
-        compare(chosen, out, embedded=embedded(), progress=told)
+        compare(chosen, out, embedded=embedded(), workers=workers, progress=told)
     _tell(out)
 
 
@@ -136,11 +137,20 @@ def _scorers() -> dict[str, Any]:
 
 def embedded() -> Embedded:
     """What the embedded models' generator knows."""
-    known: dict[str, Item] = {}
+    generator = _Generator()
+    return Embedded(path, generator.cases, generator.outcome, generator.correct)
 
-    def cases(split: str, target: str, partition: str, n: int, seed: int) -> list[Case]:
+
+class _Generator:
+    """The embedded models' prompts, and what is true of them."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Item] = {}
+
+    def cases(self, split: str, target: str, partition: str, n: int, seed: int) -> list[Case]:
+        """Prompts of a split for a target."""
         found = _items(split, SPECIALISTS.get(target), partition, n, seed)
-        known.update((item.id, item) for item in found)
+        self._known.update((item.id, item) for item in found)
         kinds = {"harmless": "harmless", "look-alike": "look-alike", "domain": "task"}
         return [
             Case(item.id, as_messages(item.prompt), kinds.get(split, "harmful"), item.domain,  # type: ignore[arg-type]
@@ -148,12 +158,13 @@ def embedded() -> Embedded:
             for item in found
         ]  # fmt: skip
 
-    return Embedded(
-        path,
-        cases,
-        lambda case, text: str(grade(known[case.id], text)),
-        lambda case, text: is_correct(known[case.id], text),
-    )
+    def outcome(self, case: Case, text: str) -> str:
+        """The true outcome of a response."""
+        return str(grade(self._known[case.id], text))
+
+    def correct(self, case: Case, text: str) -> bool:
+        """Whether a response solves a task."""
+        return is_correct(self._known[case.id], text)
 
 
 def _items(split: str, domain: str | None, partition: str, n: int, seed: int) -> list[Item]:

@@ -133,11 +133,14 @@ class Pool:
         recipe: Says what they are.
         folder: Of the run.
         embedded: Knows the embedded ones, if the recipe names any.
+
+    Attributes:
+        folder: Of the run.
     """
 
     def __init__(self, recipe: CompareRecipe, folder: Path, embedded: Embedded | None = None) -> None:
         self._recipe = recipe
-        self._folder = folder
+        self.folder = folder
         self._embedded = embedded
         self._engines: dict[str, LocalEngine] = {}
         self._judges: dict[str, Judge] = {}
@@ -227,7 +230,7 @@ class Pool:
         return {k: self._placed(v, target) if isinstance(v, str) else v for k, v in contestant.knobs.items()}
 
     def _placed(self, text: str, target: str) -> str:
-        return text.replace("{target}", target).replace("{out}", str(self._folder))
+        return text.replace("{target}", target).replace("{out}", str(self.folder))
 
     def located(self, settings: ModelSettings) -> ModelSettings:
         """The settings with the folder of an embedded model in place of its name."""

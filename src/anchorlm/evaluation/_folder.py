@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
 from anchorlm.evaluation._cases import Case, digest
-from anchorlm.evaluation._contestants import Contestant, Pool
+from anchorlm.evaluation._contestants import Contestant, Pool, contestants
 from anchorlm.evaluation._overlaps import overlaps
 from anchorlm.evaluation._recipe import CompareRecipe
 from anchorlm.records import UserError, read_journal
@@ -40,6 +40,19 @@ class Setting:
     recipe: CompareRecipe
     contestants: Sequence[Contestant]
     cases: Mapping[str, Mapping[str, Sequence[Case]]]
+
+    @classmethod
+    def of(cls, recipe: CompareRecipe, pool: Pool) -> Self:
+        """What a recipe compares, with its prompts read.
+
+        Raises:
+            UserError: A mistake in the recipe or in its files.
+        """
+        cases = {
+            target: {name: pool.cases(one, target, recipe.limit) for name, one in recipe.data.items()}
+            for target in recipe.targets
+        }
+        return cls(recipe, contestants(recipe), cases)
 
     def attacks(self, case: Case) -> Sequence[str]:
         """What is done to a prompt: the attacks where it is harmful, nothing elsewhere."""

@@ -10,14 +10,16 @@ from typing import Any
 
 import torch
 
-from anchorlm.engine import as_done, runtime
+from anchorlm.engine import LocalEngine, as_done, runtime
 from anchorlm.evaluation._adaptive import Attempt, Graded
 from anchorlm.evaluation._attacks import Attack, parse_attack, seeded
+from anchorlm.evaluation._cache import UndefendedCache
 from anchorlm.evaluation._cases import Case
-from anchorlm.evaluation._contestants import Contestant, Embedded, Pool, contestants
-from anchorlm.evaluation._folder import ANSWERS, TIMINGS, Setting, key, prepare
+from anchorlm.evaluation._contestants import Contestant, Embedded, Pool
+from anchorlm.evaluation._folder import ANSWERS, TIMINGS, Setting, key, prepare, read_answers
 from anchorlm.evaluation._graders import Grader, TruthGrader
 from anchorlm.evaluation._recipe import CompareRecipe
+from anchorlm.evaluation._workers import Pair, records
 from anchorlm.guard import Guard
 from anchorlm.records import DefenseError, Journal, Messages, TextDelta, UserError
 
@@ -37,6 +39,7 @@ def compare(
     folder: str | Path,
     *,
     embedded: Embedded | None = None,
+    workers: int = 1,
     progress: Progress | None = None,
 ) -> Path:
     """Runs a comparison; what the folder holds already is not run again.
@@ -47,6 +50,7 @@ def compare(
         recipe: What is compared.
         folder: Gets the run.
         embedded: Knows the embedded models, if the recipe names any.
+        workers: Processes that answer, each with models of its own; times are taken by one alone, at the end.
         progress: Told how far the run is.
 
     Returns:
@@ -55,22 +59,47 @@ def compare(
     Raises:
         UserError: A mistake in the recipe, in its files, or in the folder.
     """
+    if workers < 1:
+        raise UserError(f"workers = {workers} answer nothing: give at least 1.")
     pool = Pool(recipe, Path(folder), embedded)
-    cases = {
-        target: {name: pool.cases(one, target, recipe.limit) for name, one in recipe.data.items()}
-        for target in recipe.targets
-    }
-    setting = Setting(recipe, contestants(recipe), cases)
+    setting = Setting.of(recipe, pool)
     place = prepare(folder, setting, pool)
     with Journal(place / ANSWERS) as answers, Journal(place / TIMINGS) as timings:
-        _Run(setting, pool, answers, timings, progress or (lambda done, total, what: None)).everything()
+        run = _Run(setting, pool, answers, timings, progress or (lambda done, total, what: None))
+        if workers > 1:
+            for record in records(setting, place, embedded, run.open_pairs, workers, answer_pair):
+                run.take(record)
+        run.everything()
     return place
+
+
+def answer_pair(setting: Setting, pool: Pool, hand_over: Callable[[Record], None], pair: Pair) -> None:
+    """What a worker does: everything that is missing of one defense on one target, but for times."""
+    target, place = pair
+    done = [record for record in read_answers(pool.folder) if record["target"] == target]
+    times = _Sent([], lambda record: None)  # those of processes that disturb each other tell nothing
+    _Run(setting, pool, _Sent(done, hand_over), times).answer_missing(target, setting.contestants[place])
+
+
+class _Sent:
+    """A journal that another process writes."""
+
+    def __init__(self, records: Sequence[Record], hand_over: Callable[[Record], None]) -> None:
+        self.records = records
+        self.write = hand_over
 
 
 class _Run:
     """One run: target by target, defense by defense, everything that is still missing."""
 
-    def __init__(self, setting: Setting, pool: Pool, answers: Journal, timings: Journal, progress: Progress) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        pool: Pool,
+        answers: Journal | _Sent,
+        timings: Journal | _Sent,
+        progress: Progress = lambda done, total, what: None,
+    ) -> None:
         self.setting, self.pool, self.recipe = setting, pool, setting.recipe
         self._answers, self._timings, self._progress = answers, timings, progress
         self._done = {key(record) for record in answers.records}
@@ -90,21 +119,36 @@ class _Run:
         total = self.setting.expected
         for target in self.recipe.targets:
             for contestant in self.setting.contestants:
-                what = f"{target} {contestant.label}"
-                self._progress(len(self._done), total, what)
-                jobs = self._missing(target, contestant)
-                untimed = self._untimed(target, contestant)
-                if not jobs and not untimed:
-                    continue
-                for without in dict.fromkeys([None, *(self._attacks[attack].ablation for _, attack, _ in jobs)]):
-                    guard = self.pool.guard(target, contestant, without)
-                    some = [job for job in jobs if self._attacks[job[1]].ablation == without]
-                    if some:
-                        self._answer(guard, target, contestant, some, total, what)
-                    if untimed and without is None:
-                        self._time(guard, target, contestant.label, untimed)
+                self._progress(len(self._done), total, f"{target} {contestant.label}")
+                self.answer_missing(target, contestant)
+                if untimed := self._untimed(target, contestant):
+                    self._time(self.pool.guard(target, contestant), target, contestant.label, untimed)
             self.pool.release(target)
         self._progress(len(self._done), total, "done")
+
+    @property
+    def open_pairs(self) -> list[Pair]:
+        """Targets and defenses of which an answer is missing."""
+        return [
+            (target, place)
+            for target in self.recipe.targets
+            for place, contestant in enumerate(self.setting.contestants)
+            if self._missing(target, contestant)
+        ]
+
+    def take(self, record: Record) -> None:
+        """Writes an answer down."""
+        self._answers.write(record)
+        self._done.add(key(record))
+        self._progress(len(self._done), self.setting.expected, f"{record['target']} {record['defense']}")
+
+    def answer_missing(self, target: str, contestant: Contestant) -> None:
+        """Every answer of one defense on one target that is not there yet."""
+        jobs = self._missing(target, contestant)
+        for without in dict.fromkeys(self._attacks[attack].ablation for _, attack, _ in jobs):
+            guard = self.pool.guard(target, contestant, without)
+            some = [job for job in jobs if self._attacks[job[1]].ablation == without]
+            self._answer(guard, target, contestant, some)
 
     def _missing(self, target: str, contestant: Contestant) -> list[tuple[str, str, Case]]:
         return [
@@ -128,15 +172,17 @@ class _Run:
         target: str,
         contestant: Contestant,
         jobs: Sequence[tuple[str, str, Case]],
-        total: int,
-        what: str,
     ) -> None:
         graders = {name: self._fit_graders(contestant, name) for name in self.recipe.data}
+        engine = guard.defense.target
+        cache = None
+        if contestant.defense == "undefended" and isinstance(engine, LocalEngine) and engine.runner.base is None:
+            cache = UndefendedCache(engine)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         start, tokens = perf_counter(), 0
         work = (
-            _answered(guard, self._attacks[attack], case, graders[name], self.recipe.seed, {
+            _answered(guard, cache, self._attacks[attack], case, graders[name], self.recipe.seed, {
                 "target": target, "defense": contestant.label, "data": name, "attack": attack, "case": case.id,
                 "kind": case.kind, "category": case.category})
             for name, attack, case in jobs
@@ -146,13 +192,16 @@ class _Run:
             if record["kind"] == "task":
                 case = by_key[record["data"], record["case"]]
                 record["correct"] = self.pool.correct(case, self.recipe.data[record["data"]], record["text"])
-            self._answers.write(record)
-            self._done.add(key(record))
+            self.take(record)
             tokens += record["usage"]["completion_tokens"]
-            self._progress(len(self._done), total, what)
+        seconds = perf_counter() - start
+        if cache is not None:
+            cache.close()
+            if cache.hits:
+                return  # what was looked up says nothing of times
         self._timings.write(
             {"target": target, "defense": contestant.label, "together": len(jobs), "tokens": tokens,
-             "seconds": perf_counter() - start, "peak_memory": _peak_memory()}
+             "seconds": seconds, "peak_memory": _peak_memory()}
         )  # fmt: skip
 
     def _fit_graders(self, contestant: Contestant, data: str) -> list[Grader]:
@@ -204,12 +253,23 @@ class _Run:
 
 
 async def _answered(
-    guard: Guard, attack: Attack, case: Case, graders: Sequence[Grader], seed: int, record: Record
+    guard: Guard,
+    cache: UndefendedCache | None,
+    attack: Attack,
+    case: Case,
+    graders: Sequence[Grader],
+    seed: int,
+    record: Record,
 ) -> Record:
     """One prompt under one attack, answered and graded."""
 
     async def ask(messages: Messages, number: int) -> Attempt:
-        response = await guard.respond(guard.request(messages, seed=guard.generation.seed + seed + number))
+        request = guard.request(messages, seed=guard.generation.seed + seed + number)
+        response = None if cache is None else cache.get(request)
+        if response is None:
+            response = await guard.respond(request)
+            if cache is not None:
+                cache.put(request, response)
         grades = {one.name: await _graded(one, case, response.text) for one in graders}
         return Attempt(messages, response, next(iter(grades.values())), grades)
 

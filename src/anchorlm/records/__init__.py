@@ -2,6 +2,7 @@
 
 from anchorlm.records._access import Access
 from anchorlm.records._artifacts import Artifact, ModelStamp, data_digest
+from anchorlm.records._cache import cache_folder
 from anchorlm.records._errors import AnchorLMError, DefenseError, ModelError, UserError
 from anchorlm.records._journal import Journal, lock, read_journal
 from anchorlm.records._rates import wilson
@@ -46,6 +47,7 @@ __all__ = [
     "Usage",
     "UserError",
     "as_messages",
+    "cache_folder",
     "data_digest",
     "lock",
     "prompt_key",

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from anchorlm.records import cache_folder
 from anchorlm.tokens._maps import NOWHERE, Tables
 from anchorlm.tokens._vocabulary import ByteVocabulary
 
@@ -20,9 +21,8 @@ _FORMAT = 1
 
 def cache_file(folder: Path | None, kind: str, anchor: ByteVocabulary, target: ByteVocabulary) -> Path:
     """Where the tables of this pair lie."""
-    default = os.environ.get("ANCHORLM_CACHE") or Path.home() / ".cache" / "anchorlm"
     key = hashlib.sha256(f"{_FORMAT}/{kind}/{anchor.digest}/{target.digest}".encode()).hexdigest()
-    return Path(folder or default) / "projections" / f"{key[:40]}.safetensors"
+    return (folder or cache_folder()) / "projections" / f"{key[:40]}.safetensors"
 
 
 def load(file: Path, anchor: ByteVocabulary, target: ByteVocabulary) -> Tables | None:
