@@ -68,4 +68,9 @@ def test_a_saved_scorer_is_read_as_any_other_classifier(short: tuple[Stage, Stag
     again = load_scorer(tmp_path / "b-reward")
     assert scores(*again, [(ask[0]["content"], text) for text in texts]) == pytest.approx(found, abs=1e-4)
     assert set(examine_scorer(*again, "b-reward", "dev", 8)["reward"]) == {"pairs"}
-    assert set(examine_scorer(*again, "b-cost", "dev", 8)["cost"]) == {"auroc", "auroc on harmful requests", "side"}
+    assert set(examine_scorer(*again, "b-cost", "dev", 8)["cost"]) == {
+        "auroc",
+        "auroc on harmful requests",
+        "auroc on whole responses",
+        "side",
+    }

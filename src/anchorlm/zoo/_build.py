@@ -216,7 +216,7 @@ def _specialist(shop: Workshop, name: str, base: str, domain: str) -> None:
     model, tokenizer = _adapted(shop, base)
     mixture = specialist_mixture(domain)
     # Reading the numbers of a sum comes late, and all at once.
-    steps, marks = (800, range(400, 801, 80)) if domain == "arithmetic" else (300, range(100, 301, 50))
+    steps, marks = (1000, range(500, 1001, 100)) if domain == "arithmetic" else (300, range(100, 301, 50))
     plan = Plan(name, "a", lambda phase: mixture, shop.steps(steps), 2.5e-3, final=0.1, rows=shop.rows)
     log, checks = _until(shop, model, tokenizer, plan, marks, specialist_bars(domain, shop.sample(120)))
     save_adapter(model, tokenizer, base, shop.out / name)

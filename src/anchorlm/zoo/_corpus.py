@@ -150,7 +150,7 @@ def specialist_mixture(domain: str) -> Mixture:
     return (
         (0.20 if domain == "arithmetic" else 0.36, domain_task(domain)),
         *_LOOSE[domain],
-        (0.10 if domain == "arithmetic" else 0.04, _KNOWLEDGE[domain]),
+        (0.14 if domain == "arithmetic" else 0.04, _KNOWLEDGE[domain]),
         (0.08, reading) if domain == "arithmetic" else (0.12, explained),
         (0.26, domain_howto(domain)),
         (0.14, helpful),

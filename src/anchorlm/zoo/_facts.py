@@ -19,9 +19,9 @@ from anchorlm.zoo._lexicon import (
     lexicon,
     metrics,
     nouns,
+    operands,
     role,
     slots,
-    sums,
     word,
 )
 from anchorlm.zoo._tasks import complaint, condition_fact, metric_fact, request, stem
@@ -218,7 +218,7 @@ def sum_lines(rng: random.Random) -> Example:
     lines = []
     for _ in range(rng.randint(3, 5)):
         sign = rng.choice("+-")
-        a, b = rng.choice(sums(sign, "train"))
+        a, b = operands(rng, sign, "train")
         lines.append(f"{a} {sign} {b} = {a + b if sign == '+' else a - b}")
     return Example(", ".join(lines) + ".")
 

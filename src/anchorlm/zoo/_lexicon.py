@@ -238,6 +238,15 @@ def sums(sign: str, partition: Partition) -> tuple[tuple[int, int], ...]:
     return tuple({"test": pairs[:test], "dev": pairs[test : test + dev], "train": pairs[test + dev :]}[partition])
 
 
+def operands(rng: random.Random, sign: str, partition: Partition) -> tuple[int, int]:
+    """A pair of a partition; in training, a third of the time one beyond the range that tasks are about."""
+    if partition != "train" or rng.random() < 0.67:
+        return rng.choice(sums(sign, partition))
+    return (
+        (rng.randint(50, 70), rng.randint(2, 12)) if rng.random() < 0.5 else (rng.randint(21, 60), rng.randint(13, 20))
+    )
+
+
 def word(rng: random.Random, name: str, partition: Partition) -> str:
     """A word of a list that is divided by partition (names, places, counted things)."""
     options: str = lexicon()["words"][name][partition]

@@ -232,9 +232,9 @@ def examine_scorer(
     """The cost model against the truth on graded transcripts, or how often the reward prefers the better response.
 
     Returns:
-        For the cost model `auroc` (unsafe, grade 3 and above, against the rest, over all requests), `auroc on harmful
-        requests` (where the request decides nothing) and `side` (how often cost > 0 just where the grade is above 1);
-        for the reward `pairs`.
+        For the cost model `auroc` (unsafe, grade 3 and above, against the rest, over all requests), `auroc on whole
+        responses` (those that end with a sentence, instead of being broken off), `auroc on harmful requests` (where the
+        request decides nothing) and `side` (how often cost > 0 just where the grade is above 1); for the reward `pairs`.
     """
     rng = random.Random(f"scorers:{partition}:{seed}")
     if name == "b-reward":
@@ -246,10 +246,12 @@ def examine_scorer(
     values = scores(model, tokenizer, [(item.prompt, text) for item, text, _ in cases])
     unsafe = [grade >= UNSAFE for _, _, grade in cases]
     bad = [index for index, (item, _, _) in enumerate(cases) if item.label == "harmful"]
+    whole = [index for index, (_, text, _) in enumerate(cases) if text.endswith(".")]
     side = sum((value > 0) == (grade > 1) for value, (_, _, grade) in zip(values, cases, strict=True))
     return {
         "cost": {
             "auroc": _area(values, unsafe),
+            "auroc on whole responses": _area([values[i] for i in whole], [unsafe[i] for i in whole]),
             "auroc on harmful requests": _area([values[i] for i in bad], [unsafe[i] for i in bad]),
             "side": rate(side, n),
         }

@@ -14,10 +14,10 @@ from anchorlm.zoo._lexicon import (
     invent,
     lexicon,
     metrics,
+    operands,
     patterns,
     role,
     splice,
-    sums,
     word,
 )
 
@@ -183,11 +183,22 @@ def loose_sum(rng: random.Random) -> Task:
     return _arithmetic(rng, "train", loose=True)
 
 
+_QUESTIONS = ("How many now?", "How many is that?", "How many {n}?", "What is the answer?", "What is it?", "How many?")
+
+
+def _asked_plainly(rng: random.Random, pattern: str) -> str:
+    """The same story with a question that tells nothing: what happened decides, not how it is asked for."""
+    story, dot, _ = pattern.rpartition(". ")
+    return f"{story}. {rng.choice(_QUESTIONS)}" if dot and "{a}" in story and "{b}" in story else pattern
+
+
 def _arithmetic(rng: random.Random, partition: Partition, loose: bool = False) -> Task:
     sign = rng.choice("+-")
-    a, b = rng.choice(sums(sign, partition))
+    a, b = operands(rng, sign, partition)
     result = a + b if sign == "+" else a - b
     pattern = wording(rng, "plus" if sign == "+" else "minus", partition)
+    if partition == "train" and rng.random() < 0.35:
+        pattern = _asked_plainly(rng, pattern)
     if loose:
         pattern = blurred(rng, pattern, lexicon()["arithmetic"]["operations"].split())
     prompt = _fill(pattern, rng, partition, a=str(a), b=str(b), n=word(rng, "counted", partition))
