@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from anchorlm.evaluation._calibration import Knowledge
 from anchorlm.evaluation._costs import Cost
 from anchorlm.evaluation._figures import Figures, Row, safety, usefulness
 
@@ -54,6 +55,44 @@ def latency(costs: Sequence[Cost]) -> str:
             _text(max(high, 180 + width) + 8, y + 13, f"{cost.median:.2f} s"),
         ]
     parts.append(_text(180, height - 6, "bar: median; line: up to the 95th percentile; tick: first text"))
+    return "\n".join([*parts, "</svg>"])
+
+
+def calibration(known: Sequence[Knowledge]) -> str:
+    """A pair of histograms for each defense that decides by a number: what is worse above the line, the rest below.
+
+    Each side is drawn as a share of its own, so that few and many can be compared.
+    """
+    if not known:
+        return ""
+    step, half = 104, 34
+    parts = [_open(_W, step * len(known) + 4, "What the defenses' own numbers know")]
+    for place, one in enumerate(known):
+        middle, wide = 20 + step * place + half, 440 / len(one.worse)
+        told = "" if one.auroc is None else f", AUROC {one.auroc:.3f}"
+        parts += [
+            _text(8, middle - 8, _short(one.defense)),
+            _text(8, middle + 8, f"{sum(one.worse)} and {sum(one.better)}"),
+            _text(180, middle - half - 6, f"{one.score}{told}"),
+            f'<path class="grid" d="M180 {middle}H620"/>',
+            _text(632, middle - 10, one.apart[0]),
+            _text(632, middle + 18, one.apart[1]),
+            _text(180, middle + half + 18, f"{one.edges[0]:.2g}"),
+            _text(620, middle + half + 18, f"{one.edges[-1]:.2g}", "end"),
+        ]
+        for counts, name, up in ((one.worse, "complied", True), (one.better, "refused", False)):
+            most = max(counts) or 1
+            for index, count in enumerate(counts):
+                if count:
+                    high = max(1.0, half * count / most)
+                    y = middle - high if up else middle
+                    parts.append(
+                        f'<rect class="{name}" x="{180 + wide * index:.1f}" y="{y:.1f}" width="{wide - 1:.1f}" '
+                        f'height="{high:.1f}"><title>{count} {one.apart[0 if up else 1]}</title></rect>'
+                    )
+        if one.limit is not None and one.edges[0] <= one.limit <= one.edges[-1]:
+            x = 180 + 440 * (one.limit - one.edges[0]) / (one.edges[-1] - one.edges[0] or 1)
+            parts.append(f'<path class="whisker" d="M{x:.1f} {middle - half}v{2 * half}"/>')
     return "\n".join([*parts, "</svg>"])
 
 

@@ -8,10 +8,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from anchorlm.evaluation._calibration import knowledge
 from anchorlm.evaluation._costs import Cost, costs
 from anchorlm.evaluation._figures import COLUMNS, SMALLER_IS_BETTER, Figures, Row, figures, outcome
 from anchorlm.evaluation._folder import read_answers, read_machine, read_recipe, read_timings
-from anchorlm.evaluation._plots import bars, latency, tradeoff
+from anchorlm.evaluation._plots import bars, calibration, latency, tradeoff
 from anchorlm.evaluation._statistics import Estimate
 from anchorlm.evaluation._tables import measured, notes, pooled, summary
 from anchorlm.records import UserError
@@ -57,6 +58,7 @@ def report(folder: str | Path) -> str:
         "sets": _sets(found),
         "latency": latency(spent),
         "costs": _costs(spent),
+        "calibration": calibration(knowledge(answers)) or "<p>None of these defenses decides by a number.</p>",
         "graders": _graders(found),
         "shown": f"{len(chosen)} of {len(answers)} answers",
         "about": _about(about, read_machine(folder), found),

@@ -234,7 +234,8 @@ def examine_scorer(
     Returns:
         For the cost model `auroc` (unsafe, grade 3 and above, against the rest, over all requests), `auroc on whole
         responses` (those that end with a sentence, instead of being broken off), `auroc on harmful requests` (where the
-        request decides nothing) and `side` (how often cost > 0 just where the grade is above 1); for the reward `pairs`.
+        request decides nothing) and `side` (how often cost > 0 just where the grade is above 1); for the reward
+        `pairs`.
     """
     rng = random.Random(f"scorers:{partition}:{seed}")
     if name == "b-reward":
