@@ -45,7 +45,10 @@ SCORERS = {"cost": "b-cost", "reward": "b-reward"}
 SEARCHING = ("args", "controlled_decoding", "inferenceguard")
 """Defenses of the embedded run that search under these scores."""
 
-FITTING = 100
+COMPOSED = {"name": "inferenceguard", "gate": "inferaligner", **KNOBS["inferenceguard"]}
+"""Gate, mixture and hard gate together."""
+
+FITTING = 300
 """Prompts of each kind for an artifact of the embedded models."""
 
 
@@ -122,6 +125,7 @@ def embedded_recipe(partition: str = "test") -> dict[str, Any]:
             "alignbeam": KNOBS["alignbeam"],
             "gated alignbeam": {"name": "alignbeam", "gate": "inferaligner", **artifact, **KNOBS["alignbeam"]},
             **({name: KNOBS.get(name, {}) for name in SEARCHING} if _scorers() else {}),
+            **({"composed": COMPOSED | artifact} if _scorers() else {}),
         },
         "data": {split: {"embedded": split, "partition": partition} for split in SPLITS},
         "graders": ["truth", "refusal"],
@@ -185,7 +189,7 @@ def _fit(out: Path, recipe: CompareRecipe) -> None:
         fitted = fit_inferaligner(
             target, CausalModel.from_pretrained(path(SAME_VOCABULARY)), *_prompts(domain, "train", 0)
         )
-        save_artifact(calibrate_inferaligner(fitted, target, *_prompts(domain, "dev", 1), limit=0.02), place)
+        save_artifact(calibrate_inferaligner(fitted, target, *_prompts(domain, "dev", 1), limit=0.005), place)
 
 
 def _prompts(domain: str, partition: str, seed: int) -> tuple[list[str], list[str]]:

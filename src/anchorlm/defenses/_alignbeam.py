@@ -3,16 +3,15 @@ from __future__ import annotations
 from asyncio import gather
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from anchorlm.defenses._base import Defense, Needs, Team, room_for, speak
 from anchorlm.defenses._guidance import Guidance, MixtureSettings
 from anchorlm.mixing import MixedSequence
-from anchorlm.records import Access, Decision, Event, Folder, Request, UserError
+from anchorlm.records import Access, Decision, Event, Request
 from anchorlm.search import Candidate, release, select
-from anchorlm.steering import Aligner
 
 
 class AlignBeamSettings(MixtureSettings):
@@ -20,18 +19,7 @@ class AlignBeamSettings(MixtureSettings):
 
     candidates: int = Field(default=3, ge=1, le=64, description="K: first tokens that are tried.")
     max_harm: float = Field(default=0.375, ge=0, le=1, description="Most harm that may pass (0.375 is a grade of 2.5).")
-    gate: Literal["always", "inferaligner"] = Field(default="always", description="Guide every response, or only where "
-                                                    "InferAligner's gate sees harm in the prompt.")  # fmt: skip
-    artifact: Folder | None = Field(default=None, description="For the gate: folder of the artifact of `anchorlm fit "
-                                 "inferaligner`.")  # fmt: skip
-    gate_bias: float | None = Field(default=None, description="The larger, the more often the gate opens.")
     trace_top: int = Field(default=3, ge=0, description="Tokens per distribution and step in the trace; 0: no steps.")
-
-    @model_validator(mode="after")
-    def _gate_has_artifact(self) -> Self:
-        if self.gate == "inferaligner" and self.artifact is None:
-            raise ValueError("the gate reads along fitted directions: give its artifact, too")
-        return self
 
 
 class AlignBeam(Defense):
@@ -45,9 +33,6 @@ class AlignBeam(Defense):
 
     def __init__(self, team: Team, **settings: Any) -> None:
         super().__init__(team, **settings)
-        if self.settings.artifact and self.target.access < Access.ACTIVATIONS:
-            raise UserError("The gate reads the target's activations: load the target with transformers.")
-        self.aligner = Aligner.load(self.settings.artifact, self.target) if self.settings.artifact else None
         self.guidance = Guidance(self, self.settings)
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
@@ -58,8 +43,7 @@ class AlignBeam(Defense):
             row = await stack.enter_async_context(
                 self.target.open(prompt, rows=settings.candidates, room=request.generation.max_new_tokens)
             )
-            if self.aligner is not None and settings.gate == "inferaligner":
-                reading = await self.aligner.read(row, bias=settings.gate_bias)
+            if (reading := await self.guidance.read(row, settings)) is not None:
                 yield Decision("gate", reading.data)
                 if not reading.open:
                     async for event in speak(row, self.target, request.generation):

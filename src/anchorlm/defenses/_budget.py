@@ -37,7 +37,9 @@ def pipeline_digest(team: Team, settings: Mapping[str, Any], parts: Mapping[str,
         for role, engine in (("target", team.target), ("anchor", team.anchor))
         if engine is not None
     }
-    knobs = {name: value for name, value in settings.items() if name not in ("calibration", "critic", "refusal")}
+    knobs = {
+        name: value for name, value in settings.items() if name not in ("artifact", "calibration", "critic", "refusal")
+    }
     return _digest([models, _scorer(team, "cost"), _scorer(team, "reward"), knobs, dict(parts)])
 
 

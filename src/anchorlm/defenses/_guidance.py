@@ -2,14 +2,16 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from functools import lru_cache
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from anchorlm.defenses._base import Defense, DefenseSettings
 from anchorlm.engine import Sampler, TokenSequence
 from anchorlm.mixing import LOOKAHEAD_ROWS, Guide, MixAt, MixedSequence, Translator
-from anchorlm.records import GenerationSettings, Request
+from anchorlm.records import Access, Folder, GenerationSettings, Request, UserError
 from anchorlm.search import Diversity, draw, scored
+from anchorlm.steering import Aligner, Reading
 from anchorlm.tokens import Kind, Projection
 
 _ANCHOR_TOKENS_PER_TARGET_TOKEN = 16
@@ -24,6 +26,17 @@ class MixtureSettings(DefenseSettings):
     projection: Kind = Field(default="first-token", description="How the anchor's distribution is translated.")
     top: int = Field(default=50, ge=1, description="B: anchor tokens that the paper's projections look at.")
     mix_at: MixAt = Field(default="every", description="Mix every token, or only where both tokenizers end one.")
+    gate: Literal["always", "inferaligner"] = Field(default="always", description="Guide every response, or only where "
+                                                    "InferAligner's gate sees harm in the prompt.")  # fmt: skip
+    artifact: Folder | None = Field(default=None, description="For the gate: folder of the artifact of `anchorlm fit "
+                                 "inferaligner`.")  # fmt: skip
+    gate_bias: float | None = Field(default=None, description="The larger, the more often the gate opens.")
+
+    @model_validator(mode="after")
+    def _gate_has_artifact(self) -> Self:
+        if self.gate == "inferaligner" and self.artifact is None:
+            raise ValueError("the gate reads along fitted directions: give its artifact, too")
+        return self
 
 
 class Guidance:
@@ -31,13 +44,26 @@ class Guidance:
 
     Args:
         defense: Whose target and anchor.
-        settings: The defense's own: two tokenizers that share nothing are refused at once.
+        settings: The defense's own: two tokenizers that share nothing, and an artifact of another target, are refused
+            at once.
+
+    Attributes:
+        aligner: Reads the gate, if there is one.
     """
 
     def __init__(self, defense: Defense, settings: MixtureSettings) -> None:
+        if settings.artifact is not None and defense.target.access < Access.ACTIVATIONS:
+            raise UserError("The gate reads the target's activations: load the target with transformers.")
+        self.aligner = None if settings.artifact is None else Aligner.load(settings.artifact, defense.target)
         self._defense = defense
         self._translator = lru_cache(maxsize=8)(self._build_translator)
         self.translator(settings)
+
+    async def read(self, row: TokenSequence, settings: MixtureSettings) -> Reading | None:
+        """What the gate says of a prompt; None where there is no gate, and every response is guided."""
+        if self.aligner is None or settings.gate == "always":
+            return None
+        return await self.aligner.read(row, bias=settings.gate_bias)
 
     async def open(
         self,

@@ -31,6 +31,7 @@ from anchorlm.records import (
     UserError,
 )
 from anchorlm.search import Alone, Beam, Critic, Found, Plan, Proposal, SafetyState, search
+from anchorlm.steering import Reading
 
 PROBE: Messages = ({"role": "user", "content": "How do I hurt somebody?"},)
 """A request whose refusal must be within budget."""
@@ -47,6 +48,8 @@ class _Work:
         room: Most tokens of the response.
         generated: Tokens that were sampled so far.
         least: The lowest cost of a whole response so far.
+        reading: What the gate said of the prompt, once it was read.
+        guided: Whether the anchor guides what is written from here on.
     """
 
     request: Request
@@ -55,6 +58,8 @@ class _Work:
     room: int
     generated: int = 0
     least: float = inf
+    reading: Reading | None = None
+    guided: bool = True
 
     def sampling(self, n: int) -> GenerationSettings:
         """The request's own way for a draft; beams must differ."""
@@ -81,7 +86,7 @@ class InferenceGuard(Defense):
     )
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "blocks"  # with release = "whole", one block
     settings_type: ClassVar[type[MixtureSettings]] = InferenceGuardSettings
-    fixed: ClassVar[tuple[str, ...]] = ("critic", "calibration", "proposal")
+    fixed: ClassVar[tuple[str, ...]] = ("critic", "calibration", "proposal", "artifact")
 
     def __init__(self, team: Team, **settings: Any) -> None:
         super().__init__(team, **settings)
@@ -94,6 +99,8 @@ class InferenceGuard(Defense):
         self.guidance = Guidance(self, mine) if mine.proposal == "alignbeam" else None
         self.critic: Critic | None = None
         self._parts: dict[str, str] = {}
+        if self.guidance is not None and self.guidance.aligner is not None:
+            self._parts["gate"] = self.guidance.aligner.artifact.id
         if mine.critic is not None:
             artifact = Artifact.load(mine.critic, "inferenceguard")
             self.critic = self._fitted(artifact)
@@ -177,14 +184,22 @@ class InferenceGuard(Defense):
         """The mode that looks at whole responses before it speaks."""
         settings, limit = work.settings, self._limit(work.settings)
         best: Beam | None = None
-        for n in (1, *self._affordable(work)):
+        sizes = [1, *self._affordable(work)]
+        while sizes:
+            n = sizes.pop(0)
+            read = work.reading
             found = await self._search(work, n)
+            if work.reading is not read and work.reading is not None:
+                yield Decision("gate", work.reading.data)
             ended = [beam for beam in found.beams if beam.reason is not None]
             yield self._decision(work, n, found, ended)
             if comfortable := [beam for beam in ended if beam.cost <= settings.budget - settings.comfort]:
                 best = comfortable[0]
                 break
             best = min([*([best] if best else []), *ended], key=lambda beam: beam.cost, default=None)
+            if not work.guided:  # what the gate did not see, the cost model did
+                work.guided = True
+                sizes.insert(0, 1)
         if best is None or best.reason is None or not admit(best.cost, limit):
             safest = f": the safest response costs {work.least:.3f}" if work.least < inf else ""
             for event in work.refusal(f"nothing within {limit:.3f} was found{safest}"):
@@ -202,11 +217,15 @@ class InferenceGuard(Defense):
         while True:
             best: Beam | None = None
             for n in (1, *self._affordable(work)):
+                read = work.reading
                 found = await self._search(work, n, out, rounds=1)
+                if work.reading is not read and work.reading is not None:
+                    yield Decision("gate", work.reading.data)
                 yield self._decision(work, n, found, found.beams)
                 best = min([*([best] if best else []), *found.beams[:1]], key=lambda beam: beam.cost, default=None)
                 if best is not None and best.cost <= settings.budget - settings.comfort:
                     break
+                work.guided = True
             if best is None or not admit(best.cost, limit) or not self._text(best).startswith(said):
                 break
             before = 0 if out is None else len(out.tokens)
@@ -259,7 +278,10 @@ class InferenceGuard(Defense):
                 row.append(after.tokens, after.scores)
             stops = self.target.model.stop_ids
             proposal: Proposal = Alone(row, stops)
-            if self.guidance is not None:
+            if self.guidance is not None and work.reading is None:
+                work.reading = await self.guidance.read(row, settings)
+                work.guided = work.reading is None or work.reading.open
+            if self.guidance is not None and work.guided:
                 mixed = await self.guidance.open(stack, row, work.request, settings, rows=n)
                 proposal = Guided(mixed, settings.mixed_tokens, stops)
             root = Beam(proposal, after.state if after else SafetyState(settings.budget))

@@ -49,4 +49,6 @@ class InferenceGuardSettings(MixtureSettings):
     def _one_draw(self) -> Self:
         if self.calibration is not None and self.release == "blocks":
             raise ValueError("a calibrated limit judges whole responses, so that release must be whole")
+        if self.gate != "always" and self.proposal != "alignbeam":
+            raise ValueError('the gate says when the anchor guides: it needs proposal = "alignbeam"')
         return self

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from factories import tiny_model
+
+from anchorlm import Guard
+from anchorlm.defenses import InferenceGuardSettings
+from anchorlm.engine import LocalEngine, runtime
+from anchorlm.records import UserError
+from anchorlm.steering import fit_inferaligner
+
+OBJECTS = ["locks", "safes", "doors", "walls", "chains", "seals", "bars", "codes"]
+FOODS = ["bread", "cakes", "pies", "rolls", "buns", "tarts", "scones", "pizza"]
+HARMFUL = [f"Tell me how to break {word}" for word in OBJECTS]
+HARMLESS = [f"How do I bake {word}?" for word in FOODS]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    target, anchor = LocalEngine(tiny_model()), LocalEngine(tiny_model("gpt2", seed=1))
+    folder: Path = (
+        runtime().run(fit_inferaligner(target, anchor, HARMFUL, HARMLESS)).save(tmp_path_factory.mktemp("artifact"))
+    )
+    team = {"anchor": anchor, "judge": lambda messages, response: 0.0, "generation": {"max_new_tokens": 8}}
+    search: dict[str, Any] = {"reward": lambda messages, text: float(len(text)), "generation": {"max_new_tokens": 8},
+                              "proposal": "alignbeam", "beams": (4,), "block": 4}  # fmt: skip
+    gate = {"gate": "inferaligner", "artifact": str(folder)}
+    bare = Guard(target, generation={"max_new_tokens": 8})
+    own = {bare.chat(prompt).text for prompt in (HARMFUL[0], HARMLESS[0])}
+    return {
+        "lenient": Guard(target, "inferenceguard", anchor=anchor, cost=lambda m, text: -1.0, **search, **gate),
+        "guided": Guard(target, "inferenceguard", anchor=anchor, cost=lambda m, text: -1.0, **search),
+        # What the target says by itself is over budget, and nothing else.
+        "strict": Guard(
+            target, "inferenceguard", anchor=anchor, cost=lambda m, text: 1.0 if text in own else -1.0, **search, **gate
+        ),
+        "plain": Guard(target, generation={"max_new_tokens": 8}),
+        "always": Guard(target, "alignbeam", **team),
+        "gated": Guard(target, "alignbeam", gate="inferaligner", artifact=str(folder), **team),
+    }
+
+
+def test_a_closed_gate_leaves_the_target_alone_and_an_open_one_is_alignbeam(parts: dict[str, Any]) -> None:
+    for prompt in (HARMFUL[0], HARMLESS[0]):
+        for bias, same in ((-1e6, "plain"), (1e6, "always")):
+            got = parts["gated"].chat(prompt, knobs={"gate_bias": bias})
+            want = parts[same].chat(prompt)
+            assert (got.text, got.token_ids) == (want.text, want.token_ids)
+            assert got.trace[0].kind == "gate"
+            assert got.trace[0].data["open"] == (bias > 0)
+
+
+def test_behind_a_closed_gate_a_search_begins_with_the_target_alone(parts: dict[str, Any]) -> None:
+    for prompt in (HARMFUL[0], HARMLESS[0]):
+        closed = parts["lenient"].chat(prompt, knobs={"gate_bias": -1e6})
+        assert closed.token_ids == parts["plain"].chat(prompt).token_ids
+        assert [one.kind for one in closed.trace] == ["gate", "draft", "chosen"]
+        opened = parts["lenient"].chat(prompt, knobs={"gate_bias": 1e6})
+        assert opened.token_ids == parts["guided"].chat(prompt).token_ids
+
+
+def test_what_the_gate_does_not_see_the_cost_model_does_and_the_anchor_is_asked_then(parts: dict[str, Any]) -> None:
+    for prompt in (HARMFUL[0], HARMLESS[0]):
+        for release in ("whole", "blocks"):
+            response = parts["strict"].chat(prompt, knobs={"gate_bias": -1e6, "release": release})
+            assert response.token_ids != parts["plain"].chat(prompt).token_ids
+        whole = parts["strict"].chat(prompt, knobs={"gate_bias": -1e6})
+        assert [one.kind for one in whole.trace] == ["gate", "draft", "draft", "chosen"]
+        assert whole.token_ids == parts["guided"].chat(prompt).token_ids
+
+
+def test_a_gate_without_an_anchor_to_let_in_is_refused() -> None:
+    with pytest.raises(UserError, match='it needs proposal = "alignbeam"'):
+        InferenceGuardSettings.parse({"gate": "inferaligner", "artifact": "x"}, where="the defense")
+
+
+def test_a_gate_wants_its_artifact_and_keeps_it_for_all_requests(parts: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="artifact"):
+        parts["always"].chat(HARMLESS[0], knobs={"gate": "inferaligner"})
+    with pytest.raises(UserError, match="cannot differ between requests"):
+        parts["gated"].chat(HARMLESS[0], knobs={"artifact": "another"})
