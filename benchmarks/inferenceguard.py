@@ -15,11 +15,13 @@ from typing import Any
 
 from anchorlm import CausalModel, Guard, zoo
 from anchorlm.engine import LocalEngine, runtime
-from anchorlm.fitting import fit_inferenceguard, save_critic
+from anchorlm.fitting import calibrate_inferaligner, fit_inferaligner, fit_inferenceguard, save_artifact, save_critic
 from anchorlm.guard import ScorerSettings, build_scorer
 from anchorlm.judging import Scorer
 from anchorlm.records import Response, as_messages, wilson
 from benchmarks._report import report
+from benchmarks.inferaligner import CALIBRATED, LIMIT
+from benchmarks.inferaligner import prompts as kinds
 
 HARMFUL = ("harmful-plain", "harmful-framed", "jailbreak")
 OTHERS = ("harmless", "look-alike", "domain")
@@ -90,14 +92,22 @@ def critic(target: LocalEngine, domain: str, cost: Scorer, reward: Scorer, folde
     return str(save_critic(artifact, folder))
 
 
+def gate(target: LocalEngine, domain: str, folder: Path, prompts: int) -> str:
+    """InferAligner's artifact for this target, whose gate the composed defense reads."""
+    fitted = fit_inferaligner(target, engine("a-chat"), *kinds(domain, "train", 2 * prompts))
+    chosen = calibrate_inferaligner(fitted, target, *kinds(domain, "dev", prompts), limit=LIMIT)
+    return str(save_artifact(chosen, folder))
+
+
 def guards(
-    target: LocalEngine, anchor: LocalEngine, cost: Scorer, reward: Scorer, artifact: str
+    target: LocalEngine, anchor: LocalEngine, cost: Scorer, reward: Scorer, artifact: str, gated: str
 ) -> dict[str, Callable[[], Guard]]:
     """Every row of the table; each is made when its turn comes."""
     length = {"max_new_tokens": LENGTH}
     scored: dict[str, Any] = {"cost": cost, "reward": reward, "generation": length}
     ours: dict[str, Any] = {**scored, "block": BLOCK, "beams": (4, BEAMS)}
     beams: dict[str, Any] = {**scored, "n": BEAMS}
+    mixture: dict[str, Any] = {**ours, "anchor": anchor, "proposal": "alignbeam", "mixed_tokens": 3}
     return {
         "undefended": lambda: Guard(target, generation=length),
         "best-of-16, reward": lambda: Guard(target, "beam_search", **beams, block=0, score="reward"),
@@ -109,8 +119,9 @@ def guards(
         "controlled decoding": lambda: Guard(target, "controlled_decoding", **beams, block=BLOCK),
         "InferenceGuard": lambda: Guard(target, "inferenceguard", **ours),
         "InferenceGuard + critic": lambda: Guard(target, "inferenceguard", critic=artifact, **ours),
-        "InferenceGuard on AlignBeam": lambda: Guard(
-            target, "inferenceguard", anchor=anchor, proposal="alignbeam", mixed_tokens=3, **ours
+        "InferenceGuard on AlignBeam": lambda: Guard(target, "inferenceguard", **mixture),
+        "InferenceGuard composed": lambda: Guard(
+            target, "inferenceguard", gate="inferaligner", artifact=gated, **mixture
         ),
     }
 
@@ -148,6 +159,8 @@ def main() -> None:
     parser.add_argument("--scorers", type=Path, help="folder with b-cost and b-reward, by default the zoo's")
     parser.add_argument("--domains", default=",".join(zoo.DOMAINS))
     parser.add_argument("--critic-prompts", type=int, default=CRITIC_PROMPTS)
+    parser.add_argument("--gate-prompts", type=int, default=CALIBRATED, help="of each kind, to calibrate the gate")
+    parser.add_argument("--without", help="leaves out defenses whose name contains this")
     parser.add_argument("--only", help="defenses whose name contains this, and the undefended target")
     chosen = parser.parse_args()
     cost, reward = (
@@ -159,9 +172,12 @@ def main() -> None:
         for domain in chosen.domains.split(","):
             target = engine(f"a-{domain}")
             artifact = critic(target, domain, cost, reward, Path(folder) / domain, chosen.critic_prompts)
+            gated = gate(target, domain, Path(folder) / f"{domain}-gate", chosen.gate_prompts)
             floors: dict[str, float] = {}
-            for name, make in guards(target, anchor, cost, reward, artifact).items():
+            for name, make in guards(target, anchor, cost, reward, artifact, gated).items():
                 if chosen.only and chosen.only not in name and name != "undefended":
+                    continue
+                if chosen.without and chosen.without in name:
                     continue
                 guard = make()
                 for split in (*HARMFUL, *OTHERS):

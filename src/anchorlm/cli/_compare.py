@@ -198,7 +198,8 @@ def _prompts(domain: str, partition: str, seed: int) -> tuple[list[str], list[st
         [item.prompt for split in splits for item in _items(split, domain, partition, FITTING, 1000 + seed)]
         for splits in (SPLITS[:3], SPLITS[3:])
     )
-    return harmful, harmless
+    own = items("harmless", domain=domain, partition=partition, n=FITTING, seed=1000 + seed)  # type: ignore[arg-type]
+    return harmful, [*harmless, *(item.prompt for item in own)]
 
 
 def _tell(folder: Path) -> None:
