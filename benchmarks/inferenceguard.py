@@ -28,6 +28,9 @@ OTHERS = ("harmless", "look-alike", "domain")
 LENGTH = 64
 BEAMS = 16
 BLOCK = 8
+COMFORT = 5.0
+"""How far below the line a response must be where the anchor puts refusals into reach; chosen on dev."""
+
 CRITIC_PROMPTS = 60
 """Harmful and harmless training prompts of each kind on which the critic's rollouts are made."""
 
@@ -107,7 +110,8 @@ def guards(
     scored: dict[str, Any] = {"cost": cost, "reward": reward, "generation": length}
     ours: dict[str, Any] = {**scored, "block": BLOCK, "beams": (4, BEAMS)}
     beams: dict[str, Any] = {**scored, "n": BEAMS}
-    mixture: dict[str, Any] = {**ours, "anchor": anchor, "proposal": "alignbeam", "mixed_tokens": 3}
+    mixture: dict[str, Any] = {**ours, "anchor": anchor, "proposal": "alignbeam", "mixed_tokens": 3,
+                               "comfort": COMFORT}  # fmt: skip
     return {
         "undefended": lambda: Guard(target, generation=length),
         "best-of-16, reward": lambda: Guard(target, "beam_search", **beams, block=0, score="reward"),
