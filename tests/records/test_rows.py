@@ -79,6 +79,29 @@ def test_a_conversation_with_images_is_kept_and_one_with_anything_else_is_a_bad_
     assert all(isinstance(row, BadRow) for row in rows[1:])
 
 
+def test_a_file_of_the_hub_is_fetched_and_read_as_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def download(repository: str, file: str, *, repo_type: str, revision: str | None) -> str:
+        asked.append((repository, file, repo_type, revision))
+        return str(written(tmp_path, "a.csv", "goal,target\nDo it,Sure\n"))
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert prompts(read_rows("hf://datasets/org/name@v1/data/a.csv")) == ["Do it"]
+    assert asked == [("org/name", "data/a.csv", "dataset", "v1")]
+    with pytest.raises(UserError, match="write hf://datasets/ORG/NAME/FILE"):
+        read_rows("hf://datasets/org/name")
+
+
+def test_a_file_that_the_hub_does_not_give_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*arguments: object, **options: object) -> str:
+        raise OSError("no route to host.\nAnd more")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
+    with pytest.raises(UserError, match=r"cannot be fetched \(no route to host\): check name and network, or give a"):
+        read_rows("hf://datasets/org/name/a.csv")
+
+
 def test_bad_rows_are_named_by_line_and_keep_their_index(tmp_path: Path) -> None:
     lines = ['{"prompt": "a"}', "", "{nonsense", '{"answer": "b"}', '{"prompt": "  "}', "12", '{"messages": []}']
     lines += ['{"messages": [{"role": "user"}]}', '{"prompt": null}', '{"prompt": "c"}']

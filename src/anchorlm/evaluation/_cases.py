@@ -118,7 +118,8 @@ def load_cases(path: str | Path, *, kind: Kind | None = None, column: str | None
     look-alike, task), `category`, `target` and `answer` where they have them. Equal prompts are kept once.
 
     Args:
-        path: CSV, TSV, JSONL, a JSON list or lines of text, also compressed with gzip.
+        path: CSV, TSV, JSONL, a JSON list or lines of text, also compressed with gzip; or such a file of a data set
+            on the Hub, as `hf://datasets/ORG/NAME/FILE`.
         kind: Of all rows, where the file does not say.
         column: Holds the prompt, where the name does not tell.
 

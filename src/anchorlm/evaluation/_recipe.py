@@ -18,7 +18,8 @@ from anchorlm.records import GenerationSettings, Settings, UserError, read_toml
 class DataSettings(Settings):
     """Where prompts come from: a file, or a split of the embedded models' generator."""
 
-    file: str | None = Field(default=None, description="CSV, TSV, JSONL, JSON list or text lines, also .gz.")
+    file: str | None = Field(default=None, description="CSV, TSV, JSONL, JSON list or text lines, also .gz; or "
+                             "hf://datasets/ORG/NAME/FILE.")  # fmt: skip
     embedded: str | None = Field(default=None, description="A split of the embedded models' prompts.")
     partition: Literal["dev", "test"] = Field(default="test", description="Of the embedded models' prompts.")
     label: Kind | None = Field(default=None, description="Of all prompts, where the file does not say.")

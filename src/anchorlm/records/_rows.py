@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from anchorlm.records._errors import UserError
+from anchorlm.records._hub import fetched
 from anchorlm.records._requests import Messages
 
 COLUMNS = (
@@ -71,7 +72,7 @@ class _MalformedError(Exception):
 
 
 def read_rows(source: str, column: str | None = None) -> list[Row | BadRow]:
-    """The rows of a file or of stdin (`-`).
+    """The rows of a file, of stdin (`-`), or of a file on the Hub (`hf://datasets/ORG/NAME/FILE`).
 
     The format follows from the name (.jsonl, .ndjson, .csv, .tsv, .json, .txt) or else from the first character: `[` a
     JSON list, `{` JSONL, anything else lines of text. Compression is seen from the bytes. Blank lines are no rows.
@@ -80,7 +81,7 @@ def read_rows(source: str, column: str | None = None) -> list[Row | BadRow]:
         UserError: The file cannot be read, is not UTF-8 text, holds no row, or has no column that may hold the prompt.
     """
     name = "stdin" if source == "-" else source
-    text = _text(_bytes(source), name)
+    text = _text(_bytes(fetched(source)), name)
     pieces = _pieces(text, _format(source, text), name, column)
     rows = [_row(index, line, piece, column) for index, (line, piece) in enumerate(pieces)]
     if not rows:
