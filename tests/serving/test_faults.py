@@ -225,6 +225,13 @@ def test_a_guard_that_fails_its_self_test_never_gets_ready(
         assert "RuntimeError" in live.desk.wrong[0]
         assert "/secret/place" not in live.desk.wrong[0]
 
+    async def hanging(messages: Any, response: str) -> float:
+        await asyncio.sleep(60)
+        return 0.0
+
+    live = start_live([Served.of("model", make_guard(hanging))], probe=True, deadline=0.5)
+    assert "not done with its self-test after 0.5 s" in httpx.get(f"{live.url}/ready").json()["wrong"][0]
+
     def sensitive(messages: Any, response: str) -> float:
         return 1.0 if "bomb" in messages[-1]["content"] else 0.0
 

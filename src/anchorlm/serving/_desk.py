@@ -71,10 +71,17 @@ class Desk:
     async def start(self) -> None:
         """Tests every guard, and measures its bare target; the server is ready only if all pass."""
         for one in self.models.values():
-            wrong = await examine(one) if self.settings.probe else None
+            wrong = None
             try:
-                if wrong is None and (bare := await bare_seconds_per_token(one)):
-                    self.metrics.bare[one.id] = bare
+                async with asyncio.timeout(self.settings.deadline):
+                    wrong = await examine(one) if self.settings.probe else None
+                    if wrong is None and (bare := await bare_seconds_per_token(one)):
+                        self.metrics.bare[one.id] = bare
+            except TimeoutError:
+                wrong = (
+                    f"{one.id} was not done with its self-test after {self.settings.deadline:g} s: see whether its "
+                    "judge and its models answer, or raise the deadline."
+                )
             except Exception as error:  # whatever a model raises: told by /ready, which would say "testing" for ever
                 wrong = f"{one.id} could not be timed ({type(error).__name__}): try its recipe with `anchorlm chat`."
             if wrong is not None:
