@@ -16,12 +16,16 @@ from anchorlm.evaluation import Estimate, Figures, Row, figures
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reproduction.md"
 SPECIALISTS = ("a-medicine", "a-finance", "a-arithmetic")
 ALL = "all targets"
-EVERYTHING = "anchorlm compare --out build/reproduction/everything --limit 300"
-LINEAGE = "anchorlm compare recipes/lineage.toml --out build/reproduction/lineage --limit 300"
+EVERYTHING = "anchorlm compare --out build/reproduction/everything --limit 100"
+LINEAGE = "anchorlm compare recipes/lineage.toml --out build/reproduction/lineage --limit 100"
 SWEEP = (
     "anchorlm compare --out build/reproduction/sweep --limit 100 --defenses undefended,alignbeam --sweep alpha=0:1:0.25"
 )
-ATTACKS = "anchorlm compare recipes/compare.toml --out build/reproduction/attacks --limit 100"
+ATTACKS = (
+    "anchorlm compare --out build/reproduction/attacks --limit 20 "
+    "--defenses undefended,self_reminder,goal_priority,inferaligner,alignbeam,composed "
+    "--attacks none,prefix_injection,refusal_suppression,role_play,many_shot:4,base64,best_of_n:4"
+)
 ABLATED = PAGE.parent / "inferaligner-ablation.json"
 ABLATION = "python -m benchmarks.ablation"
 

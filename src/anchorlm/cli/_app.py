@@ -161,6 +161,7 @@ def compare(
         list[str] | None, typer.Option("--sweep", help="A knob's values, as in alpha=0:1:0.1.", metavar="KNOB=A:B:STEP")
     ] = None,
     defenses: Annotated[str | None, typer.Option("--defenses", help="Only these, as in undefended,alignbeam.")] = None,
+    attacks: Annotated[str | None, typer.Option("--attacks", help="On harmful prompts, as in none,role_play.")] = None,
     workers: Annotated[
         int, typer.Option("--workers", min=1, help="Processes that answer, each with models of its own.")
     ] = 1,
@@ -168,7 +169,17 @@ def compare(
     """Compares defenses on safety, over-refusal, usefulness and cost; run again after a kill, it goes on."""
     from anchorlm.cli._compare import run
 
-    run(recipe, out, source=source, limit=limit, seed=seed, sweep=sweep or [], defenses=defenses, workers=workers)
+    run(
+        recipe,
+        out,
+        source=source,
+        limit=limit,
+        seed=seed,
+        sweep=sweep or [],
+        defenses=defenses,
+        attacks=attacks,
+        workers=workers,
+    )
 
 
 @app.command()

@@ -61,6 +61,7 @@ def run(
     seed: int | None,
     sweep: Sequence[str],
     defenses: str | None,
+    attacks: str | None = None,
     workers: int = 1,
 ) -> None:
     """Runs a comparison, or takes one that was run, and writes its tables and its report.
@@ -76,12 +77,17 @@ def run(
     if out is None:
         raise UserError("A run needs a place of its own: give --out DIR, or --from DIR for one that was run.")
     quiet_libraries()
-    knobs = parse_sweep(sweep) or None
+    changes = {
+        "limit": limit,
+        "seed": seed,
+        "sweep": parse_sweep(sweep) or None,
+        "attacks": None if attacks is None else [one.strip() for one in attacks.split(",")],
+    }
     if recipe is None:
-        changes = {"limit": limit, "seed": seed or 0, **({"sweep": knobs} if knobs else {})}
-        chosen = CompareRecipe.parse(embedded_recipe() | changes, where="the command line")
+        given = {name: value for name, value in changes.items() if value is not None}
+        chosen = CompareRecipe.parse(embedded_recipe() | given, where="the command line")
     else:
-        chosen = CompareRecipe.load(recipe, limit=limit, seed=seed, sweep=knobs)
+        chosen = CompareRecipe.load(recipe, **changes)
     chosen = chosen.only(defenses.split(",")) if defenses else chosen
     require_own(out)
     if recipe is None:
