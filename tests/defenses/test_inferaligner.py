@@ -286,7 +286,7 @@ def test_activations_that_are_no_numbers_are_refused_and_never_answered(folder: 
         assert plain.chat(said("x")).finish_reason != "refusal"
         response = safe.chat(said("x"))
         assert (response.text, response.token_ids, response.finish_reason) == ("No.", (), "refusal")
-        assert "not numbers" in decision(response, "fallback")["why"]
+        assert "not numbers" in decision(response, "fail_closed")["why"]
         with pytest.raises(DefenseError, match="not numbers"):
             strict.chat(said("x"))
     finally:

@@ -55,7 +55,7 @@ def test_an_inspect_task_of_somebody_else_runs_on_a_guarded_model(recipe: Path, 
         messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": str(text.input)}]
         alone = guard.chat(messages, max_new_tokens=5, logprobs=2)
         content = sample.output.choices[0].logprobs.content
-        assert [one.logprob for one in content] == [one.logprob for one in alone.scores or ()]
+        assert [one.logprob for one in content] == pytest.approx([one.logprob for one in alone.scores or ()], abs=1e-4)
         assert all(len(one.top_logprobs) == 2 for one in content)
         assert sample.output.completion == alone.text
         assert sample.output.usage.output_tokens == alone.usage.generated_tokens

@@ -11,7 +11,7 @@ from anchorlm.records import GenerationSettings, Request, UserError
         ({"max_new_tokens": 0}, "max_new_tokens = 0 does not fit generation"),
         ({"temperature": 0}, "temperature = 0 does not fit generation"),
         ({"top_p": 1.5}, "top_p = 1.5 does not fit generation"),
-        ({"heat": 1}, "generation has no setting 'heat'; it has: do_sample, max_new_tokens"),
+        ({"heat": 1}, "generation has no setting 'heat'; it has: do_sample, logprobs, max_new_tokens"),
         ({"seed": "x"}, "seed = 'x' does not fit generation"),
     ],
 )

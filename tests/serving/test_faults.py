@@ -312,7 +312,7 @@ def test_a_client_that_does_not_read_keeps_its_turn_only_until_its_answer_is_the
             while desk.admission.running:
                 await asyncio.sleep(0.01)
         rest = [piece async for piece in pieces]
-        assert rest[-1] == (0, None)
+        assert rest[-1] == (0, None, None)
         await exchange.end(200)
         return before, desk.admission.running
 
