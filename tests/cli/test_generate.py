@@ -12,7 +12,7 @@ from typer.testing import Result
 from anchorlm.cli._output import Output
 from anchorlm.cli._recipes import digest
 from anchorlm.guard import Recipe
-from anchorlm.records import read_rows
+from anchorlm.records import DefenseError, read_rows
 
 Invoke = Callable[..., Result]
 Start = Callable[..., subprocess.Popen[str]]
@@ -92,6 +92,39 @@ def test_a_row_that_a_kill_cut_short_is_written_anew(
     assert result.exit_code == 0, result.stderr
     assert "3 were there already" in result.stderr
     assert sorted(lines(out), key=lambda row: row["index"]) == sorted(whole, key=lambda row: row["index"])
+
+
+def test_rows_that_a_failure_refused_are_answered_anew(
+    invoke: Invoke, prompts: Path, plain_recipe: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    assert invoke("generate", prompts, "-r", plain_recipe, "-o", out).exit_code == 0
+    whole = lines(out)
+    failed = [row | ({"response": "No.", "failed": True} if row["index"] in (1, 4) else {}) for row in whole]
+    out.write_text("".join(json.dumps(row) + "\n" for row in failed))
+    result = invoke("generate", prompts, "-r", plain_recipe, "-o", out)
+    assert result.exit_code == 0, result.stderr
+    assert "2 rows written" in result.stderr
+    assert "4 were there already" in result.stderr
+    assert sorted(lines(out), key=lambda row: row["index"]) == sorted(whole, key=lambda row: row["index"])
+    assert [file.name for file in tmp_path.glob("out*")] == ["out.jsonl"]
+
+
+def test_a_run_in_which_a_model_fails_says_so_at_its_end(
+    invoke: Invoke, prompts: Path, alignbeam_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(self: object, messages: object, responses: object) -> object:
+        raise DefenseError("The judge is out.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("anchorlm.judging.RubricJudge.__call__", broken)
+        patch.setattr("anchorlm.judging.RefusalMatcher.__call__", broken)
+        result = invoke("generate", prompts, "-r", alignbeam_recipe, "-o", tmp_path / "out.jsonl")
+    assert result.exit_code == 1
+    assert "6 rows were refused because a model or the judge failed" in result.stderr
+    assert all(row["failed"] for row in lines(tmp_path / "out.jsonl"))
+    assert invoke("generate", prompts, "-r", alignbeam_recipe, "-o", tmp_path / "out.jsonl").exit_code == 0
+    assert not any("failed" in row for row in lines(tmp_path / "out.jsonl"))
 
 
 def test_an_output_of_something_else_is_refused_and_left_alone(

@@ -25,10 +25,31 @@ def guard() -> Guard:
     return Guard(TARGET, generation=GENERATION)
 
 
-def test_a_text_is_a_user_turn_for_generate_and_a_raw_prompt_for_chat(guard: Guard) -> None:
+def test_a_text_is_a_user_turn_everywhere_and_raw_where_that_is_said(guard: Guard) -> None:
     [turn] = guard.generate(["bread"])
-    assert turn.text == guard.chat([{"role": "user", "content": "bread"}]).text
-    assert guard.chat("bread").usage.prompt_tokens < turn.usage.prompt_tokens
+    assert turn == guard.chat("bread") == guard.chat([{"role": "user", "content": "bread"}])
+    assert "".join(e.text for e in guard.stream("bread") if isinstance(e, TextDelta)) == turn.text
+    assert guard.chat("bread", raw=True).usage.prompt_tokens < turn.usage.prompt_tokens
+    with pytest.raises(UserError, match="raw = True takes a text"):
+        guard.chat([{"role": "user", "content": "bread"}], raw=True)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "sentence"),
+    [([{"role": "user", "content": "bread"}], "this is one: call chat"), (5, "takes a list"), ({}, "takes a list")],
+)
+def test_what_is_no_list_of_prompts_is_one_sentence(guard: Guard, prompts: Any, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        guard.generate(prompts)
+
+
+def test_a_reason_for_failing_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(messages: Any, response: str) -> float:
+        raise ConnectionError("out")
+
+    guard = Guard(TARGET, "best_of_n", judge=broken, n=2, generation=GENERATION)
+    assert all(response.failed for response in guard.generate(["a", "b", "c"]))
+    assert sum("out" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_a_response_holds_its_tokens_without_the_prompt(guard: Guard) -> None:
@@ -67,7 +88,7 @@ def test_one_mistake_among_many_requests_costs_only_its_own_row(guard: Guard) ->
     assert "shorten it" in str(outcomes[1])
     assert isinstance(outcomes[3], UserError)
     assert "empty" in str(outcomes[3])
-    assert outcomes[0].text == guard.chat("a").text
+    assert outcomes[0].text == guard.chat("a", raw=True).text
     assert outcomes[2].text == guard.chat("c").text
 
 

@@ -126,7 +126,7 @@ def test_log_probabilities_end_where_the_answer_does(client: openai.OpenAI, plai
 def test_raw_completions_name_tokens_and_where_they_stand(client: openai.OpenAI, plain: Guard) -> None:
     answer = client.completions.create(model="plain", prompt="How do I", logprobs=2, max_tokens=6)
     found = answer.choices[0].logprobs
-    expected = plain.chat("How do I", logprobs=2, max_new_tokens=6)
+    expected = plain.chat("How do I", raw=True, logprobs=2, max_new_tokens=6)
     assert found.token_logprobs == [score.logprob for score in expected.scores]
     assert found.text_offset[0] == 0
     assert [b - a for a, b in pairwise(found.text_offset)] == [len(token) for token in found.tokens[:-1]]
@@ -148,9 +148,9 @@ def test_lengths_are_tokens_under_both_names(client: openai.OpenAI) -> None:
 def test_completions_go_on_with_raw_texts(client: openai.OpenAI, plain: Guard) -> None:
     prompts = ["How do I", "The quick brown"]
     answer = client.completions.create(model="plain", prompt=prompts)
-    assert [choice.text for choice in answer.choices] == [plain.chat(prompt).text for prompt in prompts]
+    assert [choice.text for choice in answer.choices] == [plain.chat(prompt, raw=True).text for prompt in prompts]
     pieces = client.completions.create(model="plain", prompt=prompts[0], stream=True)
-    assert "".join(choice.text for chunk in pieces for choice in chunk.choices) == plain.chat(prompts[0]).text
+    assert "".join(choice.text for chunk in pieces for choice in chunk.choices) == plain.chat(prompts[0], raw=True).text
 
 
 def test_raw_completions_can_be_turned_off(start_live: Callable[..., Live], plain: Guard) -> None:

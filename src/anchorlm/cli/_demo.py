@@ -54,6 +54,10 @@ def run(*, full: bool, json_path: Path | None, limit: int | None, seed: int, def
     chosen = _chosen(defenses)
     if json_path is not None and not json_path.parent.is_dir():
         raise UserError(f"There is no folder {str(json_path.parent)!r}: make it, or choose another file for --json.")
+    if json_path is not None and json_path.is_dir():
+        raise UserError(f"{str(json_path)!r} is a folder: choose a file for --json.")
+    if full and limit:
+        raise UserError("--full and --limit say different things: give one of them.")
     quiet_libraries()
     n = limit or (FULL if full else SAMPLE)
     sizes = {name: n if limit or full else FEWER.get(name, n) for name in chosen}
@@ -115,6 +119,8 @@ def _chosen(defenses: str | None) -> tuple[str, ...]:
     if defenses is None:
         return DEFENSES
     names = {name.strip() for name in defenses.split(",") if name.strip()}
+    if not names:
+        raise UserError(f"--defenses names none: choose among {', '.join(DEFENSES)}.")
     if unknown := sorted(names - set(DEFENSES)):
         raise UserError(f"The demo does not show {', '.join(unknown)}; it shows: {', '.join(DEFENSES)}.")
     return tuple(name for name in DEFENSES if name in names)

@@ -13,7 +13,7 @@ from anchorlm.cli._loading import load_guard, stderr
 from anchorlm.cli._output import Output
 from anchorlm.cli._recipes import digest
 from anchorlm.guard import Guard, Recipe
-from anchorlm.records import AnchorLMError, BadRow, Row, UserError, as_messages, read_rows
+from anchorlm.records import AnchorLMError, BadRow, DefenseError, Row, UserError, as_messages, read_rows
 
 _NAMED = 10
 """How many skipped rows are explained one by one at the end."""
@@ -61,6 +61,11 @@ def run(
         if pending:
             _answer(load_guard(recipe), pending, output, tally, skip_bad=skip_bad, concurrency=concurrency)
         _report(tally, len(output.done), place, monotonic() - start)
+        if tally.failed:
+            raise DefenseError(
+                f"{tally.failed} rows were refused because a model or the judge failed (failed: true in the output; "
+                "--trace says why): mend that, and run again, which answers just these anew."
+            )
 
 
 def _answer(
@@ -89,10 +94,6 @@ def _report(tally: _Tally, kept: int, place: str, seconds: float) -> None:
     before = f" ({kept} were there already)" if kept else ""
     refused = f"; {tally.refused} of them the configured refusal" if tally.refused else ""
     complain(f"{tally.written} rows written{where}{before} in {seconds:.1f} s{refused}.")
-    if tally.failed:
-        complain(
-            f"{tally.failed} rows were refused because a model or the judge failed (failed: true; --trace says why)."
-        )
     if tally.skipped:
         named = "; ".join(reason.rstrip(".") for reason in tally.skipped[:_NAMED])
         more = f"; and {len(tally.skipped) - _NAMED} more" if len(tally.skipped) > _NAMED else ""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,7 +17,8 @@ _START = b'{"index": '
 class Output:
     """The JSONL file, or stdout, into which answers are written as they come.
 
-    A file that exists is continued: its whole rows are kept, and a last line that a kill cut short is taken off. It is
+    A file that exists is continued: its whole rows are kept, but for those that were
+    refused because a model failed, and a last line that a kill cut short is taken off. It is
     locked, so that no other run writes between the lines.
 
     Args:
@@ -43,6 +45,7 @@ class Output:
         self.done: frozenset[int] = frozenset()
         self._file: IO[str] | None = None
         self._outdated = False  # whether what is there is to be cleared
+        self._failed: list[bytes] = []  # lines of answers that came of a failure, to be given anew
         if place == "-":
             return
         path = Path(place)
@@ -53,6 +56,8 @@ class Output:
                 lock(self._file, path)
                 self.done = frozenset() if overwrite else self._resume(path, rows)
                 self._outdated = overwrite
+                if self._failed:
+                    self._file = self._without_failures(self._file, path)
         except (OSError, UserError) as error:
             if self._file is not None:
                 self._file.close()
@@ -104,14 +109,29 @@ class Output:
         data = path.read_bytes()
         whole = data.rfind(b"\n") + 1
         done: set[int] = set()
-        for number, line in enumerate(data[:whole].splitlines(), start=1):
-            done.add(self._checked(line, number, path, rows, done))
+        failed: set[int] = set()
+        for number, line in enumerate(data[:whole].splitlines(keepends=True), start=1):
+            done.add(index := self._checked(line, number, path, rows, done))
+            if json.loads(line).get("failed"):
+                self._failed.append(line)
+                failed.add(index)
         if whole < len(data):
             if not (data[whole:].startswith(_START) or _START.startswith(data[whole:])):
                 raise _foreign(data[:whole].count(b"\n") + 1, path)
             with path.open("r+b") as file:
                 file.truncate(whole)
-        return frozenset(done)
+        return frozenset(done - failed)
+
+    def _without_failures(self, old: IO[str], path: Path) -> IO[str]:
+        """The file without its failed rows, replaced as a whole and locked anew: a kill leaves the old or the new."""
+        kept = [line for line in path.read_bytes().splitlines(keepends=True) if line not in self._failed]
+        new = path.with_name(f"{path.name}.{os.getpid()}.new")
+        new.write_bytes(b"".join(kept))
+        os.replace(new, path)
+        old.close()
+        file = path.open("a", encoding="utf-8", newline="\n")
+        lock(file, path)
+        return file
 
     def _checked(self, line: bytes, number: int, path: Path, rows: Sequence[Row | BadRow], done: set[int]) -> int:
         """The index of a row that is already there."""

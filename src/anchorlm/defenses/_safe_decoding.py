@@ -9,9 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Team, room_for, speak
-from anchorlm.engine import TextStream
+from anchorlm.engine import TextStream, TokenSequence
 from anchorlm.mixing import token_text
-from anchorlm.records import Access, Decision, Event, Finished, Request, TextDelta, Usage, UserError
+from anchorlm.records import Access, Decision, DefenseError, Event, Finished, Request, TextDelta, Usage, UserError
 from anchorlm.search import scored
 
 
@@ -89,7 +89,7 @@ class SafeDecoding(Defense):
                 )
             token = None
             for _ in range(count):
-                logits = await gather(row.logits(), expert.logits())
+                logits = await gather(row.logits(), _expert_logits(expert))
                 p, aligned = (part[: self._size].softmax(dim=-1) for part in logits)
                 tokens, mixed = safe_decoding_step(p, aligned, common=settings.common, strength=settings.strength)
                 best = int(mixed.argmax())
@@ -119,3 +119,10 @@ class SafeDecoding(Defense):
     def _size(self) -> int:
         """One family's models may differ in how far their embedding rows are padded."""
         return self.target.model.vocabulary.size
+
+
+async def _expert_logits(expert: TokenSequence) -> Tensor:
+    try:
+        return await expert.logits()
+    except UserError as error:  # an expert that says nothing usable leaves the target without its defense
+        raise DefenseError(f"The anchor failed: {error}") from error

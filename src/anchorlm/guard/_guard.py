@@ -112,9 +112,17 @@ class Guard:
             else GenerationSettings.parse(generation or {}, where="generation")
         )
         self.on_error = on_error
+        self._told: set[str] = set()
 
     @classmethod
-    def from_recipe(cls, recipe: str | Path | Recipe, *, started: Started | None = None, **changes: Any) -> Self:
+    def from_recipe(
+        cls,
+        recipe: str | Path | Recipe,
+        *,
+        started: Started | None = None,
+        on_error: Literal["refuse", "raise"] = "refuse",
+        **changes: Any,
+    ) -> Self:
         """The guard that a TOML file describes; `changes` are put over it by dotted name.
 
         Guards that are given one list as `started` load equal models once.
@@ -139,6 +147,7 @@ class Guard:
             generation=recipe.generation,
             engine=recipe.engine,
             started=started,
+            on_error=on_error,
             **knobs,
         )
 
@@ -176,7 +185,9 @@ class Guard:
             # Text that is out cannot be taken back: then only the error is honest.
             if self.on_error == "raise" or spoken:
                 raise
-            _log.warning("A request was refused because its defense failed: %s", error)
+            if str(error) not in self._told:  # once for each reason, not for each row of a batch
+                self._told.add(str(error))
+                _log.warning("A request was refused because its defense failed: %s", error)
             yield Decision("fail_closed", {"why": str(error)})
             yield TextDelta(self.defense.settings.refusal)  # checked at the start, which a request's own was not
             yield Finished("refusal", Usage(0, 0, 0))
@@ -200,11 +211,19 @@ class Guard:
         known = tuple(scores) if request.generation.logprobs is not None and len(scores) == len(tokens) else None
         return Response("".join(text), tuple(tokens), finished.reason, finished.usage, tuple(trace), known)
 
-    def chat(self, messages: Messages | str, *, knobs: Mapping[str, Any] | None = None, **generation: Any) -> Response:
-        """Answers one conversation, or one raw prompt that goes to the model as it stands.
+    def chat(
+        self,
+        messages: Messages | str,
+        *,
+        raw: bool = False,
+        knobs: Mapping[str, Any] | None = None,
+        **generation: Any,
+    ) -> Response:
+        """Answers one conversation.
 
         Args:
-            messages: `[{"role": "user", "content": "..."}]`, or a text.
+            messages: `[{"role": "user", "content": "..."}]`, or a text, which is one turn of the user.
+            raw: The text is no turn: it goes to the model as it stands, without a chat template.
             knobs: Settings of the defense for this request only.
             **generation: `max_new_tokens`, `do_sample`, `temperature`, `top_p`, `top_k`, `repetition_penalty`, `seed`.
 
@@ -212,26 +231,41 @@ class Guard:
             UserError: A mistake in the arguments, or a prompt that is empty or too long.
             DefenseError: The defense failed, and `on_error` is "raise".
         """
-        return runtime().run(self.respond(self.request(messages, knobs, **generation)))
+        return runtime().run(self.respond(self.request(_asked(messages, raw), knobs, **generation)))
 
     async def achat(
-        self, messages: Messages | str, *, knobs: Mapping[str, Any] | None = None, **generation: Any
+        self,
+        messages: Messages | str,
+        *,
+        raw: bool = False,
+        knobs: Mapping[str, Any] | None = None,
+        **generation: Any,
     ) -> Response:
         """`chat` for callers with an event loop of their own."""
-        future = runtime().submit(self.respond(self.request(messages, knobs, **generation)))
+        future = runtime().submit(self.respond(self.request(_asked(messages, raw), knobs, **generation)))
         return await asyncio.wrap_future(future)
 
     def stream(
-        self, messages: Messages | str, *, knobs: Mapping[str, Any] | None = None, **generation: Any
+        self,
+        messages: Messages | str,
+        *,
+        raw: bool = False,
+        knobs: Mapping[str, Any] | None = None,
+        **generation: Any,
     ) -> Iterator[Event]:
         """As `chat`, event by event: the texts of its `TextDelta`s joined are the text of the whole response."""
-        return runtime().iterate(self.events(self.request(messages, knobs, **generation)))
+        return runtime().iterate(self.events(self.request(_asked(messages, raw), knobs, **generation)))
 
     async def astream(
-        self, messages: Messages | str, *, knobs: Mapping[str, Any] | None = None, **generation: Any
+        self,
+        messages: Messages | str,
+        *,
+        raw: bool = False,
+        knobs: Mapping[str, Any] | None = None,
+        **generation: Any,
     ) -> AsyncIterator[Event]:
         """`stream` for callers with an event loop of their own."""
-        async for event in runtime().aiterate(self.events(self.request(messages, knobs, **generation))):
+        async for event in runtime().aiterate(self.events(self.request(_asked(messages, raw), knobs, **generation))):
             yield event
 
     # --- many requests ----------------------------------------------------------------------------------------------
@@ -249,6 +283,11 @@ class Guard:
             UserError: As `chat`; the first mistake ends the call.
         """
         prompts = [prompts] if isinstance(prompts, str) else prompts
+        if isinstance(prompts, Mapping) or not isinstance(prompts, Iterable):
+            raise UserError("generate takes a list of texts or conversations: give one, or call chat for one of them.")
+        prompts = list(prompts)
+        if prompts and all(isinstance(turn, Mapping) for turn in prompts):
+            raise UserError("generate takes several conversations, and this is one: call chat, or put it into a list.")
         requests = [self.request(as_messages(prompt), knobs, **generation) for prompt in prompts]
         responses: list[Response | None] = [None] * len(requests)
         for index, outcome in self.map(requests):
@@ -272,6 +311,12 @@ class Guard:
             return index, await self.respond(request)
         except (UserError, DefenseError) as error:
             return index, error
+
+
+def _asked(messages: Messages | str, raw: bool) -> Messages | str:
+    if raw and not isinstance(messages, str):
+        raise UserError("raw = True takes a text that goes to the model as it stands: give a text, or leave raw out.")
+    return messages if raw else as_messages(messages)
 
 
 def _check(messages: Messages | str, *, images: bool) -> None:

@@ -47,7 +47,7 @@ def start_judge(judge: JudgeLike, limits: EngineSettings, started: Started) -> J
     if isinstance(judge, Judge):
         return judge
     if isinstance(judge, str | Path):
-        judge = {"kind": "rubric", "model": judge}
+        judge = {"kind": "refusal"} if judge == "refusal" else {"kind": "rubric", "model": judge}
     if isinstance(judge, CausalModel) or hasattr(judge, "access"):
         return RubricJudge(start_engine(cast(ModelLike, judge), limits, started))
     if callable(judge) and not isinstance(judge, JudgeSettings):

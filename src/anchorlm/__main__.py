@@ -1,0 +1,3 @@
+from anchorlm.cli import main
+
+main()
