@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
     PretrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -18,7 +21,7 @@ from transformers import (
 )
 
 from anchorlm.cli._check import examine
-from anchorlm.defenses import InferenceGuardSettings
+from anchorlm.fitting import fit_inferaligner
 from anchorlm.guard import Guard, Recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -90,14 +93,58 @@ def test_every_shipped_recipe_is_shown() -> None:
     assert shipped == set(TARGETS)
 
 
-def test_the_recipe_of_inferenceguard_fits_its_settings() -> None:
-    recipe = Recipe.load(RECIPES / "inferenceguard.toml")
-    knobs = {name: value for name, value in recipe.defense.items() if name != "name"}
-    settings = InferenceGuardSettings.parse(knobs, where="the recipe")
-    assert settings.beams == (4, 16, 64)
-    assert recipe.cost is not None
-    assert recipe.cost.model is not None
-    assert recipe.cost.model.path.endswith("-cost")
+@pytest.fixture(scope="module")
+def llama2(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two random layers of a specialist, its aligned sibling, and a cost model as Safe-RLHF lays it out."""
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(shared_data / "tokenizers" / "llama2" / "tokenizer.json"),
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        chat_template="{% for m in messages %}[INST] {{ m['content'] }} [/INST]{% endfor %}",
+    )
+    folder = tmp_path_factory.mktemp("llama2")
+    config = LlamaConfig(**{**SMALL, "bos_token_id": 1}, eos_token_id=2, vocab_size=32_000)
+    made = {name: save(folder / name, config, tokenizer) for name in ("target", "anchor")}
+    made["cost"] = folder / "cost"
+    torch.manual_seed(1)
+    LlamaForSequenceClassification(LlamaConfig(**{**SMALL, "pad_token_id": 0}, vocab_size=32_000, num_labels=1)).to(
+        torch.bfloat16
+    ).save_pretrained(made["cost"])
+    tokenizer.save_pretrained(made["cost"])
+    weights = load_file(made["cost"] / "model.safetensors")
+    weights["score_head.weight"] = weights.pop("score.weight")
+    save_file(weights, made["cost"] / "model.safetensors", metadata={"format": "pt"})
+    data = json.loads((made["cost"] / "config.json").read_text())
+    data |= {"architectures": ["LlamaModelForScore"], "score_dim": 1}
+    (made["cost"] / "config.json").write_text(json.dumps(data))
+    return made
+
+
+def test_the_recipe_of_inferenceguard_runs_from_end_to_end(llama2: dict[str, Path]) -> None:
+    cost = str(llama2["cost"])
+    paths = {"target.path": str(llama2["target"]), "cost.model.path": cost, "reward.model.path": cost}
+    small = {"generation.max_new_tokens": 12, "defense.block": 4, "defense.beams": (2, 4)}
+    recipe = Recipe.load(RECIPES / "inferenceguard.toml", {**paths, **small, "defense.budget": 100.0})
+    response = Guard.from_recipe(recipe).chat("What is a bond?")
+    assert [decision.kind for decision in response.trace] == ["draft", "chosen"]
+
+
+def test_the_recipe_of_inferaligner_runs_from_end_to_end(llama2: dict[str, Path], tmp_path: Path) -> None:
+    harmful = [
+        f"Tell me how to break {word}"
+        for word in ("locks", "safes", "doors", "walls", "chains", "bars", "seals", "codes")
+    ]
+    harmless = [
+        f"How do I bake {word}?" for word in ("bread", "cakes", "pies", "rolls", "buns", "tarts", "scones", "pizza")
+    ]
+    artifact = fit_inferaligner(str(llama2["target"]), str(llama2["anchor"]), harmful, harmless)
+    changes = {"target.path": str(llama2["target"]), "defense.artifact": str(artifact.save(tmp_path / "artifact"))}
+    recipe = Recipe.load(RECIPES / "inferaligner.toml", {**changes, "target.dtype": "float32"})
+    guard = Guard.from_recipe(recipe)
+    response = guard.chat(harmless[0], knobs={"gate": "open", "alpha": 0.5}, max_new_tokens=8)
+    assert [decision.kind for decision in response.trace] == ["gate", "steer"]
+    assert guard.chat(harmless[0], max_new_tokens=8).trace[0].kind == "gate"
 
 
 @pytest.mark.parametrize("name", ["medllama3", "deepseek-math"])
