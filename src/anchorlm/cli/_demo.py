@@ -28,7 +28,7 @@ DEFENSES = ("undefended", "self_reminder", "goal_priority", "safe_decoding", "be
 SAMPLE = 24
 """Prompts of each split by default: the demo ends within two minutes on two cores."""
 
-FEWER = {"best_of_n": 8, "inferenceguard": 8}
+FEWER = {"best_of_n": 6, "inferenceguard": 6}
 """Likewise, for defenses that write many answers for one."""
 
 FULL = 400
