@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -125,6 +127,19 @@ def test_a_run_in_which_a_model_fails_says_so_at_its_end(
     assert all(row["failed"] for row in lines(tmp_path / "out.jsonl"))
     assert invoke("generate", prompts, "-r", alignbeam_recipe, "-o", tmp_path / "out.jsonl").exit_code == 0
     assert not any("failed" in row for row in lines(tmp_path / "out.jsonl"))
+
+
+def test_weights_that_were_tuned_anew_in_their_place_are_another_recipe(
+    invoke: Invoke, prompts: Path, plain_recipe: Path, target: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(target, copy)
+    out, change = tmp_path / "out.jsonl", ["--set", f"target.path={copy}"]
+    assert invoke("generate", prompts, "-r", plain_recipe, "-o", out, *change).exit_code == 0
+    os.utime(copy / "model.safetensors", (1, 1))
+    again = invoke("generate", prompts, "-r", plain_recipe, "-o", out, *change)
+    assert again.exit_code == 2
+    assert "was written with another recipe or other settings" in again.stderr
 
 
 def test_an_output_of_something_else_is_refused_and_left_alone(

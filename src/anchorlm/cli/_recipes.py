@@ -81,9 +81,26 @@ def parse_value(text: str) -> Any:
 
 
 def digest(recipe: Recipe) -> str:
-    """Twelve hexadecimal digits that stand for everything in a recipe that may change an answer."""
+    """Twelve hexadecimal digits that stand for everything in a recipe that may change an answer.
+
+    A folder of weights is known by their sizes and times, so that a model that was tuned anew in its place is another.
+    """
     data = recipe.model_dump(mode="json", exclude={"engine", "serve"})
+    data["weights"] = {path: _weights(Path(path)) for path in sorted(_paths(data)) if Path(path).is_dir()}
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _paths(data: Any) -> set[str]:
+    """Every `path` in nested settings."""
+    if isinstance(data, dict):
+        own = {data["path"]} if isinstance(data.get("path"), str) else set()
+        return own.union(*map(_paths, data.values()))
+    return set().union(*map(_paths, data)) if isinstance(data, list) else set()
+
+
+def _weights(folder: Path) -> list[tuple[str, int, int]]:
+    files = sorted((*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*config.json")))
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 def _place(model: str) -> str:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from anchorlm.cli._loading import quiet_libraries
 from anchorlm.defenses import SteeringDefense, find_defense
+from anchorlm.records import UserError
 from anchorlm.zoo import JUDGE_TEMPLATE, members, path
 
 ANCHOR = "b-chat"
@@ -59,6 +60,9 @@ def recipe(name: str, defense: str) -> str:
         UserError: No such model, or no such defense.
     """
     kind = find_defense(defense)
+    targets = [member.name for member in members() if member.name.startswith("a-")]
+    if name not in targets:
+        raise UserError(f"{name!r} is no embedded model to guard; take one of: {', '.join(targets)}.")
     anchor = SAME_VOCABULARY if defense == "safe_decoding" else ANCHOR
     lines = [f"# The embedded model {name} under {defense}.", "", "[target]", f"path = {_toml(str(path(name)))}", ""]
     if kind.needs.anchor is not None:
