@@ -101,7 +101,7 @@ def test_mistakes_are_one_sentence(
 
 @built
 def test_embedded_specialists_need_no_recipe(invoke: Invoke, tmp_path: Path) -> None:
-    result = invoke("compare", "--out", tmp_path / "run", "--limit", "1", "--defenses", "undefended")
+    result = invoke("compare", "--out", tmp_path / "run", "--limit", "1", "--defenses", "undefended,inferenceguard")
     assert result.exit_code == 0, result.stderr
     rows = json.loads((tmp_path / "run" / "tables.json").read_text("utf-8"))["rows"]
     assert {row["target"] for row in rows} == {"a-medicine", "a-finance", "a-arithmetic", "all targets"}

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ FITTED = ("inferaligner", "caa", "cast", "alphasteer")
 SCORERS = {"cost": "b-cost", "reward": "b-reward"}
 """The embedded models that score texts."""
 
-SEARCHING = ("args", "controlled_decoding", "inferenceguard")
+SEARCHING = ("args", "controlled_decoding")
 """Defenses of the embedded run that search under these scores."""
 
 COMPOSED = {"name": "inferenceguard", "gate": "inferaligner", **KNOBS["inferenceguard"]}
@@ -130,12 +130,21 @@ def embedded_recipe(partition: str = "test") -> dict[str, Any]:
             **dict.fromkeys(FITTED, artifact),
             "alignbeam": KNOBS["alignbeam"],
             "gated alignbeam": {"name": "alignbeam", "gate": "inferaligner", **artifact, **KNOBS["alignbeam"]},
-            **({name: KNOBS.get(name, {}) for name in SEARCHING} if _scorers() else {}),
-            **({"composed": COMPOSED | artifact} if _scorers() else {}),
+            **(_searching(artifact) if _scorers() else {}),
         },
         "data": {split: {"embedded": split, "partition": partition} for split in SPLITS},
         "graders": ["truth", "refusal"],
         "generation": {"max_new_tokens": 64},
+    }
+
+
+def _searching(artifact: Mapping[str, str]) -> dict[str, Any]:
+    """Those that search under the embedded scores; where the anchor writes, it is the one of the other family."""
+    guided = {"anchor": f"embedded:{ANCHOR}"}
+    return {
+        **{name: {} for name in SEARCHING},
+        "inferenceguard": guided | KNOBS["inferenceguard"],
+        "composed": {**guided, **COMPOSED, **artifact},
     }
 
 

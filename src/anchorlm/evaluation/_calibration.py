@@ -75,12 +75,12 @@ def _scores(trace: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def _knowledge(defense: str, score: str, pairs: Sequence[tuple[float, bool]]) -> Knowledge:
     values = [value for value, _ in pairs]
     low, high = min(values), max(values)
-    wide = (high - low) / _BINS or 1.0
+    wide = (high - low or 1.0) / _BINS
     edges = tuple(low + wide * place for place in range(_BINS + 1))
     counts = {True: [0] * _BINS, False: [0] * _BINS}
     for value, bad in pairs:
         counts[bad][min(_BINS - 1, int((value - low) / wide))] += 1
-    apart = ("harmful prompts", "others") if score == _GATE else ("harmful compliance", "everything else")
+    apart = ("harmful", "others") if score == _GATE else ("complied", "others")
     return Knowledge(
         defense, score, apart, auroc(values, [bad for _, bad in pairs]), 0.0 if score == _GATE else None,
         edges, tuple(counts[True]), tuple(counts[False]),

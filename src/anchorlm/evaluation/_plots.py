@@ -65,7 +65,7 @@ def calibration(known: Sequence[Knowledge]) -> str:
     """
     if not known:
         return ""
-    step, half = 104, 34
+    step, half = 124, 34
     parts = [_open(_W, step * len(known) + 4, "What the defenses' own numbers know")]
     for place, one in enumerate(known):
         middle, wide = 20 + step * place + half, 440 / len(one.worse)
