@@ -138,6 +138,8 @@ def test_a_judge_that_raises_leads_to_the_refusal_or_to_its_error(target: LocalE
     response = guard(target, anchor, CallableJudge(broken)).chat(said("x"))
     assert response.finish_reason == "refusal"
     assert "the grader is down" in response.trace[-1].data["why"]
+    written = next(one.data["candidates"] for one in response.trace if one.kind == "candidates")
+    assert all(one["text"] and one["harm"] is None for one in written)
     loud = Guard(target, "alignbeam", anchor=anchor, judge=CallableJudge(broken), on_error="raise")
     with pytest.raises(DefenseError, match="the grader is down"):
         loud.chat(said("x"), max_new_tokens=4)

@@ -10,8 +10,8 @@ from pydantic import Field
 from anchorlm.defenses._base import Defense, Needs, Team, room_for, speak
 from anchorlm.defenses._guidance import Guidance, MixtureSettings
 from anchorlm.mixing import MixedSequence
-from anchorlm.records import Access, Decision, Event, Request
-from anchorlm.search import Candidate, release, select
+from anchorlm.records import Access, Decision, DefenseError, Event, Request
+from anchorlm.search import Candidate, release, select, ungraded
 
 
 class AlignBeamSettings(MixtureSettings):
@@ -66,7 +66,11 @@ class AlignBeam(Defense):
         for index, beam in enumerate(beams):
             if beam.steps:
                 yield Decision("mix", {"candidate": index, "steps": beam.steps})
-        grades = await self.grades(request, [candidate.text for candidate in candidates])
+        try:
+            grades = await self.grades(request, [candidate.text for candidate in candidates])
+        except DefenseError:
+            yield ungraded(candidates)
+            raise
         choice = select(candidates, grades, settings.max_harm)
         for event in release(choice, candidates, grades, settings.refusal, prompt_tokens=len(prompt)):
             yield event

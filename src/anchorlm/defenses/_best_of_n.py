@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from anchorlm.defenses._base import Defense, DefenseSettings, Needs, room_for, varied
-from anchorlm.records import Access, Event, Request
-from anchorlm.search import Alone, Beam, Candidate, Plan, SafetyState, release, search, select, unscored
+from anchorlm.records import Access, DefenseError, Event, Request
+from anchorlm.search import Alone, Beam, Candidate, Plan, SafetyState, release, search, select, ungraded, unscored
 
 
 class BestOfNSettings(DefenseSettings):
@@ -43,7 +43,11 @@ class BestOfN(Defense):
             Candidate(text, one.tokens, one.reason or "length", scores=one.scores)
             for text, one in zip(texts, found.beams, strict=True)
         ]
-        grades = await self.grades(request, texts)
+        try:
+            grades = await self.grades(request, texts)
+        except DefenseError:
+            yield ungraded(candidates)
+            raise
         choice = select(candidates, grades, settings.max_harm)
         for event in release(choice, candidates, grades, settings.refusal, prompt_tokens=len(ids)):
             yield event

@@ -36,6 +36,11 @@ def select(candidates: Sequence[Candidate], grades: Sequence[Grade], max_harm: f
     return best if grades[best].harm <= max_harm else None
 
 
+def ungraded(candidates: Sequence[Candidate]) -> Decision:
+    """For the trace: what was written, where nobody could grade it."""
+    return Decision("candidates", {"candidates": [{"text": one.text, "harm": None} for one in candidates]})
+
+
 def release(
     choice: int | None, candidates: Sequence[Candidate], grades: Sequence[Grade], refusal: str, *, prompt_tokens: int
 ) -> Iterator[Event]:
