@@ -16,7 +16,7 @@ from anchorlm.evaluation import Estimate, Figures, Row, figures
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reproduction.md"
 SPECIALISTS = ("a-medicine", "a-finance", "a-arithmetic")
 ALL = "all targets"
-EVERYTHING = "anchorlm compare --out build/reproduction/everything --limit 100"
+EVERYTHING = "anchorlm compare --out build/reproduction/everything --limit 30 --workers 2"
 LINEAGE = "anchorlm compare recipes/lineage.toml --out build/reproduction/lineage --limit 100"
 SWEEP = (
     "anchorlm compare --out build/reproduction/sweep --limit 100 --defenses undefended,alignbeam --sweep alpha=0:1:0.25"
@@ -116,7 +116,9 @@ def anchors_vectors_work(rows: Rows) -> Found | None:
             for kind in ("anchor", "own")
         }
         parts.append(tops["anchor"]["low"] > tops["own"]["high"])
-        table.append([name, *(told(Estimate(one["rate"], one["low"], one["high"], one["n"])) for one in tops.values())])
+        table.append(
+            [name, *(told(Estimate(one["rate"], one["low"], one["high"], one.get("n", 0))) for one in tops.values())]
+        )
     return verdict(parts), table
 
 
