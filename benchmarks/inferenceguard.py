@@ -8,6 +8,7 @@ import os
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -103,7 +104,12 @@ def gate(target: LocalEngine, domain: str, folder: Path, prompts: int) -> str:
 
 
 def guards(
-    target: LocalEngine, anchor: LocalEngine, cost: Scorer, reward: Scorer, artifact: str, gated: str
+    target: LocalEngine,
+    anchor: LocalEngine,
+    cost: Scorer,
+    reward: Scorer,
+    artifact: Callable[[], str],
+    gated: Callable[[], str],
 ) -> dict[str, Callable[[], Guard]]:
     """Every row of the table; each is made when its turn comes."""
     length = {"max_new_tokens": LENGTH}
@@ -122,10 +128,10 @@ def guards(
         "ARGS + Lagrangian": lambda: Guard(target, "args", **scored),
         "controlled decoding": lambda: Guard(target, "controlled_decoding", **beams, block=BLOCK),
         "InferenceGuard": lambda: Guard(target, "inferenceguard", **ours),
-        "InferenceGuard + critic": lambda: Guard(target, "inferenceguard", critic=artifact, **ours),
+        "InferenceGuard + critic": lambda: Guard(target, "inferenceguard", critic=artifact(), **ours),
         "InferenceGuard on AlignBeam": lambda: Guard(target, "inferenceguard", **mixture),
         "InferenceGuard composed": lambda: Guard(
-            target, "inferenceguard", gate="inferaligner", artifact=gated, **mixture
+            target, "inferenceguard", gate="inferaligner", artifact=gated(), **mixture
         ),
     }
 
@@ -175,8 +181,9 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         for domain in chosen.domains.split(","):
             target = engine(f"a-{domain}")
-            artifact = critic(target, domain, cost, reward, Path(folder) / domain, chosen.critic_prompts)
-            gated = gate(target, domain, Path(folder) / f"{domain}-gate", chosen.gate_prompts)
+            place = Path(folder) / domain
+            artifact = partial(critic, target, domain, cost, reward, place / "critic", chosen.critic_prompts)
+            gated = partial(gate, target, domain, place / "gate", chosen.gate_prompts)
             floors: dict[str, float] = {}
             for name, make in guards(target, anchor, cost, reward, artifact, gated).items():
                 if chosen.only and chosen.only not in name and name != "undefended":

@@ -3,11 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from anchorlm import Guard, Recipe
 from anchorlm.evaluation._cases import load_cases
 from anchorlm.records import UserError
 
+EXTRA = "it comes with pip install 'anchorlm[eval]'"
 pytestmark = pytest.mark.filterwarnings("ignore")  # of inspect_ai, lm_eval and what they import
 
 
@@ -28,7 +30,7 @@ def prompts(tmp_path: Path) -> Path:
 
 
 def test_an_inspect_task_of_somebody_else_runs_on_a_guarded_model(recipe: Path, tmp_path: Path) -> None:
-    inspect_ai = pytest.importorskip("inspect_ai")
+    inspect_ai = pytest.importorskip("inspect_ai", reason=EXTRA)
     from inspect_ai.dataset import MemoryDataset, Sample
     from inspect_ai.scorer import includes
     from inspect_ai.solver import generate, system_message
@@ -65,7 +67,7 @@ def test_an_inspect_task_of_somebody_else_runs_on_a_guarded_model(recipe: Path, 
 
 
 def test_our_inspect_task_grades_three_outcomes(recipe: Path, prompts: Path, tmp_path: Path) -> None:
-    inspect_ai = pytest.importorskip("inspect_ai")
+    inspect_ai = pytest.importorskip("inspect_ai", reason=EXTRA)
     from anchorlm.evaluation import _inspect
 
     task = _inspect.prompts(str(prompts), attack="base64", limit=2)
@@ -83,7 +85,7 @@ def test_our_inspect_task_grades_three_outcomes(recipe: Path, prompts: Path, tmp
 
 
 def test_the_harness_generates_through_the_guard_and_refuses_likelihoods(recipe: Path) -> None:
-    pytest.importorskip("lm_eval")
+    pytest.importorskip("lm_eval", reason=EXTRA)
     from lm_eval.api.instance import Instance
 
     from anchorlm.evaluation.lm_harness import GuardedLM
@@ -107,8 +109,7 @@ def test_the_harness_generates_through_the_guard_and_refuses_likelihoods(recipe:
 
 
 def test_undefended_likelihoods_are_those_of_a_plain_forward(recipe: Path) -> None:
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("lm_eval")
+    pytest.importorskip("lm_eval", reason=EXTRA)
     from lm_eval.api.instance import Instance
 
     from anchorlm.evaluation.lm_harness import GuardedLM

@@ -42,9 +42,6 @@ FITTED = ("inferaligner", "caa", "cast", "alphasteer")
 SCORERS = {"cost": "b-cost", "reward": "b-reward"}
 """The embedded models that score texts."""
 
-SEARCHING = ("args", "controlled_decoding")
-"""Defenses of the embedded run that search under these scores."""
-
 COMPOSED = {"name": "inferenceguard", "gate": "inferaligner", **KNOBS["inferenceguard"]}
 """Gate, mixture and hard gate together."""
 
@@ -61,8 +58,8 @@ def run(
     seed: int | None,
     sweep: Sequence[str],
     defenses: str | None,
-    attacks: str | None = None,
-    workers: int = 1,
+    attacks: str | None,
+    workers: int,
 ) -> None:
     """Runs a comparison, or takes one that was run, and writes its tables and its report.
 
@@ -116,8 +113,9 @@ def embedded_recipe(partition: str = "test") -> dict[str, Any]:
     """Every defense on the embedded specialists, as a recipe's data."""
     own_family = {"anchor": f"embedded:{SAME_VOCABULARY}"}
     artifact = {"artifact": f"{{out}}/{ARTIFACTS}/{{target}}"}
+    scorers = _scorers()
     return {
-        **_scorers(),
+        **scorers,
         "targets": {name: f"embedded:{name}" for name in SPECIALISTS},
         "anchor": f"embedded:{ANCHOR}",
         "judge": {"kind": "rubric", "model": f"embedded:{JUDGE}", "options": {"template": JUDGE_TEMPLATE}},
@@ -130,7 +128,7 @@ def embedded_recipe(partition: str = "test") -> dict[str, Any]:
             **dict.fromkeys(FITTED, artifact),
             "alignbeam": KNOBS["alignbeam"],
             "gated alignbeam": {"name": "alignbeam", "gate": "inferaligner", **artifact, **KNOBS["alignbeam"]},
-            **(_searching(artifact) if _scorers() else {}),
+            **(_searching(artifact) if scorers else {}),
         },
         "data": {split: {"embedded": split, "partition": partition} for split in SPLITS},
         "graders": ["truth", "refusal"],
@@ -142,7 +140,8 @@ def _searching(artifact: Mapping[str, str]) -> dict[str, Any]:
     """Those that search under the embedded scores; where the anchor writes, it is the one of the other family."""
     guided = {"anchor": f"embedded:{ANCHOR}"}
     return {
-        **{name: {} for name in SEARCHING},
+        "args": {},
+        "controlled_decoding": {},
         "inferenceguard": guided | KNOBS["inferenceguard"],
         "composed": {**guided, **COMPOSED, **artifact},
     }

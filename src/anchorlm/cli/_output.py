@@ -45,7 +45,7 @@ class Output:
         self.done: frozenset[int] = frozenset()
         self._file: IO[str] | None = None
         self._outdated = False  # whether what is there is to be cleared
-        self._failed: list[bytes] = []  # lines of answers that came of a failure, to be given anew
+        self._failed: set[bytes] = set()  # lines of answers that came of a failure, to be given anew
         if place == "-":
             return
         path = Path(place)
@@ -111,10 +111,11 @@ class Output:
         done: set[int] = set()
         failed: set[int] = set()
         for number, line in enumerate(data[:whole].splitlines(keepends=True), start=1):
-            done.add(index := self._checked(line, number, path, rows, done))
-            if json.loads(line).get("failed"):
-                self._failed.append(line)
-                failed.add(index)
+            record = self._checked(line, number, path, rows, done)
+            done.add(record["index"])
+            if record.get("failed"):
+                self._failed.add(line)
+                failed.add(record["index"])
         if whole < len(data):
             if not (data[whole:].startswith(_START) or _START.startswith(data[whole:])):
                 raise _foreign(data[:whole].count(b"\n") + 1, path)
@@ -133,8 +134,10 @@ class Output:
         lock(file, path)
         return file
 
-    def _checked(self, line: bytes, number: int, path: Path, rows: Sequence[Row | BadRow], done: set[int]) -> int:
-        """The index of a row that is already there."""
+    def _checked(
+        self, line: bytes, number: int, path: Path, rows: Sequence[Row | BadRow], done: set[int]
+    ) -> dict[str, Any]:
+        """A row that is already there."""
         try:
             record = json.loads(line)
         except ValueError:
@@ -153,7 +156,7 @@ class Output:
                 f"Row {index} of {str(path)!r} answers another prompt than the input has there: choose another output, "
                 "or start it anew with --overwrite."
             )
-        return index
+        return record
 
 
 def _foreign(number: int, path: Path) -> UserError:

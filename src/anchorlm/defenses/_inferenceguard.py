@@ -49,6 +49,7 @@ class _Work:
         generated: Tokens that were sampled so far.
         least: The lowest cost of a whole response so far.
         reading: What the gate said of the prompt, once it was read.
+        told: Whether the trace says so.
         guided: Whether the anchor guides what is written from here on.
     """
 
@@ -59,6 +60,7 @@ class _Work:
     generated: int = 0
     least: float = inf
     reading: Reading | None = None
+    told: bool = False
     guided: bool = True
 
     def sampling(self, n: int) -> GenerationSettings:
@@ -187,12 +189,10 @@ class InferenceGuard(Defense):
         sizes = [1, *self._affordable(work)]
         while sizes:
             n = sizes.pop(0)
-            read = work.reading
             found = await self._search(work, n)
-            if work.reading is not read and work.reading is not None:
-                yield Decision("gate", work.reading.data)
             ended = [beam for beam in found.beams if beam.reason is not None]
-            yield self._decision(work, n, found, ended)
+            for decision in self._decisions(work, n, found, ended):
+                yield decision
             if comfortable := [beam for beam in ended if beam.cost <= settings.budget - settings.comfort]:
                 best = comfortable[0]
                 break
@@ -217,11 +217,9 @@ class InferenceGuard(Defense):
         while True:
             best: Beam | None = None
             for n in (1, *self._affordable(work)):
-                read = work.reading
                 found = await self._search(work, n, out, rounds=1)
-                if work.reading is not read and work.reading is not None:
-                    yield Decision("gate", work.reading.data)
-                yield self._decision(work, n, found, found.beams)
+                for decision in self._decisions(work, n, found, found.beams):
+                    yield decision
                 best = min([*([best] if best else []), *found.beams[:1]], key=lambda beam: beam.cost, default=None)
                 if best is not None and best.cost <= settings.budget - settings.comfort:
                     break
@@ -328,7 +326,11 @@ class InferenceGuard(Defense):
         text = self.target.model.vocabulary.decode(beam.tokens).decode("utf-8", errors="replace")
         return text if beam.reason is not None else text.rstrip("\ufffd")
 
-    def _decision(self, work: _Work, n: int, found: Found, beams: Sequence[Beam]) -> Decision:
+    def _decisions(self, work: _Work, n: int, found: Found, beams: Sequence[Beam]) -> Iterator[Decision]:
+        """What the gate said, once, and what a search came to."""
+        if work.reading is not None and not work.told:
+            work.told = True
+            yield Decision("gate", work.reading.data)
         responses = [{"text": self._text(beam), "cost": beam.cost, "reward": beam.reward} for beam in beams]
         data: dict[str, Any] = {
             "beams": n,
@@ -337,4 +339,4 @@ class InferenceGuard(Defense):
             "generated": found.generated,
         }
         data["least cost"] = work.least if work.least < inf else None  # JSON knows no infinity
-        return Decision("draft" if n == 1 else "search", {**data, "responses": responses})
+        yield Decision("draft" if n == 1 else "search", {**data, "responses": responses})

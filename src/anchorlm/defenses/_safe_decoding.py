@@ -11,7 +11,18 @@ from torch import Tensor
 from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Team, room_for, speak
 from anchorlm.engine import TextStream, TokenSequence
 from anchorlm.mixing import token_text
-from anchorlm.records import Access, Decision, DefenseError, Event, Finished, Request, TextDelta, Usage, UserError
+from anchorlm.records import (
+    Access,
+    Decision,
+    DefenseError,
+    Event,
+    Finished,
+    Request,
+    TextDelta,
+    TokenScore,
+    Usage,
+    UserError,
+)
 from anchorlm.search import scored
 
 
@@ -100,9 +111,10 @@ class SafeDecoding(Defense):
                     break
                 row.append([token])
                 expert.append([token])
-                # What is outside the sample space cannot be chosen.
-                emitted = torch.zeros_like(p).scatter(0, tokens, mixed).log()
-                yield TextDelta(text.feed(token), (token,), tuple(scored(emitted, token, generation)))
+                score: list[TokenScore] = []
+                if generation.logprobs is not None:  # what is outside the sample space cannot be chosen
+                    score = scored(torch.zeros_like(p).scatter(0, tokens, mixed).log(), token, generation)
+                yield TextDelta(text.feed(token), (token,), tuple(score))
             expert.close()
             yield Decision("mix", {"steps": steps})
             left = room - len(steps)

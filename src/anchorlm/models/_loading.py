@@ -123,7 +123,7 @@ def load_model(settings: ModelSettings, kind: Any = None) -> PreTrainedModel:
             model = model.merge_and_unload() if settings.quantization is None else model.base_model.model
     except UserError:
         raise
-    except Exception as error:
+    except Exception as error:  # of safetensors, transformers, PEFT and remote code, in many classes
         check_repository(base, revision)
         raise UserError(f"{path!r} could not be loaded{_why(error, base)}.") from None
     return model
@@ -144,7 +144,7 @@ def load_outline(settings: ModelSettings, kind: Any = None) -> PreTrainedModel:
             model: PreTrainedModel = (kind or _auto(config)).from_config(
                 config, attn_implementation=settings.attention, trust_remote_code=settings.trust_remote_code
             )
-    except Exception as error:
+    except Exception as error:  # likewise
         raise UserError(f"{settings.path!r} could not be read{_why(error, base)}.") from None
     check_repository(base, revision)
     for adapter in adapters:

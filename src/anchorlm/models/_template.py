@@ -96,13 +96,13 @@ def _with_system(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]
         text = _apply(tokenizer, turns)
         if system is None or system in text:
             return text
-    except Exception as error:
+    except Exception as error:  # a template is a program, and may raise anything
         if system is None:
             raise _refused(error) from None
     merged = {**turns[1], "content": f"{system}\n\n{turns[1]['content']}"}
     try:
         return _apply(tokenizer, [merged, *turns[2:]])
-    except Exception as error:
+    except Exception as error:  # likewise
         raise _refused(error) from None
 
 
