@@ -200,6 +200,49 @@ def test_cost_models_that_fail_fail_closed(target: LocalEngine) -> None:
         assert response.failed
 
 
+def harm(messages: Messages, text: str) -> float:
+    """A judge to whom half of all texts are harmful, whatever they cost."""
+    return (chance(text, "judge") + 1) / 2
+
+
+@pytest.mark.parametrize("scores", [cost, late])
+def test_the_judge_has_the_last_word_on_what_is_within_budget(target: LocalEngine, scores: Any) -> None:
+    judged = guard(target, scores, judge=harm, max_harm=0.5, block=9)
+    seen = 0
+    for seed in range(3):
+        responses = judged.generate(PROMPTS, seed=seed)
+        assert_gated(responses, scores)
+        for prompt, response in zip(PROMPTS, responses, strict=True):
+            assert response.finish_reason == "refusal" or harm(prompt, response.text) <= 0.5
+            seen += response.trace[-2].data["turned down by the judge"]
+    assert seen
+    never = guard(target, lambda m, text: -1.0, judge=lambda m, text: 1.0, max_harm=0.5).chat(USER)
+    assert never.text == REFUSAL
+    assert "the judge turned down" in never.trace[-1].data["why"]
+
+
+def test_the_judge_reads_whole_responses_only(target: LocalEngine) -> None:
+    read: list[str] = []
+
+    def listening(messages: Messages, text: str) -> float:
+        read.append(text)
+        return 0.0
+
+    response = guard(target, late, judge=listening).chat(USER)
+    shown = [one["text"] for decision in response.trace for one in decision.data.get("responses", ())]
+    assert read and set(read) >= set(shown)
+    assert not any(one != other and other.startswith(one) for one in read for other in read)
+    assert all(late(USER, text) <= 0 for text in read)  # what is over budget needs no judge
+
+
+def test_a_judge_that_fails_fails_closed(target: LocalEngine) -> None:
+    def broken(messages: Messages, text: str) -> float:
+        raise RuntimeError("no judge today")
+
+    response = guard(target, lambda m, text: -1.0, judge=broken).chat(USER)
+    assert (response.text, response.failed) == (REFUSAL, True)
+
+
 def test_a_refusal_over_budget_is_said_at_the_start(target: LocalEngine) -> None:
     with pytest.raises(UserError, match="The refusal .* costs 2"):
         guard(target, lambda m, text: 2.0)

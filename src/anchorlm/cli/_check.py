@@ -131,8 +131,8 @@ def _defense(
     if knobs.get("artifact") is not None and not _artifact(found, knobs["artifact"], target):
         return
     needs = defense.needs
-    unguided = needs.anchor is not None and anchor is None and not needs.anchor_optional
-    if target is None or unguided or (needs.judge and judge is None) or (needs.cost and not scorers):
+    missing = (needs.requires("anchor") and anchor is None) or (needs.requires("judge") and judge is None)
+    if target is None or missing or (needs.cost and not scorers):
         return
     outline = Outline(target, recipe.engine)
     team = Team(outline, None if anchor is None else Outline(anchor, recipe.engine), judge, **scorers)

@@ -39,6 +39,9 @@ SPECIALISTS = {"a-medicine": "medicine", "a-finance": "finance", "a-arithmetic":
 FITTED = ("inferaligner", "caa", "cast", "alphasteer")
 """Defenses of the embedded run that steer by a fitted artifact."""
 
+EMBEDDED_JUDGE = {"kind": "rubric", "model": f"embedded:{JUDGE}", "options": {"template": JUDGE_TEMPLATE}}
+"""The embedded model that grades."""
+
 SCORERS = {"cost": "b-cost", "reward": "b-reward"}
 """The embedded models that score texts."""
 
@@ -118,7 +121,7 @@ def embedded_recipe(partition: str = "test") -> dict[str, Any]:
         **scorers,
         "targets": {name: f"embedded:{name}" for name in SPECIALISTS},
         "anchor": f"embedded:{ANCHOR}",
-        "judge": {"kind": "rubric", "model": f"embedded:{JUDGE}", "options": {"template": JUDGE_TEMPLATE}},
+        "judge": EMBEDDED_JUDGE,
         "defenses": {
             "undefended": {},
             "self_reminder": {},
@@ -138,7 +141,7 @@ def embedded_recipe(partition: str = "test") -> dict[str, Any]:
 
 def _searching(artifact: Mapping[str, str]) -> dict[str, Any]:
     """Those that search under the embedded scores; where the anchor writes, it is the one of the other family."""
-    guided = {"anchor": f"embedded:{ANCHOR}"}
+    guided = {"anchor": f"embedded:{ANCHOR}", "judge": EMBEDDED_JUDGE}
     return {
         "args": {},
         "controlled_decoding": {},

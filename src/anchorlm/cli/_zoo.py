@@ -18,7 +18,14 @@ ANCHOR = "b-chat"
 
 KNOBS: dict[str, dict[str, Any]] = {
     "alignbeam": {"mixed_tokens": 3, "max_harm": 0.2},
-    "inferenceguard": {"proposal": "alignbeam", "mixed_tokens": 3, "block": 8, "beams": [4, 16], "comfort": 5.0},
+    "inferenceguard": {
+        "proposal": "alignbeam",
+        "mixed_tokens": 3,
+        "block": 8,
+        "beams": [4, 16],
+        "comfort": 5.0,
+        "max_harm": 0.2,
+    },
 }
 """What differs from the defaults for the embedded models; chosen on their development split."""
 

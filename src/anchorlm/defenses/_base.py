@@ -51,7 +51,7 @@ class Needs:
         judge: Whether it needs a judge.
         cost: Whether it needs a cost model.
         reward: Whether it needs a reward model.
-        anchor_optional: Whether it also works without the anchor.
+        optional: Which of `anchor` and `judge` it can also do without.
     """
 
     target: Access = Access.TEXT
@@ -59,7 +59,11 @@ class Needs:
     judge: bool = False
     cost: bool = False
     reward: bool = False
-    anchor_optional: bool = False
+    optional: tuple[str, ...] = ()
+
+    def requires(self, role: Literal["anchor", "judge"]) -> bool:
+        """Whether it cannot work without an anchor, or without a judge."""
+        return getattr(self, role) not in (None, False) and role not in self.optional
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,8 @@ def pipeline_digest(team: Team, settings: Mapping[str, Any], parts: Mapping[str,
     knobs = {
         name: value for name, value in settings.items() if name not in ("artifact", "calibration", "critic", "refusal")
     }
-    return _digest([models, _scorer(team, "cost"), _scorer(team, "reward"), knobs, dict(parts)])
+    judge = [] if team.judge is None else [team.judge.name, dict(team.judge.settings)]
+    return _digest([models, judge, _scorer(team, "cost"), _scorer(team, "reward"), knobs, dict(parts)])
 
 
 def generation_data(generation: GenerationSettings) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class _Work:
         room: Most tokens of the response.
         generated: Tokens that were sampled so far.
         least: The lowest cost of a whole response so far.
+        vetoed: Whole responses within budget that the judge turned down so far.
         reading: What the gate said of the prompt, once it was read.
         told: Whether the trace says so.
         guided: Whether the anchor guides what is written from here on.
@@ -59,6 +60,7 @@ class _Work:
     room: int
     generated: int = 0
     least: float = inf
+    vetoed: int = 0
     reading: Reading | None = None
     told: bool = False
     guided: bool = True
@@ -84,7 +86,12 @@ class InferenceGuard(Defense):
 
     name: ClassVar[str] = "inferenceguard"
     needs: ClassVar[Needs] = Needs(
-        target=Access.LOGITS, anchor=Access.LOGITS, cost=True, reward=True, anchor_optional=True
+        target=Access.LOGITS,
+        anchor=Access.LOGITS,
+        judge=True,
+        cost=True,
+        reward=True,
+        optional=("anchor", "judge"),
     )
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "blocks"  # with release = "whole", one block
     settings_type: ClassVar[type[MixtureSettings]] = InferenceGuardSettings
@@ -202,7 +209,8 @@ class InferenceGuard(Defense):
                 sizes.insert(0, 1)
         if best is None or best.reason is None or not admit(best.cost, limit):
             safest = f": the safest response costs {work.least:.3f}" if work.least < inf else ""
-            for event in work.refusal(f"nothing within {limit:.3f} was found{safest}"):
+            turned = f"; the judge turned down {work.vetoed}" if work.vetoed else ""
+            for event in work.refusal(f"nothing within {limit:.3f} was found{safest}{turned}"):
                 yield event
             return
         yield Decision("chosen", {"cost": best.cost, "reward": best.reward, "limit": limit})
@@ -301,6 +309,8 @@ class InferenceGuard(Defense):
             whole = beam.reason is not None
             work.least = min(work.least, cost) if whole else work.least
             beam.score = 0.0 if beam.state.within and not (whole and cost > settings.budget) else -inf
+        if self.team.judge is not None:
+            await self._hear(work, [beam for beam in beams if beam.score == 0.0 and beam.reason is not None])
         safe = [beam for beam in beams if beam.score == 0.0]
         if not ranked or not safe:
             return
@@ -310,6 +320,16 @@ class InferenceGuard(Defense):
         rewards = await self.scores("reward", messages, [self._text(beam) for beam in known])
         for beam, reward in zip(known, rewards, strict=True):
             beam.score = beam.reward = reward
+
+    async def _hear(self, work: _Work, beams: Sequence[Beam]) -> None:
+        """The judge has the last word on whole responses: it can turn one down that the cost model finds safe."""
+        if not beams:
+            return
+        grades = await self.grades(work.request, [self._text(beam) for beam in beams])
+        for beam, grade in zip(beams, grades, strict=True):
+            if not grade.harm <= work.settings.max_harm:
+                beam.score = -inf
+                work.vetoed += 1
 
     async def _expect(self, beams: Sequence[Beam]) -> None:
         """Unfinished beams are worth what the critic expects of them, if it expects them to end within budget."""
@@ -338,5 +358,7 @@ class InferenceGuard(Defense):
             "retries": found.retries,
             "generated": found.generated,
         }
+        if self.team.judge is not None:
+            data["turned down by the judge"] = work.vetoed
         data["least cost"] = work.least if work.least < inf else None  # JSON knows no infinity
         yield Decision("draft" if n == 1 else "search", {**data, "responses": responses})

@@ -13,6 +13,8 @@ class InferenceGuardSettings(MixtureSettings):
 
     budget: float = Field(default=0.0, ge=0, description="d: the most that a response may cost; "
                           "0 is the cost model's own line.")  # fmt: skip
+    max_harm: float = Field(default=0.375, ge=0, le=1, description="Most harm that the judge, if there is one, may see "
+                            "in a whole response (0.375 is a grade of 2.5).")  # fmt: skip
     gamma: float = Field(default=1.0, gt=0, le=1, description="Discount per token while searching; the gate at the end "
                          "never discounts.")  # fmt: skip
     comfort: float = Field(default=0.0, ge=0, description="How far below the budget a response must be to end the "

@@ -78,10 +78,12 @@ def contestants(recipe: CompareRecipe) -> list[Contestant]:
         kind = find_defense(name)
         knobs = {key: value for key, value in section.items() if key not in ("name", "anchor", "judge")}
         anchor, judge = _roles(recipe, label, section)
-        guided = kind.needs.anchor is not None and (not kind.needs.anchor_optional or "anchor" in section)
+        # What it can do without is there if its own section names it.
+        guided = kind.needs.requires("anchor") or (kind.needs.anchor is not None and "anchor" in section)
+        judged = kind.needs.requires("judge") or (kind.needs.judge and "judge" in section)
         for wanted, given, role in (
             (guided, anchor, "anchor"),
-            (kind.needs.judge, judge, "judge"),
+            (judged, judge, "judge"),
             (kind.needs.cost, recipe.cost, "cost"),
             (kind.needs.reward, recipe.reward, "reward"),
         ):
@@ -92,7 +94,7 @@ def contestants(recipe: CompareRecipe) -> list[Contestant]:
             name,
             knobs,
             anchor if guided else None,
-            judge if kind.needs.judge else None,
+            judge if judged else None,
             recipe.cost if kind.needs.cost else None,
             recipe.reward if kind.needs.reward else None,
         )

@@ -29,7 +29,7 @@ def gaps(
             f"{name} uses the target's {needs.target.name.lower()}, but its engine offers {target.name.lower()}: "
             "load the target with transformers."
         )
-    if needs.anchor is not None and anchor is None and not needs.anchor_optional:
+    if needs.requires("anchor") and anchor is None:
         found.append(f"{name} is guided by an anchor: give a small aligned model as anchor.")
     elif needs.anchor is None and anchor is not None:
         found.append(f"{name} has no use for an anchor: leave it out, or choose a defense such as alignbeam.")
@@ -38,7 +38,7 @@ def gaps(
             f"{name} uses the anchor's {needs.anchor.name.lower()}, but its engine offers {anchor.name.lower()}: "
             "load the anchor with transformers."
         )
-    if needs.judge and not judge:
+    if needs.requires("judge") and not judge:
         found.append(f"{name} picks the safest of several candidates: give a judge.")
     elif judge and not needs.judge:
         found.append(f"{name} has no use for a judge: leave it out.")
