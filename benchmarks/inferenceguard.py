@@ -21,7 +21,7 @@ from anchorlm.guard import ScorerSettings, build_scorer
 from anchorlm.judging import Judge, RubricJudge, Scorer
 from anchorlm.records import Response, as_messages, wilson
 from benchmarks._report import report
-from benchmarks.inferaligner import CALIBRATED, LIMIT
+from benchmarks.inferaligner import CALIBRATED, GATED_ALPHA, LIMIT
 from benchmarks.inferaligner import prompts as kinds
 
 HARMFUL = ("harmful-plain", "harmful-framed", "jailbreak")
@@ -138,7 +138,7 @@ def guards(
         "InferenceGuard on AlignBeam": lambda: Guard(target, "inferenceguard", **mixture),
         "InferenceGuard on AlignBeam + judge": lambda: Guard(target, "inferenceguard", **mixture, **heard),
         "InferenceGuard composed": lambda: Guard(
-            target, "inferenceguard", gate="inferaligner", artifact=gated(), **mixture, **heard
+            target, "inferenceguard", gate="inferaligner", artifact=gated(), alpha=GATED_ALPHA, **mixture, **heard
         ),
     }
 

@@ -230,7 +230,8 @@ def test_the_judge_reads_whole_responses_only(target: LocalEngine) -> None:
 
     response = guard(target, late, judge=listening).chat(USER)
     shown = [one["text"] for decision in response.trace for one in decision.data.get("responses", ())]
-    assert read and set(read) >= set(shown)
+    assert read
+    assert set(read) >= set(shown)
     assert not any(one != other and other.startswith(one) for one in read for other in read)
     assert all(late(USER, text) <= 0 for text in read)  # what is over budget needs no judge
 

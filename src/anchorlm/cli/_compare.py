@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from anchorlm.cli._errors import complain
 from anchorlm.cli._generate import _Rate
 from anchorlm.cli._loading import quiet_libraries, stderr
-from anchorlm.cli._zoo import ANCHOR, JUDGE, KNOBS, SAME_VOCABULARY
+from anchorlm.cli._zoo import ANCHOR, GATED, JUDGE, KNOBS, SAME_VOCABULARY
 from anchorlm.evaluation import (
     ARTIFACTS,
     Case,
@@ -45,7 +45,7 @@ EMBEDDED_JUDGE = {"kind": "rubric", "model": f"embedded:{JUDGE}", "options": {"t
 SCORERS = {"cost": "b-cost", "reward": "b-reward"}
 """The embedded models that score texts."""
 
-COMPOSED = {"name": "inferenceguard", "gate": "inferaligner", **KNOBS["inferenceguard"]}
+COMPOSED = {"name": "inferenceguard", **KNOBS["inferenceguard"], **GATED}
 """Gate, mixture and hard gate together."""
 
 FITTING = 300
@@ -130,7 +130,7 @@ def embedded_recipe(partition: str = "test") -> dict[str, Any]:
             "best_of_n": {},
             **dict.fromkeys(FITTED, artifact),
             "alignbeam": KNOBS["alignbeam"],
-            "gated alignbeam": {"name": "alignbeam", "gate": "inferaligner", **artifact, **KNOBS["alignbeam"]},
+            "gated alignbeam": {"name": "alignbeam", **KNOBS["alignbeam"], **GATED, **artifact},
             **(_searching(artifact) if scorers else {}),
         },
         "data": {split: {"embedded": split, "partition": partition} for split in SPLITS},

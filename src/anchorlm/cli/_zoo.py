@@ -29,6 +29,9 @@ KNOBS: dict[str, dict[str, Any]] = {
 }
 """What differs from the defaults for the embedded models; chosen on their development split."""
 
+GATED: dict[str, Any] = {"gate": "inferaligner", "alpha": 0.7}
+"""Behind InferAligner's gate a prompt is known to be harmful, so that the anchor may weigh more; chosen likewise."""
+
 JUDGE = "b-judge"
 """The rubric judge."""
 

@@ -309,7 +309,7 @@ class InferenceGuard(Defense):
             whole = beam.reason is not None
             work.least = min(work.least, cost) if whole else work.least
             beam.score = 0.0 if beam.state.within and not (whole and cost > settings.budget) else -inf
-        if self.team.judge is not None:
+        if self.team.judge is not None and work.guided:
             await self._hear(work, [beam for beam in beams if beam.score == 0.0 and beam.reason is not None])
         safe = [beam for beam in beams if beam.score == 0.0]
         if not ranked or not safe:
@@ -322,7 +322,10 @@ class InferenceGuard(Defense):
             beam.score = beam.reward = reward
 
     async def _hear(self, work: _Work, beams: Sequence[Beam]) -> None:
-        """The judge has the last word on whole responses: it can turn one down that the cost model finds safe."""
+        """The judge has the last word on whole responses: it can turn one down that the cost model finds safe.
+
+        Where a gate found the prompt harmless neither the anchor nor the judge is asked until a draft is over budget.
+        """
         if not beams:
             return
         grades = await self.grades(work.request, [self._text(beam) for beam in beams])
