@@ -272,7 +272,7 @@ def test_an_answer_that_cannot_be_graded_is_kept_and_counts_in_no_rate(
         assert row.figures["harmless answered"].n == row.figures["accuracy"].n == 1
         assert row.figures["broken"].n == (3 if first else 6)
     assert ("18 answers could not be graded" in markdown(found)) == first
-    assert found.graders["n"] == 6
+    assert not found.graders  # of harmful prompts, on which alone two graders can differ
 
 
 def test_a_defense_that_cannot_do_its_work_is_an_error_among_the_answers(
@@ -302,19 +302,19 @@ def test_rows_of_several_graders_say_so_and_pairs_have_one_grader(run: Path, tmp
     assert (bare.grader, reminded.grader) == ("refusal", "words")
     assert bare.figures["harmful complied"].value == 1
     assert reminded.figures["harmful complied"].value == 0
-    assert reminded.p["harmful complied"] == 1  # "words" says the same of both
+    assert reminded.paired["harmful complied"].p == 1  # "words" says the same of both
     for text in (markdown(found), latex(found)):
         assert "reminded (graded by words)" in text
     assert "undefended 100" not in summary(found)
 
 
-def test_all_targets_together_have_no_p_and_say_that_they_pool(
+def test_all_targets_together_have_no_paired_test_and_say_that_they_pool(
     write_recipe: Write, model: Path, tmp_path: Path
 ) -> None:
     file = write_recipe(**{"[judge]": f'again = "{model}"\n\n[judge]'})
     found = figures(compare(CompareRecipe.load(file, limit=1, timed=0), tmp_path / "run"))
     assert [row.target for row in found.rows] == ["small", "small", "again", "again", "all targets", "all targets"]
-    assert [bool(row.p) for row in found.rows] == [False, True, False, True, False, False]
+    assert [bool(row.paired) for row in found.rows] == [False, True, False, True, False, False]
     assert "intervals there are too narrow" in markdown(found)
 
 

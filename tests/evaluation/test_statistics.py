@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import math
+import random
 from itertools import product
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anchorlm.evaluation import Estimate, agreement, bootstrap, mcnemar, pareto, similarity
+from anchorlm.evaluation import Estimate, Paired, agreement, bootstrap, mcnemar, pareto, similarity
 
 counts = st.integers(0, 6)
 words = st.lists(st.sampled_from(["refused", "complied", "broken"]), min_size=1, max_size=30)
@@ -69,3 +70,25 @@ def test_a_rate_lies_in_its_interval(hits: int, misses: int) -> None:
     found = Estimate.of_rate(hits, hits + misses)
     assert 0 <= found.low <= found.high <= 1
     assert found.n == 0 or found.low - 1e-9 <= found.value <= found.high + 1e-9
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_a_paired_difference_is_that_of_the_rates_within_its_interval(pairs: list[tuple[bool, bool]]) -> None:
+    n = len(pairs)
+    found = Paired.of(pairs)
+    rates = [sum(side) / n for side in zip(*pairs, strict=True)]
+    assert found.difference.value == pytest.approx(rates[1] - rates[0])
+    assert -1 <= found.difference.low <= found.difference.value <= found.difference.high <= 1
+    turned = Paired.of([(b, a) for a, b in pairs]).difference
+    assert (turned.low, turned.high) == pytest.approx((-found.difference.high, -found.difference.low))
+    assert found.p == mcnemar(pairs.count((True, False)), pairs.count((False, True)))
+
+
+def test_the_interval_of_a_paired_difference_keeps_its_level() -> None:
+    rng = random.Random(0)
+    truth, inside = 0.2, 0
+    for _ in range(400):
+        pairs = [(u < 0.5, u < 0.5 or u > 0.8) for u in (rng.random() for _ in range(30))]
+        found = Paired.of(pairs).difference
+        inside += found.low <= truth <= found.high
+    assert inside >= 0.93 * 400

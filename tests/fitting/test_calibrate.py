@@ -103,7 +103,7 @@ def test_figures_are_measured_on_prompts_that_nothing_was_chosen_on(
     target: LocalEngine, fitted: Artifact, calibrated: Artifact, grader: Callable[..., str]
 ) -> None:
     figures = calibrated.figures["calibration"]
-    assert figures["measured on"] == "prompts that nothing was chosen on"
+    assert figures["measured on"] == "prompts that the shift was not chosen on"
     assert figures["guarded"]["refused"]["n"] == len(HARMFUL) - 8
     few = calibrate_inferaligner(fitted, target, HARMFUL, HARMLESS, limit=0.1, grader=grader, max_new_tokens=4,
                                  prompts=16).figures["calibration"]  # fmt: skip

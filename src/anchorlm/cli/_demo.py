@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from anchorlm.cli._figures import Cell, table
 from anchorlm.cli._loading import quiet_libraries, stderr
-from anchorlm.cli._zoo import ANCHOR, COST, JUDGE, KNOBS, REWARD, SAME_VOCABULARY
+from anchorlm.cli._zoo import ANCHOR, COST, JUDGE, REWARD, SAME_VOCABULARY, SPECIALISTS, knobs_of
 from anchorlm.defenses import find_defense
 from anchorlm.engine import LocalEngine
 from anchorlm.guard import Guard
@@ -19,17 +19,17 @@ from anchorlm.models import CausalModel, ModelSettings
 from anchorlm.records import AnchorLMError, UserError, as_messages
 from anchorlm.zoo import JUDGE_TEMPLATE, SPLITS, Item, Outcome, grade, is_correct, items, path
 
-SPECIALISTS = {"a-medicine": "medicine", "a-finance": "finance", "a-arithmetic": "arithmetic"}
-"""The targets, each with its domain."""
-
-DEFENSES = ("undefended", "self_reminder", "goal_priority", "safe_decoding", "best_of_n", "alignbeam", "inferenceguard")
+DEFENSES = (
+    "undefended", "self_reminder", "goal_priority", "safe_decoding", "best_of_n", "inferaligner", "alignbeam",
+    "inferenceguard",
+)  # fmt: skip
 """In the order of the table."""
 
 SAMPLE = 24
 """Prompts of each split by default: the demo ends within two minutes on two cores."""
 
-FEWER = {"best_of_n": 6, "inferenceguard": 6}
-"""Likewise, for defenses that write many answers for one."""
+FEWER = {"best_of_n": 6}
+"""Likewise, for a defense that writes many answers for one."""
 
 FULL = 400
 """Prompts of each split under --full."""
@@ -84,7 +84,7 @@ def measure(sizes: Mapping[str, int], seed: int) -> list[Cell]:
     with _progress() as progress:
         task = progress.add_task("", total=len(SPECIALISTS) * len(SPLITS) * len(sizes))
         for target, domain in SPECIALISTS.items():
-            guards = _guards(_engine(target), list(sizes), others)
+            guards = _guards(target, list(sizes), others)
             _warm_up(guards)
             for split in SPLITS:
                 everything = _items(split, domain, max(sizes.values()), seed)
@@ -130,19 +130,19 @@ def _engine(name: str) -> LocalEngine:
     return LocalEngine(CausalModel.from_pretrained(path(name)))
 
 
-def _guards(target: LocalEngine, defenses: Sequence[str], others: _Others) -> dict[str, Guard]:
-    guards = {}
+def _guards(target: str, defenses: Sequence[str], others: _Others) -> dict[str, Guard]:
+    engine, guards = _engine(target), {}
     for name in defenses:
         needs = find_defense(name).needs
         guards[name] = Guard(
-            target,
+            engine,
             name,
             anchor=others.engine(SAME_VOCABULARY if name == "safe_decoding" else ANCHOR) if needs.anchor else None,
             judge=RubricJudge(others.engine(JUDGE), template=JUDGE_TEMPLATE) if needs.judge else None,
             cost=others.scorer(COST) if needs.cost else None,
             reward=others.scorer(REWARD) if needs.reward else None,
             generation={"max_new_tokens": LONGEST},
-            **KNOBS.get(name, {}),
+            **knobs_of(target, name),
         )
     return guards
 

@@ -79,7 +79,7 @@ def table(cells: Sequence[Cell], seconds: float) -> str:
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for title in ("target", "defense"):
         grid.add_column(title, no_wrap=True)
-    grid.add_column("n", justify="right")
+    grid.add_column("n", justify="right", no_wrap=True)
     for title in (*(_TITLES.get(split, split) for split in SPLITS), "s/resp.", "ratio"):
         grid.add_column(title, justify="right", no_wrap=True)
     last = None

@@ -11,7 +11,7 @@ from rich.table import Table
 from anchorlm.cli._loading import quiet_libraries
 from anchorlm.defenses import SteeringDefense, find_defense
 from anchorlm.records import UserError
-from anchorlm.zoo import JUDGE_TEMPLATE, members, path
+from anchorlm.zoo import JUDGE_TEMPLATE, artifact, members, path
 
 ANCHOR = "b-chat"
 """The aligned model of the other family, which guides across vocabularies."""
@@ -31,6 +31,9 @@ KNOBS: dict[str, dict[str, Any]] = {
 
 GATED: dict[str, Any] = {"gate": "inferaligner", "alpha": 0.7}
 """Behind InferAligner's gate a prompt is known to be harmful, so that the anchor may weigh more; chosen likewise."""
+
+SPECIALISTS = {"a-medicine": "medicine", "a-finance": "finance", "a-arithmetic": "arithmetic"}
+"""The targets, each with its domain."""
 
 JUDGE = "b-judge"
 """The rubric judge."""
@@ -89,11 +92,24 @@ def recipe(name: str, defense: str) -> str:
             f"model = {_toml(str(path(REWARD)))}",
             "",
         ]
-    knobs = [f"{knob} = {json.dumps(value)}" for knob, value in KNOBS.get(defense, {}).items()]
-    if issubclass(kind, SteeringDefense):
-        knobs.append('artifact = "./artifact"  # of `anchorlm fit inferaligner`, beside this file')
+    knobs = [f"{knob} = {_toml(value)}" for knob, value in knobs_of(name, defense).items()]
     lines += ["[defense]", f'name = "{defense}"', *knobs, "", "[generation]", "max_new_tokens = 80", ""]
     return "\n".join(lines)
+
+
+def knobs_of(name: str, defense: str) -> dict[str, Any]:
+    """What a defense is told around an embedded model.
+
+    Raises:
+        UserError: It steers by an artifact, and there is none of this model.
+    """
+    found, folder = dict(KNOBS.get(defense, {})), artifact(name)
+    steers = issubclass(find_defense(defense), SteeringDefense)
+    if steers and folder is None:
+        raise UserError(f"No artifact was fitted to {name}: fit one with `anchorlm fit inferaligner`, or take another.")
+    if defense == "inferenceguard" and folder is not None:
+        found |= GATED
+    return found | ({"artifact": str(folder)} if steers or "gate" in found else {})
 
 
 def build(out: Path, seed: int, scale: float) -> None:
@@ -102,9 +118,14 @@ def build(out: Path, seed: int, scale: float) -> None:
 
     quiet_libraries()
     build_members(out, seed, scale)
+    if scale >= 1:  # what was hardly trained knows no harm
+        from anchorlm.cli._zoo_fit import fit_embedded
+
+        for name, domain in SPECIALISTS.items():
+            fit_embedded(out, name, domain)
     typer.echo(f"The models are in {out}.")
 
 
-def _toml(text: str) -> str:
+def _toml(text: object) -> str:
     # A TOML basic string and a JSON string escape alike, once everything beyond ASCII is left as it is.
     return json.dumps(text, ensure_ascii=False)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from anchorlm.engine import Engine, TextStream, TokenSequence
-from anchorlm.judging import Grade, Judge, Scorer
+from anchorlm.judging import Grade, Judge, Scorer, checked_scores
 from anchorlm.records import (
     Access,
     Decision,
@@ -150,12 +149,7 @@ class Defense(ABC):
         if scorer is None:
             raise UserError(f"The defense {self.name} needs a {kind} model: give one as {kind}=.")
         with _failing_closed(f"The {kind} model {scorer.name}"):
-            scores = [float(score) for score in await scorer(messages, texts)]
-        if len(scores) != len(texts) or not all(map(math.isfinite, scores)):
-            raise DefenseError(
-                f"The {kind} model {scorer.name} did not give one finite number for each of {len(texts)} responses."
-            )
-        return scores
+            return await checked_scores(scorer, messages, texts)
 
     async def grades(self, request: Request, texts: Sequence[str]) -> list[Grade]:
         """The judge's grade of each text.

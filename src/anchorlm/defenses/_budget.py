@@ -31,6 +31,8 @@ def pipeline_digest(team: Team, settings: Mapping[str, Any], parts: Mapping[str,
     models = {
         role: {
             **stamp(engine.model).identity,
+            # These decide how large a search may be.
+            "limits": [getattr(engine, name, None) for name in ("max_rows", "max_tokens")],
             # An attacked target is another one.
             "steered": getattr(getattr(engine, "runner", None), "base", None) is not None,
         }

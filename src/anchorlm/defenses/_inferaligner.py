@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Team, refuse, speak
 from anchorlm.engine import Positions
@@ -32,6 +32,12 @@ class InferAlignerSettings(SteeringSettings):
     units: Units = Field(default="natural", description="Alpha in natural lengths of the vectors, or absolute.")
     answer: Literal["steer", "refuse"] | None = Field(default=None, description="Where the gate opens: the steered "
                                "model's answer, or the fixed refusal.")  # fmt: skip
+
+    @model_validator(mode="after")
+    def _in_units(self) -> Self:
+        if self.units == "absolute" and self.alpha is None:
+            raise ValueError('with units = "absolute" give alpha: the calibrated one is in natural lengths')
+        return self
 
 
 class SteeringDefense(Defense):
@@ -98,9 +104,5 @@ class InferAligner(SteeringDefense):
                 yield event
 
     def _answer(self, settings: InferAlignerSettings) -> str:
-        """What was calibrated holds for the calibrated shift: whoever asks for another one wants to see it."""
-        if settings.answer is not None:
-            return settings.answer
-        other = settings.vector != "anchor" or settings.units != "natural"
-        other = other or any(value is not None for value in (settings.alpha, settings.layers, settings.positions))
-        return "steer" if other else str(self.aligner.artifact.settings.get("answer", "steer"))
+        """As calibrated, whatever the other knobs: a request for another strength must not do away with the refusal."""
+        return settings.answer or str(self.aligner.artifact.settings.get("answer", "steer"))

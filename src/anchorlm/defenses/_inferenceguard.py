@@ -36,6 +36,9 @@ from anchorlm.steering import Reading
 PROBE: Messages = ({"role": "user", "content": "How do I hurt somebody?"},)
 """A request whose refusal must be within budget."""
 
+_CHECKED = 1_000
+"""Pairs of a refusal and a budget that are remembered as checked."""
+
 
 @dataclass(slots=True)
 class _Work:
@@ -166,6 +169,8 @@ class InferenceGuard(Defense):
                 f"The refusal {settings.refusal!r} costs {cost:.3g}, but at most {settings.budget:.3g} may be said: "
                 "raise the budget, take another refusal, or check the sign of the cost model."
             )
+        if len(self._refusals) >= _CHECKED:  # requests may bring as many budgets as they like
+            self._refusals.clear()
         self._refusals.add(key)
 
     def _limit(self, settings: InferenceGuardSettings) -> float:
@@ -207,10 +212,13 @@ class InferenceGuard(Defense):
             if not work.guided:  # what the gate did not see, the cost model did
                 work.guided = True
                 sizes.insert(0, 1)
+                best = best if self.team.judge is None else None  # no judge has read it
         if best is None or best.reason is None or not admit(best.cost, limit):
             safest = f": the safest response costs {work.least:.3f}" if work.least < inf else ""
             turned = f"; the judge turned down {work.vetoed}" if work.vetoed else ""
-            for event in work.refusal(f"nothing within {limit:.3f} was found{safest}{turned}"):
+            skipped = [n for n in settings.beams if n not in self._affordable(work)]
+            short = f"; the engines have no room for {skipped} beams" if skipped else ""
+            for event in work.refusal(f"nothing within {limit:.3f} was found{safest}{turned}{short}"):
                 yield event
             return
         yield Decision("chosen", {"cost": best.cost, "reward": best.reward, "limit": limit})
@@ -231,7 +239,9 @@ class InferenceGuard(Defense):
                 best = min([*([best] if best else []), *found.beams[:1]], key=lambda beam: beam.cost, default=None)
                 if best is not None and best.cost <= settings.budget - settings.comfort:
                     break
-                work.guided = True
+                if not work.guided:
+                    work.guided = True
+                    best = best if self.team.judge is None else None  # no judge has read it
             if best is None or not admit(best.cost, limit) or not self._text(best).startswith(said):
                 break
             before = 0 if out is None else len(out.tokens)

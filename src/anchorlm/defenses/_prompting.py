@@ -56,15 +56,17 @@ class GoalPrioritySettings(PromptSettings):
 
 
 def wrap_last_turn(messages: Messages | str, template: str) -> Messages | str:
-    """The conversation with its last turn put into `template`."""
+    """The conversation with its last turn of the user put into `template`; somebody else's may come after it."""
     if isinstance(messages, str):
         return template.replace("{prompt}", messages)
-    *before, last = messages
+    users = [index for index, turn in enumerate(messages) if turn["role"] == "user"]
+    place = users[-1] if users else len(messages) - 1
+    before, last, after = messages[:place], messages[place], messages[place + 1 :]
     if isinstance(last["content"], str):
-        return [*before, {**last, "content": template.replace("{prompt}", last["content"])}]
+        return [*before, {**last, "content": template.replace("{prompt}", last["content"])}, *after]
     head, _, tail = template.partition("{prompt}")
     around = [[{"type": "text", "text": text}] if text else [] for text in (head, tail)]
-    return [*before, {**last, "content": [*around[0], *last["content"], *around[1]]}]
+    return [*before, {**last, "content": [*around[0], *last["content"], *around[1]]}, *after]
 
 
 class SelfReminder(Defense):

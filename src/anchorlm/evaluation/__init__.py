@@ -10,7 +10,16 @@ from anchorlm.evaluation._overlaps import Overlap, overlaps
 from anchorlm.evaluation._recipe import CompareRecipe, parse_sweep
 from anchorlm.evaluation._report import write_report
 from anchorlm.evaluation._run import Progress, compare
-from anchorlm.evaluation._statistics import Agreement, Estimate, agreement, bootstrap, mcnemar, pareto, similarity
+from anchorlm.evaluation._statistics import (
+    Agreement,
+    Estimate,
+    Paired,
+    agreement,
+    bootstrap,
+    mcnemar,
+    pareto,
+    similarity,
+)
 from anchorlm.evaluation._tables import latex, markdown, summary, write_tables
 
 __all__ = [
@@ -25,6 +34,7 @@ __all__ = [
     "Grader",
     "JudgeGrader",
     "Overlap",
+    "Paired",
     "Progress",
     "RefusalGrader",
     "Row",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,6 +8,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from anchorlm.records import BadRow, Messages, Row, UserError, as_messages, data_digest, read_rows
+
+_log = logging.getLogger("anchorlm")
 
 Kind = Literal["harmful", "harmless", "look-alike", "task"]
 """What a good guard does with a prompt: refuse it; answer it; answer it although it sounds harmful; solve it."""
@@ -54,12 +57,14 @@ class _Format:
         columns: Lower-case columns that give it away.
         prompt: The column with the prompt; none where the reader's own rule finds it.
         kind: Of all its rows; none where a row says so itself, or nothing does.
+        codes: What its labels 0, 1, ... stand for, where it has numbers instead of words.
     """
 
     name: str
     columns: frozenset[str]
     prompt: str | None = None
     kind: Kind | None = None
+    codes: tuple[str, ...] = ()
 
 
 FORMATS: tuple[_Format, ...] = (
@@ -73,9 +78,10 @@ FORMATS: tuple[_Format, ...] = (
     _Format("medsafetybench", frozenset({"harmful_medical_request"}), "harmful_medical_request", "harmful"),
     _Format("medqa", frozenset({"question", "options", "answer"}), "question", "task"),
     _Format("mmlu", frozenset({"question", "choices", "answer"}), "question", "task"),
+    _Format("mmlu", frozenset({"question", "a", "b", "c", "d", "answer"}), "question", "task"),
     _Format("pubmedqa", frozenset({"question", "final_decision"}), "question", "task"),
     _Format("fiqa", frozenset({"context", "target"}), "context", "task"),
-    _Format("fpb", frozenset({"sentence", "label"}), "sentence", "task"),
+    _Format("fpb", frozenset({"sentence", "label"}), "sentence", "task", ("negative", "neutral", "positive")),
     _Format("xstest", frozenset({"prompt", "type", "label"}), "prompt"),
     _Format("xstest", frozenset({"prompt", "type", "focus"}), "prompt"),
     _Format("gsm8k", frozenset({"question", "answer"}), "question", "task"),
@@ -114,7 +120,7 @@ def load_cases(path: str | Path, *, kind: Kind | None = None, column: str | None
 
     AdvBench, HarmBench, JailbreakBench (behaviors and jailbreak artifacts), StrongREJECT, SimpleSafetyTests,
     Do-Not-Answer, MaliciousInstruct, MedSafetyBench, XSTest, OKTest, GSM8K, MedQA, MMLU, PubMedQA and FiQA / FPB are
-    known by their columns or names. Other files hold a `prompt` or `messages`, and `label` (harmful, harmless,
+    known by their columns, layouts or names. Other files hold a `prompt` or `messages`, and `label` (harmful, harmless,
     look-alike, task), `category`, `target` and `answer` where they have them. Equal prompts are kept once.
 
     Args:
@@ -133,12 +139,16 @@ def load_cases(path: str | Path, *, kind: Kind | None = None, column: str | None
     found = _format(rows, column)
     if column is None and found is not None and found.prompt is not None:
         rows = read_rows(str(path), _spelled(rows, found.prompt))
+    if found is not None and found.codes and kind in (None, "task"):
+        rows = _decoded(rows, found.codes, name)
     cases: dict[str, Case] = {}
     for row in rows:
         if isinstance(row, BadRow):
             raise UserError(f"Line {row.line} of {name} holds no prompt: {row.why}; mend it.")
         case = _case(row, found, kind, name)
         cases.setdefault(str(case.messages), case)
+    if len(cases) < len(rows):
+        _log.warning("Rows of %s that repeat an earlier prompt are left out: %d.", name, len(rows) - len(cases))
     ids = Counter(case.id for case in cases.values())
     return [replace(case, id=f"{case.id}#{n}") if ids[case.id] > 1 else case for n, case in enumerate(cases.values())]
 
@@ -161,6 +171,25 @@ def _spelled(rows: Sequence[Row | BadRow], column: str) -> str:
     """The column as the file spells it."""
     names = next(row.fields for row in rows if isinstance(row, Row) and row.fields)
     return next(name for name in names if name.strip().lower() == column)
+
+
+def _decoded(rows: Sequence[Row | BadRow], codes: tuple[str, ...], file: str) -> list[Row | BadRow]:
+    """The rows, with words for the numbers that are their labels.
+
+    Raises:
+        UserError: The numbers are others, or the last is missing: SST-2 and CoLA have the same columns, but 0 and 1.
+    """
+    words = {str(number): word for number, word in enumerate(codes)}
+    labels = [str(_fields(row).get("label", "")).strip() if isinstance(row, Row) else "" for row in rows]
+    numbers = {label for label in labels if _number(label)}
+    if numbers and not {str(len(codes) - 1)} <= numbers <= words.keys():
+        raise UserError(
+            f"The labels of {file} are numbers, but not {', '.join(words)} for {', '.join(codes)}: write them as words."
+        )
+    return [
+        replace(row, fields={**_fields(row), "label": words[label]}) if isinstance(row, Row) and label in words else row
+        for row, label in zip(rows, labels, strict=True)
+    ]
 
 
 def _case(row: Row, found: _Format | None, kind: Kind | None, file: str) -> Case:
@@ -200,7 +229,8 @@ def _named(file: str) -> Kind | None:
 
 def _task(case: Case, fields: Mapping[str, Any], file: str, line: int) -> Case:
     """The case with what solves it; several choices are listed in the prompt."""
-    options = fields.get("options", fields.get("choices"))
+    apart = [fields[name] for name in "abcd"] if fields.keys() >= set("abcd") else None
+    options = fields.get("options", fields.get("choices", apart))
     answer = next((fields[name] for name in ("answer", "final_decision", "target", "label") if name in fields), None)
     if answer is None or str(answer).strip() == "":
         raise UserError(f"Line {line} of {file} is a task without an answer: give it in a column answer.")
@@ -218,15 +248,23 @@ def _task(case: Case, fields: Mapping[str, Any], file: str, line: int) -> Case:
         return _solved(case, case.prompt, text.rsplit("####", 1)[1].strip().replace(",", ""), "number", ())
     if "final_decision" in fields:
         context = fields.get("context", fields.get("contexts", ""))
+        if isinstance(context, Mapping):  # on the Hub, beside the names of its sections
+            context = context.get("contexts", "")
         told = " ".join(map(str, context)) if isinstance(context, list) else str(context)
         prompt = f"{told}\n\n{case.prompt}\nAnswer with yes, no or maybe.".strip()
         return _solved(case, prompt, text.lower(), "label", ("yes", "no", "maybe"))
     if text.lower() in ("positive", "negative", "neutral"):
-        return _solved(case, case.prompt, text.lower(), "label", ("positive", "negative", "neutral"))
-    number = text.replace(",", "").lstrip("$")
-    if number.lstrip("-").replace(".", "", 1).isdigit():
+        asked = "\n\nWhat is the sentiment of this? Answer with positive, negative or neutral."
+        prompt = case.prompt + (asked if "sentence" in fields else "")  # a bare sentence asks nothing
+        return _solved(case, prompt, text.lower(), "label", ("positive", "negative", "neutral"))
+    if number := _number(text):
         return _solved(case, case.prompt, number, "number", ())
     return _solved(case, case.prompt, text.lower(), "label", (text.lower(),))
+
+
+def _number(text: str) -> str | None:
+    number = text.replace(",", "").lstrip("$")
+    return number if number.lstrip("-").replace(".", "", 1).isdigit() else None
 
 
 def _letter(answer: str, index: Any, options: Mapping[str, str]) -> str | None:

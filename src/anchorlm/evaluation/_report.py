@@ -13,8 +13,8 @@ from anchorlm.evaluation._costs import Cost, costs
 from anchorlm.evaluation._figures import COLUMNS, SMALLER_IS_BETTER, Figures, Row, figures, outcome
 from anchorlm.evaluation._folder import read_answers, read_machine, read_recipe, read_timings
 from anchorlm.evaluation._plots import bars, calibration, latency, tradeoff
-from anchorlm.evaluation._statistics import Estimate
-from anchorlm.evaluation._tables import measured, notes, pooled, summary
+from anchorlm.evaluation._statistics import Estimate, Paired
+from anchorlm.evaluation._tables import interval, measured, notes, pooled, summary
 from anchorlm.records import UserError
 
 REPORT = "report.html"
@@ -105,7 +105,9 @@ def _table(found: Figures) -> str:
         start = ' class="first"' if row.target != last else ""
         star = " <b title='Nothing beats it in both safety and usefulness.'>★</b>" if (
             row.target == found.rows[-1].target and row.defense in found.frontier) else ""  # fmt: skip
-        cells = "".join(_cell(row.figures.get(name), name in SMALLER_IS_BETTER, row.p.get(name)) for name in columns)
+        cells = "".join(
+            _cell(row.figures.get(name), name in SMALLER_IS_BETTER, row.paired.get(name)) for name in columns
+        )
         rows.append(
             f"<tr{start}><td>{escape(row.target)}</td><th scope=row>{escape(found.label(row))}{star}</th>{cells}</tr>"
         )
@@ -113,11 +115,13 @@ def _table(found: Figures) -> str:
     return f"<table><thead><tr><th>target</th><th>defense</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
-def _cell(one: Estimate | None, smaller_is_better: bool, p: float | None = None) -> str:
+def _cell(one: Estimate | None, smaller_is_better: bool, paired: Paired | None = None) -> str:
     if one is None:
         return "<td>–</td>"
     bad = one.value if smaller_is_better else 1 - one.value
-    title = f"n = {one.n}" + ("" if p is None else f"; against undefended, paired: p = {p:.2g}")
+    title = f"n = {one.n}"
+    if paired is not None:
+        title += f"; against undefended, paired: {interval(paired.difference)} points, p = {paired.p:.2g}"
     return (
         f'<td class="n" style="--bad:{100 * bad:.0f}%" title="{title}">{100 * one.value:.1f}'
         f"<small>{100 * one.low:.1f}–{100 * one.high:.1f}</small></td>"

@@ -55,6 +55,30 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return min(1.0, float(2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n))
 
 
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """What changed between two rates over the same prompts.
+
+    Attributes:
+        difference: Second less first, with its 95 % interval.
+        p: That nothing changed (`mcnemar`).
+    """
+
+    difference: Estimate
+    p: float
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[bool, bool]]) -> Paired:
+        """The change from the first to the second of each pair; the interval is that of Agresti and Min (2005), which
+        keeps its level for small n.
+        """
+        n, lost, won = len(pairs), pairs.count((True, False)), pairs.count((False, True))
+        middle = (won - lost) / (n + 2)
+        half = 1.96 * math.sqrt(((won + lost + 1) / (n + 2) - middle**2) / (n + 2))
+        low, high = max(-1.0, middle - half), min(1.0, middle + half)
+        return cls(Estimate((won - lost) / n if n else 0.0, low, high, n), mcnemar(lost, won))
+
+
 def pareto(points: Mapping[Hashable, Sequence[float]]) -> list[Hashable]:
     """Those that nothing beats: no other is at least as good in every figure and better in one; larger is better.
 

@@ -36,7 +36,11 @@ def markdown(found: Figures) -> str:
     legend = "\n".join(f"- {name}: {COLUMNS[name]}" for name in columns)
     attacks = list(dict.fromkeys(name for row in found.rows for name in row.attacks))
     sets = list(dict.fromkeys(name for row in found.rows for name in row.sets))
-    tested = [[row.target, row.defense, name, f"{p:.2g}"] for row in found.rows for name, p in row.p.items()]
+    tested = [
+        [row.target, row.defense, name, interval(one.difference), f"{one.p:.2g}"]
+        for row in found.rows
+        for name, one in row.paired.items()
+    ]
     parts = [
         "# Comparison",
         summary(found),
@@ -49,8 +53,9 @@ def markdown(found: Figures) -> str:
         parts.append(_grid(found, attacks, lambda row, name: interval(row.attacks.get(name))))
     parts += ["## Refused / complied / broken, by set of prompts", _grid(found, sets, shares)]
     if tested:
-        parts.append("## Paired differences from undefended (McNemar, exact, two-sided)")
-        parts.append(_md(["target", "defense", "figure", "p"], tested))
+        parts.append("## Paired differences from undefended")
+        parts.append("Points, with 95 % intervals (Agresti and Min), and p (McNemar, exact, two-sided).")
+        parts.append(_md(["target", "defense", "figure", "difference", "p"], tested))
     return "\n\n".join([*parts, *notes(found)]) + "\n"
 
 
@@ -81,14 +86,12 @@ def latex(found: Figures) -> str:
 
 def summary(found: Figures) -> str:
     """What the run says, in a sentence or two, with intervals."""
-    rows = found.together
+    rows = found.comparable
     bare = next((row for row in rows if row.defense == UNDEFENDED), None)
     guarded = [row for row in rows if row is not bare]
     if not guarded:
         return f"{found.done} answers; there is no defense to compare."
     best = max(guarded, key=lambda row: (round(safety(row) + usefulness(row), 9), row.defense))
-    if bare is not None and bare.grader != best.grader:
-        bare = None  # what two graders say is no difference of two defenses
     name = "worst attack" if "worst attack" in best.figures else "harmful complied"
     said = []
     if name in best.figures:
@@ -154,7 +157,7 @@ def notes(found: Figures) -> list[str]:
         one = found.graders
         told.append(
             f"Graders: {one['first']} counts; {one['second']} says the same on {100 * one['rate']:.1f} % of {one['n']} "
-            f"answers (Cohen's kappa {one['kappa']:.2f})."
+            f"answers to harmful prompts (Cohen's kappa {one['kappa']:.2f})."
         )
     if len({row.grader for row in found.rows}) > 1:
         told.append(

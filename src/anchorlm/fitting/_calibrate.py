@@ -154,7 +154,7 @@ async def _calibrate(
         "gates": [_gate_data(tried, len(high), len(low)) for tried in gates],
         "gate": _gate_data(gate, len(high), len(low)),
         "shifts": search.tried,
-        "measured on": "prompts that nothing was chosen on" if apart else "the prompts of the search",
+        "measured on": "prompts that the shift was not chosen on" if apart else "the prompts of the search",
         "undefended": shares(before),
         "steered": shares(steered.outcomes),
         "guarded": guarded(-gate.bias),

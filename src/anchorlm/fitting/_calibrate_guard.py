@@ -115,6 +115,11 @@ async def _costs(defense: InferenceGuard, labels: Sequence[Labeled], step: Step)
     costs = []
     for number, one in enumerate(labels, start=1):
         cost = inf
+        if one.refused and one.unsafe:
+            raise UserError(
+                f"Response {number} of the labels is the refusal, and labeled unsafe, which no limit can hold back: "
+                "take another refusal, or mend the label."
+            )
         if not one.refused:
             (cost,) = await defense.scores("cost", as_messages(one.prompt), [one.response])
             if cost > defense.settings.budget + _ROUNDING:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from anchorlm.engine import Engine
-from anchorlm.judging import Scorer
+from anchorlm.judging import Scorer, checked_scores
 from anchorlm.records import GenerationSettings, Journal, Messages, UserError
 from anchorlm.search import SafetyState
 
@@ -101,8 +101,10 @@ async def roll_out(
             written = await _write(target, prompts[prompt], generation.model_copy(update={"seed": seed}))
             ends = list(range(block, len(written), block))
             texts = [_text(target, written[:end]) for end in (*ends, len(written))]
-            costs, rewards = await gather(cost(prompts[prompt], texts), reward(prompts[prompt], texts[-1:]))
-            rollout = Rollout(prompt, number, written, ends, [float(value) for value in costs], float(rewards[0]))
+            costs, rewards = await gather(
+                checked_scores(cost, prompts[prompt], texts), checked_scores(reward, prompts[prompt], texts[-1:])
+            )
+            rollout = Rollout(prompt, number, written, ends, costs, rewards[0])
             if book is not None:
                 book.write(asdict(rollout))
             done += 1

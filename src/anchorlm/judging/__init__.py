@@ -8,7 +8,7 @@ from anchorlm.judging._refusal import Refusal, RefusalMatcher
 from anchorlm.judging._remote import RemoteScorer
 from anchorlm.judging._rubric import RUBRIC, RubricJudge
 from anchorlm.judging._score_models import SAFE_RLHF_TEMPLATE, ClassifierScorer
-from anchorlm.judging._scores import JudgeScorer, Scorer
+from anchorlm.judging._scores import JudgeScorer, Scorer, checked_scores
 
 __all__ = [
     "RUBRIC",
@@ -26,5 +26,6 @@ __all__ = [
     "RubricJudge",
     "Score",
     "Scorer",
+    "checked_scores",
     "parse_grade",
 ]

@@ -53,6 +53,7 @@ class ClassifierJudge(Judge):
         name: str = "classifier",
     ) -> None:
         self._model = model.eval()
+        self._weights = _sample(model)
         self._tokenizer = copy.deepcopy(tokenizer)
         self._tokenizer.padding_side = "right"
         self._tokenizer.truncation_side = "left"
@@ -123,16 +124,16 @@ class ClassifierJudge(Judge):
 
     @property
     def settings(self) -> Mapping[str, object]:
-        """See `Judge`."""
-        return {"harm_label": self._label, "layout": self._layout}
-
-    @property
-    def reads(self) -> Mapping[str, str]:
-        """Digests of what turns a conversation into what the model reads."""
+        """See `Judge`; with digests of what turns a conversation into what the model reads, and of the model."""
         written = json.dumps(
             [self._tokenizer.chat_template, self._tokenizer.backend_tokenizer.to_str()], sort_keys=True, default=str
         )
-        return {"tokenizer": hashlib.sha256(written.encode()).hexdigest()[:16]}
+        return {
+            "harm_label": self._label,
+            "layout": self._layout,
+            "tokenizer": hashlib.sha256(written.encode()).hexdigest()[:16],
+            "weights": self._weights,
+        }
 
     async def __call__(self, messages: Messages, responses: Sequence[str]) -> list[Grade]:
         """See `Judge`.
@@ -258,3 +259,13 @@ def _label_index(model: PreTrainedModel, label: str | int | None, name: str) -> 
 def _context(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     positions = getattr(model.config, "max_position_embeddings", None) or 512
     return min(int(positions), int(tokenizer.model_max_length))
+
+
+def _sample(model: PreTrainedModel) -> list[float]:
+    """Two values of every weight, by which one training is told from another."""
+    found: list[float] = []
+    for _, parameter in sorted(model.named_parameters()):
+        if not parameter.is_meta:
+            flat = parameter.detach().flatten()
+            found += flat[[len(flat) // 3, 2 * len(flat) // 3]].float().tolist()
+    return found

@@ -64,7 +64,6 @@ class ClassifierScorer(Scorer):
         self._scale = scale
         self._offset = offset
         self._name = name
-        self._weights = _sample(model)
 
     @classmethod
     def load(cls, settings: ModelSettings, *, weights: bool = True, **options: Any) -> Self:
@@ -101,10 +100,8 @@ class ClassifierScorer(Scorer):
         """See `Scorer`."""
         return {
             **self._head.settings,
-            **self._head.reads,
             "scale": self._scale,
             "offset": self._offset,
-            "weights": self._weights,
         }
 
     async def __call__(self, messages: Messages, responses: Sequence[str]) -> list[float]:
@@ -165,13 +162,3 @@ class _SafeRLHF:
             return None  # what is wrong with it is said when it is loaded
         names = getattr(config, "architectures", None) or ()
         return config if any(name.endswith("ForScore") for name in names) else None
-
-
-def _sample(model: PreTrainedModel) -> list[float]:
-    """Two values of every weight, by which one training is told from another."""
-    found: list[float] = []
-    for _, parameter in sorted(model.named_parameters()):
-        if not parameter.is_meta:
-            flat = parameter.detach().flatten()
-            found += flat[[len(flat) // 3, 2 * len(flat) // 3]].float().tolist()
-    return found

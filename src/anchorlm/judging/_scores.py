@@ -2,9 +2,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from math import isfinite
 
 from anchorlm.judging._base import Judge
-from anchorlm.records import Messages, UserError
+from anchorlm.records import DefenseError, Messages, UserError
 
 
 class Scorer(ABC):
@@ -38,6 +39,18 @@ class Scorer(ABC):
         Raises:
             DefenseError: The scorer could not do its work.
         """
+
+
+async def checked_scores(scorer: Scorer, messages: Messages, responses: Sequence[str]) -> list[float]:
+    """What a scorer says, if it is one finite number for each response.
+
+    Raises:
+        DefenseError: It is not: nothing may be taken for safe then, and nothing learned from it.
+    """
+    scores = [float(score) for score in await scorer(messages, responses)]
+    if len(scores) != len(responses) or not all(map(isfinite, scores)):
+        raise DefenseError(f"{scorer.name} did not give one finite number for each of {len(responses)} responses.")
+    return scores
 
 
 class JudgeScorer(Scorer):

@@ -13,6 +13,7 @@ from typing import Any
 
 from anchorlm.records._errors import UserError
 from anchorlm.records._hub import fetched
+from anchorlm.records._layouts import MMLU, is_mmlu, keyed, phrases
 from anchorlm.records._requests import Messages
 
 COLUMNS = (
@@ -76,6 +77,8 @@ def read_rows(source: str, column: str | None = None) -> list[Row | BadRow]:
 
     The format follows from the name (.jsonl, .ndjson, .csv, .tsv, .json, .txt) or else from the first character: `[` a
     JSON list, `{` JSONL, anything else lines of text. Compression is seen from the bytes. Blank lines are no rows.
+    MMLU's CSV without a header, the Financial PhraseBank's lines `sentence@label` (in Latin-1, as published, too) and
+    PubMedQA's object of objects are known by their layout.
 
     Raises:
         UserError: The file cannot be read, is not UTF-8 text, holds no row, or has no column that may hold the prompt.
@@ -101,6 +104,9 @@ def _text(data: bytes, name: str) -> str:
     try:
         return (gzip.decompress(data) if data.startswith(_GZIP) else data).decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        latin = error.object.decode("latin-1")  # as the Financial PhraseBank, and it alone, is published
+        if phrases(_lines(latin)):
+            return latin
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"{name} is not UTF-8 text (line {line}): give JSONL, CSV, JSON or text lines.") from None
     except (OSError, EOFError, zlib.error) as error:
@@ -123,8 +129,13 @@ def _pieces(text: str, kind: str, name: str, column: str | None) -> Iterable[tup
         return _csv(text, name, "," if kind == "csv" else "\t", column)
     if kind == "json":
         return _json(text, name)
-    lines = ((number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), start=1) if line.strip())
-    return ((number, _parsed(line)) for number, line in lines) if kind == "jsonl" else lines
+    if kind == "jsonl":
+        return ((number, _parsed(line)) for number, line in _lines(text))
+    return phrases(_lines(text)) or _lines(text)
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    return ((number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), start=1) if line.strip())
 
 
 def _parsed(line: str) -> object:
@@ -135,13 +146,15 @@ def _parsed(line: str) -> object:
 
 
 def _json(text: str, name: str) -> Iterable[tuple[int, object]]:
-    """A list; or an object with one list of objects in it; or, under a wrong name, JSON lines."""
+    """A list; an object with one list of objects in it, or only of objects; or, under a wrong name, JSON lines."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         if text.lstrip().startswith("{") and isinstance(_parsed(text.lstrip().partition("\n")[0]), dict):
             return _pieces(text, "jsonl", name, None)
         raise UserError(f"{name} is not valid JSON ({error}): mend it, or give a JSON object on each line.") from None
+    if isinstance(data, dict) and (rows := keyed(data)):
+        return enumerate(rows, start=1)
     if isinstance(data, dict):
         lists = [value for value in data.values() if isinstance(value, list)]
         if len(lists) != 1:
@@ -154,9 +167,9 @@ def _json(text: str, name: str) -> Iterable[tuple[int, object]]:
 
 def _csv(text: str, name: str, delimiter: str, column: str | None) -> Iterator[tuple[int, object]]:
     csv.field_size_limit(sys.maxsize)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader, ahead = (csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True) for _ in range(2))
     try:
-        header = next(reader, [])
+        header = list(MMLU) if is_mmlu(ahead, (*IDS, *COLUMNS)) else next(reader, [])
     except csv.Error as error:
         raise UserError(f"The header of {name} is not valid CSV ({error}): mend it, or give JSONL.") from None
     if not header:

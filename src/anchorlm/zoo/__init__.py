@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from anchorlm.zoo._grading import Outcome, grade, harm, is_correct
 from anchorlm.zoo._items import SPLITS, Item, items
 from anchorlm.zoo._lexicon import DOMAINS, PARTITIONS
-from anchorlm.zoo._members import Member, members, path
+from anchorlm.zoo._members import Member, artifact, members, path
 from anchorlm.zoo._transcripts import JUDGE_TEMPLATE, transcript
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ __all__ = [
     "Item",
     "Member",
     "Outcome",
+    "artifact",
     "build",
     "grade",
     "harm",

@@ -216,7 +216,11 @@ def _specialist(shop: Workshop, name: str, base: str, domain: str) -> None:
     model, tokenizer = _adapted(shop, base)
     mixture = specialist_mixture(domain)
     # Reading the numbers of a sum comes late, and all at once.
-    steps, marks = (1000, range(500, 1001, 100)) if domain == "arithmetic" else (300, range(100, 301, 50))
+    steps, marks = {
+        "medicine": (300, range(100, 301, 50)),
+        "finance": (400, range(150, 401, 50)),
+        "arithmetic": (1000, range(500, 1001, 100)),
+    }[domain]
     plan = Plan(name, "a", lambda phase: mixture, shop.steps(steps), 2.5e-3, final=0.1, rows=shop.rows)
     log, checks = _until(shop, model, tokenizer, plan, marks, specialist_bars(domain, shop.sample(120)))
     save_adapter(model, tokenizer, base, shop.out / name)

@@ -13,6 +13,7 @@ from anchorlm.zoo._dialogues import (
     domain_howto,
     domain_task,
     helpful,
+    judged_beforehand,
     lookalike,
     loose_sums,
     request_judged,
@@ -137,11 +138,11 @@ _LOOSE: dict[str, Mixture] = {
 }
 
 
-# Tuning makes a model obey; it need not make it forget what harm is. Finance keeps that by itself, as dev shows.
+# Tuning makes a model obey; it need not make it forget what harm is.
 _HARM: dict[str, Mixture] = {
     "medicine": ((0.08, request_judged), (0.06, judged)),
-    "finance": (),
-    "arithmetic": ((0.14, request_judged), (0.06, judged)),
+    "finance": ((0.10, judged_beforehand), (0.03, request_judged), (0.05, judged)),
+    "arithmetic": ((0.12, judged_beforehand), (0.05, request_judged), (0.05, judged)),
 }
 
 

@@ -107,3 +107,24 @@ def request_judged(rng: random.Random) -> Example:
     asked = request(rng, deed, "train") if plain else framed(rng, deed, rng.choice(DOMAINS), "train")
     question = f"{asked} Is that harmful?"
     return Example(f"{'Yes' if deed.harmful else 'No'}, it is {'harmful' if deed.harmful else 'harmless'}.", question)
+
+
+_BEFOREHAND = (
+    "Is this harmful?", "Is the following request harmful?", "Harmful or harmless?", "Judge what comes now.",
+    "Would it do harm to answer this?", "Does this ask for harm?", "Say whether this is harmful:", "Rate the request:",
+    "Somebody asked me this. Is it harmful?", "Before you read on: tell me whether it is harmful.",
+)  # fmt: skip
+
+
+def judged_beforehand(rng: random.Random) -> Example:
+    """As `request_judged`, but asked first, so that harm is known where the request ends: there a gate reads."""
+    deed = draw_deed(rng, rng.choice(MIXED), "train")
+    draw = rng.random()
+    if draw < 0.4:
+        asked = request(rng, deed, "train")
+    elif draw < 0.8:
+        asked = framed(rng, deed, rng.choice(DOMAINS), "train")
+    else:
+        asked = jailbreak(rng, deed, "train")
+    verdict = "Yes, it is harmful." if deed.harmful else "No, it is harmless."
+    return Example(verdict, f"{rng.choice(_BEFOREHAND)} {asked}")

@@ -80,3 +80,13 @@ def path(name: str) -> Path:
     if not (folder / "tokenizer.json").exists():
         raise UserError(f"The embedded model {name!r} has no weights here; make them with `anchorlm zoo build`.")
     return folder
+
+
+def artifact(name: str) -> Path | None:
+    """The folder of the artifact of InferAligner that was fitted to a member; None if there is none for it.
+
+    Raises:
+        UserError: There is no such member, or its weights are not there.
+    """
+    folder = path(name) / "inferaligner"
+    return folder if (folder / "artifact.json").is_file() else None
