@@ -25,7 +25,11 @@ from anchorlm.steering import Aligner, Vector
 from benchmarks._panels import panels
 from benchmarks.inferaligner import prompts
 
-TARGETS = {"a-medicine": "tuned from the aligned chat", "a-arithmetic": "never aligned"}
+TARGETS = {
+    "a-medicine": "tuned from the aligned chat",
+    "a-finance": "tuned from the aligned chat",
+    "a-arithmetic": "never aligned",
+}
 ANCHOR = "a-chat"
 ALPHAS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
 TRIED = (0.5, 1.0, 2.0)

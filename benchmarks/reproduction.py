@@ -33,7 +33,7 @@ ATTACKS = (
     "--defenses undefended,self_reminder,goal_priority,inferaligner,alignbeam,composed --attacks all"
 )
 ABLATION = "python -m benchmarks.ablation"
-SEARCH = "python -m benchmarks.inferenceguard --partition test"
+SEARCH = "python -m benchmarks.inferenceguard --partition test --n 30 --domains medicine"
 
 KEPT = 0.02
 """A figure is kept where it is at most this much lower, or no paired test sees the difference."""

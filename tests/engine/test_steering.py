@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -168,6 +169,39 @@ def test_a_block_that_does_not_exist_is_an_error_and_leaves_no_hook() -> None:
 
     runtime().run(run())
     assert not any(block._forward_hooks for block in model.blocks)
+
+
+class Swallowing(torch.nn.Module):
+    """A block that is called past its hooks, as compiled or quantized ones may be."""
+
+    def __init__(self, block: torch.nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self.block(*args, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return super().__getattr__(name) if name == "block" else getattr(self.block, name)
+
+
+@pytest.mark.parametrize("what", ["steer", "activations"])
+def test_hooks_that_do_not_fire_are_an_error_and_never_an_unsteered_answer(what: str) -> None:
+    model = tiny_model("llama")
+    blocks = model.model.model.layers
+    blocks[1] = Swallowing(blocks[1])
+    engine = LocalEngine(model)
+
+    async def run() -> None:
+        async with engine.open(random_ids(9)[0], room=2) as row:
+            if what == "steer":
+                row.steer(Steering({1: Edit(shift=vector(1))}))
+                await row.logits()
+            else:
+                await row.activations()
+
+    with pytest.raises(DefenseError, match=r"load the model without torch\.compile"):
+        runtime().run(run())
 
 
 @pytest.mark.parametrize("name", ["llama", "falcon"])

@@ -34,6 +34,8 @@ from anchorlm.evaluation._graders import RefusalGrader, is_correct
 from anchorlm.guard import Guard, Recipe
 from anchorlm.records import Message, Response, TokenScore, UserError
 
+_UNSERVED = ("frequency_penalty", "presence_penalty", "logit_bias", "best_of")
+
 _STOPS: dict[str, StopReason] = {"stop": "stop", "length": "max_tokens", "refusal": "content_filter"}
 
 
@@ -80,6 +82,8 @@ class GuardedModel(ModelAPI):
             raise UserError("A guarded model calls no tools: choose a task without them.")
         if config.response_schema:
             raise UserError("A guarded model gives text only: leave out response_schema.")
+        if odd := [name for name in _UNSERVED if getattr(config, name, None)]:
+            raise UserError(f"A guarded model has no {' and no '.join(odd)}: leave them out of the task's settings.")
         messages = [_message(one) for one in input]
         seed = self.guard.generation.seed if config.seed is None else config.seed
         settings = _generation(config)
@@ -151,7 +155,10 @@ def prompts(
     if chosen.search is not None or chosen.ablation is not None:
         raise UserError(f"The attack {attack!r} takes more than a prompt: run it with `anchorlm compare`.")
     samples = []
-    for case in load_cases(file, kind=label)[:limit]:
+    cases = load_cases(file, kind=label)[:limit]
+    if len({case.kind == "task" for case in cases}) > 1:
+        raise UserError(f"{file!r} mixes tasks with other prompts, which are scored by other names: split the file.")
+    for case in cases:
         messages = (
             chosen.rewrite(case.messages, seeded(seed, attack, case.id)) if case.kind == "harmful" else case.messages
         )
@@ -192,6 +199,8 @@ def _solved(state: TaskState, answer: str, text: str) -> bool:
 def _message(one: ChatMessage) -> Message:
     if one.role == "tool":
         raise UserError("A guarded model calls no tools: choose a task without them.")
+    if not isinstance(one.content, str) and any(part.type != "text" for part in one.content):
+        raise UserError("Inspect's images, sounds and files are not read: give a task of text, or use Guard.chat.")
     return {"role": one.role, "content": one.text}
 
 
