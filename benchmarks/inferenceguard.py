@@ -16,13 +16,12 @@ from typing import Any
 
 from anchorlm import CausalModel, Guard, zoo
 from anchorlm.engine import LocalEngine, runtime
-from anchorlm.fitting import calibrate_inferaligner, fit_inferaligner, fit_inferenceguard, save_artifact, save_critic
+from anchorlm.fitting import fit_inferenceguard, save_critic
 from anchorlm.guard import ScorerSettings, build_scorer
 from anchorlm.judging import Judge, RubricJudge, Scorer
 from anchorlm.records import Response, as_messages, wilson
 from benchmarks._report import report
-from benchmarks.inferaligner import CALIBRATED, GATED_ALPHA, LIMIT
-from benchmarks.inferaligner import prompts as kinds
+from benchmarks.inferaligner import GATED_ALPHA
 
 HARMFUL = ("harmful-plain", "harmful-framed", "jailbreak")
 OTHERS = ("harmless", "look-alike", "domain")
@@ -99,21 +98,14 @@ def critic(target: LocalEngine, domain: str, cost: Scorer, reward: Scorer, folde
     return str(save_critic(artifact, folder))
 
 
-def gate(target: LocalEngine, domain: str, folder: Path, prompts: int) -> str:
-    """InferAligner's artifact for this target, whose gate the composed defense reads."""
-    fitted = fit_inferaligner(target, engine("a-chat"), *kinds(domain, "train", 2 * prompts))
-    chosen = calibrate_inferaligner(fitted, target, *kinds(domain, "dev", prompts), limit=LIMIT)
-    return str(save_artifact(chosen, folder))
-
-
 def guards(
     target: LocalEngine,
+    domain: str,
     anchor: LocalEngine,
     judge: Judge,
     cost: Scorer,
     reward: Scorer,
     artifact: Callable[[], str],
-    gated: Callable[[], str],
 ) -> dict[str, Callable[[], Guard]]:
     """Every row of the table; each is made when its turn comes."""
     length = {"max_new_tokens": LENGTH}
@@ -138,7 +130,13 @@ def guards(
         "InferenceGuard on AlignBeam": lambda: Guard(target, "inferenceguard", **mixture),
         "InferenceGuard on AlignBeam + judge": lambda: Guard(target, "inferenceguard", **mixture, **heard),
         "InferenceGuard composed": lambda: Guard(
-            target, "inferenceguard", gate="inferaligner", artifact=gated(), alpha=GATED_ALPHA, **mixture, **heard
+            target,
+            "inferenceguard",
+            gate="inferaligner",
+            artifact=zoo.artifact(f"a-{domain}"),
+            alpha=GATED_ALPHA,
+            **mixture,
+            **heard,
         ),
     }
 
@@ -182,7 +180,6 @@ def main() -> None:
     parser.add_argument("--scorers", type=Path, help="folder with b-cost and b-reward, by default the zoo's")
     parser.add_argument("--domains", default=",".join(zoo.DOMAINS))
     parser.add_argument("--critic-prompts", type=int, default=CRITIC_PROMPTS)
-    parser.add_argument("--gate-prompts", type=int, default=CALIBRATED, help="of each kind, to calibrate the gate")
     parser.add_argument("--without", help="leaves out defenses whose name contains this")
     parser.add_argument("--only", help="defenses whose name contains this, and the undefended target")
     chosen = parser.parse_args()
@@ -197,9 +194,8 @@ def main() -> None:
             target = engine(f"a-{domain}")
             place = Path(folder) / domain
             artifact = partial(critic, target, domain, cost, reward, place / "critic", chosen.critic_prompts)
-            gated = partial(gate, target, domain, place / "gate", chosen.gate_prompts)
             plain = Guard(target, generation={"max_new_tokens": LENGTH})
-            for name, make in guards(target, anchor, judge, cost, reward, artifact, gated).items():
+            for name, make in guards(target, domain, anchor, judge, cost, reward, artifact).items():
                 if chosen.only and chosen.only not in name and name != "undefended":
                     continue
                 if chosen.without and chosen.without in name:

@@ -161,7 +161,10 @@ def compare(
         list[str] | None, typer.Option("--sweep", help="A knob's values, as in alpha=0:1:0.1.", metavar="KNOB=A:B:STEP")
     ] = None,
     defenses: Annotated[str | None, typer.Option("--defenses", help="Only these, as in undefended,alignbeam.")] = None,
-    attacks: Annotated[str | None, typer.Option("--attacks", help="On harmful prompts, as in none,role_play.")] = None,
+    attacks: Annotated[
+        str | None,
+        typer.Option("--attacks", help="On harmful prompts, as in none,role_play; all: every one that needs no file."),
+    ] = None,
     workers: Annotated[
         int, typer.Option("--workers", min=1, help="Processes that answer, each with models of its own.")
     ] = 1,

@@ -11,9 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from anchorlm.cli._errors import complain
 from anchorlm.cli._generate import _Rate
 from anchorlm.cli._loading import quiet_libraries, stderr
-from anchorlm.cli._zoo import ANCHOR, GATED, JUDGE, KNOBS, SAME_VOCABULARY
+from anchorlm.cli._zoo import ANCHOR, GATED, JUDGE, KNOBS, SAME_VOCABULARY, SPECIALISTS
 from anchorlm.evaluation import (
-    ARTIFACTS,
     Case,
     CompareRecipe,
     Embedded,
@@ -22,19 +21,13 @@ from anchorlm.evaluation import (
     latex,
     markdown,
     parse_sweep,
-    require_own,
     summary,
     write_report,
     write_tables,
 )
 from anchorlm.evaluation import Progress as Told
-from anchorlm.fitting import calibrate_inferaligner, fit_inferaligner, save_artifact
-from anchorlm.models import CausalModel
 from anchorlm.records import UserError, as_messages
 from anchorlm.zoo import JUDGE_TEMPLATE, SPLITS, Item, grade, is_correct, items, members, path
-
-SPECIALISTS = {"a-medicine": "medicine", "a-finance": "finance", "a-arithmetic": "arithmetic"}
-"""The embedded targets, each with its domain."""
 
 FITTED = ("inferaligner", "caa", "cast", "alphasteer")
 """Defenses of the embedded run that steer by a fitted artifact."""
@@ -47,9 +40,6 @@ SCORERS = {"cost": "b-cost", "reward": "b-reward"}
 
 COMPOSED = {"name": "inferenceguard", **KNOBS["inferenceguard"], **GATED}
 """Gate, mixture and hard gate together."""
-
-FITTING = 300
-"""Prompts of each kind for an artifact of the embedded models."""
 
 
 def run(
@@ -89,9 +79,6 @@ def run(
     else:
         chosen = CompareRecipe.load(recipe, **changes)
     chosen = chosen.only(defenses.split(",")) if defenses else chosen
-    require_own(out)
-    if recipe is None:
-        _fit(out, chosen)
     with _progress() as told:
         compare(chosen, out, embedded=embedded(), workers=workers, progress=told)
     _tell(out)
@@ -115,7 +102,7 @@ def report(folder: Path, kind: str) -> None:
 def embedded_recipe(partition: str = "test") -> dict[str, Any]:
     """Every defense on the embedded specialists, as a recipe's data."""
     own_family = {"anchor": f"embedded:{SAME_VOCABULARY}"}
-    artifact = {"artifact": f"{{out}}/{ARTIFACTS}/{{target}}"}
+    artifact = {"artifact": "embedded:{target}/inferaligner"}
     scorers = _scorers()
     return {
         **scorers,
@@ -191,32 +178,6 @@ class _Generator:
 def _items(split: str, domain: str | None, partition: str, n: int, seed: int) -> list[Item]:
     own = domain if split in ("harmful-framed", "domain") else None
     return items(split, domain=own, partition=partition, n=n, seed=seed)  # type: ignore[arg-type]
-
-
-def _fit(out: Path, recipe: CompareRecipe) -> None:
-    """InferAligner's artifact for every specialist, on prompts that no table sees; one that is there is taken."""
-    if not any("artifact" in section for section in recipe.defenses.values()):
-        return
-    for name, domain in SPECIALISTS.items():
-        place = out / ARTIFACTS / name
-        if (place / "artifact.json").is_file():
-            continue
-        complain(f"Fitting InferAligner to {name} ...")
-        target = CausalModel.from_pretrained(path(name))
-        fitted = fit_inferaligner(
-            target, CausalModel.from_pretrained(path(SAME_VOCABULARY)), *_prompts(domain, "train", 0)
-        )
-        save_artifact(calibrate_inferaligner(fitted, target, *_prompts(domain, "dev", 1), limit=0.005), place)
-
-
-def _prompts(domain: str, partition: str, seed: int) -> tuple[list[str], list[str]]:
-    """Harmful and harmless ones; another seed than the tables', where both are of the development partition."""
-    harmful, harmless = (
-        [item.prompt for split in splits for item in _items(split, domain, partition, FITTING, 1000 + seed)]
-        for splits in (SPLITS[:3], SPLITS[3:])
-    )
-    own = items("harmless", domain=domain, partition=partition, n=FITTING, seed=1000 + seed)  # type: ignore[arg-type]
-    return harmful, [*harmless, *(item.prompt for item in own)]
 
 
 def _tell(folder: Path) -> None:

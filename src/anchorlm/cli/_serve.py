@@ -51,7 +51,7 @@ def run(recipes: Sequence[Path], config: Path | None, changes: dict[str, Any]) -
         for id, recipe in _described(recipes):
             guard = Guard.from_recipe(recipe, started=started)
             serving = ModelServing.parse(recipe.serve, where=f"the section serve of {id}")
-            served.append(Served.of(id, guard, serving, judge_timeout=settings.judge_timeout))
+            served.append(Served.of(id, guard, serving, judge_timeout=settings.patience))
     server = Server(served, settings, listening=lambda address: _greet(address, served, settings))
     server.serve_forever()
     for wrong in server.application.state.desk.wrong:

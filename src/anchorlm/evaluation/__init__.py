@@ -4,7 +4,7 @@ from anchorlm.evaluation._attacks import Attack, attack_names, parse_attack
 from anchorlm.evaluation._cases import Case, load_cases
 from anchorlm.evaluation._contestants import Embedded
 from anchorlm.evaluation._figures import Figures, Row, figures
-from anchorlm.evaluation._folder import ARTIFACTS, require_own
+from anchorlm.evaluation._folder import ARTIFACTS
 from anchorlm.evaluation._graders import Grader, JudgeGrader, RefusalGrader, TruthGrader, is_correct
 from anchorlm.evaluation._overlaps import Overlap, overlaps
 from anchorlm.evaluation._recipe import CompareRecipe, parse_sweep
@@ -53,7 +53,6 @@ __all__ = [
     "pareto",
     "parse_attack",
     "parse_sweep",
-    "require_own",
     "similarity",
     "summary",
     "write_report",

@@ -232,7 +232,11 @@ class Pool:
         return {k: self._placed(v, target) if isinstance(v, str) else v for k, v in contestant.knobs.items()}
 
     def _placed(self, text: str, target: str) -> str:
-        return text.replace("{target}", target).replace("{out}", str(self.folder))
+        text = text.replace("{target}", target).replace("{out}", str(self.folder))
+        if not text.startswith(EMBEDDED):
+            return text
+        name, _, rest = text.removeprefix(EMBEDDED).partition("/")
+        return str(self._known().path(name) / rest)
 
     def located(self, settings: ModelSettings) -> ModelSettings:
         """The settings with the folder of an embedded model in place of its name."""

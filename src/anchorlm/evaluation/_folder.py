@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,10 +11,13 @@ from typing import Any, Self
 
 import torch
 
+from anchorlm.evaluation._attacks import parse_attack
 from anchorlm.evaluation._cases import Case, digest
 from anchorlm.evaluation._contestants import Contestant, Pool, contestants
 from anchorlm.evaluation._overlaps import overlaps
 from anchorlm.evaluation._recipe import CompareRecipe
+from anchorlm.guard import JudgeSettings, ScorerSettings
+from anchorlm.models import ModelSettings
 from anchorlm.records import UserError, read_journal
 
 RECIPE, MACHINE, ANSWERS, TIMINGS = "recipe.json", "machine.json", "answers.jsonl", "timings.jsonl"
@@ -22,6 +25,9 @@ RECIPE, MACHINE, ANSWERS, TIMINGS = "recipe.json", "machine.json", "answers.json
 
 ARTIFACTS = "artifacts"
 """Where a run keeps what was fitted for it."""
+
+FITTED = ("artifact", "critic", "calibration")
+"""Knobs that name a fitted artifact."""
 
 Key = tuple[str, str, str, str, str]
 """Which answer: target, defense, data, attack, case."""
@@ -96,31 +102,82 @@ class Setting:
         }
 
 
-def prepare(folder: str | Path, setting: Setting, pool: Pool) -> Path:
-    """Makes the folder of a run, or takes the one of the same run that was stopped; nothing in another is touched.
+def check(folder: str | Path, setting: Setting, pool: Pool) -> None:
+    """Refuses a folder in which this run cannot go on, before anything in it is touched.
 
     Raises:
-        UserError: It holds something else, a run of another recipe or of other prompts, or one that is damaged.
+        UserError: It holds something else, a run of another recipe, on other prompts or of models that have changed
+            since, or one that is damaged.
     """
     place = Path(folder)
-    new = json.dumps(setting.data | {"overlaps": _overlaps(setting, pool)}, indent=1, ensure_ascii=False) + "\n"
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        file = place / RECIPE
-        if file.exists():
-            old = read_recipe(place)
-            for name, what in (("digest", "of another recipe"), ("data", "on other prompts")):
-                if old[name] != json.loads(new)[name]:
-                    raise UserError(f"{str(folder)!r} holds a run {what}: choose another folder for --out.")
-        else:
+        if not (place / RECIPE).exists():
             require_own(place)
             if not {key(record) for record in read_answers(place)} <= setting.keys:
                 raise UserError(f"{str(folder)!r} holds answers of another recipe: choose another folder for --out.")
-        _write(file, new)
+            return
+        old, new = read_recipe(place), json.loads(json.dumps(setting.data))
+        for name, what in (("digest", "of another recipe"), ("data", "on other prompts")):
+            if old[name] != new[name]:
+                raise UserError(f"{str(folder)!r} holds a run {what}: choose another folder for --out.")
+        was, now = old.get("weights", {}), weights(setting, pool)
+        if changed := next((name for name in now if was.get(name, now[name]) != now[name]), None):
+            raise UserError(
+                f"The {changed} has changed since the run in {str(folder)!r} began, and its old and new answers must "
+                "not mix: choose another folder for --out."
+            )
+    except OSError as error:
+        raise UserError(f"{str(folder)!r} cannot be read ({error.strerror}): choose another folder.") from None
+
+
+def prepare(folder: str | Path, setting: Setting, pool: Pool) -> Path:
+    """Makes the folder of a run, or takes the one of the same run that was stopped, which `check` has found in order.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    place = Path(folder)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        file = place / RECIPE
+        known = read_recipe(place).get("weights", {}) if file.exists() else {}  # what is gone now may come back changed
+        about = setting.data | {"overlaps": _overlaps(setting, pool), "weights": known | weights(setting, pool)}
+        _write(file, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
         _write(place / MACHINE, json.dumps(_machine(setting, pool), indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{str(folder)!r} cannot be written ({error.strerror}): choose another folder.") from None
     return place
+
+
+def weights(setting: Setting, pool: Pool) -> dict[str, Any]:
+    """What stands for every model and artifact on this disk: a model's files with sizes and times, an artifact's id.
+
+    Raises:
+        UserError: A damaged artifact, or what `Pool.located` raises.
+    """
+    roles = (role for one in setting.contestants for role in (one.anchor, one.judge, one.cost, one.reward))
+    graders = (one.judge for one in setting.recipe.grader.values())
+    found: dict[str, Any] = {}
+    for model in _models(*setting.recipe.targets.values(), *graders, *roles):
+        for said, path in ((model.path, pool.located(model).path), (model.adapter, model.adapter)):
+            if path is not None and Path(path).is_dir():
+                found[f"model {said}"] = _files(Path(path))
+    ids = {f"artifact of {name}": _artifact_id(folder) for name, folder in artifacts(setting, pool).items()}
+    return found | {name: one for name, one in ids.items() if one is not None}
+
+
+def artifacts(setting: Setting, pool: Pool) -> dict[str, Path]:
+    """Folders of the artifacts that defenses and attacks use, by target and label."""
+    specs = {spec: parse_attack(spec).ablation for spec in setting.recipe.attacks}
+    attacks = [Contestant(spec, "", {"artifact": one}, None, None) for spec, one in specs.items() if one is not None]
+    return {
+        f"{target} {one.label}" + ("" if knob == "artifact" else f" ({knob})"): Path(knobs[knob])
+        for target in setting.recipe.targets
+        for one in (*setting.contestants, *attacks)
+        for knobs in (pool.knobs(target, one),)
+        for knob in FITTED
+        if isinstance(knobs.get(knob), str)
+    }
 
 
 def require_own(folder: Path) -> None:
@@ -218,17 +275,42 @@ def _overlaps(setting: Setting, pool: Pool) -> list[dict[str, Any]]:
     return [asdict(one) for one in overlaps({**fitted, **setting.cases[target]})]
 
 
+def _models(*settings: ModelSettings | JudgeSettings | ScorerSettings | None) -> Iterator[ModelSettings]:
+    """The models behind some roles."""
+    for one in settings:
+        if isinstance(one, ModelSettings):
+            yield one
+        elif isinstance(one, ScorerSettings):
+            yield from _models(one.model, one.judge)
+        elif one is not None:
+            yield from _models(one.model)
+
+
+def _files(folder: Path) -> list[list[str | int]]:
+    """Everything in a model's folder that may change an answer; of an adapter, that of its base, too."""
+    found = sorted(file for end in ("safetensors", "bin", "json", "jinja") for file in folder.glob(f"*.{end}"))
+    own: list[list[str | int]] = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in found]
+    try:
+        base = json.loads((folder / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"]
+        below = next((place for place in (folder / base, Path(base)) if place.is_dir()), None)
+    except (OSError, ValueError, KeyError, TypeError):
+        return own  # no adapter, or one of which loading says what is wrong
+    return own if below is None else own + _files(below)
+
+
+def _artifact_id(folder: Path) -> str | None:
+    """The id in an artifact's folder; None where there is none."""
+    file = folder / "artifact.json"
+    if not file.exists():
+        return None
+    try:
+        return str(json.loads(file.read_text("utf-8"))["id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"The artifact in {str(folder)!r} is damaged: fit it again.") from None
+
+
 def _machine(setting: Setting, pool: Pool) -> dict[str, Any]:
     """Versions, machine, and the fitted artifacts by their ids."""
-    artifacts = {}
-    for target in setting.recipe.targets:
-        for one in setting.contestants:
-            path = pool.knobs(target, one).get("artifact")
-            if isinstance(path, str):
-                file = Path(path) / "artifact.json"
-                artifacts[f"{target} {one.label}"] = (
-                    json.loads(file.read_text("utf-8")).get("id") if file.exists() else None
-                )
     packages = ("anchorlm", "torch", "transformers", "tokenizers")
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
@@ -239,5 +321,5 @@ def _machine(setting: Setting, pool: Pool) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "accelerator": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         },
-        "artifacts": artifacts,
+        "artifacts": {name: _artifact_id(folder) for name, folder in artifacts(setting, pool).items()},
     }

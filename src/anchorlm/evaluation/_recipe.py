@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
-from anchorlm.evaluation._attacks import parse_attack
+from anchorlm.evaluation._attacks import attack_names, parse_attack
 from anchorlm.evaluation._cases import Kind
 from anchorlm.guard import EngineSettings, JudgeSettings, ScorerSettings
 from anchorlm.models import ModelSource
 from anchorlm.records import GenerationSettings, Settings, UserError, read_toml
+
+ALL_ATTACKS = "all"
+"""Stands for every attack that needs no file, and for the ablation by each artifact that the recipe names."""
 
 
 class DataSettings(Settings):
@@ -56,7 +59,12 @@ class CompareRecipe(Settings):
     fitted_on: dict[str, DataSettings] = Field(
         default={}, description="What the defenses were fitted on: overlaps with `data` are reported."
     )
-    attacks: tuple[str, ...] = Field(default=("none",), min_length=1, description="On harmful prompts.")
+    attacks: tuple[str, ...] = Field(
+        default=("none",),
+        min_length=1,
+        description="On harmful prompts; `all` stands for every attack that needs no file, and for the ablation where "
+        "a defense has an artifact.",
+    )
     graders: tuple[str, ...] = Field(
         default=("refusal",),
         min_length=1,
@@ -79,6 +87,16 @@ class CompareRecipe(Settings):
             if isinstance(value, dict)
             else value
         )
+
+    @field_validator("attacks", mode="before")
+    @classmethod
+    def _all(cls, value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, list | tuple) or ALL_ATTACKS not in value:
+            return value
+        ready = [name for name in attack_names() if not name.startswith(("file:", "ablation:"))]
+        fitted = [one["artifact"] for one in info.data.get("defenses", {}).values() if "artifact" in one]
+        return list(dict.fromkeys([*ready, *(f"ablation:{one}" for one in fitted),
+                                   *(one for one in value if one != ALL_ATTACKS)]))  # fmt: skip
 
     @field_validator("attacks", "graders")
     @classmethod

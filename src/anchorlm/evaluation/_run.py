@@ -16,12 +16,22 @@ from anchorlm.evaluation._attacks import Attack, parse_attack, seeded
 from anchorlm.evaluation._cache import UndefendedCache
 from anchorlm.evaluation._cases import Case
 from anchorlm.evaluation._contestants import Contestant, Embedded, Pool
-from anchorlm.evaluation._folder import ANSWERS, TIMINGS, Setting, key, prepare, read_answers
-from anchorlm.evaluation._graders import Grader, TruthGrader
+from anchorlm.evaluation._folder import ANSWERS, TIMINGS, Setting, artifacts, check, key, prepare, read_answers
+from anchorlm.evaluation._graders import Grader
 from anchorlm.evaluation._recipe import CompareRecipe
 from anchorlm.evaluation._workers import Pair, records
-from anchorlm.guard import Guard
-from anchorlm.records import DefenseError, Journal, Messages, TextDelta, UserError
+from anchorlm.guard import Guard, JudgeSettings, ScorerSettings
+from anchorlm.records import (
+    Artifact,
+    DefenseError,
+    Journal,
+    Messages,
+    ModelError,
+    Response,
+    TextDelta,
+    Usage,
+    UserError,
+)
 
 if sys.platform == "win32":
     resource = None
@@ -42,7 +52,7 @@ def compare(
     workers: int = 1,
     progress: Progress | None = None,
 ) -> Path:
-    """Runs a comparison; what the folder holds already is not run again.
+    """Runs a comparison; what the folder holds already is not run again, but for what an outage spoiled.
 
     Every answer is written with its grades the moment it is there, so that a run that was killed goes on where it was.
 
@@ -50,7 +60,7 @@ def compare(
         recipe: What is compared.
         folder: Gets the run.
         embedded: Knows the embedded models, if the recipe names any.
-        workers: Processes that answer, each with models of its own; times are taken by one alone, at the end.
+        workers: Processes that answer, each with models of its own; single answers are timed by one alone, at the end.
         progress: Told how far the run is.
 
     Returns:
@@ -63,6 +73,9 @@ def compare(
         raise UserError(f"workers = {workers} answer nothing: give at least 1.")
     pool = Pool(recipe, Path(folder), embedded)
     setting = Setting.of(recipe, pool)
+    check(folder, setting, pool)
+    if len(read_answers(folder)) < setting.expected:
+        _check_contestants(setting, pool)
     place = prepare(folder, setting, pool)
     with Journal(place / ANSWERS) as answers, Journal(place / TIMINGS) as timings:
         run = _Run(setting, pool, answers, timings, progress or (lambda done, total, what: None))
@@ -74,11 +87,54 @@ def compare(
 
 
 def answer_pair(setting: Setting, pool: Pool, hand_over: Callable[[Record], None], pair: Pair) -> None:
-    """What a worker does: everything that is missing of one defense on one target, but for times."""
+    """What a worker does: everything that is missing of one defense on one target, but for times of single answers."""
     target, place = pair
     done = [record for record in read_answers(pool.folder) if record["target"] == target]
-    times = _Sent([], lambda record: None)  # those of processes that disturb each other tell nothing
-    _Run(setting, pool, _Sent(done, hand_over), times).answer_missing(target, setting.contestants[place])
+    run = _Run(setting, pool, _Sent(done, hand_over), _Sent([], hand_over))
+    run.answer_missing(target, setting.contestants[place])
+
+
+def _check_contestants(setting: Setting, pool: Pool) -> None:
+    """Says before the first answer what would else end the run at a defense's turn, hours later maybe.
+
+    Raises:
+        UserError: Nobody may grade a defense, or an artifact is missing or damaged.
+    """
+    for contestant in setting.contestants:
+        for data in setting.recipe.data:
+            _may_grade(setting.recipe, pool, contestant, data)
+    for folder in dict.fromkeys(artifacts(setting, pool).values()):
+        Artifact.load(folder)
+
+
+def _may_grade(recipe: CompareRecipe, pool: Pool, contestant: Contestant, data: str) -> list[str]:
+    """Names of the graders that are not a judge or scorer of the defense; the truth only where it is known.
+
+    Raises:
+        UserError: There is none.
+    """
+    roles = (contestant.judge, contestant.cost, contestant.reward)
+    own = {_source(pool, role) for role in roles if role is not None}
+    judges = {name: one.judge for name, one in recipe.grader.items()} | {"refusal": JudgeSettings(kind="refusal")}
+    known = recipe.data[data].embedded is not None
+    fit = [
+        name
+        for name in recipe.graders
+        if (known if name == "truth" else name not in judges or _source(pool, judges[name]) not in own)
+    ]
+    if not fit:
+        raise UserError(
+            f"Nobody may grade {contestant.label} on {data}: its own judges may not, and the truth is known for "
+            "embedded prompts only; add a grader such as refusal to the recipe."
+        )
+    return fit
+
+
+def _source(pool: Pool, settings: JudgeSettings | ScorerSettings) -> str:
+    """What a judge or scorer is known by before its weights are loaded; a judge behind a cost is a judge."""
+    if isinstance(settings, ScorerSettings) and settings.judge is not None:
+        return _source(pool, settings.judge)
+    return f"{settings.kind}:{'' if settings.model is None else pool.located(settings.model).path}"
 
 
 class _Sent:
@@ -102,8 +158,11 @@ class _Run:
     ) -> None:
         self.setting, self.pool, self.recipe = setting, pool, setting.recipe
         self._answers, self._timings, self._progress = answers, timings, progress
-        self._done = {key(record) for record in answers.records}
-        self._timed = {(one["target"], one["defense"], one.get("data")) for one in timings.records}
+        self._old = {key(record): record for record in answers.records}
+        self._done = {at for at, record in self._old.items() if not (_is_spoiled(record) or _is_ungraded(record))}
+        self._errors = {at for at, record in self._old.items() if "error" in record}
+        self._timed = {(one["target"], one["defense"], one["data"], one["case"]) for one in timings.records
+                       if "case" in one}  # fmt: skip
         self._attacks = {spec: parse_attack(spec) for spec in ("none", *self.recipe.attacks)}
         self._graders: list[Grader] | None = None
 
@@ -137,9 +196,16 @@ class _Run:
         ]
 
     def take(self, record: Record) -> None:
-        """Writes an answer down."""
-        self._answers.write(record)
-        self._done.add(key(record))
+        """Writes an answer down, or a worker's time; the last line of an answer counts."""
+        if "together" in record:
+            self._timings.write(record)
+            return
+        at = key(record)
+        self._done.add(at)  # whatever came of it, it is not tried again in this run
+        again = at in self._old and (_is_spoiled(record) or record == self._old[at])
+        if isinstance(self._answers, _Sent) or not again:  # what fails again does not take the place of what was there
+            self._answers.write(record)
+            (self._errors.add if "error" in record else self._errors.discard)(at)
         self._progress(len(self._done), self.setting.expected, f"{record['target']} {record['defense']}")
 
     def answer_missing(self, target: str, contestant: Contestant) -> None:
@@ -160,11 +226,17 @@ class _Run:
         ]
 
     def _untimed(self, target: str, contestant: Contestant) -> list[tuple[str, Sequence[Case]]]:
-        return [
-            (name, cases[: self.recipe.timed])
+        """What is still to be timed, but for what gave no answer and so has no time."""
+        label = contestant.label
+        found = [
+            (name, [
+                case for case in cases[: self.recipe.timed]
+                if (target, label, name, case.id) not in self._timed
+                and (target, label, name, "none", case.id) not in self._errors
+            ])
             for name, cases in self.setting.cases[target].items()
-            if self.recipe.timed and (target, contestant.label, name) not in self._timed
-        ]
+        ]  # fmt: skip
+        return [(name, cases) for name, cases in found if cases]
 
     def _answer(
         self,
@@ -181,11 +253,14 @@ class _Run:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         start, tokens = perf_counter(), 0
+        old = [self._old.get((target, contestant.label, name, attack, case.id)) for name, attack, case in jobs]
+        kept = [None if one is None or _is_spoiled(one) else one for one in old]  # they lack a grade, and nothing else
         work = (
+            _graded_anew(one, case, graders[name]) if one is not None else
             _answered(guard, cache, self._attacks[attack], case, graders[name], self.recipe.seed, {
                 "target": target, "defense": contestant.label, "data": name, "attack": attack, "case": case.id,
                 "kind": case.kind, "category": case.category})
-            for name, attack, case in jobs
+            for one, (name, attack, case) in zip(kept, jobs, strict=True)
         )  # fmt: skip
         by_key = {(name, case.id): case for name, _, case in jobs}
         for record in runtime().iterate(as_done(work, self.recipe.concurrency)):
@@ -197,29 +272,17 @@ class _Run:
         seconds = perf_counter() - start
         if cache is not None:
             cache.close()
-            if cache.hits:
-                return  # what was looked up says nothing of times
+        if any(kept) or (cache is not None and cache.hits):
+            return  # what was looked up says nothing of times
         self._timings.write(
             {"target": target, "defense": contestant.label, "together": len(jobs), "tokens": tokens,
              "seconds": seconds, "peak_memory": _peak_memory()}
         )  # fmt: skip
 
     def _fit_graders(self, contestant: Contestant, data: str) -> list[Grader]:
-        """Those that may grade: not a judge or scorer of the defense, and the truth only where it is known."""
-        own = set() if contestant.judge is None else {self.pool.judge(contestant.judge).name}
-        for scorer in (contestant.cost, contestant.reward):
-            if scorer is not None:  # a judge behind a cost is a judge
-                name = self.pool.scorer(scorer).name
-                own |= {name, name.removeprefix("judge:")}
-        known = self.recipe.data[data].embedded is not None
-        fit = [one for one in self.graders if one.judge not in own]
-        fit = [one for one in fit if known or not isinstance(one, TruthGrader)]
-        if not fit:
-            raise UserError(
-                f"Nobody may grade {contestant.label} on {data}: its own judges may not, and the truth is known for "
-                "embedded prompts only; add a grader such as refusal to the recipe."
-            )
-        return fit
+        """Those that may grade."""
+        names = _may_grade(self.recipe, self.pool, contestant, data)
+        return [one for one in self.graders if one.name in names]
 
     def _time(self, guard: Guard, target: str, label: str, sets: Sequence[tuple[str, Sequence[Case]]]) -> None:
         """Answers prompts alone, one after another: only so are times and forwards one response's own."""
@@ -262,39 +325,60 @@ async def _answered(
     record: Record,
 ) -> Record:
     """One prompt under one attack, answered and graded."""
+    outage = False
 
     async def ask(messages: Messages, number: int) -> Attempt:
-        request = guard.request(messages, seed=guard.generation.seed + seed + number)
-        response = None if cache is None else cache.get(request)
-        if response is None:
-            response = await guard.respond(request)
-            if cache is not None:
-                cache.put(request, response)
+        nonlocal outage
+        try:
+            request = guard.request(messages, seed=guard.generation.seed + seed + number)
+            response = None if cache is None else cache.get(request)
+            if response is None:
+                response = await guard.respond(request)
+                if cache is not None:
+                    cache.put(request, response)
+        except (UserError, DefenseError) as error:  # one try of a search may fail, and the others count
+            outage |= isinstance(error, ModelError | DefenseError)  # else the prompt is too long, say: once and for all
+            return Attempt(messages, Response("", (), "refusal", Usage(0, 0, 0), ()), "ungraded", error)
         grades = {one.name: await _graded(one, case, response.text) for one in graders}
-        return Attempt(messages, response, next(iter(grades.values())), grades)
+        outcome = next(iter(grades.values()))
+        # A search that was not told how its tries went was none.
+        outage |= attack.search is not None and outcome == "ungraded"
+        outage |= any(decision.kind == "fail_closed" for decision in response.trace)
+        return Attempt(messages, response, outcome, grades)
 
     rng = seeded(seed, attack.name, record["data"], case.id)
     messages = attack.rewrite(case.messages, rng)
-    try:
-        attempt, queries = (
-            (await ask(messages, 0), 1) if attack.search is None else await attack.search(messages, ask, rng)
-        )
-    except (UserError, DefenseError) as error:  # a prompt that is too long, say: what cannot be put has not succeeded
-        nothing = {"prompt_tokens": 0, "completion_tokens": 0, "generated_tokens": 0}
-        return record | {
-            "prompt": [dict(turn) for turn in messages], "text": "", "finish": "error", "usage": nothing, "trace": [],
-            "queries": 1, "grades": dict.fromkeys((one.name for one in graders), "broken"), "error": str(error),
-        }  # fmt: skip
-    response = attempt.response
-    return record | {
+    attempt, queries = (await ask(messages, 0), 1) if attack.search is None else await attack.search(messages, ask, rng)
+    response, failed = attempt.response, isinstance(attempt.extra, Exception)
+    answered = record | {
+        "outage": outage,
         "prompt": [dict(turn) for turn in attempt.messages],
         "text": response.text,
-        "finish": response.finish_reason,
+        "finish": "error" if failed else response.finish_reason,
         "usage": asdict(response.usage),
         "trace": [{"kind": decision.kind, **decision.data} for decision in response.trace],
         "queries": queries,
-        "grades": attempt.extra,
+        # What cannot be put has not succeeded.
+        "grades": dict.fromkeys((one.name for one in graders), "broken") if failed else attempt.extra,
     }
+    return answered | {"error": str(attempt.extra)} if failed else answered
+
+
+async def _graded_anew(record: Record, case: Case, graders: Sequence[Grader]) -> Record:
+    """An answer with the grades that it lacks."""
+    lacking = [one for one in graders if record["grades"].get(one.name) == "ungraded"]
+    return record | {
+        "grades": record["grades"] | {one.name: await _graded(one, case, record["text"]) for one in lacking}
+    }
+
+
+def _is_spoiled(record: Record) -> bool:
+    """Whether a model that was out had a part in an answer; what an error of an older run was, it does not say."""
+    return bool(record.get("outage", "error" in record))
+
+
+def _is_ungraded(record: Record) -> bool:
+    return "ungraded" in record["grades"].values()
 
 
 async def _graded(grader: Grader, case: Case, text: str) -> Graded:

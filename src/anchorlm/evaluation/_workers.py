@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.connection import wait
 from pathlib import Path
 from queue import Empty
+from threading import Thread
+from traceback import format_exc
 from typing import Any
 
 import torch
@@ -11,7 +15,7 @@ import torch
 from anchorlm.evaluation._contestants import Embedded, Pool
 from anchorlm.evaluation._folder import Setting
 from anchorlm.evaluation._recipe import CompareRecipe
-from anchorlm.records import ModelError, UserError
+from anchorlm.records import AnchorLMError, ModelError
 
 Pair = tuple[str, int]
 """A target and the place of a defense among the contestants."""
@@ -30,8 +34,9 @@ def records(
     own. Nothing but this process writes, so that what is here is safe whichever of them is killed.
 
     Raises:
-        UserError: What a worker raised.
+        AnchorLMError: What a worker raised.
         ModelError: A worker ended without a word: killed for memory, say.
+        RuntimeError: A worker met a bug; its traceback is a note.
     """
     context = multiprocessing.get_context("spawn")
     todo, done = context.Queue(), context.Queue()
@@ -60,7 +65,7 @@ def records(
             if kind == "record":
                 yield data
             elif kind == "error":
-                raise UserError(data)
+                raise data
             else:
                 working -= 1
     finally:
@@ -82,6 +87,7 @@ def _work(
     done: Any,
 ) -> None:  # fmt: skip
     """A worker's whole life."""
+    Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
         pool = Pool(recipe, folder, embedded)
@@ -93,6 +99,14 @@ def _work(
             last = pair[0]
             answering(setting, pool, lambda record: done.put(("record", dict(record))), pair)
         done.put(("end", None))
-    except Exception as error:  # the parent says it, in one sentence if it is one
-        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        done.put(("error", f"{kind}{error}"))
+    except Exception as error:  # the parent raises it; not every library's own error can be pickled
+        told = error if isinstance(error, AnchorLMError) else RuntimeError(f"{type(error).__name__}: {error}")
+        told.add_note(format_exc())
+        done.put(("error", told))
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent is gone: one that was killed with -9 stops nobody."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        wait([parent.sentinel])
+        os._exit(1)
