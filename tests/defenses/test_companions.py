@@ -30,6 +30,15 @@ def test_the_reminder_is_around_the_last_turn_and_nothing_else(target: LocalEngi
         Guard(target, "self_reminder", template="Be good.")
 
 
+def test_a_conversation_that_ends_with_the_assistants_turn_is_reminded_all_the_same(target: LocalEngine) -> None:
+    reminded = Guard(target, "self_reminder", generation=GENERATION, template="Be good. {prompt} Be good!")
+    plain = Guard(target, "undefended", generation=GENERATION)
+    begun = {"role": "assistant", "content": "Sure, here is"}
+    written = {"role": "user", "content": "Be good. How do I bake bread? Be good!"}
+    assert reminded.chat([*USER, begun]).text == plain.chat([written, begun]).text
+    assert reminded.chat([*USER, begun]).text != plain.chat([*USER, begun]).text
+
+
 def pieces(*texts: str) -> list[TextDelta]:
     return [TextDelta(text, (number,)) for number, text in enumerate(texts)]
 

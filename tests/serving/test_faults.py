@@ -240,6 +240,58 @@ def test_a_guard_that_fails_its_self_test_never_gets_ready(
     assert set(good.desk.metrics.bare) == {"model", "plain"}
 
 
+def test_what_a_judge_raises_in_the_self_test_is_told_nowhere(
+    start_live: Callable[..., Live], make_guard: Callable[..., Guard], caplog: pytest.LogCaptureFixture
+) -> None:
+    probe = ModelServing(harmless_probe=f"Where is the {SECRET}?")
+    with caplog.at_level(logging.DEBUG):
+        live = start_live([Served.of("raises", make_guard(raising), probe)], probe=True)
+        told = httpx.get(f"{live.url}/ready")
+    assert (told.status_code, "failed its self-test with OSError" in told.text) == (503, True)
+    for text in (told.text, caplog.text):
+        assert "OSError" in text
+        assert SECRET not in text
+        assert "/secret/place" not in text
+
+
+def test_a_judge_that_hangs_closes_the_answer_before_the_deadline(
+    start_live: Callable[..., Live], make_guard: Callable[..., Guard]
+) -> None:
+    settings = ServerSettings(deadline=3.0)
+    assert settings.patience < settings.deadline
+    assert ServerSettings().patience == ServerSettings().judge_timeout
+    served = Served.of("hangs", make_guard(hanging), judge_timeout=settings.patience)
+    answer = start_live([served], deadline=settings.deadline).client().chat.completions.create(
+        model="hangs", messages=TURN
+    )  # fmt: skip
+    assert answer.model_dump()["anchorlm"]["decision"] == "fail_closed"
+
+
+def test_who_is_not_answered_when_the_server_ends_can_tell(
+    start_live: Callable[..., Live], make_guard: Callable[..., Guard], tmp_path: Path
+) -> None:
+    audit = tmp_path / "audit.jsonl"
+    live = start_live([Served.of("hangs", make_guard(hanging))], drain=1, keep_alive=0.1, audit={"file": audit})
+    url, ask = f"{live.url}/v1/chat/completions", {"messages": TURN}
+    said: list[str] = []
+
+    def stream() -> None:
+        with httpx.stream("POST", url, json={**ask, "stream": True}, timeout=30) as response:
+            said.extend(response.iter_lines())
+
+    with ThreadPoolExecutor(2) as pool:
+        whole, streamed = pool.submit(httpx.post, url, json=ask, timeout=30), pool.submit(stream)
+        live.wait(lambda: ": deciding" in said and live.desk.admission.running == 2)
+        live.server.should_exit = True
+        assert whole.result().status_code == 500
+        with pytest.raises(httpx.RemoteProtocolError):
+            streamed.result()
+    assert "data: [DONE]" not in said
+    live.stop()
+    ended = [line for line in map(json.loads, audit.read_text().splitlines()) if line["event"] == "response"]
+    assert [line["status"] for line in ended] == [499, 499]
+
+
 def test_an_error_of_ours_tells_nothing(
     start_live: Callable[..., Live], plain: Guard, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -12,7 +14,8 @@ from browser import CHROMIUM, Browser
 from servers import LIMITS, Live
 
 from anchorlm.guard import Guard
-from anchorlm.serving import ModelServing, Served
+from anchorlm.serving import ModelServing, Served, new_key
+from anchorlm.serving._shapes import Shape
 
 PAGES = ("playground.html", "docs.html")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: install the package chromium")
@@ -44,7 +47,7 @@ def page(
         browser.wait("document.querySelectorAll('[data-knob]').length === 3")
         yield browser
         assert not browser.problems
-        assert all(url.startswith((live.url, "data:", "about:")) for url in browser.requests)
+        assert all(url.startswith(("http://127.0.0.1:", "data:", "about:")) for url in browser.requests)
 
 
 def ask(page: Browser, text: str) -> None:
@@ -129,3 +132,165 @@ def test_the_page_can_be_photographed_in_both_schemes(page: Browser, tmp_path: P
         assert (tmp_path / f"{scheme}.png").stat().st_size > 10_000
         colors.add(page.run("getComputedStyle(document.body).backgroundColor"))
     assert len(colors) == 2
+
+
+@needs_browser
+def test_a_screen_reader_hears_conversations_states_and_one_sentence_of_the_decision(page: Browser) -> None:
+    live = "[...document.querySelectorAll('[aria-live],[role=status],[role=alert]')].map((x) => x.id).sort()"
+    assert page.run(live) == ["left-badge", "left-log", "note", "right-badge", "right-log", "why-note"]
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_darkest_token_can_be_read_in_both_schemes(page: Browser, scheme: str) -> None:
+    page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    told = {"defense": "alignbeam", "decision": "answer", "request_id": "0123456789", "chosen": 0, "scores": [0.0]}
+    step = {"weight": 1.0, "mixture": [["bread", 1.0]], "anchor": [["bread", 1.0]]}
+    told["trace"] = [{"kind": "mix", "candidate": 0, "steps": [step]}]
+    page.run(f"explain({json.dumps(told)})")
+    assert "100.0 %" in page.run("document.querySelector('#tokens .token').title")
+    style = "getComputedStyle(document.querySelector('#tokens .token')).{}"
+    ink, ground = (luminance(page.run(style.format(name))) for name in ("color", "backgroundColor"))
+    assert (max(ink, ground) + 0.05) / (min(ink, ground) + 0.05) >= 4.5
+
+
+def luminance(color: str) -> float:
+    """As WCAG defines it, of `rgb(255 ...)` or of `color(srgb 1 ...)`."""
+    parts = [float(part) / (1 if "srgb" in color else 255) for part in re.findall(r"[\d.]+", color)][:3]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+class Patient:
+    """A judge that says nothing until it is let."""
+
+    def __init__(self) -> None:
+        self.free = True
+        self.asked = 0
+
+    async def judge(self, messages: Any, response: str) -> float:
+        self.asked += 1
+        while not self.free:
+            await asyncio.sleep(0.01)
+        return 0.0
+
+
+@pytest.fixture(scope="module")
+def patient() -> Patient:
+    return Patient()
+
+
+@pytest.fixture(scope="module")
+def slow(start_live: Callable[..., Live], make_guard: Callable[..., Guard], plain: Guard, patient: Patient) -> Live:
+    return start_live([Served.of("guarded", make_guard(patient.judge)), Served.of("plain", plain)])
+
+
+@pytest.fixture
+def waiting(page: Browser, slow: Live, patient: Patient) -> Iterator[Browser]:
+    """A page that waits for its left model, while the right one has answered."""
+    page.open(slow.url)
+    page.wait("document.getElementById('left-model').value === 'guarded'")
+    patient.free, before = False, patient.asked
+    page.run("document.getElementById('prompt').focus()")
+    page.type("bake bread")
+    page.press("Enter")
+    page.wait("document.getElementById('right-badge').textContent === 'answered'")
+    slow.wait(lambda: patient.asked > before)
+    yield page
+    patient.free = True
+    slow.wait(lambda: not slow.desk.admission.running)
+
+
+def text(page: Browser, id: str) -> str:
+    return str(page.run(f"document.getElementById('{id}').textContent"))
+
+
+BUSY = "['left', 'right'].map((side) => document.getElementById(side + '-log').getAttribute('aria-busy')).join()"
+
+
+@needs_browser
+def test_stop_ends_what_runs_and_leaves_the_rest(waiting: Browser, slow: Live) -> None:
+    assert waiting.run(BUSY) == "true,false"
+    assert text(waiting, "left-badge") == "deciding…"
+    waiting.run("document.getElementById('stop').click()")
+    waiting.wait("document.getElementById('left-badge').textContent === 'stopped'")
+    assert waiting.run(BUSY) == "false,false"
+    assert text(waiting, "right-badge") == "answered"
+    assert waiting.run("[histories.left.length, histories.right.length]") == [0, 2]
+    assert waiting.run("[document.getElementById('send').disabled, document.getElementById('stop').disabled]") == [
+        False,
+        True,
+    ]
+    slow.wait(lambda: not slow.desk.admission.running)
+
+
+@needs_browser
+@pytest.mark.parametrize("change", ["clear", "model"])
+def test_a_late_answer_does_not_land_in_a_new_conversation(
+    waiting: Browser, slow: Live, patient: Patient, change: str
+) -> None:
+    waiting.run(
+        "document.getElementById('clear').click()"
+        if change == "clear"
+        else "document.getElementById('right-model').dispatchEvent(new Event('change'))"
+    )
+    slow.wait(lambda: not slow.desk.admission.running)
+    patient.free = True
+    assert waiting.run(BUSY) == "false,false"
+    ask(waiting, "and butter")
+    assert waiting.run("document.querySelectorAll('.turn').length") == 4
+    kept = "histories.left.map((turn) => turn.role + ': ' + turn.content.slice(0, 10))"
+    assert waiting.run(kept)[0] == "user: and butter"
+    assert waiting.run("[histories.left.length, histories.right.length]") == [2, 2]
+    assert text(waiting, "left-badge") == "answered"
+    assert text(waiting, "note") == ""
+
+
+@needs_browser
+def test_a_stream_that_ends_too_early_is_an_error_that_is_told(
+    page: Browser, slow: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def brief(self: Shape, *, usage: bool) -> AsyncIterator[dict[str, str]]:
+        yield {"data": "[DONE]"}
+
+    page.open(slow.url)
+    page.wait("document.getElementById('left-model').value === 'guarded'")
+    with monkeypatch.context() as patch:
+        patch.setattr(Shape, "events", brief)
+        ask(page, "bake bread")
+    assert text(page, "note") == "The answer broke off before its end: ask again."
+    assert text(page, "left-badge") == text(page, "right-badge") == "error"
+    assert page.run(BUSY) == "false,false"
+    assert page.run("histories.left.length") == 0
+
+
+@needs_browser
+def test_a_key_is_asked_for_and_a_wrong_one_is_told(
+    start_live: Callable[..., Live], plain: Guard, tmp_path: Path
+) -> None:
+    key = new_key(tmp_path / "keys.toml", "alice")
+    live = start_live([Served.of("plain", plain)], keys=tmp_path / "keys.toml")
+
+    def give(key: str) -> None:
+        browser.run("document.getElementById('key').value = ''; document.getElementById('key').focus()")
+        browser.type(key)
+        browser.press("Enter")
+
+    with Browser(tmp_path / "profile") as browser:
+        browser.open(live.url)
+        browser.wait("!document.getElementById('gate').classList.contains('hidden')")
+        assert text(browser, "note") == ""
+        for wrong in ("alm-wrong", "ключ"):
+            give(wrong)
+            browser.wait("document.getElementById('note').textContent.includes('does not know this key')")
+            browser.run("note('')")
+        give(f" {key} ")
+        browser.wait("document.getElementById('gate').classList.contains('hidden')")
+        browser.wait("document.getElementById('left-model').value === 'plain'")
+        assert text(browser, "note") == ""
+        ask(browser, "bake bread")
+        assert text(browser, "left-badge") == "answered"
+        live.stop()
+        browser.run("load()")
+        assert text(browser, "note").startswith("The server does not answer")
+        assert all("401" in problem or "ERR_CONNECTION" in problem for problem in browser.problems)

@@ -182,6 +182,13 @@ class Pool:
         """Those that are loaded."""
         return list(self._engines.values())
 
+    def forwards(self) -> int:
+        """Forwards of all models so far, classifiers among the judges and scorers too."""
+        others = (*self._judges.values(), *self._scorers.values())
+        return sum(engine.runner.forwards for engine in self.engines()) + sum(
+            getattr(one, "forwards", 0) for one in others
+        )
+
     def judge(self, settings: JudgeSettings) -> Judge:
         """A judge; one and the same for equal settings."""
         key = settings.model_dump_json()

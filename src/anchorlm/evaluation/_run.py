@@ -312,7 +312,7 @@ class _Run:
             )
 
     def _forwards(self) -> int:
-        return sum(engine.runner.forwards for engine in self.pool.engines())
+        return self.pool.forwards()
 
 
 async def _answered(

@@ -38,6 +38,9 @@ class ClassifierJudge(Judge):
         max_tokens: Most tokens of one forward, padding included.
         name: For traces and reports.
 
+    Attributes:
+        forwards: Of the model so far.
+
     Raises:
         UserError: The label or the layout is unknown, or the layout does not suit the tokenizer.
     """
@@ -54,6 +57,7 @@ class ClassifierJudge(Judge):
     ) -> None:
         self._model = model.eval()
         self._weights = _sample(model)
+        self.forwards = 0
         self._tokenizer = copy.deepcopy(tokenizer)
         self._tokenizer.padding_side = "right"
         self._tokenizer.truncation_side = "left"
@@ -203,6 +207,7 @@ class ClassifierJudge(Judge):
             while rows > 1 and rows * len(waiting[rows - 1][0]) > self._max_tokens:
                 rows -= 1
             batch, waiting = waiting[:rows], waiting[rows:]
+            self.forwards += 1
             try:
                 values = self._values(batch)
             except Exception as error:  # remote code may raise anything, and somebody waits for each future

@@ -91,6 +91,11 @@ class ClassifierScorer(Scorer):
         return cls(model, tokenizer, name=settings.path, **options)
 
     @property
+    def forwards(self) -> int:
+        """Forwards of the model so far."""
+        return self._head.forwards
+
+    @property
     def name(self) -> str:
         """See `Scorer`."""
         return f"classifier:{self._name}"

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from time import monotonic
 from typing import Any, BinaryIO
 
 from anchorlm.records import UserError
@@ -33,7 +32,7 @@ class Audit:
         self._settings = settings
         self._failed = failed
         self._lock = threading.Lock()
-        self._synced = 0.0
+        self._soon: threading.Timer | None = None
         self._out: BinaryIO | None = None
         if settings.file is not None:
             try:
@@ -75,6 +74,8 @@ class Audit:
     def close(self) -> None:
         """Writes what is under way to the disk."""
         with self._lock:
+            if self._soon is not None:
+                self._soon.cancel()
             if self._out is not None:
                 os.fsync(self._out.fileno())
                 self._out.close()
@@ -92,10 +93,22 @@ class Audit:
         except OSError:
             self._out.truncate(place)
             raise
-        every = {"always": 0.0, "second": 1.0, "never": float("inf")}[self._settings.fsync]
-        if monotonic() - self._synced >= every:
+        if self._settings.fsync == "always":
             os.fsync(self._out.fileno())
-            self._synced = monotonic()
+        elif self._settings.fsync == "second" and self._soon is None:
+            self._soon = threading.Timer(1.0, self._sync)
+            self._soon.daemon = True
+            self._soon.start()
+
+    def _sync(self) -> None:
+        """Brings the lines of the last second to the disk."""
+        with self._lock:
+            self._soon = None
+            if self._out is not None:
+                try:
+                    os.fsync(self._out.fileno())
+                except OSError:
+                    self._failed()
 
     def _write(self, data: bytes) -> None:
         if self._out is not None and (written := self._out.write(data)) != len(data):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from anchorlm.records import UserError
@@ -29,6 +30,7 @@ class Desk:
         metrics: What is counted.
         ready: Whether every guard has passed its self-test.
         wrong: What the self-test found.
+        under_way: Requests whose end is not written down yet.
 
     Raises:
         UserError: No guard, two of one name, unreadable keys, or an audit log that cannot be written.
@@ -48,6 +50,7 @@ class Desk:
         self.metrics = Metrics(self.admission)
         self._audit = Audit(settings.audit, self.metrics.audit_failures.inc)
         self._later: set[asyncio.Task[Any]] = set()
+        self.under_way: set[object] = set()
         self.ready = False
         self.wrong: list[str] = []
         for one in served:
@@ -118,7 +121,11 @@ class Desk:
             task.exception()  # nobody may be left to be told; failures of the log are counted where they happen
 
     async def close(self) -> None:
-        """Waits for what goes on, and closes the audit log."""
+        """Waits for what goes on, requests that are being cut off too, and closes the audit log."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(5):
+                while self.under_way:
+                    await asyncio.sleep(0.01)
         if self._later:
             await asyncio.wait(self._later, timeout=5)
         self._audit.close()

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import MutableMapping
+from collections.abc import Mapping
+from urllib.parse import urlsplit
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,7 +19,7 @@ _LOCAL = ("localhost", "127.0.0.1", "[::1]", "::1")
 
 class Door:
     """Stands before the application: nothing is read of a request, let alone parsed, before its key is known and its
-    size is bounded.
+    size is bounded; and only where there is something to ask for.
     """
 
     def __init__(self, app: ASGIApp, desk: Desk) -> None:
@@ -33,13 +34,14 @@ class Door:
         try:
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
             self._check_host(headers)
-            path = scope["path"]
-            if path.startswith("/v1/") or path == "/metrics":
-                caller = self._desk.keys.caller(headers.get("authorization"))
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            asks = path.startswith("/v1/")
+            if asks or path == "/metrics":
+                caller = self._desk.keys.caller(headers.get("authorization"), proxied=_proxied(headers))
                 if path == "/metrics" and self._desk.keys and not caller.operator:
                     raise ApiError(403, "Metrics are the operator's: use a key with operator = true.")
                 scope.setdefault("state", {})["caller"] = caller
-            body = await self._body(headers, receive)
+            body = await self._body(headers, receive) if asks and scope["method"] == "POST" else b""
             if body is None:
                 self._desk.metrics.request(LEFT)
                 return
@@ -63,14 +65,17 @@ class Door:
         finally:
             self._desk.metrics.request(status)
 
-    def _check_host(self, headers: MutableMapping[str, str]) -> None:
-        # A page on the web can point a name of its own at the loopback, and would then be let in by the browser.
+    def _check_host(self, headers: Mapping[str, str]) -> None:
+        # A page on the web can point a name of its own at the loopback, or post to it, and is let in by the browser.
+        if not self._desk.settings.on_loopback or self._desk.keys:
+            return
         host = headers.get("host", "localhost")
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
-        if self._desk.settings.on_loopback and not self._desk.keys and name.lower() not in _LOCAL:
+        origin = headers.get("origin")
+        if name.lower() not in _LOCAL or (origin is not None and _hostname(origin) not in _LOCAL):
             raise ApiError(403, "This server listens on the loopback: reach it as localhost.", code="unknown_host")
 
-    async def _body(self, headers: MutableMapping[str, str], receive: Receive) -> bytes | None:
+    async def _body(self, headers: Mapping[str, str], receive: Receive) -> bytes | None:
         """All of it; None if the client left before it was sent."""
         limit = self._desk.settings.max_body_bytes
         length = headers.get("content-length", "")
@@ -92,6 +97,17 @@ class Door:
                         return b"".join(chunks)
         except TimeoutError:
             raise ApiError(408, "The request did not come in time: send it at once.") from None
+
+
+def _hostname(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).hostname
+    except ValueError:  # an address in brackets that is none
+        return None
+
+
+def _proxied(headers: Mapping[str, str]) -> bool:
+    return any(name in ("forwarded", "via", "x-real-ip") or name.startswith("x-forwarded-") for name in headers)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

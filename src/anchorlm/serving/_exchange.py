@@ -78,6 +78,7 @@ class Exchange:
             self._desk.metrics.admitted(self._waited)
             self._span = Span(self._operation, self.served, self.id)
             request = self._requests[0]
+            self._desk.under_way.add(self)
             await self._desk.note(
                 "request",
                 self._who()
@@ -164,6 +165,12 @@ class Exchange:
         if self._ended:
             return
         self._ended = True
+        try:
+            await self._wind_up(status)
+        finally:
+            self._desk.under_way.discard(self)
+
+    async def _wind_up(self, status: int) -> None:
         await self._held.aclose()
         for answer in self.answers:
             if answer.finish is not None:

@@ -94,7 +94,9 @@ class Keys:
 
     def __init__(self, settings: Mapping[str, KeySettings], *, trusted: bool = False) -> None:
         self._callers = [(bytes.fromhex(one.sha256), Caller(name, one)) for name, one in settings.items()]
-        self._anonymous = Caller("anonymous", KeySettings(sha256="0" * 64, operator=trusted))
+        self._anonymous, self._stranger = (
+            Caller("anonymous", KeySettings(sha256="0" * 64, operator=operator)) for operator in (trusted, False)
+        )
 
     def __bool__(self) -> bool:
         return bool(self._callers)
@@ -116,14 +118,18 @@ class Keys:
             raise UserError("The file of API keys holds no key: add one with `anchorlm serve --new-key NAME`.")
         return cls({name: KeySettings.parse(values, where=f"the API key {name}") for name, values in data.items()})
 
-    def caller(self, authorization: str | None) -> Caller:
+    def caller(self, authorization: str | None, *, proxied: bool = False) -> Caller:
         """Whoever presents a header `Authorization: Bearer KEY`; every key is compared, in constant time.
+
+        Args:
+            authorization: The header.
+            proxied: Whether the request came through a proxy: whoever is behind it is not trusted without a key.
 
         Raises:
             ApiError: 401, no key or one that is not known.
         """
         if not self._callers:
-            return self._anonymous
+            return self._stranger if proxied else self._anonymous
         scheme, _, key = (authorization or "").partition(" ")
         presented = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
         found = [caller for digest, caller in self._callers if hmac.compare_digest(digest, presented)]

@@ -5,7 +5,7 @@ from time import monotonic
 
 from anchorlm.guard import Guard
 from anchorlm.judging import RefusalMatcher
-from anchorlm.records import AnchorLMError, Response, as_messages
+from anchorlm.records import AnchorLMError, Response, UserError, as_messages
 from anchorlm.serving._served import Served
 
 _TOKENS = 64
@@ -39,10 +39,11 @@ async def examine(served: Served) -> str | None:
                 f"{served.id} does not refuse its harmful probe: check the defense's knobs, or give another "
                 "serve.harmful_probe."
             )
-    except AnchorLMError as error:
+    except UserError as error:
         return f"{served.id} failed its self-test: {served.public(str(error))}"
     except Exception as error:  # whatever a model, a judge or a hook raises: not ready, rather than silent
-        return f"{served.id} failed its self-test with {type(error).__name__}: try the recipe with `anchorlm chat`."
+        kind = type(error.__cause__ or error).__name__  # what a third party's error says may hold a prompt or a path
+        return f"{served.id} failed its self-test with {kind}: try the recipe with `anchorlm chat`."
     return None
 
 

@@ -5,21 +5,21 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
-_UNSERVED = {
-    "tools": "tool calls are not supported",
-    "tool_choice": "tool calls are not supported",
-    "functions": "tool calls are not supported",
-    "function_call": "tool calls are not supported",
-    "logit_bias": "it could undo the defense",
-    "modalities": "answers are text",
-    "audio": "answers are text",
-    "prediction": "predicted outputs are not supported",
-    "web_search_options": "this server searches nothing",
-    "suffix": "insertion is not supported",
-    "best_of": "candidates are the defense's matter; use n",
-    "echo": "the prompt is not repeated",
+_UNSERVED: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "tools": ("tool calls are not supported", ([],)),
+    "tool_choice": ("tool calls are not supported", ("none", "auto")),
+    "functions": ("tool calls are not supported", ([],)),
+    "function_call": ("tool calls are not supported", ("none", "auto")),
+    "logit_bias": ("it could undo the defense", ({},)),
+    "modalities": ("answers are text", (["text"],)),
+    "audio": ("answers are text", ()),
+    "prediction": ("predicted outputs are not supported", ()),
+    "web_search_options": ("this server searches nothing", ()),
+    "suffix": ("insertion is not supported", ("",)),
+    "best_of": ("candidates are the defense's matter; use n", (1,)),
+    "echo": ("the prompt is not repeated", (False,)),
 }
-_HARMLESS: tuple[Any, ...] = (None, False, [], {}, "none", "auto", ["text"], 1)
+"""Why a setting is not served, and which of its values ask for nothing."""
 
 
 class StreamOptions(BaseModel):
@@ -65,8 +65,9 @@ class Ask(BaseModel):
     def _served(cls, data: Any) -> Any:
         """A setting that cannot be honored is refused, not passed over."""
         if isinstance(data, dict):
-            for name, why in _UNSERVED.items():
-                if data.get(name) not in _HARMLESS:
+            for name, (why, harmless) in _UNSERVED.items():
+                value = data.get(name)
+                if value is not None and not any(type(value) is type(one) and value == one for one in harmless):
                     raise ValueError(f"{name} is not supported here: {why}")
             for name in ("presence_penalty", "frequency_penalty"):
                 if data.get(name) not in (None, 0):
@@ -94,7 +95,8 @@ class Ask(BaseModel):
                 chosen["temperature"] = self.temperature
         if self.top_p is not None:
             chosen["top_p"] = self.top_p
-            chosen.setdefault("do_sample", self.top_p < 1)
+            if self.top_p < 1:
+                chosen.setdefault("do_sample", True)
         return chosen
 
 

@@ -28,6 +28,9 @@ class _NoStack(logging.Filter):
 
 _NO_STACK = _NoStack()
 
+_SPARE = 256
+"""Connections beyond the requests that may be answered or wait: pages, probes, streams that are still being read."""
+
 
 class Server(uvicorn.Server):
     """An HTTP server around some guards.
@@ -64,10 +67,11 @@ class Server(uvicorn.Server):
                 log_level="warning",
                 server_header=False,
                 timeout_graceful_shutdown=settings.drain,
+                limit_concurrency=settings.concurrency + settings.queue + _SPARE,
             )
         )
 
-        for name in ("uvicorn.error", "asyncio"):
+        for name in ("uvicorn.error", "asyncio", "sse_starlette.sse"):
             logging.getLogger(name).addFilter(_NO_STACK)
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]

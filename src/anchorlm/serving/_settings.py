@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from anchorlm.records import Settings
 
@@ -81,8 +81,7 @@ class ServerSettings(Settings):
         """Whether nobody but this machine can reach the server."""
         return self.host in ("127.0.0.1", "::1", "localhost")
 
-    @model_validator(mode="after")
-    def _judge_is_faster(self) -> Self:
-        if self.judge_timeout > self.deadline:
-            return self.model_copy(update={"judge_timeout": self.deadline})
-        return self
+    @property
+    def patience(self) -> float:
+        """Seconds that a judge gets: with less than the deadline, so that its failure closes the answer before that."""
+        return min(self.judge_timeout, 0.9 * self.deadline)

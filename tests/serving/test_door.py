@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+import httpx
+import openai
+import pytest
+from servers import Live
+
+from anchorlm.guard import Guard
+from anchorlm.serving import Served
+
+TURN = [{"role": "user", "content": "bread"}]
+TRACED = {"model": "plain", "messages": TURN, "max_tokens": 1, "anchorlm": {"trace": True}}
+
+
+@pytest.mark.parametrize("request_line", ["POST /health", "GET /v1/models", "PUT /v1/chat/completions", "POST /v2/x"])
+def test_a_body_is_waited_for_only_where_one_is_asked_for(live: Live, request_line: str) -> None:
+    with socket.create_connection(("127.0.0.1", int(live.url.rpartition(":")[2])), timeout=10) as connection:
+        head = f"{request_line} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n"
+        connection.sendall(head.encode())
+        status = int(connection.recv(100).split()[1])
+    assert status in (200, 404, 405), "an answer, without a byte of the body that was announced"
+
+
+def test_where_a_body_is_asked_for_one_that_is_too_large_is_not_waited_for(live: Live) -> None:
+    with socket.create_connection(("127.0.0.1", int(live.url.rpartition(":")[2])), timeout=10) as connection:
+        connection.sendall(b"POST /v1/models HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n")
+        assert connection.recv(100).split()[1] == b"413"
+
+
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "x-forwarded-proto", "Forwarded"])
+def test_whoever_comes_through_a_proxy_without_a_key_is_not_the_operator(live: Live, header: str) -> None:
+    through = {header: "for=203.0.113.7"}
+    url = f"{live.url}/v1/chat/completions"
+    assert httpx.post(url, json=TRACED, timeout=60).status_code == 200
+    assert httpx.post(url, json=TRACED, headers=through, timeout=60).status_code == 403
+    assert httpx.post(url, json=TRACED | {"anchorlm": {}}, headers=through, timeout=60).status_code == 200
+    assert not httpx.get(f"{live.url}/v1/models", headers=through).json()["anchorlm"]["operator"]
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "http://localhost.evil.example", "http://10.0.0.1", "null"])
+def test_a_page_elsewhere_cannot_post_to_the_loopback(live: Live, origin: str) -> None:
+    asked = {"content": httpx.Request("POST", live.url, json={"messages": TURN}).content}
+    answer = httpx.post(f"{live.url}/v1/chat/completions", headers={"Origin": origin}, **asked)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "unknown_host")
+
+
+@pytest.mark.parametrize("origin", ["http://localhost:8000", "http://127.0.0.1", "http://[::1]:8000"])
+def test_a_page_of_this_machine_may_ask_the_loopback(live: Live, origin: str) -> None:
+    assert httpx.get(f"{live.url}/v1/models", headers={"Origin": origin}).status_code == 200
+
+
+@pytest.mark.parametrize("sent", [{"echo": True}, {"suffix": "none"}, {"best_of": 2}, {"best_of": True}])
+def test_what_a_completion_cannot_honor_is_refused(client: openai.OpenAI, sent: dict[str, object]) -> None:
+    with pytest.raises(openai.BadRequestError, match=f"{next(iter(sent))} is not supported"):
+        client.completions.create(model="plain", prompt="bread", max_tokens=1, extra_body=sent)
+
+
+@pytest.mark.parametrize("sent", [{"tools": True}, {"tools": "none"}, {"tool_choice": 1}, {"modalities": "auto"}])
+def test_what_a_chat_cannot_honor_is_refused(client: openai.OpenAI, sent: dict[str, object]) -> None:
+    with pytest.raises(openai.BadRequestError, match=f"{next(iter(sent))} is not supported"):
+        client.chat.completions.create(model="plain", messages=TURN, max_tokens=1, extra_body=sent)
+
+
+def test_what_asks_for_nothing_is_let_through(client: openai.OpenAI) -> None:
+    nothing = {"echo": False, "best_of": 1, "suffix": "", "logit_bias": {}}
+    assert client.completions.create(model="plain", prompt="bread", max_tokens=1, extra_body=nothing).choices
+    nothing = {"tool_choice": "none", "tools": [], "function_call": "auto", "modalities": ["text"], "logit_bias": {}}
+    asked = {"model": "plain", "messages": TURN, "max_tokens": 1}
+    assert client.chat.completions.create(**asked, extra_body=nothing).choices
+
+
+def test_the_whole_distribution_is_no_choice_of_how_to_sample(start_live: Callable[..., Live], plain: Guard) -> None:
+    sampling = {"max_new_tokens": 12, "do_sample": True, "temperature": 1.5, "seed": 3}
+    guard = Guard(plain.defense.target, generation=sampling)
+    client = start_live([Served.of("sampling", guard), Served.of("plain", plain)]).client()
+
+    def said(model: str, **asked: float) -> str | None:
+        return client.chat.completions.create(model=model, messages=TURN, **asked).choices[0].message.content
+
+    assert guard.chat(TURN).text != plain.chat(TURN).text
+    assert said("sampling", top_p=1) == guard.chat(TURN).text
+    assert said("plain", top_p=1) == plain.chat(TURN).text
+    assert said("plain", top_p=0.5, seed=3) == plain.chat(TURN, do_sample=True, top_p=0.5, seed=3).text
