@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from anchorlm.cli._errors import complain
 from anchorlm.cli._generate import _Rate
 from anchorlm.cli._loading import quiet_libraries, stderr
-from anchorlm.cli._zoo import ANCHOR, GATED, JUDGE, KNOBS, SAME_VOCABULARY, SPECIALISTS
+from anchorlm.cli._zoo import ANCHOR, COMPOSED, GATED, JUDGE, KNOBS, SAME_VOCABULARY, SPECIALISTS
 from anchorlm.evaluation import (
     Case,
     CompareRecipe,
@@ -37,9 +37,6 @@ EMBEDDED_JUDGE = {"kind": "rubric", "model": f"embedded:{JUDGE}", "options": {"t
 
 SCORERS = {"cost": "b-cost", "reward": "b-reward"}
 """The embedded models that score texts."""
-
-COMPOSED = {"name": "inferenceguard", **KNOBS["inferenceguard"], **GATED}
-"""Gate, mixture and hard gate together."""
 
 
 def run(
@@ -133,7 +130,7 @@ def _searching(artifact: Mapping[str, str]) -> dict[str, Any]:
         "args": {},
         "controlled_decoding": {},
         "inferenceguard": guided | KNOBS["inferenceguard"],
-        "composed": {**guided, **COMPOSED, **artifact},
+        "composed": {"name": "inferenceguard", **guided, **COMPOSED, **artifact},
     }
 
 

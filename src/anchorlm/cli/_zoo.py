@@ -32,6 +32,9 @@ KNOBS: dict[str, dict[str, Any]] = {
 GATED: dict[str, Any] = {"gate": "inferaligner", "alpha": 0.7}
 """Behind InferAligner's gate a prompt is known to be harmful, so that the anchor may weigh more; chosen likewise."""
 
+COMPOSED: dict[str, Any] = {**KNOBS["inferenceguard"], **GATED, "comfort": 1.0}
+"""InferenceGuard with gate, mixture, hard gate and judge together: less comfort is needed where a gate has looked."""
+
 SPECIALISTS = {"a-medicine": "medicine", "a-finance": "finance", "a-arithmetic": "arithmetic"}
 """The targets, each with its domain."""
 
@@ -108,7 +111,7 @@ def knobs_of(name: str, defense: str) -> dict[str, Any]:
     if steers and folder is None:
         raise UserError(f"No artifact was fitted to {name}: fit one with `anchorlm fit inferaligner`, or take another.")
     if defense == "inferenceguard" and folder is not None:
-        found |= GATED
+        found = dict(COMPOSED)
     return found | ({"artifact": str(folder)} if steers or "gate" in found else {})
 
 
