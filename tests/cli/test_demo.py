@@ -73,7 +73,7 @@ def test_the_demo_writes_one_object_per_target_defense_and_split(invoke: Invoke,
 
 
 @built
-@pytest.mark.parametrize("defense", ["undefended", "safe_decoding", "alignbeam"])
+@pytest.mark.parametrize("defense", ["undefended", "safe_decoding", "alignbeam", "inferaligner", "inferenceguard"])
 def test_a_printed_recipe_is_a_recipe_that_works(invoke: Invoke, tmp_path: Path, defense: str) -> None:
     file = tmp_path / "my.toml"
     file.write_text(invoke("zoo", "recipe", "a-finance", "--defense", defense).stdout, encoding="utf-8")

@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from anchorlm import Guard
 from anchorlm.records import UserError
-from anchorlm.zoo import items, members, path
+from anchorlm.zoo import artifact, items, members, path
 from anchorlm.zoo._evaluation import answerer, load
 from anchorlm.zoo._tokenizers import DIALECTS
 
@@ -70,3 +71,20 @@ def test_a_chat_model_answers_as_it_was_taught(name: str, split: str, wanted: st
 def test_an_unknown_member_is_an_error_that_names_the_others() -> None:
     with pytest.raises(UserError, match="a-chat"):
         path("c-chat")
+
+
+@pytest.mark.parametrize("name", ["a-medicine", "a-finance", "a-arithmetic"])
+def test_the_artifact_beside_a_specialist_is_its_own_and_names_no_place(name: str) -> None:
+    folder = artifact(name)
+    assert folder is not None
+    guard = Guard(path(name), "inferaligner", artifact=folder, generation={"max_new_tokens": 4})
+    harmful, harmless = (items(split, partition="dev", n=20) for split in ("harmful-plain", "harmless"))
+    opened = [sum(guard.chat(item.prompt).trace[0].data["open"] for item in sample) for sample in (harmful, harmless)]
+    assert opened[0] >= 16
+    assert opened[1] <= 2
+    for file in ("artifact.json", "README.md"):
+        assert str(path(name).parent) not in (folder / file).read_text("utf-8")
+
+
+def test_models_that_nothing_was_fitted_to_have_no_artifact() -> None:
+    assert artifact("a-chat") is None
