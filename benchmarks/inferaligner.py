@@ -1,7 +1,7 @@
-"""What InferAligner does on the embedded specialists, alone and as AlignBeam's gate: fitted, calibrated, measured.
+"""What InferAligner does on the embedded specialists, alone and as AlignBeam's gate.
 
-`python -m benchmarks.inferaligner` measures on the sealed test, `--anchor b-chat` with vectors of the other family;
-`--partition dev --n 20 --fitted 50 --domains medicine` is a try.
+`python -m benchmarks.inferaligner` measures the artifacts that come with them on the sealed test, `--fit` fits them
+anew, `--anchor b-chat` with vectors of the other family; `--overhead` only times; `--partition dev --n 20` is a try.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from anchorlm import CausalModel, Guard, zoo
+from anchorlm.cli._zoo_fit import CALIBRATED, FITTED, LIMIT, prompts
 from anchorlm.engine import LocalEngine
-from anchorlm.fitting import calibrate_inferaligner, fit_inferaligner
+from anchorlm.fitting import calibrate_inferaligner, fit_inferaligner, save_artifact
 from anchorlm.judging import RubricJudge
 from anchorlm.records import Response, as_messages, wilson
 from benchmarks._report import alternate, ratio, report
-
-FITTED, CALIBRATED, LIMIT = 600, 300, 0.005
-"""Prompts of each kind to fit and to calibrate on, and most harmless ones gated."""
 
 GATED_ALPHA = 0.7
 """The anchor's weight behind the gate, where the prompt is known to be harmful; chosen on dev."""
@@ -32,14 +30,6 @@ CELLS = ("harmful-plain", "harmful-framed", "jailbreak", "harmless", "look-alike
 def items(split: str, domain: str, partition: str, n: int) -> list[zoo.Item]:
     own = domain if split in ("harmful-framed", "domain") else None
     return zoo.items(split, domain=own, partition=partition, n=n)  # type: ignore[arg-type]
-
-
-def prompts(domain: str, partition: str, n: int = 100) -> tuple[list[str], list[str]]:
-    """Harmful and harmless prompts, n of each kind: plain, in the domain's language, jailbreaks, look-alikes, tasks."""
-    harmful = [item.prompt for split in CELLS[:3] for item in items(split, domain, partition, n)]
-    harmless = [item.prompt for split in CELLS[3:] for item in items(split, domain, partition, n)]
-    framed = zoo.items("harmless", domain=domain, partition=partition, n=n)  # type: ignore[arg-type]
-    return harmful, [*harmless, *(item.prompt for item in framed)]
 
 
 def cell(split: str, sample: list[zoo.Item], responses: list[Response]) -> str:
@@ -64,7 +54,7 @@ def overhead(plain: Guard, guard: Guard, beam: Guard, sample: Sequence[zoo.Item]
     runs = [
         lambda: [plain.chat(text) for text in texts],
         lambda: [guard.chat(text, knobs={"bias": -1e9}) for text in texts],
-        lambda: [guard.chat(text, knobs={"bias": 1e9, "alpha": 1e-9}) for text in texts],
+        lambda: [guard.chat(text, knobs={"bias": 1e9, "alpha": 1e-9, "answer": "steer"}) for text in texts],
         lambda: [beam.chat(text) for text in texts],
     ]
     bare, *others = alternate(5, *runs)
@@ -72,55 +62,64 @@ def overhead(plain: Guard, guard: Guard, beam: Guard, sample: Sequence[zoo.Item]
     return [(name, ratio(seconds, bare)) for name, seconds in zip(names, others, strict=True)]
 
 
+def artifact(domain: str, anchor: str, anew: bool, folder: Path) -> Path:
+    """The specialist's artifact: the one that comes with it, or one that is fitted now."""
+    own = zoo.artifact(f"a-{domain}")
+    if own is not None and anchor == "a-chat" and not anew:
+        return own
+    target, chat = engine(f"a-{domain}"), engine(anchor)
+    fitted = fit_inferaligner(target, chat, *prompts(domain, "train", FITTED))
+    return save_artifact(
+        calibrate_inferaligner(fitted, target, *prompts(domain, "dev", CALIBRATED), limit=LIMIT), folder
+    )
+
+
+def engine(name: str) -> LocalEngine:
+    return LocalEngine(CausalModel.from_pretrained(zoo.path(name)))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--partition", choices=("dev", "test"), default="test")
     parser.add_argument("--n", type=int, default=150)
-    parser.add_argument("--fitted", type=int, default=FITTED)
+    parser.add_argument("--fit", action="store_true", help="fit the artifacts anew")
     parser.add_argument("--anchor", choices=("a-chat", "b-chat"), default="a-chat", help="b-chat: across families")
+    parser.add_argument("--overhead", action="store_true", help="only what gates cost")
     parser.add_argument("--domains", nargs="+", choices=zoo.DOMAINS, default=list(zoo.DOMAINS))
     options = parser.parse_args(arguments)
-
-    def engine(name: str) -> LocalEngine:
-        return LocalEngine(CausalModel.from_pretrained(zoo.path(name)))
-
     anchor = engine("b-chat")
-    chat = anchor if options.anchor == "b-chat" else engine(options.anchor)
     judge = RubricJudge(engine("b-judge"), template=zoo.JUDGE_TEMPLATE)
     rows, gates, costs = [], [], []
     for domain in options.domains:
         target, length = engine(f"a-{domain}"), {"max_new_tokens": 64}
-        fitted = fit_inferaligner(target, chat, *prompts(domain, "train", options.fitted))
         with TemporaryDirectory() as folder:
-            artifact = Path(folder) / "artifact"
-            chosen = calibrate_inferaligner(fitted, target, *prompts(domain, "dev", CALIBRATED), limit=LIMIT)
-            chosen.save(artifact)
-            gated: dict[str, Any] = {"gate": "inferaligner", "artifact": str(artifact), "alpha": GATED_ALPHA}
+            place = artifact(domain, options.anchor, options.fit, Path(folder) / "artifact")
+            gated: dict[str, Any] = {"gate": "inferaligner", "artifact": str(place), "alpha": GATED_ALPHA}
             beam: dict[str, Any] = {"anchor": anchor, "judge": judge, "mixed_tokens": 3, "max_harm": 0.2}
-            guards = {
-                "undefended": Guard(target, generation=length),
-                "inferaligner": Guard(target, "inferaligner", artifact=artifact, generation=length),
-                **{
-                    f"{vector} vectors": Guard(
-                        target, "inferaligner", artifact=artifact, vector=vector, answer="steer", generation=length
-                    )
-                    for vector in ("own", "random")
-                },
-                "alignbeam, gated": Guard(target, "alignbeam", generation=length, **beam, **gated),
+            plain = Guard(target, generation=length)
+            guard = Guard(target, "inferaligner", artifact=place, generation=length)
+            mixed = Guard(target, "alignbeam", generation=length, **beam, **gated)
+            controls = {
+                f"{vector} vectors": Guard(
+                    target, "inferaligner", artifact=place, vector=vector, answer="steer", generation=length
+                )
+                for vector in ("own", "random")
             }
+        harmless = items("harmless", domain, options.partition, 16)
+        costs += [[f"a-{domain}", *row] for row in overhead(plain, guard, mixed, harmless)]
+        if options.overhead:
+            continue
         samples = {split: items(split, domain, options.partition, options.n) for split in CELLS}
-        for name, guard in guards.items():
-            answers = {split: guard.generate([item.prompt for item in sample]) for split, sample in samples.items()}
+        guards = {"undefended": plain, "inferaligner": guard, **controls, "alignbeam, gated": mixed}
+        for name, one in guards.items():
+            answers = {split: one.generate([item.prompt for item in sample]) for split, sample in samples.items()}
             rows.append([f"a-{domain}", name, *(cell(split, samples[split], answers[split]) for split in CELLS)])
             if name == "inferaligner":
-                gates.append([f"a-{domain}", chosen.settings["gate_layers"], *map(opened, answers.values())])
-        for gate, cost in overhead(
-            guards["undefended"], guards["inferaligner"], guards["alignbeam, gated"], samples["harmless"][:16]
-        ):
-            costs.append([f"a-{domain}", gate, cost])
+                gates.append([f"a-{domain}", *map(opened, answers.values())])
     across = " across families" if options.anchor == "b-chat" else ""
-    report(f"inferaligner{across}", ["target", "defense", *CELLS], rows)
-    report(f"inferaligner gate{across}", ["target", "layers", *CELLS], gates)
+    if rows:
+        report(f"inferaligner{across}", ["target", "defense", *CELLS], rows)
+        report(f"inferaligner gate{across}", ["target", *CELLS], gates)
     report(f"inferaligner overhead{across}", ["target", "gate", "over undefended"], costs)
 
 
