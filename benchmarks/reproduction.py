@@ -22,7 +22,7 @@ RUNS = "build/reproduction"
 TUNED = ("a-medicine", "a-finance")
 SPECIALISTS = (*TUNED, "a-arithmetic")
 
-EVERYTHING = f"anchorlm compare --out {RUNS}/everything --limit 100 --workers 2"
+EVERYTHING = f"anchorlm compare --out {RUNS}/everything --limit 50 --workers 2"
 LINEAGE = f"anchorlm compare recipes/lineage.toml --out {RUNS}/lineage --limit 100"
 SWEEP = (
     f"anchorlm compare --out {RUNS}/sweep --limit 100 --workers 2 --defenses undefended,alignbeam "

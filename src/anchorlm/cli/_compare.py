@@ -111,7 +111,7 @@ def embedded_recipe(partition: str = "test") -> dict[str, Any]:
             "self_reminder": {},
             "goal_priority": {},
             "safe_decoding": own_family,
-            "best_of_n": {},
+            "best_of_n": {"n": 8},
             **dict.fromkeys(FITTED, artifact),
             "alignbeam": KNOBS["alignbeam"],
             "gated alignbeam": {"name": "alignbeam", **KNOBS["alignbeam"], **GATED, **artifact},
@@ -127,8 +127,8 @@ def _searching(artifact: Mapping[str, str]) -> dict[str, Any]:
     """Those that search under the embedded scores; where the anchor writes, it is the one of the other family."""
     guided = {"anchor": f"embedded:{ANCHOR}", "judge": EMBEDDED_JUDGE}
     return {
-        "args": {},
-        "controlled_decoding": {},
+        "args": KNOBS["args"],
+        "controlled_decoding": KNOBS["controlled_decoding"],
         "inferenceguard": guided | KNOBS["inferenceguard"],
         "composed": {"name": "inferenceguard", **guided, **COMPOSED, **artifact},
     }

@@ -18,6 +18,8 @@ ANCHOR = "b-chat"
 
 KNOBS: dict[str, dict[str, Any]] = {
     "alignbeam": {"mixed_tokens": 3, "max_harm": 0.2},
+    "args": {"k": 4},  # companions search less than in their papers, so that a comparison takes minutes
+    "controlled_decoding": {"n": 4},
     "inferenceguard": {
         "proposal": "alignbeam",
         "mixed_tokens": 3,
