@@ -14,15 +14,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from anchorlm import CausalModel, Guard, zoo
+from anchorlm.cli._zoo import GATED, KNOBS
 from anchorlm.cli._zoo_fit import CALIBRATED, FITTED, LIMIT, prompts
 from anchorlm.engine import LocalEngine
 from anchorlm.fitting import calibrate_inferaligner, fit_inferaligner, save_artifact
 from anchorlm.judging import RubricJudge
 from anchorlm.records import Response, as_messages, wilson
 from benchmarks._report import alternate, ratio, report
-
-GATED_ALPHA = 0.7
-"""The anchor's weight behind the gate, where the prompt is known to be harmful; chosen on dev."""
 
 CELLS = ("harmful-plain", "harmful-framed", "jailbreak", "harmless", "look-alike", "domain")
 
@@ -94,11 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         target, length = engine(f"a-{domain}"), {"max_new_tokens": 64}
         with TemporaryDirectory() as folder:
             place = artifact(domain, options.anchor, options.fit, Path(folder) / "artifact")
-            gated: dict[str, Any] = {"gate": "inferaligner", "artifact": str(place), "alpha": GATED_ALPHA}
-            beam: dict[str, Any] = {"anchor": anchor, "judge": judge, "mixed_tokens": 3, "max_harm": 0.2}
+            beam: dict[str, Any] = {"anchor": anchor, "judge": judge, "artifact": str(place)}
             plain = Guard(target, generation=length)
             guard = Guard(target, "inferaligner", artifact=place, generation=length)
-            mixed = Guard(target, "alignbeam", generation=length, **beam, **gated)
+            mixed = Guard(target, "alignbeam", generation=length, **beam, **KNOBS["alignbeam"], **GATED)
             controls = {
                 f"{vector} vectors": Guard(
                     target, "inferaligner", artifact=place, vector=vector, answer="steer", generation=length

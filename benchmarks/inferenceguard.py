@@ -15,28 +15,19 @@ from time import perf_counter
 from typing import Any
 
 from anchorlm import CausalModel, Guard, zoo
+from anchorlm.cli._zoo import COMPOSED, KNOBS
 from anchorlm.engine import LocalEngine, runtime
 from anchorlm.fitting import fit_inferenceguard, save_critic
 from anchorlm.guard import ScorerSettings, build_scorer
 from anchorlm.judging import Judge, RubricJudge, Scorer
 from anchorlm.records import Response, as_messages, wilson
 from benchmarks._report import report
-from benchmarks.inferaligner import GATED_ALPHA
 
 HARMFUL = ("harmful-plain", "harmful-framed", "jailbreak")
 OTHERS = ("harmless", "look-alike", "domain")
 LENGTH = 64
 BEAMS = 16
 BLOCK = 8
-COMFORT = 5.0
-"""How far below the line a response must be where the anchor puts refusals into reach; chosen on dev."""
-
-GATED_COMFORT = 1.0
-"""Likewise behind the gate."""
-
-MAX_HARM = 0.2
-"""Most harm that the judge may see in a response: its best grade, a near one at most."""
-
 CRITIC_PROMPTS = 60
 """Harmful and harmless training prompts of each kind on which the critic's rollouts are made."""
 
@@ -115,9 +106,8 @@ def guards(
     scored: dict[str, Any] = {"cost": cost, "reward": reward, "generation": length}
     ours: dict[str, Any] = {**scored, "block": BLOCK, "beams": (4, BEAMS)}
     beams: dict[str, Any] = {**scored, "n": BEAMS}
-    heard: dict[str, Any] = {"judge": judge, "max_harm": MAX_HARM}
-    mixture: dict[str, Any] = {**ours, "anchor": anchor, "proposal": "alignbeam", "mixed_tokens": 3,
-                               "comfort": COMFORT}  # fmt: skip
+    heard: dict[str, Any] = {"judge": judge, "max_harm": KNOBS["inferenceguard"]["max_harm"]}
+    mixture: dict[str, Any] = {**scored, "anchor": anchor, **KNOBS["inferenceguard"]}
     return {
         "undefended": lambda: Guard(target, generation=length),
         "best-of-16, reward": lambda: Guard(target, "beam_search", **beams, block=0, score="reward"),
@@ -131,13 +121,12 @@ def guards(
         "InferenceGuard + critic": lambda: Guard(target, "inferenceguard", critic=artifact(), **ours),
         "InferenceGuard + judge": lambda: Guard(target, "inferenceguard", **ours, **heard),
         "InferenceGuard on AlignBeam": lambda: Guard(target, "inferenceguard", **mixture),
-        "InferenceGuard on AlignBeam + judge": lambda: Guard(target, "inferenceguard", **mixture, **heard),
+        "InferenceGuard on AlignBeam + judge": lambda: Guard(target, "inferenceguard", **{**mixture, **heard}),
         "InferenceGuard composed": lambda: Guard(
             target,
             "inferenceguard",
-            gate="inferaligner",
             artifact=zoo.artifact(f"a-{domain}"),
-            **{**mixture, **heard, "alpha": GATED_ALPHA, "comfort": GATED_COMFORT},
+            **{**mixture, **heard, **COMPOSED},
         ),
     }
 

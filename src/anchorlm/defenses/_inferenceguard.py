@@ -3,17 +3,17 @@ from __future__ import annotations
 from asyncio import gather
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from functools import cached_property
 from math import inf
 from typing import Any, ClassVar, Literal
 
 import torch
 
-from anchorlm.defenses._base import Defense, Needs, Team, room_for, varied
+from anchorlm.defenses._base import Defense, Needs, Team, room_for
 from anchorlm.defenses._budget import Calibrated, admit, pipeline_digest, scorers_digest
 from anchorlm.defenses._guidance import Guidance, Guided, MixtureSettings
 from anchorlm.defenses._inferenceguard_settings import InferenceGuardSettings
+from anchorlm.defenses._inferenceguard_work import Work
 from anchorlm.engine import Engine
 from anchorlm.models import stamp
 from anchorlm.records import (
@@ -21,67 +21,18 @@ from anchorlm.records import (
     Artifact,
     Decision,
     Event,
-    Finished,
-    FinishReason,
-    GenerationSettings,
     Messages,
     Request,
     TextDelta,
-    Usage,
     UserError,
 )
 from anchorlm.search import Alone, Beam, Critic, Found, Plan, Proposal, SafetyState, search
-from anchorlm.steering import Reading
 
 PROBE: Messages = ({"role": "user", "content": "How do I hurt somebody?"},)
 """A request whose refusal must be within budget."""
 
 _CHECKED = 1_000
 """Pairs of a refusal and a budget that are remembered as checked."""
-
-
-@dataclass(slots=True)
-class _Work:
-    """One request on its way.
-
-    Attributes:
-        request: What is asked.
-        settings: The knobs.
-        prompt: Its tokens.
-        room: Most tokens of the response.
-        generated: Tokens that were sampled so far.
-        least: The lowest cost of a whole response so far.
-        vetoed: Whole responses within budget that the judge turned down so far.
-        reading: What the gate said of the prompt, once it was read.
-        told: Whether the trace says so.
-        guided: Whether the anchor guides what is written from here on.
-    """
-
-    request: Request
-    settings: InferenceGuardSettings
-    prompt: list[int]
-    room: int
-    generated: int = 0
-    least: float = inf
-    vetoed: int = 0
-    reading: Reading | None = None
-    told: bool = False
-    guided: bool = True
-
-    def sampling(self, n: int) -> GenerationSettings:
-        """The request's own way for a draft; beams must differ."""
-        own = self.request.generation
-        return own if n == 1 else varied(own, self.settings.temperature)
-
-    def finished(self, reason: FinishReason, tokens: int) -> Finished:
-        """The last event."""
-        return Finished(reason, Usage(len(self.prompt), tokens, self.generated))
-
-    def refusal(self, why: str) -> Iterator[Event]:
-        """What is said instead."""
-        yield Decision("fallback", {"why": why})
-        yield TextDelta(self.settings.refusal)
-        yield self.finished("refusal", 0)
 
 
 class InferenceGuard(Defense):
@@ -190,11 +141,11 @@ class InferenceGuard(Defense):
         await self._check_refusal(settings)
         prompt = self.target.model.encode(request.messages)
         room = room_for(self.target, len(prompt), request.generation)
-        work = _Work(request, settings, prompt, room)
+        work = Work(request, settings, prompt, room)
         async for event in self._whole(work) if settings.release == "whole" else self._blocks(work):
             yield event
 
-    async def _whole(self, work: _Work) -> AsyncIterator[Event]:
+    async def _whole(self, work: Work) -> AsyncIterator[Event]:
         """The mode that looks at whole responses before it speaks."""
         settings, limit = work.settings, self._limit(work.settings)
         best: Beam | None = None
@@ -225,7 +176,7 @@ class InferenceGuard(Defense):
         yield TextDelta(self._text(best), best.tokens, best.scores)
         yield work.finished(best.reason, len(best.tokens))
 
-    async def _blocks(self, work: _Work) -> AsyncIterator[Event]:
+    async def _blocks(self, work: Work) -> AsyncIterator[Event]:
         """The mode that speaks block by block: what is out is within budget as it stands, and stays out."""
         settings, limit = work.settings, self._limit(work.settings)
         out: Beam | None = None
@@ -258,7 +209,7 @@ class InferenceGuard(Defense):
         yield Decision("fallback", {"why": "no further block within budget was found: the text ends here"})
         yield work.finished("refusal", len(out.tokens))
 
-    def _affordable(self, work: _Work) -> list[int]:
+    def _affordable(self, work: Work) -> list[int]:
         """The searches that the engines can hold: a long prompt is searched with fewer beams, not turned down."""
         length = len(work.prompt) + work.room
         return [
@@ -270,7 +221,7 @@ class InferenceGuard(Defense):
             )
         ]
 
-    async def _search(self, work: _Work, n: int, after: Beam | None = None, rounds: int | None = None) -> Found:
+    async def _search(self, work: Work, n: int, after: Beam | None = None, rounds: int | None = None) -> Found:
         """One search over n beams, which share the prompt; a single beam is written in one go.
 
         Its rows are given back before another search asks for more, so that requests never wait for one another.
@@ -309,7 +260,7 @@ class InferenceGuard(Defense):
         work.generated += found.generated
         return found
 
-    async def _score(self, work: _Work, beams: Sequence[Beam], *, ranked: bool) -> None:
+    async def _score(self, work: Work, beams: Sequence[Beam], *, ranked: bool) -> None:
         """Sets cost, state and score of each beam: its reward, or what the critic expects; `-inf` over budget."""
         messages, settings = work.request.conversation, work.settings
         costs = await self.scores("cost", messages, [self._text(beam) for beam in beams])
@@ -331,7 +282,7 @@ class InferenceGuard(Defense):
         for beam, reward in zip(known, rewards, strict=True):
             beam.score = beam.reward = reward
 
-    async def _hear(self, work: _Work, beams: Sequence[Beam]) -> None:
+    async def _hear(self, work: Work, beams: Sequence[Beam]) -> None:
         """The judge has the last word on whole responses: it can turn one down that the cost model finds safe.
 
         Where a gate found the prompt harmless neither the anchor nor the judge is asked until a draft is over budget.
@@ -359,7 +310,7 @@ class InferenceGuard(Defense):
         text = self.target.model.vocabulary.decode(beam.tokens).decode("utf-8", errors="replace")
         return text if beam.reason is not None else text.rstrip("\ufffd")
 
-    def _decisions(self, work: _Work, n: int, found: Found, beams: Sequence[Beam]) -> Iterator[Decision]:
+    def _decisions(self, work: Work, n: int, found: Found, beams: Sequence[Beam]) -> Iterator[Decision]:
         """What the gate said, once, and what a search came to."""
         if work.reading is not None and not work.told:
             work.told = True

@@ -4,7 +4,6 @@ from anchorlm.evaluation._attacks import Attack, attack_names, parse_attack
 from anchorlm.evaluation._cases import Case, load_cases
 from anchorlm.evaluation._contestants import Embedded
 from anchorlm.evaluation._figures import Figures, Row, figures
-from anchorlm.evaluation._folder import ARTIFACTS
 from anchorlm.evaluation._graders import Grader, JudgeGrader, RefusalGrader, TruthGrader, is_correct
 from anchorlm.evaluation._overlaps import Overlap, overlaps
 from anchorlm.evaluation._recipe import CompareRecipe, parse_sweep
@@ -23,7 +22,6 @@ from anchorlm.evaluation._statistics import (
 from anchorlm.evaluation._tables import latex, markdown, summary, write_tables
 
 __all__ = [
-    "ARTIFACTS",
     "Agreement",
     "Attack",
     "Case",

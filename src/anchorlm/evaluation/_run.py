@@ -3,35 +3,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import torch
 
 from anchorlm.engine import LocalEngine, as_done, runtime
-from anchorlm.evaluation._adaptive import Attempt, Graded
-from anchorlm.evaluation._attacks import Attack, parse_attack, seeded
+from anchorlm.evaluation._answering import Record, answered, graded_anew, is_spoiled, is_ungraded
+from anchorlm.evaluation._attacks import parse_attack
 from anchorlm.evaluation._cache import UndefendedCache
 from anchorlm.evaluation._cases import Case
 from anchorlm.evaluation._contestants import Contestant, Embedded, Pool
+from anchorlm.evaluation._exclusion import may_grade
 from anchorlm.evaluation._folder import ANSWERS, TIMINGS, Setting, artifacts, check, key, prepare, read_answers
 from anchorlm.evaluation._graders import Grader
 from anchorlm.evaluation._recipe import CompareRecipe
 from anchorlm.evaluation._workers import Pair, records
-from anchorlm.guard import Guard, JudgeSettings, ScorerSettings
-from anchorlm.records import (
-    Artifact,
-    DefenseError,
-    Journal,
-    Messages,
-    ModelError,
-    Response,
-    TextDelta,
-    Usage,
-    UserError,
-)
+from anchorlm.guard import Guard
+from anchorlm.records import Artifact, DefenseError, Journal, TextDelta, UserError
 
 if sys.platform == "win32":
     resource = None
@@ -40,8 +29,6 @@ else:
 
 Progress = Callable[[int, int, str], None]
 """Told how many answers of how many are there, and what is being answered."""
-
-Record = dict[str, Any]
 
 
 def compare(
@@ -102,39 +89,9 @@ def _check_contestants(setting: Setting, pool: Pool) -> None:
     """
     for contestant in setting.contestants:
         for data in setting.recipe.data:
-            _may_grade(setting.recipe, pool, contestant, data)
+            may_grade(setting.recipe, pool, contestant, data)
     for folder in dict.fromkeys(artifacts(setting, pool).values()):
         Artifact.load(folder)
-
-
-def _may_grade(recipe: CompareRecipe, pool: Pool, contestant: Contestant, data: str) -> list[str]:
-    """Names of the graders that are not a judge or scorer of the defense; the truth only where it is known.
-
-    Raises:
-        UserError: There is none.
-    """
-    roles = (contestant.judge, contestant.cost, contestant.reward)
-    own = {_source(pool, role) for role in roles if role is not None}
-    judges = {name: one.judge for name, one in recipe.grader.items()} | {"refusal": JudgeSettings(kind="refusal")}
-    known = recipe.data[data].embedded is not None
-    fit = [
-        name
-        for name in recipe.graders
-        if (known if name == "truth" else name not in judges or _source(pool, judges[name]) not in own)
-    ]
-    if not fit:
-        raise UserError(
-            f"Nobody may grade {contestant.label} on {data}: its own judges may not, and the truth is known for "
-            "embedded prompts only; add a grader such as refusal to the recipe."
-        )
-    return fit
-
-
-def _source(pool: Pool, settings: JudgeSettings | ScorerSettings) -> str:
-    """What a judge or scorer is known by before its weights are loaded; a judge behind a cost is a judge."""
-    if isinstance(settings, ScorerSettings) and settings.judge is not None:
-        return _source(pool, settings.judge)
-    return f"{settings.kind}:{'' if settings.model is None else pool.located(settings.model).path}"
 
 
 class _Sent:
@@ -159,7 +116,7 @@ class _Run:
         self.setting, self.pool, self.recipe = setting, pool, setting.recipe
         self._answers, self._timings, self._progress = answers, timings, progress
         self._old = {key(record): record for record in answers.records}
-        self._done = {at for at, record in self._old.items() if not (_is_spoiled(record) or _is_ungraded(record))}
+        self._done = {at for at, record in self._old.items() if not (is_spoiled(record) or is_ungraded(record))}
         self._errors = {at for at, record in self._old.items() if "error" in record}
         self._timed = {(one["target"], one["defense"], one["data"], one["case"]) for one in timings.records
                        if "case" in one}  # fmt: skip
@@ -202,7 +159,7 @@ class _Run:
             return
         at = key(record)
         self._done.add(at)  # whatever came of it, it is not tried again in this run
-        again = at in self._old and (_is_spoiled(record) or record == self._old[at])
+        again = at in self._old and (is_spoiled(record) or record == self._old[at])
         if isinstance(self._answers, _Sent) or not again:  # what fails again does not take the place of what was there
             self._answers.write(record)
             (self._errors.add if "error" in record else self._errors.discard)(at)
@@ -254,10 +211,10 @@ class _Run:
             torch.cuda.reset_peak_memory_stats()
         start, tokens = perf_counter(), 0
         old = [self._old.get((target, contestant.label, name, attack, case.id)) for name, attack, case in jobs]
-        kept = [None if one is None or _is_spoiled(one) else one for one in old]  # they lack a grade, and nothing else
+        kept = [None if one is None or is_spoiled(one) else one for one in old]  # they lack a grade, and nothing else
         work = (
-            _graded_anew(one, case, graders[name]) if one is not None else
-            _answered(guard, cache, self._attacks[attack], case, graders[name], self.recipe.seed, {
+            graded_anew(one, case, graders[name]) if one is not None else
+            answered(guard, cache, self._attacks[attack], case, graders[name], self.recipe.seed, {
                 "target": target, "defense": contestant.label, "data": name, "attack": attack, "case": case.id,
                 "kind": case.kind, "category": case.category})
             for one, (name, attack, case) in zip(kept, jobs, strict=True)
@@ -281,7 +238,7 @@ class _Run:
 
     def _fit_graders(self, contestant: Contestant, data: str) -> list[Grader]:
         """Those that may grade."""
-        names = _may_grade(self.recipe, self.pool, contestant, data)
+        names = may_grade(self.recipe, self.pool, contestant, data)
         return [one for one in self.graders if one.name in names]
 
     def _time(self, guard: Guard, target: str, label: str, sets: Sequence[tuple[str, Sequence[Case]]]) -> None:
@@ -289,7 +246,7 @@ class _Run:
         with suppress(UserError, DefenseError):
             guard.chat("Hello", max_new_tokens=2)  # the first forward allocates; that is not the defense's time
         for data, case in ((name, case) for name, cases in sets for case in cases):
-            before = self._forwards()
+            before = self.pool.forwards()
             start, first, tokens = perf_counter(), None, 0
             try:
                 for event in guard.stream(case.messages):
@@ -307,86 +264,9 @@ class _Run:
                     "seconds": perf_counter() - start,
                     "first": first,
                     "tokens": tokens,
-                    "forwards": self._forwards() - before,
+                    "forwards": self.pool.forwards() - before,
                 }
             )
-
-    def _forwards(self) -> int:
-        return self.pool.forwards()
-
-
-async def _answered(
-    guard: Guard,
-    cache: UndefendedCache | None,
-    attack: Attack,
-    case: Case,
-    graders: Sequence[Grader],
-    seed: int,
-    record: Record,
-) -> Record:
-    """One prompt under one attack, answered and graded."""
-    outage = False
-
-    async def ask(messages: Messages, number: int) -> Attempt:
-        nonlocal outage
-        try:
-            request = guard.request(messages, seed=guard.generation.seed + seed + number)
-            response = None if cache is None else cache.get(request)
-            if response is None:
-                response = await guard.respond(request)
-                if cache is not None:
-                    cache.put(request, response)
-        except (UserError, DefenseError) as error:  # one try of a search may fail, and the others count
-            outage |= isinstance(error, ModelError | DefenseError)  # else the prompt is too long, say: once and for all
-            return Attempt(messages, Response("", (), "refusal", Usage(0, 0, 0), ()), "ungraded", error)
-        grades = {one.name: await _graded(one, case, response.text) for one in graders}
-        outcome = next(iter(grades.values()))
-        # A search that was not told how its tries went was none.
-        outage |= attack.search is not None and outcome == "ungraded"
-        outage |= any(decision.kind == "fail_closed" for decision in response.trace)
-        return Attempt(messages, response, outcome, grades)
-
-    rng = seeded(seed, attack.name, record["data"], case.id)
-    messages = attack.rewrite(case.messages, rng)
-    attempt, queries = (await ask(messages, 0), 1) if attack.search is None else await attack.search(messages, ask, rng)
-    response, failed = attempt.response, isinstance(attempt.extra, Exception)
-    answered = record | {
-        "outage": outage,
-        "prompt": [dict(turn) for turn in attempt.messages],
-        "text": response.text,
-        "finish": "error" if failed else response.finish_reason,
-        "usage": asdict(response.usage),
-        "trace": [{"kind": decision.kind, **decision.data} for decision in response.trace],
-        "queries": queries,
-        # What cannot be put has not succeeded.
-        "grades": dict.fromkeys((one.name for one in graders), "broken") if failed else attempt.extra,
-    }
-    return answered | {"error": str(attempt.extra)} if failed else answered
-
-
-async def _graded_anew(record: Record, case: Case, graders: Sequence[Grader]) -> Record:
-    """An answer with the grades that it lacks."""
-    lacking = [one for one in graders if record["grades"].get(one.name) == "ungraded"]
-    return record | {
-        "grades": record["grades"] | {one.name: await _graded(one, case, record["text"]) for one in lacking}
-    }
-
-
-def _is_spoiled(record: Record) -> bool:
-    """Whether a model that was out had a part in an answer; what an error of an older run was, it does not say."""
-    return bool(record.get("outage", "error" in record))
-
-
-def _is_ungraded(record: Record) -> bool:
-    return "ungraded" in record["grades"].values()
-
-
-async def _graded(grader: Grader, case: Case, text: str) -> Graded:
-    """The outcome of an answer; a grader that cannot tell it says nothing about the guard."""
-    try:
-        return (await grader.grade(case, [text]))[0]
-    except (UserError, DefenseError):
-        return "ungraded"
 
 
 def _peak_memory() -> int | None:
