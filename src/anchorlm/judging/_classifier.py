@@ -5,26 +5,39 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-import torch
 from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from anchorlm.judging._base import Grade, Judge
 from anchorlm.judging._conversation import request_text
+from anchorlm.judging._reading import Reader
 from anchorlm.models import ModelSettings, control_texts, load_classifier, without_specials
 from anchorlm.records import DefenseError, Message, Messages, UserError
 
 Layout = Literal["pair", "chat"]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiting:
+    """A row that waits for the next forward."""
+
+    ids: list[int]
+    types: list[int]
+    longest: int  # of the rows of its call
+    call: int
+    future: asyncio.Future[float]
+
+
 class ClassifierJudge(Judge):
     """A Hugging Face sequence classifier; harm is the probability of its harmful label.
 
     A model with one logit, or trained for several labels at once, gives a sigmoid, any other a softmax. Everything that
-    waits when the event loop comes round is run together, in padded forwards of bounded size.
+    waits when the event loop comes round is run together, in padded forwards of bounded size; what responses to one
+    conversation have in common is read once, where the model can.
 
     Texts longer than the model's context lose the beginning of the request (layout `pair`) or the oldest turns (layout
     `chat`), never a part of the response: that is an error.
@@ -37,9 +50,6 @@ class ClassifierJudge(Judge):
             by default `chat` where the tokenizer has one.
         max_tokens: Most tokens of one forward, padding included.
         name: For traces and reports.
-
-    Attributes:
-        forwards: Of the model so far.
 
     Raises:
         UserError: The label or the layout is unknown, or the layout does not suit the tokenizer.
@@ -57,7 +67,6 @@ class ClassifierJudge(Judge):
     ) -> None:
         self._model = model.eval()
         self._weights = _sample(model)
-        self.forwards = 0
         self._tokenizer = copy.deepcopy(tokenizer)
         self._tokenizer.padding_side = "right"
         self._tokenizer.truncation_side = "left"
@@ -75,7 +84,9 @@ class ClassifierJudge(Judge):
         self._max_tokens = max_tokens
         self._controls = control_texts(tokenizer)
         self._name = name
-        self._waiting: list[tuple[list[int], list[int], asyncio.Future[float]]] = []
+        self._reader = Reader(model, self._tokenizer)
+        self._waiting: list[_Waiting] = []
+        self._calls = 0
         if self._layout == "chat":
             self._check_template()
 
@@ -139,6 +150,11 @@ class ClassifierJudge(Judge):
             "weights": self._weights,
         }
 
+    @property
+    def forwards(self) -> int:
+        """Of the model so far."""
+        return self._reader.forwards
+
     async def __call__(self, messages: Messages, responses: Sequence[str]) -> list[Grade]:
         """See `Judge`.
 
@@ -155,7 +171,12 @@ class ClassifierJudge(Judge):
         futures: list[asyncio.Future[float]] = [loop.create_future() for _ in encoded]
         if encoded and not self._waiting:
             loop.call_soon(self._run)
-        self._waiting.extend((ids, types, future) for (ids, types), future in zip(encoded, futures, strict=True))
+        self._calls += 1
+        longest = max((len(ids) for ids, _ in encoded), default=0)
+        self._waiting.extend(
+            _Waiting(ids, types, longest, self._calls, future)
+            for (ids, types), future in zip(encoded, futures, strict=True)
+        )
         return list(await asyncio.gather(*futures))
 
     def _encode(self, messages: Messages, response: str) -> tuple[list[int], list[int]]:
@@ -201,35 +222,27 @@ class ClassifierJudge(Judge):
 
     def _run(self) -> None:
         waiting, self._waiting = self._waiting, []
-        waiting.sort(key=lambda entry: len(entry[0]))
+        waiting.sort(key=lambda one: (one.longest, one.call))  # rows of one call stay together
         while waiting:
             rows = len(waiting)
-            while rows > 1 and rows * len(waiting[rows - 1][0]) > self._max_tokens:
+            while rows > 1 and rows * waiting[rows - 1].longest > self._max_tokens:
                 rows -= 1
             batch, waiting = waiting[:rows], waiting[rows:]
-            self.forwards += 1
             try:
-                values = self._values(batch)
+                logits = self._reader.logits(
+                    [one.ids for one in batch], [one.types for one in batch], [one.call for one in batch]
+                )
+                values: list[float] = self.read(logits).tolist()
             except Exception as error:  # remote code may raise anything, and somebody waits for each future
                 failure = DefenseError(f"The judge {self._name} failed: {error}; check its weights and its device.")
                 failure.__cause__ = error
-                for _, _, future in batch:
-                    if not future.done():
-                        future.set_exception(failure)
+                for one in batch:
+                    if not one.future.done():
+                        one.future.set_exception(failure)
                 continue
-            for (_, _, future), value in zip(batch, values, strict=True):
-                if not future.done():
-                    future.set_result(value)
-
-    def _values(self, batch: Sequence[tuple[list[int], list[int], object]]) -> list[float]:
-        rows: dict[str, list[list[int]]] = {"input_ids": [ids for ids, _, _ in batch]}
-        if any(types for _, types, _ in batch):
-            rows["token_type_ids"] = [types for _, types, _ in batch]
-        padded = self._tokenizer.pad(rows, return_tensors="pt").to(self._model.device)
-        with torch.inference_mode():
-            logits: Tensor = self._model(**padded).logits.float()  # (B, L)
-        values: list[float] = self.read(logits).tolist()
-        return values
+            for one, value in zip(batch, values, strict=True):
+                if not one.future.done():
+                    one.future.set_result(value)
 
     @property
     def _separate(self) -> bool:
