@@ -37,6 +37,17 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "strict": Guard(
             target, "inferenceguard", anchor=anchor, cost=lambda m, text: 1.0 if text in own else -1.0, **search, **gate
         ),
+        "judged": lambda cost, harm, heard: Guard(
+            target,
+            "inferenceguard",
+            anchor=anchor,
+            cost=lambda m, text: cost,
+            comfort=2.0,
+            max_harm=0.5,
+            judge=lambda m, text: heard.append(text) or (harm if text in own else 0.0),
+            **search,
+            **gate,
+        ),
         "plain": Guard(target, generation={"max_new_tokens": 8}),
         "always": Guard(target, "alignbeam", **team),
         "gated": Guard(target, "alignbeam", gate="inferaligner", artifact=str(folder), **team),
@@ -70,6 +81,26 @@ def test_what_the_gate_does_not_see_the_cost_model_does_and_the_anchor_is_asked_
         whole = parts["strict"].chat(prompt, knobs={"gate_bias": -1e6})
         assert [one.kind for one in whole.trace] == ["gate", "draft", "draft", "chosen"]
         assert whole.token_ids == parts["guided"].chat(prompt).token_ids
+
+
+@pytest.mark.parametrize(
+    ("cost", "harm", "steps", "same"),
+    [
+        pytest.param(-3.0, 1.0, ["draft"], "plain", id="comfortable: nobody asks the judge"),
+        pytest.param(-1.0, 0.0, ["draft"], "plain", id="in doubt: the judge lets it pass, and no search is needed"),
+        pytest.param(-1.0, 1.0, ["draft", "draft", "search"], None, id="in doubt: the judge lets the anchor in"),
+    ],
+)
+def test_behind_a_closed_gate_the_judge_reads_a_draft_that_is_not_comfortably_within_budget(
+    parts: dict[str, Any], cost: float, harm: float, steps: list[str], same: str | None
+) -> None:
+    for prompt in (HARMFUL[0], HARMLESS[0]):
+        heard: list[str] = []
+        response = parts["judged"](cost, harm, heard).chat(prompt, knobs={"gate_bias": -1e6})
+        plain = parts["plain"].chat(prompt)
+        assert [one.kind for one in response.trace] == ["gate", *steps, "chosen"]
+        assert (response.text == plain.text) == (same == "plain")
+        assert (plain.text in heard) == (cost == -1.0)
 
 
 def test_a_gate_without_an_anchor_to_let_in_is_refused() -> None:

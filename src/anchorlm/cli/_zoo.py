@@ -34,8 +34,9 @@ KNOBS: dict[str, dict[str, Any]] = {
 GATED: dict[str, Any] = {"gate": "inferaligner", "alpha": 0.7}
 """Behind InferAligner's gate a prompt is known to be harmful, so that the anchor may weigh more; chosen likewise."""
 
-COMPOSED: dict[str, Any] = {**KNOBS["inferenceguard"], **GATED, "comfort": 1.0}
-"""InferenceGuard with gate, mixture, hard gate and judge together: less comfort is needed where a gate has looked."""
+COMPOSED: dict[str, Any] = {**KNOBS["inferenceguard"], **GATED, "comfort": 7.0}
+"""InferenceGuard with gate, mixture, hard gate and judge together: more comfort, because behind a closed gate a draft
+without it costs a reading by the judge, and not a search; chosen on dev under the attacks of the comparison."""
 
 SPECIALISTS = {"a-medicine": "medicine", "a-finance": "finance", "a-arithmetic": "arithmetic"}
 """The targets, each with its domain."""

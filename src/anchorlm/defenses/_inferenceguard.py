@@ -160,10 +160,11 @@ class InferenceGuard(Defense):
                 best = comfortable[0]
                 break
             best = min([*([best] if best else []), *ended], key=lambda beam: beam.cost, default=None)
-            if not work.guided:  # what the gate did not see, the cost model did
-                work.guided = True
+            if not work.guided:
+                if self.team.judge is not None and best is not None and admit(best.cost, limit):
+                    break  # the judge has read it
+                work.guided = True  # what the gate did not see, the cost model or the judge did
                 sizes.insert(0, 1)
-                best = best if self.team.judge is None else None  # no judge has read it
         if best is None or best.reason is None or not admit(best.cost, limit):
             safest = f": the safest response costs {work.least:.3f}" if work.least < inf else ""
             turned = f"; the judge turned down {work.vetoed}" if work.vetoed else ""
@@ -270,7 +271,7 @@ class InferenceGuard(Defense):
             whole = beam.reason is not None
             work.least = min(work.least, cost) if whole else work.least
             beam.score = 0.0 if beam.state.within and not (whole and cost > settings.budget) else -inf
-        if self.team.judge is not None and work.guided:
+        if self.team.judge is not None:
             await self._hear(work, [beam for beam in beams if beam.score == 0.0 and beam.reason is not None])
         safe = [beam for beam in beams if beam.score == 0.0]
         if not ranked or not safe:
@@ -285,8 +286,10 @@ class InferenceGuard(Defense):
     async def _hear(self, work: Work, beams: Sequence[Beam]) -> None:
         """The judge has the last word on whole responses: it can turn one down that the cost model finds safe.
 
-        Where a gate found the prompt harmless neither the anchor nor the judge is asked until a draft is over budget.
+        Where a gate found the prompt harmless it is asked about what is not comfortably within budget.
         """
+        comfortable = work.settings.budget - work.settings.comfort
+        beams = [beam for beam in beams if work.guided or beam.cost > comfortable]
         if not beams:
             return
         grades = await self.grades(work.request, [self._text(beam) for beam in beams])
