@@ -35,7 +35,14 @@ class Answer:
     """
 
     def __init__(
-        self, served: Served, request: Request, stops: Sequence[str], request_id: str, deadline: float
+        self,
+        served: Served,
+        request: Request,
+        stops: Sequence[str],
+        request_id: str,
+        deadline: float,
+        *,
+        streamed: bool,
     ) -> None:
         self._served = served
         self._request = request
@@ -52,7 +59,8 @@ class Answer:
         self.seconds = 0.0
         wanted = request.generation.logprobs is not None
         self.logprobs = LogProbs(served.guard.defense.target.model.vocabulary) if wanted else None
-        self._run = Run(served.guard, request, deadline)
+        # A stop sequence ends the work, so that somebody has to look for it as the text comes.
+        self._run = Run(served.guard, request, deadline, together=not streamed and not stops)
 
     async def begin(self, seconds: float) -> None:
         """Waits a moment, so that a request that cannot be answered is told so by its status.
@@ -135,7 +143,7 @@ class Answer:
 
     def _out(self, text: str) -> str:
         if self.first is None:
-            self.first = monotonic() - self._start
+            self.first = self._run.at - self._start
         self.text += text
         return text
 

@@ -52,7 +52,9 @@ async def complete(desk: Desk, ask: Ask, request: Request, prompts: Sequence[Mes
         for prompt in prompts
         for index in range(ask.n)
     ]
-    exchange = Exchange(desk, served, caller, requests, operation=kind, stops=ask.stops, trace=trace)
+    exchange = Exchange(
+        desk, served, caller, requests, operation=kind, stops=ask.stops, streamed=ask.stream, trace=trace
+    )
     shape = Shape(exchange, kind)
     headers = {"x-request-id": exchange.id}
     if not ask.stream:

@@ -44,6 +44,7 @@ class Exchange:
         *,
         operation: str,
         stops: Sequence[str],
+        streamed: bool,
         trace: bool,
     ) -> None:
         self.id = uuid4().hex
@@ -55,6 +56,7 @@ class Exchange:
         self._requests = requests
         self._operation = operation
         self._stops = stops
+        self._streamed = streamed
         self._trace = trace
         self._held = AsyncExitStack()
         self._start = monotonic()
@@ -87,7 +89,9 @@ class Exchange:
                 | asked,
             )
             for request in self._requests:
-                self.answers.append(Answer(self.served, request, self._stops, self.id, deadline))
+                self.answers.append(
+                    Answer(self.served, request, self._stops, self.id, deadline, streamed=self._streamed)
+                )
                 self._held.callback(self.answers[-1].stop)
         except BaseException as error:
             await self._failed(error)
