@@ -83,24 +83,30 @@ def test_what_the_gate_does_not_see_the_cost_model_does_and_the_anchor_is_asked_
         assert whole.token_ids == parts["guided"].chat(prompt).token_ids
 
 
+FAR, NEAR = {"gate_bias": -1e6}, {"gate_bias": -1e6, "doubt": 2e6}
+"""A gate that is closed beyond doubt, and one that is not."""
+
+
 @pytest.mark.parametrize(
-    ("cost", "harm", "steps", "same"),
+    ("cost", "gate", "harm", "heard", "steps"),
     [
-        pytest.param(-3.0, 1.0, ["draft"], "plain", id="comfortable: nobody asks the judge"),
-        pytest.param(-1.0, 0.0, ["draft"], "plain", id="in doubt: the judge lets it pass, and no search is needed"),
-        pytest.param(-1.0, 1.0, ["draft", "draft", "search"], None, id="in doubt: the judge lets the anchor in"),
+        pytest.param(-3.0, FAR, 1.0, False, ["draft"], id="no doubt: nobody asks the judge"),
+        pytest.param(-1.0, FAR, 0.0, True, ["draft"], id="near the budget: the judge lets it pass without a search"),
+        pytest.param(-1.0, FAR, 1.0, True, ["draft", "draft", "search"], id="near the budget: the anchor is let in"),
+        pytest.param(-3.0, NEAR, 0.0, True, ["draft"], id="the gate nearly opened: the judge lets it pass"),
+        pytest.param(-3.0, NEAR, 1.0, True, ["draft", "draft"], id="the gate nearly opened: the anchor is let in"),
     ],
 )
-def test_behind_a_closed_gate_the_judge_reads_a_draft_that_is_not_comfortably_within_budget(
-    parts: dict[str, Any], cost: float, harm: float, steps: list[str], same: str | None
+def test_behind_a_closed_gate_the_judge_reads_a_draft_where_there_is_doubt(
+    parts: dict[str, Any], cost: float, gate: dict[str, float], harm: float, heard: bool, steps: list[str]
 ) -> None:
     for prompt in (HARMFUL[0], HARMLESS[0]):
-        heard: list[str] = []
-        response = parts["judged"](cost, harm, heard).chat(prompt, knobs={"gate_bias": -1e6})
+        read: list[str] = []
+        response = parts["judged"](cost, harm, read).chat(prompt, knobs=gate)
         plain = parts["plain"].chat(prompt)
         assert [one.kind for one in response.trace] == ["gate", *steps, "chosen"]
-        assert (response.text == plain.text) == (same == "plain")
-        assert (plain.text in heard) == (cost == -1.0)
+        assert (response.text == plain.text) == (steps == ["draft"])
+        assert (plain.text in read) == heard
 
 
 def test_a_gate_without_an_anchor_to_let_in_is_refused() -> None:

@@ -286,10 +286,11 @@ class InferenceGuard(Defense):
     async def _hear(self, work: Work, beams: Sequence[Beam]) -> None:
         """The judge has the last word on whole responses: it can turn one down that the cost model finds safe.
 
-        Where a gate found the prompt harmless it is asked about what is not comfortably within budget.
+        Where a gate stayed closed it is asked if there is doubt: the gate is near its threshold, or the cost near the
+        budget.
         """
         comfortable = work.settings.budget - work.settings.comfort
-        beams = [beam for beam in beams if work.guided or beam.cost > comfortable]
+        beams = [beam for beam in beams if work.guided or work.doubtful or beam.cost > comfortable]
         if not beams:
             return
         grades = await self.grades(work.request, [self._text(beam) for beam in beams])

@@ -19,6 +19,8 @@ class InferenceGuardSettings(MixtureSettings):
                          "never discounts.")  # fmt: skip
     comfort: float = Field(default=0.0, ge=0, description="How far below the budget a response must be to end the "
                            "search at once; behind a closed gate the judge reads a draft that is not.")  # fmt: skip
+    doubt: float = Field(default=0.3, ge=0, description="How near to its threshold a closed gate is in doubt, so that "
+                         "the judge reads any draft.")  # fmt: skip
     beams: tuple[int, ...] = Field(default=(4, 16, 64), description="N: beams of each search, tried one after another "
                                    "while nothing is within budget; none: the draft or the refusal.")  # fmt: skip
     keep: float = Field(default=0.25, gt=0, le=1, description="K as a share of N: beams that survive a block.")

@@ -47,6 +47,12 @@ class Work:
     told: bool = False
     guided: bool = True
 
+    @property
+    def doubtful(self) -> bool:
+        """Whether the gate stayed closed, but only just."""
+        reading = self.reading
+        return reading is not None and reading.score > reading.threshold - self.settings.doubt
+
     def sampling(self, n: int) -> GenerationSettings:
         """The request's own way for a draft; beams must differ."""
         own = self.request.generation
