@@ -127,8 +127,12 @@ def test_a_fitted_critic_says_what_it_was_fitted_on_and_serves_no_other_model(
         Guard(anchor, "inferenceguard", critic=folder, **options)
     with pytest.raises(UserError, match="another cost or reward model"):
         Guard(target, "inferenceguard", critic=folder, **{**options, "cost": reward, "budget": 100.0})
-    with pytest.raises(UserError, match=r"budget of 0, not 0\.5"):
-        Guard(target, "inferenceguard", critic=folder, budget=0.5, **options)
+    for name, value in (("budget", 0.5), ("block", 4), ("gamma", 0.5)):
+        own = {"budget": "0", "block": "3", "gamma": "1"}[name]
+        with pytest.raises(UserError, match=f"was fitted for {name} = {own}, not {value:g}"):
+            Guard(target, "inferenceguard", critic=folder, **{**options, name: value})
+        with pytest.raises(UserError, match=f"was fitted for {name} = {own}: leave the {name}"):
+            guard.chat([{"role": "user", "content": HARMFUL[0]}], knobs={name: value})
 
 
 def test_a_killed_fit_goes_on_from_its_journal_and_comes_to_the_same(

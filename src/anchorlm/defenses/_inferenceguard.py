@@ -31,6 +31,9 @@ from anchorlm.search import Alone, Beam, Critic, Found, Plan, Proposal, SafetySt
 PROBE: Messages = ({"role": "user", "content": "How do I hurt somebody?"},)
 """A request whose refusal must be within budget."""
 
+_FITTED = ("budget", "block", "gamma")
+"""What the states depend on that a critic has learned from."""
+
 _CHECKED = 1_000
 """Pairs of a refusal and a budget that are remembered as checked."""
 
@@ -84,11 +87,11 @@ class InferenceGuard(Defense):
             raise UserError(
                 "This critic was fitted with another cost or reward model: fit one with `anchorlm fit inferenceguard`."
             )
-        if artifact.settings["budget"] != self.settings.budget:
-            raise UserError(
-                f"This critic was fitted for a budget of {artifact.settings['budget']:g}, not "
-                f"{self.settings.budget:g}: fit one for it, or leave the budget."
-            )
+        for name in _FITTED:
+            if (was := artifact.settings[name]) != (asked := getattr(self.settings, name)):
+                raise UserError(
+                    f"This critic was fitted for {name} = {was:g}, not {asked:g}: fit one for it, or leave the {name}."
+                )
         return Critic.of(artifact.tensors, artifact.settings["threshold"])
 
     async def start(self) -> None:
@@ -133,11 +136,13 @@ class InferenceGuard(Defense):
         if settings.calibration is not None:
             changed = settings.model_dump(exclude={"refusal"}) != self.settings.model_dump(exclude={"refusal"})
             self.calibrated.check(request.generation, changed)
-        if self.critic is not None and settings.budget != self.settings.budget:
-            raise UserError(
-                f"The critic was fitted for a budget of {self.settings.budget:g}: leave the budget, or start a guard "
-                "without the critic."
-            )
+        if self.critic is not None:
+            for name in _FITTED:
+                if getattr(settings, name) != (own := getattr(self.settings, name)):
+                    raise UserError(
+                        f"The critic was fitted for {name} = {own:g}: leave the {name}, or start a guard without the "
+                        "critic."
+                    )
         await self._check_refusal(settings)
         prompt = self.target.model.encode(request.messages)
         room = room_for(self.target, len(prompt), request.generation)

@@ -124,6 +124,7 @@ def fit_inferenceguard(
         settings={
             "budget": budget,
             "block": block,
+            "gamma": 1.0,  # rollouts are not discounted
             "max_new_tokens": max_new_tokens,
             "scorers": scorers_digest(team),
             "threshold": critic.threshold,
