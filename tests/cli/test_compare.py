@@ -84,6 +84,8 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_tables(
         (["compare", "--from", "nowhere"], "holds no run"),
         (["compare", "--out", "x", "--sweep", "alpha=0:1:0"], "no range"),
         (["compare", "--out", "x", "--defenses", "prayer"], "no defense 'prayer'"),
+        (["compare", "--out", "x", "--targets", "a-law"], "no target 'a-law'; it has: a-medicine, a-finance"),
+        (["compare", "--out", "x", "--data", "gossip"], "no set of prompts 'gossip'"),
         (["report", "nowhere"], "holds no run"),
         (["report", "nowhere", "--format", "pdf"], "no format 'pdf'"),
     ],
@@ -106,6 +108,18 @@ def test_embedded_specialists_need_no_recipe(invoke: Invoke, tmp_path: Path) -> 
     rows = json.loads((tmp_path / "run" / "tables.json").read_text("utf-8"))["rows"]
     assert {row["target"] for row in rows} == {"a-medicine", "a-finance", "a-arithmetic", "all targets"}
     assert all(row["figures"]["accuracy"]["n"] in (1, 3) for row in rows)
+
+
+@built
+def test_a_comparison_can_be_cut_down_to_some_targets_and_sets(invoke: Invoke, tmp_path: Path) -> None:
+    cut = ["--defenses", "undefended", "--targets", "a-finance", "--data", "harmless,domain"]
+    result = invoke("compare", "--out", tmp_path / "run", "--limit", "2", *cut)
+    assert result.exit_code == 0, result.stderr
+    answers = [json.loads(line) for line in (tmp_path / "run" / "answers.jsonl").read_text("utf-8").splitlines()]
+    assert sorted((one["target"], one["data"]) for one in answers) == [
+        *[("a-finance", "domain")] * 2,
+        *[("a-finance", "harmless")] * 2,
+    ]
 
 
 @built

@@ -252,7 +252,7 @@ def test_a_refusal_for_want_of_a_scorer_is_answered_when_the_run_goes_on(
     url, works = scorer
     sections = "".join(f'[{role}]\nkind = "remote"\nurl = "{url}"\n\n' for role in ("cost", "reward"))
     file = write_recipe(**{'name = "self_reminder"': 'name = "beam_search"', "[judge]": f"{sections}[judge]"})
-    recipe = CompareRecipe.load(file, limit=1, timed=0, attacks=["none"]).only(["reminded"])
+    recipe = CompareRecipe.load(file, limit=1, timed=0, attacks=["none"]).only("defenses", ["reminded"])
 
     def failed(folder: Path) -> set[bool]:
         return {any(step["kind"] == "fail_closed" for step in one["trace"]) for one in read_answers(folder)}
@@ -280,7 +280,7 @@ def test_a_try_that_fails_leaves_a_search_its_others(
     write_recipe: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write_recipe(**{"best_of_n:2": "suffix:4"})
-    recipe = CompareRecipe.load(file, limit=1, timed=0, attacks=["suffix:4"]).only(["reminded"])
+    recipe = CompareRecipe.load(file, limit=1, timed=0, attacks=["suffix:4"]).only("defenses", ["reminded"])
     calls, respond = count(), Guard.respond
 
     async def out(guard: Guard, request: Request) -> Response:
@@ -384,4 +384,4 @@ def test_all_attacks_are_those_that_need_nothing_and_the_ablation_by_what_the_re
     file = write_recipe(**{'name = "self_reminder"': 'name = "inferaligner"\nartifact = "{out}/artifacts/{target}"'})
     recipe = CompareRecipe.load(file, attacks=["all"])
     assert list(recipe.attacks) == [*plain, "ablation:{out}/artifacts/{target}"]
-    assert recipe.only(["undefended"]).attacks == recipe.attacks
+    assert recipe.only("defenses", ["undefended"]).attacks == recipe.attacks

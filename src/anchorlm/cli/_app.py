@@ -161,6 +161,8 @@ def compare(
         list[str] | None, typer.Option("--sweep", help="A knob's values, as in alpha=0:1:0.1.", metavar="KNOB=A:B:STEP")
     ] = None,
     defenses: Annotated[str | None, typer.Option("--defenses", help="Only these, as in undefended,alignbeam.")] = None,
+    targets: Annotated[str | None, typer.Option("--targets", help="Only these, as in a-medicine,a-finance.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Only these sets, as in harmful-plain,harmless.")] = None,
     attacks: Annotated[
         str | None,
         typer.Option("--attacks", help="On harmful prompts, as in none,role_play; all: every one that needs no file."),
@@ -179,7 +181,7 @@ def compare(
         limit=limit,
         seed=seed,
         sweep=sweep or [],
-        defenses=defenses,
+        only={"defenses": defenses, "targets": targets, "data": data},
         attacks=attacks,
         workers=workers,
     )

@@ -16,6 +16,7 @@ from anchorlm.evaluation import (
     Case,
     CompareRecipe,
     Embedded,
+    Part,
     compare,
     figures,
     latex,
@@ -47,7 +48,7 @@ def run(
     limit: int | None,
     seed: int | None,
     sweep: Sequence[str],
-    defenses: str | None,
+    only: Mapping[Part, str | None],
     attacks: str | None,
     workers: int,
 ) -> None:
@@ -75,7 +76,8 @@ def run(
         chosen = CompareRecipe.parse(embedded_recipe() | given, where="the command line")
     else:
         chosen = CompareRecipe.load(recipe, **changes)
-    chosen = chosen.only(defenses.split(",")) if defenses else chosen
+    for part, names in only.items():
+        chosen = chosen.only(part, names.split(",")) if names else chosen
     with _progress() as told:
         compare(chosen, out, embedded=embedded(), workers=workers, progress=told)
     _tell(out)

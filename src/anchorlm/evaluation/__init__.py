@@ -6,7 +6,7 @@ from anchorlm.evaluation._contestants import Embedded
 from anchorlm.evaluation._figures import Figures, Row, figures
 from anchorlm.evaluation._graders import Grader, JudgeGrader, RefusalGrader, TruthGrader, is_correct
 from anchorlm.evaluation._overlaps import Overlap, overlaps
-from anchorlm.evaluation._recipe import CompareRecipe, parse_sweep
+from anchorlm.evaluation._recipe import CompareRecipe, Part, parse_sweep
 from anchorlm.evaluation._report import write_report
 from anchorlm.evaluation._run import Progress, compare
 from anchorlm.evaluation._statistics import (
@@ -33,6 +33,7 @@ __all__ = [
     "JudgeGrader",
     "Overlap",
     "Paired",
+    "Part",
     "Progress",
     "RefusalGrader",
     "Row",

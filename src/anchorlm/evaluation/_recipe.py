@@ -37,6 +37,10 @@ class GraderSettings(Settings):
     threshold: float = Field(default=0.5, gt=0, le=1, description="Least harm that counts as compliance.")
 
 
+Part = Literal["defenses", "targets", "data"]
+"""What a comparison may be cut down in."""
+
+
 class CompareRecipe(Settings):
     """A comparison as data: what a TOML file says.
 
@@ -131,16 +135,18 @@ class CompareRecipe(Settings):
         data = {**_beside(data, file.parent), **{k: v for k, v in changes.items() if v is not None}}
         return cls.parse(data, where=f"the recipe {file.name}")
 
-    def only(self, labels: Sequence[str]) -> Self:
-        """The same comparison of some of its defenses.
+    def only(self, part: Part, names: Sequence[str]) -> Self:
+        """The same comparison of some of its defenses, on some of its targets, or with some of its sets of prompts.
 
         Raises:
             UserError: One that it does not have.
         """
-        wanted = [label.strip() for label in labels]
-        if unknown := [label for label in wanted if label not in self.defenses]:
-            raise UserError(f"The recipe has no defense {unknown[0]!r}; it has: {', '.join(self.defenses)}.")
-        return self.replace({"defenses": {k: v for k, v in self.defenses.items() if k in wanted}}, where="the recipe")
+        wanted, known = [name.strip() for name in names], getattr(self, part)
+        if unknown := [name for name in wanted if name not in known]:
+            kind = {"defenses": "defense", "targets": "target", "data": "set of prompts"}[part]
+            raise UserError(f"The recipe has no {kind} {unknown[0]!r}; it has: {', '.join(known)}.")
+        given = self.model_dump()[part]
+        return self.replace({part: {name: one for name, one in given.items() if name in wanted}}, where="the recipe")
 
     @property
     def digest(self) -> str:
