@@ -26,6 +26,9 @@ Answering = Callable[[Setting, Pool, Callable[[Mapping[str, Any]], None], Pair],
 _PATIENCE = 1.0
 """Seconds between two looks at whether the workers live."""
 
+_FAREWELL = 30.0
+"""Seconds that a worker which has nothing left to do gets to end by itself."""
+
 
 def records(
     setting: Setting, folder: Path, embedded: Embedded | None, pairs: list[Pair], workers: int, answering: Answering
@@ -68,6 +71,8 @@ def records(
                 raise data
             else:
                 working -= 1
+        for worker in crew:
+            worker.join(_FAREWELL)  # who is cut short leaves semaphores behind, and Python says so
     finally:
         for worker in crew:
             worker.terminate()
