@@ -22,14 +22,14 @@ RUNS = "build/reproduction"
 TUNED = ("a-medicine", "a-finance")
 SPECIALISTS = (*TUNED, "a-arithmetic")
 
-EVERYTHING = f"anchorlm compare --out {RUNS}/everything --limit 50 --workers 2"
+EVERYTHING = f"anchorlm compare --out {RUNS}/everything --limit 100 --workers 2"
 LINEAGE = f"anchorlm compare recipes/lineage.toml --out {RUNS}/lineage --limit 100"
 SWEEP = (
     f"anchorlm compare --out {RUNS}/sweep --limit 100 --workers 2 --defenses undefended,alignbeam "
     "--sweep alpha=0:1:0.25"
 )
 ATTACKS = (
-    f"anchorlm compare --out {RUNS}/attacks --limit 20 --workers 2 "
+    f"anchorlm compare --out {RUNS}/attacks --limit 10 --workers 2 "
     "--defenses undefended,self_reminder,goal_priority,inferaligner,alignbeam,composed --attacks all"
 )
 ABLATION = "python -m benchmarks.ablation"

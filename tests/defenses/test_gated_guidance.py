@@ -8,6 +8,7 @@ from factories import tiny_model
 
 from anchorlm import Guard
 from anchorlm.defenses import InferenceGuardSettings
+from anchorlm.defenses._budget import Calibrated
 from anchorlm.engine import LocalEngine, runtime
 from anchorlm.records import UserError
 from anchorlm.steering import fit_inferaligner
@@ -107,6 +108,15 @@ def test_behind_a_closed_gate_the_judge_reads_a_draft_where_there_is_doubt(
         assert [one.kind for one in response.trace] == ["gate", *steps, "chosen"]
         assert (response.text == plain.text) == (steps == ["draft"])
         assert (plain.text in read) == heard
+
+
+def test_a_calibrated_limit_refuses_what_was_given_before_and_leads_to_nothing_else(parts: dict[str, Any]) -> None:
+    guard = parts["judged"](-1.0, 0.0, [])
+    before = guard.chat(HARMFUL[0], knobs=FAR)
+    guard.defense.calibrated = Calibrated(limit=-2.0)
+    after = guard.chat(HARMFUL[0], knobs=FAR)
+    assert [one.kind for one in before.trace] == ["gate", "draft", "chosen"]
+    assert [one.kind for one in after.trace] == ["gate", "draft", "fallback"]
 
 
 def test_a_gate_without_an_anchor_to_let_in_is_refused() -> None:

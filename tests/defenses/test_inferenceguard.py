@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from anchorlm.defenses import InferenceGuard
-from anchorlm.engine import LocalEngine
+from anchorlm.engine import LocalEngine, runtime
 from anchorlm.fitting import Labeled, calibrate_inferenceguard
 from anchorlm.guard import Guard
 from anchorlm.records import Messages, Response, TextDelta, UserError
@@ -187,6 +188,17 @@ def test_a_search_that_no_engine_can_hold_is_said_at_the_start(target: LocalEngi
         guard(narrow, lambda m, text: -1.0, beams=(4, 16))
 
 
+def test_a_search_for_which_the_anchor_has_no_room_is_left_out(target: LocalEngine, anchor: LocalEngine) -> None:
+    narrow = LocalEngine(anchor.model, max_rows=40)  # lookahead takes nine rows for each of a search's
+    guided = Guard(target, "inferenceguard", anchor=narrow, proposal="alignbeam", projection="lookahead",
+                   cost=lambda m, text: -1.0 if text == REFUSAL else 1.0, reward=reward, beams=(4, 16), block=3,
+                   generation={"max_new_tokens": 6})  # fmt: skip
+    response = guided.chat(USER)
+    assert (response.text, response.failed) == (REFUSAL, False)
+    assert [one.data["beams"] for one in response.trace if one.kind in ("draft", "search")] == [1, 4]
+    assert "no room for [16] beams" in response.trace[-1].data["why"]
+
+
 def test_cost_models_that_fail_fail_closed(target: LocalEngine) -> None:
     def ready(broken: Any) -> Guard:
         return guard(target, lambda m, text: -1.0 if text == REFUSAL else broken(text))
@@ -234,6 +246,39 @@ def test_the_judge_reads_whole_responses_only(target: LocalEngine) -> None:
     assert set(read) >= set(shown)
     assert not any(one != other and other.startswith(one) for one in read for other in read)
     assert all(late(USER, text) <= 0 for text in read)  # what is over budget needs no judge
+
+
+def test_of_blocks_that_stay_out_the_judge_reads_every_one(target: LocalEngine) -> None:
+    judged = guard(target, late, judge=harm, max_harm=0.5, release="blocks", block=2)
+    said = 0
+    for seed in range(4):
+        for prompt in PROMPTS:
+            text = ""
+            for event in judged.stream(prompt, seed=seed):
+                if isinstance(event, TextDelta) and event.text:
+                    text += event.text
+                    assert text == REFUSAL or harm(prompt, text) <= 0.5
+                    said += text != REFUSAL
+    assert said
+    never = guard(target, lambda m, text: -1.0, judge=lambda m, text: 1.0, release="blocks").chat(USER)
+    assert never.text == REFUSAL
+
+
+@pytest.mark.parametrize("release", ["whole", "blocks"])
+def test_nobody_reads_what_whoever_asks_will_cut_off(target: LocalEngine, release: str) -> None:
+    plain = Guard(target, generation={"max_new_tokens": 9}).chat(USER).text
+    stop = plain[4:6]
+    read: list[str] = []
+
+    def listening(messages: Messages, text: str) -> float:
+        read.append(text)
+        return 0.0
+
+    one = guard(target, listening, judge=listening, release=release)
+    response = runtime().run(one.respond(replace(one.request(USER), stops=(stop, "never said"))))
+    assert response.text == plain
+    assert any(plain.startswith(text) for text in read)
+    assert not any(stop in text for text in read)
 
 
 def test_a_judge_that_fails_fails_closed(target: LocalEngine) -> None:

@@ -30,8 +30,13 @@ def chance(text: str) -> float:
     return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) / 2**31 - 1
 
 
+ASKED: list[str] = []
+"""Every text of which the cost was asked."""
+
+
 def cost(messages: Messages, text: str) -> float:
     """Every second answer to a harmful prompt is over budget, and few others are."""
+    ASKED.append(text)
     if text == REFUSAL:
         return -1.0
     return chance(text) if "break" in messages[-1]["content"] else chance(text) - 0.9
@@ -143,18 +148,12 @@ def test_a_killed_fit_goes_on_from_its_journal_and_comes_to_the_same(
     lines = journal.read_text().splitlines(keepends=True)
     assert len(lines) == 1 + 2 * len(HARMFUL + HARMLESS)
     journal.write_text("".join(lines[:14]) + lines[14][: len(lines[14]) // 2])
-    asked: list[str] = []
-
-    def spy(messages: Messages, text: str) -> float:
-        asked.append(text)
-        return cost(messages, text)
-
-    spy.__qualname__, spy.__module__ = cost.__qualname__, cost.__module__
-    resumed = fit(target, spy, journal=journal)
+    ASKED.clear()
+    resumed = fit(target, journal=journal)
     assert resumed.id == whole.id == critic.id
-    assert len([text for text in asked if text != REFUSAL]) > 0
+    assert len([text for text in ASKED if text != REFUSAL]) > 0
     kept = {text for line in lines[1:14] for text in [target.model.vocabulary.decode(json.loads(line)["tokens"])]}
-    assert not kept & {text.encode() for text in asked}
+    assert not kept & {text.encode() for text in ASKED}
     with pytest.raises(UserError, match="rollouts of another fit"):
         fit(target, journal=journal, seed=1)
 

@@ -78,11 +78,29 @@ IDS = st.integers(PAD, 9)  # few, so that rows coincide, are beginnings of one a
 def test_any_rows_of_any_calls_have_the_logits_of_a_reader_that_shares_nothing(groups: list[list[list[int]]]) -> None:
     rows, calls = calls_of([[5, 6, 7, 8, 9, 4, 3]] * len(groups), groups)
     plain = Reader(LLAMA, padding())
-    plain._shares = False
+    plain._shares = {False: False, True: False}
     types: list[list[int]] = [[] for _ in rows]
     torch.testing.assert_close(
         READER.logits(rows, types, calls), plain.logits(rows, types, calls), rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize(("configured", "own"), [(7, PAD), (PAD, None), (-1, PAD), (None, None)])
+def test_a_score_depends_on_no_neighbor_whatever_configuration_and_tokenizer_pad_with(
+    configured: int | None, own: int | None
+) -> None:
+    model, tokenizer = classifier("llama"), tiny_tokenizer()
+    model.config.pad_token_id = configured
+    tokenizer.pad_token = None if own is None else tokenizer.convert_ids_to_tokens(own)
+    scorer = ClassifierScorer(model, tokenizer, label=1)
+    asks: list[Messages] = [[{"role": "user", "content": "Bake " * n}] for n in (1, 9, 30)]
+
+    async def side_by_side() -> list[list[float]]:
+        return list(await asyncio.gather(*(scorer(ask, ["The quick brown fox"]) for ask in asks)))
+
+    alone = [asyncio.run(scorer(ask, ["The quick brown fox"])) for ask in asks]
+    for one, other in zip(asyncio.run(side_by_side()), alone, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
 
 
 def test_a_scorer_gives_many_responses_to_one_request_the_scores_that_each_has_alone() -> None:

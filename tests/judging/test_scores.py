@@ -108,6 +108,13 @@ def test_a_judge_s_harm_becomes_a_cost_whose_line_is_at_zero() -> None:
         JudgeScorer(judge, max_harm=1.0)
 
 
+def test_functions_of_other_code_have_other_settings() -> None:
+    ones = [CallableScorer(lambda m, text: 1.0), CallableScorer(lambda m, text: 2.0)]
+    assert len({one.name for one in ones}) == 1
+    assert ones[0].settings != ones[1].settings
+    assert ones[0].settings == CallableScorer(lambda m, text: 1.0).settings
+
+
 def test_functions_score_awaited_or_not_and_their_errors_are_named() -> None:
     async def slow(messages: Messages, text: str) -> float:
         await asyncio.sleep(0)

@@ -88,6 +88,20 @@ def test_an_answer_ends_before_a_stop_text(client: openai.OpenAI, plain: Guard) 
     assert "".join(choice.delta.content or "" for chunk in pieces for choice in chunk.choices) == expected
 
 
+def test_what_a_stop_text_cuts_off_does_not_speak_for_the_rest(
+    start_live: Callable[..., Live], make_guard: Callable[..., Guard]
+) -> None:
+    text = make_guard().chat(TURN).text
+    stop = text[len(text) // 2 :][:3]
+    # To this judge everything is harmful that does not go on to condemn itself.
+    live = start_live([Served.of("guarded", make_guard(lambda messages, response: float(stop not in response)))])
+    whole = live.client().chat.completions.create(model="guarded", messages=TURN)
+    assert whole.choices[0].message.content == text
+    answer = live.client().chat.completions.create(model="guarded", messages=TURN, stop=[stop])
+    assert answer.choices[0].finish_reason == "content_filter"
+    assert answer.choices[0].message.content == "I'm sorry, but I can't help with that."
+
+
 @pytest.mark.parametrize("model", ["guarded", "plain"])
 def test_log_probabilities_are_those_of_the_emitted_tokens_whole_and_streamed(
     client: openai.OpenAI, make_guard: Callable[..., Guard], plain: Guard, model: str

@@ -355,9 +355,7 @@ def test_a_client_that_does_not_read_keeps_its_turn_only_until_its_answer_is_the
         desk = Desk([Served.of("plain", plain)], ServerSettings())
         request = desk.models["plain"].request(TURN, {}, {})
         caller = desk.keys.caller(None)
-        exchange = Exchange(
-            desk, desk.models["plain"], caller, [request], operation="chat", stops=(), streamed=True, trace=False
-        )
+        exchange = Exchange(desk, desk.models["plain"], caller, [request], operation="chat", streamed=True, trace=False)
         await exchange.begin()
         pieces = exchange.pieces()
         await anext(pieces)

@@ -75,7 +75,7 @@ class ARGS(Defense):
             )
             for token in tokens
         ]
-        rewards = torch.tensor(await self.scores("reward", request.conversation, texts))
+        rewards = torch.tensor(await self.scores("reward", request, texts))
         if settings.weight == 0:
             return rewards
-        return rewards - settings.weight * torch.tensor(await self.scores("cost", request.conversation, texts))
+        return rewards - settings.weight * torch.tensor(await self.scores("cost", request, texts))

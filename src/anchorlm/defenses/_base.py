@@ -18,7 +18,6 @@ from anchorlm.records import (
     Event,
     Finished,
     GenerationSettings,
-    Messages,
     Request,
     Settings,
     TextDelta,
@@ -138,8 +137,8 @@ class Defense(ABC):
             UserError: The defense cannot keep its word with these models.
         """
 
-    async def scores(self, kind: Literal["cost", "reward"], messages: Messages, texts: Sequence[str]) -> list[float]:
-        """The cost or the reward of each text.
+    async def scores(self, kind: Literal["cost", "reward"], request: Request, texts: Sequence[str]) -> list[float]:
+        """The cost or the reward of each text, as far as it will be given.
 
         Raises:
             UserError: There is no such model.
@@ -149,16 +148,16 @@ class Defense(ABC):
         if scorer is None:
             raise UserError(f"The defense {self.name} needs a {kind} model: give one as {kind}=.")
         with _failing_closed(f"The {kind} model {scorer.name}"):
-            return await checked_scores(scorer, messages, texts)
+            return await checked_scores(scorer, request.conversation, list(map(request.cut, texts)))
 
     async def grades(self, request: Request, texts: Sequence[str]) -> list[Grade]:
-        """The judge's grade of each text.
+        """The judge's grade of each text, as far as it will be given.
 
         Raises:
             DefenseError: The judge raised, or did not give one grade per text: nothing may be taken for safe then.
         """
         with _failing_closed(f"The judge {self.judge.name}"):
-            grades = await self.judge(request.conversation, texts)
+            grades = await self.judge(request.conversation, list(map(request.cut, texts)))
         if not isinstance(grades, list) or len(grades) != len(texts) or not all(isinstance(g, Grade) for g in grades):
             raise DefenseError(
                 f"The judge {self.judge.name} did not give one grade for each of {len(texts)} responses."

@@ -62,8 +62,8 @@ class BeamSearch(Defense):
 
     async def _score(self, request: Request, settings: Any, beams: Sequence[Beam]) -> None:
         texts = [self._text(beam) for beam in beams]
-        costs = await self.scores("cost", request.conversation, texts)
-        rewards = await self.scores("reward", request.conversation, texts)
+        costs = await self.scores("cost", request, texts)
+        rewards = await self.scores("reward", request, texts)
         for beam, cost, reward in zip(beams, costs, rewards, strict=True):
             beam.state = beam.state.after(len(beam.tokens) - beam.start, cost)
             beam.cost, beam.reward = cost, reward

@@ -4,12 +4,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from math import inf
 from typing import Any
 
 from anchorlm.defenses._base import Team
 from anchorlm.models import stamp
-from anchorlm.records import Artifact, DefenseError, GenerationSettings, UserError
+from anchorlm.records import Artifact, DefenseError, GenerationSettings, Request, UserError
 
 CALIBRATION = "inferenceguard-calibration"
 """The kind of artifact that `anchorlm calibrate inferenceguard` writes."""
@@ -43,7 +44,9 @@ def pipeline_digest(team: Team, settings: Mapping[str, Any], parts: Mapping[str,
         name: value for name, value in settings.items() if name not in ("artifact", "calibration", "critic", "refusal")
     }
     judge = [] if team.judge is None else [team.judge.name, dict(team.judge.settings)]
-    return _digest([models, judge, _scorer(team, "cost"), _scorer(team, "reward"), knobs, dict(parts)])
+    return _digest(
+        [version("anchorlm"), models, judge, _scorer(team, "cost"), _scorer(team, "reward"), knobs, dict(parts)]
+    )
 
 
 def generation_data(generation: GenerationSettings) -> dict[str, Any]:
@@ -88,7 +91,7 @@ class Calibrated:
         limit = artifact.settings["limit"]
         return cls(inf if limit is None else limit, artifact.settings["generation"])
 
-    def check(self, generation: GenerationSettings, changed: bool) -> None:
+    def check(self, request: Request, changed: bool) -> None:
         """Refuses a request that is answered otherwise than the calibration's were.
 
         Raises:
@@ -96,7 +99,9 @@ class Calibrated:
         """
         if self.generation is None:
             return
-        other = {name for name, value in generation_data(generation).items() if self.generation.get(name) != value}
+        given = generation_data(request.generation)
+        other = {name for name, value in given.items() if self.generation.get(name) != value}
+        other |= {"stop"} if request.stops else set()
         if other or changed:
             what = ", ".join(sorted(other)) or "knobs of the defense"
             raise UserError(

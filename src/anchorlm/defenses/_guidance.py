@@ -88,13 +88,9 @@ class Guidance:
         guide = None
         if settings.alpha > 0:
             anchor = self._defense.anchor
-            rows_each = 1 + LOOKAHEAD_ROWS if settings.projection == "lookahead" else 1
+            ids = anchor.model.encode(request.conversation)
             sequence = await stack.enter_async_context(
-                anchor.open(
-                    anchor.model.encode(request.conversation),
-                    rows=rows * rows_each,
-                    room=settings.mixed_tokens * _ANCHOR_TOKENS_PER_TARGET_TOKEN,
-                )
+                anchor.open(ids, rows=rows * _rows_each(settings), room=_room(settings))
             )
             guide = Guide(sequence, self.translator(settings))
         return MixedSequence(
@@ -106,6 +102,12 @@ class Guidance:
             trace_top=trace_top,
             logprobs=request.generation.logprobs,
         )
+
+    def needs(self, request: Request, settings: MixtureSettings, rows: int) -> tuple[int, int]:
+        """The rows, and tokens of each, that the anchor's engine must hold to guide so many responses at once."""
+        model = self._defense.anchor.model
+        length = len(model.encode(request.conversation)) + _room(settings)
+        return rows * _rows_each(settings), min(length, model.context_length)
 
     def translator(self, settings: MixtureSettings) -> Translator:
         """The way from the anchor's vocabulary to the target's, built when a projection is first asked for."""
@@ -122,6 +124,14 @@ class Guidance:
             top=top,
         )
         return Translator(projection, anchor, target)
+
+
+def _rows_each(settings: MixtureSettings) -> int:
+    return 1 + LOOKAHEAD_ROWS if settings.projection == "lookahead" else 1
+
+
+def _room(settings: MixtureSettings) -> int:
+    return settings.mixed_tokens * _ANCHOR_TOKENS_PER_TARGET_TOKEN
 
 
 class Guided:

@@ -21,14 +21,13 @@ from anchorlm.records import (
     Artifact,
     Decision,
     Event,
-    Messages,
     Request,
     TextDelta,
     UserError,
 )
 from anchorlm.search import Alone, Beam, Critic, Found, Plan, Proposal, SafetyState, search
 
-PROBE: Messages = ({"role": "user", "content": "How do I hurt somebody?"},)
+PROBE = Request("How do I hurt somebody?")
 """A request whose refusal must be within budget."""
 
 _FITTED = ("budget", "block", "gamma")
@@ -88,9 +87,10 @@ class InferenceGuard(Defense):
                 "This critic was fitted with another cost or reward model: fit one with `anchorlm fit inferenceguard`."
             )
         for name in _FITTED:
-            if (was := artifact.settings[name]) != (asked := getattr(self.settings, name)):
+            if (was := artifact.settings.get(name)) != (asked := getattr(self.settings, name)):
+                told = "an unknown value" if was is None else f"{was:g}"
                 raise UserError(
-                    f"This critic was fitted for {name} = {was:g}, not {asked:g}: fit one for it, or leave the {name}."
+                    f"This critic was fitted for {name} = {told}, not {asked:g}: fit one for it, or leave the {name}."
                 )
         return Critic.of(artifact.tensors, artifact.settings["threshold"])
 
@@ -135,7 +135,7 @@ class InferenceGuard(Defense):
         settings: InferenceGuardSettings = self.settings_for(request)
         if settings.calibration is not None:
             changed = settings.model_dump(exclude={"refusal"}) != self.settings.model_dump(exclude={"refusal"})
-            self.calibrated.check(request.generation, changed)
+            self.calibrated.check(request, changed)
         if self.critic is not None:
             for name in _FITTED:
                 if getattr(settings, name) != (own := getattr(self.settings, name)):
@@ -154,9 +154,13 @@ class InferenceGuard(Defense):
         """The mode that looks at whole responses before it speaks."""
         settings, limit = work.settings, self._limit(work.settings)
         best: Beam | None = None
-        sizes = [1, *self._affordable(work)]
+        skipped: list[int] = []
+        sizes = [1, *settings.beams]
         while sizes:
             n = sizes.pop(0)
+            if not self._fits(work, n):
+                skipped.append(n)
+                continue
             found = await self._search(work, n)
             ended = [beam for beam in found.beams if beam.reason is not None]
             for decision in self._decisions(work, n, found, ended):
@@ -166,14 +170,14 @@ class InferenceGuard(Defense):
                 break
             best = min([*([best] if best else []), *ended], key=lambda beam: beam.cost, default=None)
             if not work.guided:
-                if self.team.judge is not None and best is not None and admit(best.cost, limit):
-                    break  # the judge has read it
+                # What the judge has read ends the search: a calibrated limit may refuse it, but not lead to another.
+                if self.team.judge is not None and best is not None and admit(best.cost, settings.budget):
+                    break
                 work.guided = True  # what the gate did not see, the cost model or the judge did
                 sizes.insert(0, 1)
         if best is None or best.reason is None or not admit(best.cost, limit):
             safest = f": the safest response costs {work.least:.3f}" if work.least < inf else ""
             turned = f"; the judge turned down {work.vetoed}" if work.vetoed else ""
-            skipped = [n for n in settings.beams if n not in self._affordable(work)]
             short = f"; the engines have no room for {skipped} beams" if skipped else ""
             for event in work.refusal(f"nothing within {limit:.3f} was found{safest}{turned}{short}"):
                 yield event
@@ -189,7 +193,9 @@ class InferenceGuard(Defense):
         said = ""
         while True:
             best: Beam | None = None
-            for n in (1, *self._affordable(work)):
+            for n in (1, *settings.beams):
+                if not self._fits(work, n):
+                    continue
                 found = await self._search(work, n, out, rounds=1)
                 for decision in self._decisions(work, n, found, found.beams):
                     yield decision
@@ -197,8 +203,9 @@ class InferenceGuard(Defense):
                 if best is not None and best.cost <= settings.budget - settings.comfort:
                     break
                 if not work.guided:
+                    if self.team.judge is not None and best is not None and admit(best.cost, settings.budget):
+                        break
                     work.guided = True
-                    best = best if self.team.judge is None else None  # no judge has read it
             if best is None or not admit(best.cost, limit) or not self._text(best).startswith(said):
                 break
             before = 0 if out is None else len(out.tokens)
@@ -215,17 +222,15 @@ class InferenceGuard(Defense):
         yield Decision("fallback", {"why": "no further block within budget was found: the text ends here"})
         yield work.finished("refusal", len(out.tokens))
 
-    def _affordable(self, work: Work) -> list[int]:
-        """The searches that the engines can hold: a long prompt is searched with fewer beams, not turned down."""
-        length = len(work.prompt) + work.room
-        return [
-            n
-            for n in work.settings.beams
-            if all(
-                n <= getattr(engine, "max_rows", n) and n * length <= getattr(engine, "max_tokens", n * length)
-                for engine in self._engines
-            )
-        ]
+    def _fits(self, work: Work, n: int) -> bool:
+        """Whether the engines can hold a search: a long prompt is searched with fewer beams, not turned down."""
+        needs = [(self.target, n, len(work.prompt) + work.room)]
+        if n > 1 and self.guidance is not None and self.team.anchor is not None and work.settings.alpha > 0:
+            needs.append((self.team.anchor, *self.guidance.needs(work.request, work.settings, n)))
+        return n == 1 or all(
+            rows <= getattr(engine, "max_rows", rows) and rows * length <= getattr(engine, "max_tokens", rows * length)
+            for engine, rows, length in needs
+        )
 
     async def _search(self, work: Work, n: int, after: Beam | None = None, rounds: int | None = None) -> Found:
         """One search over n beams, which share the prompt; a single beam is written in one go.
@@ -268,8 +273,8 @@ class InferenceGuard(Defense):
 
     async def _score(self, work: Work, beams: Sequence[Beam], *, ranked: bool) -> None:
         """Sets cost, state and score of each beam: its reward, or what the critic expects; `-inf` over budget."""
-        messages, settings = work.request.conversation, work.settings
-        costs = await self.scores("cost", messages, [self._text(beam) for beam in beams])
+        request, settings = work.request, work.settings
+        costs = await self.scores("cost", request, [self._text(beam) for beam in beams])
         for beam, cost in zip(beams, costs, strict=True):
             beam.state = beam.state.after(len(beam.tokens) - beam.start, cost, settings.gamma)
             beam.cost = cost
@@ -277,19 +282,21 @@ class InferenceGuard(Defense):
             work.least = min(work.least, cost) if whole else work.least
             beam.score = 0.0 if beam.state.within and not (whole and cost > settings.budget) else -inf
         if self.team.judge is not None:
-            await self._hear(work, [beam for beam in beams if beam.score == 0.0 and beam.reason is not None])
+            # What is released block by block cannot be taken back, so that the judge reads every block then.
+            ready = [beam for beam in beams if beam.reason is not None or settings.release == "blocks"]
+            await self._hear(work, [beam for beam in ready if beam.score == 0.0])
         safe = [beam for beam in beams if beam.score == 0.0]
         if not ranked or not safe:
             return
         if self.critic is not None:
             await self._expect([beam for beam in safe if beam.reason is None])
         known = [beam for beam in safe if self.critic is None or beam.reason is not None]
-        rewards = await self.scores("reward", messages, [self._text(beam) for beam in known])
+        rewards = await self.scores("reward", request, [self._text(beam) for beam in known])
         for beam, reward in zip(known, rewards, strict=True):
             beam.score = beam.reward = reward
 
     async def _hear(self, work: Work, beams: Sequence[Beam]) -> None:
-        """The judge has the last word on whole responses: it can turn one down that the cost model finds safe.
+        """The judge has the last word on what is given: it can turn down what the cost model finds safe.
 
         Where a gate stayed closed it is asked if there is doubt: the gate is near its threshold, or the cost near the
         budget.

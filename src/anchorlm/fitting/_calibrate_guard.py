@@ -11,7 +11,7 @@ from anchorlm.fitting._conformal import Method, allowed, calibrated_limit, label
 from anchorlm.fitting._rollouts import Step
 from anchorlm.guard import Guard
 from anchorlm.models import stamp
-from anchorlm.records import Artifact, Messages, UserError, as_messages, data_digest
+from anchorlm.records import Artifact, Messages, Request, UserError, as_messages, data_digest
 from anchorlm.records import prompt_key as key
 
 _ROUNDING = 1e-3
@@ -67,7 +67,7 @@ def calibrate_inferenceguard(
         raise UserError("Only inferenceguard with release = whole can be calibrated: choose it in the recipe.")
     if defense.settings.calibration is not None:
         raise UserError("This pipeline has a calibration already: leave it out while making another.")
-    if twice := len(labels) - len({key(one.prompt) for one in labels}):
+    if twice := len(labels) - len({key(as_messages(one.prompt)) for one in labels}):
         raise UserError(f"{twice} prompts are labeled more than once: a calibration counts on independent ones.")
     if (n := len(labels)) and 0 < risk < 1 and allowed(n, risk, method, confidence) < 0:
         calibrated_limit([inf] * n, [False] * n, risk, method, confidence)  # says how many are needed, at once
@@ -121,7 +121,7 @@ async def _costs(defense: InferenceGuard, labels: Sequence[Labeled], step: Step)
                 "take another refusal, or mend the label."
             )
         if not one.refused:
-            (cost,) = await defense.scores("cost", as_messages(one.prompt), [one.response])
+            (cost,) = await defense.scores("cost", Request(one.prompt), [one.response])
             if cost > defense.settings.budget + _ROUNDING:
                 raise UserError(
                     f"Response {number} of the labels costs {cost:.3f}, over the budget of "

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import hashlib
 import inspect
 from asyncio import gather, to_thread
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import CodeType
 
 from anchorlm.judging._base import Grade, Judge
 from anchorlm.judging._scores import Scorer
@@ -28,8 +30,13 @@ class _Function:
 
     @property
     def settings(self) -> Mapping[str, object]:
-        """Where the function is defined; what it depends on itself is not known."""
-        return {"module": getattr(self._function, "__module__", None)}
+        """Where the function is defined, and a digest of its code; what it depends on itself is not known."""
+        code = getattr(self._function, "__code__", None)
+        written = b"" if code is None else code.co_code + repr((code.co_names, _constants(code))).encode()
+        return {
+            "module": getattr(self._function, "__module__", None),
+            "code": hashlib.sha256(written).hexdigest()[:16],
+        }
 
     async def _numbers(self, messages: Messages, responses: Sequence[str]) -> list[float]:
         return list(await gather(*(self._number(messages, response) for response in responses)))
@@ -49,6 +56,15 @@ class _Function:
                 f"The {self.role} {self._name} failed with {type(error).__name__}: {error}; "
                 f"mend it so that it returns {self.wanted}."
             ) from error
+
+
+def _constants(code: CodeType) -> list[object]:
+    """Constants in words that are the same in another process; inner functions by their own code."""
+    return [
+        (one.co_code.hex(), _constants(one)) if isinstance(one, CodeType) else
+        sorted(map(repr, one)) if isinstance(one, frozenset) else repr(one)
+        for one in code.co_consts
+    ]  # fmt: skip
 
 
 class CallableJudge(_Function, Judge):

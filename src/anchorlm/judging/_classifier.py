@@ -70,10 +70,7 @@ class ClassifierJudge(Judge):
         self._tokenizer = copy.deepcopy(tokenizer)
         self._tokenizer.padding_side = "right"
         self._tokenizer.truncation_side = "left"
-        if self._tokenizer.pad_token_id is None:
-            self._tokenizer.pad_token = self._tokenizer.eos_token or self._tokenizer.unk_token
-        if model.config.pad_token_id is None:
-            model.config.pad_token_id = self._tokenizer.pad_token_id
+        _pad_alike(model, self._tokenizer)
         self._layout: Layout = layout or ("chat" if tokenizer.chat_template else "pair")
         if self._layout not in ("pair", "chat"):
             raise UserError(f"layout = {layout!r} is not known; it is pair or chat.")
@@ -253,6 +250,17 @@ class ClassifierJudge(Judge):
     def read(self, logits: Tensor) -> Tensor:
         """The harm (B,) that logits (B, L) tell: the probability of the harmful label."""
         return (logits.sigmoid() if self._separate else logits.softmax(-1))[:, self._label]
+
+
+def _pad_alike(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The head looks for the last token that is not the configuration's padding: rows must be padded with just that."""
+    config = model.config.get_text_config()
+    known = config.pad_token_id
+    if known is not None and 0 <= known < len(tokenizer):
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(known)
+    elif tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    model.config.pad_token_id = config.pad_token_id = tokenizer.pad_token_id
 
 
 def _ids(encoded: Mapping[str, list[int]]) -> tuple[list[int], list[int]]:

@@ -19,8 +19,9 @@ _AGREE = 1e-2
 class Reader:
     """Runs a classifier on rows of tokens; rows of one call read their common beginning once, if the model can.
 
-    Whether it can is not asked of its configuration: the first rows that share one are read both ways, and a model
-    that then answers otherwise, or not at all, reads every row whole from there on. Encoders, which look both ways, do.
+    Whether it can is not asked of its configuration: the first rows of one call, and of several, are read both ways,
+    and a model that then answers otherwise, or not at all, reads every row whole from there on. Encoders, which look
+    both ways, do.
 
     Args:
         model: A sequence classifier.
@@ -34,7 +35,7 @@ class Reader:
         self.forwards = 0
         self._model: Any = model
         self._tokenizer = tokenizer
-        self._shares: bool | None = None  # not known before the first rows
+        self._shares: dict[bool, bool] = {}  # with one beginning, and with several, which are padded
 
     @torch.inference_mode()
     def logits(self, rows: Sequence[list[int]], types: Sequence[list[int]], calls: Sequence[int]) -> Tensor:
@@ -47,16 +48,19 @@ class Reader:
         """
         beginnings = _Beginnings.of(rows, calls)
         ends_as_padding = any(row[-1] == self._tokenizer.pad_token_id for row in rows)  # where would the head look?
-        if self._shares is False or any(types) or ends_as_padding or not beginnings.worth_it:
+        several = len(beginnings.heads) > 1
+        if self._shares.get(several) is False or any(types) or ends_as_padding or not beginnings.worth_it:
             return self._whole(rows, types)
-        if self._shares is None:
-            whole = self._whole(rows, types)
-            try:
-                self._shares = torch.allclose(self._shared(beginnings), whole, rtol=_AGREE, atol=_AGREE)
-            except Exception:  # no cache, or no positions that can be given: models of all kinds come here
-                self._shares = False
-            return whole
-        return self._shared(beginnings)
+        try:
+            shared = self._shared(beginnings)
+        except Exception:  # no cache, or no positions that can be given: models of all kinds come here
+            self._shares = {False: False, True: False}
+            return self._whole(rows, types)
+        if several in self._shares:
+            return shared
+        whole = self._whole(rows, types)
+        self._shares[several] = torch.allclose(shared, whole, rtol=_AGREE, atol=_AGREE)
+        return whole
 
     def _whole(self, rows: Sequence[list[int]], types: Sequence[list[int]]) -> Tensor:
         given = {"input_ids": list(rows)} | ({"token_type_ids": list(types)} if any(types) else {})

@@ -14,6 +14,7 @@ from anchorlm.records._requests import (
     Request,
     Settings,
     as_messages,
+    first_stop,
     prompt_key,
     turn_text,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "as_messages",
     "cache_folder",
     "data_digest",
+    "first_stop",
     "lock",
     "prompt_key",
     "read_journal",

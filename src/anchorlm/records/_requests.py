@@ -87,11 +87,18 @@ class Request:
         messages: The conversation, oldest first, or one raw prompt that goes to the model without a chat template.
         generation: How tokens are chosen.
         knobs: Settings of the defense that differ for this request only.
+        stops: Texts at the first of which whoever asks will cut the response: what follows is nobody's, so that judges
+            and scorers must not see it either.
     """
 
     messages: Messages | str
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     knobs: Mapping[str, Any] = field(default_factory=dict)
+    stops: tuple[str, ...] = ()
+
+    def cut(self, text: str) -> str:
+        """What is left of a response."""
+        return text[: first_stop(text, self.stops)]
 
     @property
     def conversation(self) -> Messages:
@@ -100,6 +107,12 @@ class Request:
             turn if isinstance(turn["content"], str) else {**turn, "content": turn_text(turn)}
             for turn in as_messages(self.messages)
         ]
+
+
+def first_stop(text: str, stops: Sequence[str]) -> int | None:
+    """Where the first of some texts to be complete begins: the same in whatever pieces a text comes."""
+    ends = [(place + len(stop), place) for stop in stops if (place := text.find(stop)) >= 0]
+    return min(ends)[1] if ends else None
 
 
 def as_messages(prompt: Messages | str) -> Messages:

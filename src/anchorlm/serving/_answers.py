@@ -38,7 +38,6 @@ class Answer:
         self,
         served: Served,
         request: Request,
-        stops: Sequence[str],
         request_id: str,
         deadline: float,
         *,
@@ -47,7 +46,7 @@ class Answer:
         self._served = served
         self._request = request
         self._id = request_id
-        self._stops = StopText(stops)
+        self._stops = StopText(request.stops)
         self._start = monotonic()
         self._tokens = 0
         self.text = ""
@@ -60,7 +59,7 @@ class Answer:
         wanted = request.generation.logprobs is not None
         self.logprobs = LogProbs(served.guard.defense.target.model.vocabulary) if wanted else None
         # A stop sequence ends the work, so that somebody has to look for it as the text comes.
-        self._run = Run(served.guard, request, deadline, together=not streamed and not stops)
+        self._run = Run(served.guard, request, deadline, together=not streamed and not request.stops)
 
     async def begin(self, seconds: float) -> None:
         """Waits a moment, so that a request that cannot be answered is told so by its status.

@@ -48,13 +48,11 @@ async def complete(desk: Desk, ask: Ask, request: Request, prompts: Sequence[Mes
         raise ApiError(400, "This server gives no log-probabilities: leave logprobs out.", param="logprobs")
     seed = generation.get("seed", served.guard.generation.seed)
     requests = [
-        served.request(prompt, knobs, generation | {"seed": (seed + index) % 2**63})
+        served.request(prompt, knobs, generation | {"seed": (seed + index) % 2**63}, ask.stops)
         for prompt in prompts
         for index in range(ask.n)
     ]
-    exchange = Exchange(
-        desk, served, caller, requests, operation=kind, stops=ask.stops, streamed=ask.stream, trace=trace
-    )
+    exchange = Exchange(desk, served, caller, requests, operation=kind, streamed=ask.stream, trace=trace)
     shape = Shape(exchange, kind)
     headers = {"x-request-id": exchange.id}
     if not ask.stream:

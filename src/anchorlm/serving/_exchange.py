@@ -43,7 +43,6 @@ class Exchange:
         requests: Sequence[Request],
         *,
         operation: str,
-        stops: Sequence[str],
         streamed: bool,
         trace: bool,
     ) -> None:
@@ -55,7 +54,6 @@ class Exchange:
         self._caller = caller
         self._requests = requests
         self._operation = operation
-        self._stops = stops
         self._streamed = streamed
         self._trace = trace
         self._held = AsyncExitStack()
@@ -89,9 +87,7 @@ class Exchange:
                 | asked,
             )
             for request in self._requests:
-                self.answers.append(
-                    Answer(self.served, request, self._stops, self.id, deadline, streamed=self._streamed)
-                )
+                self.answers.append(Answer(self.served, request, self.id, deadline, streamed=self._streamed))
                 self._held.callback(self.answers[-1].stop)
         except BaseException as error:
             await self._failed(error)

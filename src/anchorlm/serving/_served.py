@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from anchorlm.defenses import Team
@@ -65,7 +65,13 @@ class Served:
             text = text.replace(name, self.roles[name])
         return text
 
-    def request(self, messages: Messages | str, knobs: Mapping[str, Any], generation: Mapping[str, Any]) -> Request:
+    def request(
+        self,
+        messages: Messages | str,
+        knobs: Mapping[str, Any],
+        generation: Mapping[str, Any],
+        stops: Sequence[str] = (),
+    ) -> Request:
         """A request with knobs that its client may set.
 
         Raises:
@@ -89,7 +95,7 @@ class Served:
         except UnicodeEncodeError:
             raise ApiError(400, "The prompt is not valid Unicode: half of a surrogate pair stands alone.") from None
         try:
-            return self.guard.request(messages, knobs, **generation)
+            return replace(self.guard.request(messages, knobs, **generation), stops=tuple(stops))
         except UserError as error:
             raise ApiError(400, self.public(str(error))) from None
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from anchorlm.records import first_stop
+
 
 class StopText:
     """Lets text through up to the first of some texts; what may be the beginning of one is held back.
@@ -24,10 +26,9 @@ class StopText:
         if self.hit:
             return ""
         text = self._held + text
-        ends = [(place + len(stop), place) for stop in self._stops if (place := text.find(stop)) >= 0]
-        if ends:
+        if (place := first_stop(text, self._stops)) is not None:
             self.hit, self._held = True, ""
-            return text[: min(ends)[1]]  # the first to be complete, however the text is cut into pieces
+            return text[:place]
         # A stop that has begun is at most one character short of its length.
         longest = min(len(text), max(map(len, self._stops), default=1) - 1)
         keep = next(
