@@ -45,7 +45,8 @@ async def fails(beams: Sequence[Beam]) -> None:
 
 async def searched(engine: LocalEngine, plan: Plan, generation: GenerationSettings, score: object = by_worth) -> Found:
     async with engine.open(PROMPT, rows=plan.beams, room=plan.room) as row:
-        found = await search(Beam(Alone(row, engine.model.stop_ids), SafetyState(0.0)), plan, generation, score)  # type: ignore[arg-type]
+        root = Beam(Alone(row, engine.model.stop_ids), SafetyState(0.0))
+        found = await search([root], plan, generation, score)  # type: ignore[arg-type]
         for beam in found.beams:
             beam.close()
         return found

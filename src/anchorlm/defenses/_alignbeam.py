@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from asyncio import gather
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any, ClassVar, Literal
@@ -8,10 +7,11 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from anchorlm.defenses._base import Defense, Needs, Team, room_for, speak
-from anchorlm.defenses._guidance import Guidance, MixtureSettings
+from anchorlm.defenses._guidance import Guidance, Guided, MixtureSettings
+from anchorlm.defenses._picked import picked
 from anchorlm.mixing import MixedSequence
-from anchorlm.records import Access, Decision, DefenseError, Event, Request
-from anchorlm.search import Candidate, release, select, ungraded
+from anchorlm.records import Access, Decision, Event, GenerationSettings, Request
+from anchorlm.search import Beam, Diversity, Plan, SafetyState, search, unscored
 
 
 class AlignBeamSettings(MixtureSettings):
@@ -58,43 +58,60 @@ class AlignBeam(Defense):
                     yield event
                 return
             tokens = (await first.mixture()).top(settings.candidates)
-            beams = [first, *(first.fork() for _ in tokens[1:])]
-            candidates = await gather(
-                *(self._extend(beam, *token, request, settings) for beam, token in zip(beams, tokens, strict=True))
-            )
-        # The rows are free: judging, here or elsewhere, holds nobody up.
-        for index, beam in enumerate(beams):
-            if beam.steps:
-                yield Decision("mix", {"candidate": index, "steps": beam.steps})
-        try:
-            grades = await self.grades(request, [candidate.text for candidate in candidates])
-        except DefenseError:
-            yield ungraded(candidates)
-            raise
-        choice = select(candidates, grades, settings.max_harm)
-        for event in release(choice, candidates, grades, settings.refusal, prompt_tokens=len(prompt)):
+            mixtures = [first, *(first.fork() for _ in tokens[1:])]
+            stops = self.target.model.stop_ids
+            candidates = [Primed(m, settings.mixed_tokens, stops, *t) for m, t in zip(mixtures, tokens, strict=True)]
+            room = room_for(self.target, len(prompt), request.generation)
+            plan = Plan(beams=len(tokens), keep=len(tokens), block=room, room=room)
+            roots = [Beam(candidate, SafetyState(0.0)) for candidate in candidates]
+            found = await search(roots, plan, request.generation, unscored)
+        for index, mixture in enumerate(mixtures):
+            if mixture.steps:
+                yield Decision("mix", {"candidate": index, "steps": mixture.steps})
+        likelihoods = [candidate.log_probability for candidate in candidates]
+        async for event in picked(
+            self, request, found.beams, likelihoods, settings.max_harm, prompt_tokens=len(prompt)
+        ):
             yield event
 
-    async def _extend(
-        self, beam: MixedSequence, token: int, log_probability: float, request: Request, settings: AlignBeamSettings
-    ) -> Candidate:
-        """The first token, N - 1 more mixed ones, greedily, then the target alone."""
-        stops = self.target.model.stop_ids
-        limit = room_for(self.target, beam.target.prompt_length, request.generation)
-        mixed = min(settings.mixed_tokens, limit) if beam.guide else 1
-        while token not in stops:
-            beam.append(token)
-            if len(beam.response) == mixed:
+
+class Primed(Guided):
+    """One of AlignBeam's candidates: a first token that is given, N - 1 more of the mixture, greedily, then the target
+    alone, all in one block.
+
+    Args:
+        mixed: Both models before the response.
+        tokens: N: how many tokens are mixed, the first among them.
+        stops: The tokens that end the target's turn.
+        first: The first token.
+        log_probability: Of the first token in the mixture.
+
+    Attributes:
+        log_probability: Of the mixed tokens so far.
+    """
+
+    def __init__(
+        self, mixed: MixedSequence, tokens: int, stops: frozenset[int], first: int, log_probability: float
+    ) -> None:
+        super().__init__(mixed, tokens, stops)
+        self.log_probability = log_probability
+        self._first = first
+
+    def fork(self) -> Primed:
+        """See `Proposal`."""
+        return Primed(self.mixed.fork(), self._tokens, self._stops, self._first, self.log_probability)
+
+    async def extend(self, generation: GenerationSettings, diversity: Diversity | None = None) -> bool:
+        """See `Proposal`."""
+        token, count = self._first, min(max(self._tokens, 1), generation.max_new_tokens)
+        while token not in self._stops:
+            self.mixed.append(token)
+            if len(self.response) == count:
                 break
-            token, further = (await beam.mixture()).top(1)[0]
-            log_probability += further
-        beam.release_guide()
-        reason: Literal["stop", "length"] = "stop" if token in stops else "length"
-        if token not in stops and len(beam.response) < limit:
-            rest = {"max_new_tokens": limit - len(beam.response), "seed": request.generation.seed + token}
-            reason = (await beam.target.generate(request.generation.model_copy(update=rest))).finish_reason
-        ids = tuple(beam.response)
-        scores = beam.target.scores(beam.target.prompt_length)
-        beam.target.close()
-        text = self.target.model.vocabulary.decode(ids).decode("utf-8", errors="replace")
-        return Candidate(text, ids, reason, log_probability, scores)
+            token, further = (await self.mixed.mixture()).top(1)[0]
+            self.log_probability += further
+        self.mixed.release_guide()  # while the target goes alone, the anchor's rows are free
+        if token in self._stops or len(self.response) == generation.max_new_tokens:
+            return token in self._stops
+        rest = {"max_new_tokens": generation.max_new_tokens - len(self.response)}
+        return (await self.row.generate(generation.model_copy(update=rest))).finish_reason == "stop"

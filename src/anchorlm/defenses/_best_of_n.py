@@ -6,8 +6,9 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from anchorlm.defenses._base import Defense, DefenseSettings, Needs, room_for, varied
-from anchorlm.records import Access, DefenseError, Event, Request
-from anchorlm.search import Alone, Beam, Candidate, Plan, SafetyState, release, search, select, ungraded, unscored
+from anchorlm.defenses._picked import picked
+from anchorlm.records import Access, Event, Request
+from anchorlm.search import Alone, Beam, Plan, SafetyState, search, unscored
 
 
 class BestOfNSettings(DefenseSettings):
@@ -36,18 +37,7 @@ class BestOfN(Defense):
         async with self.target.open(ids, rows=settings.n, room=room) as root:
             await root.logits()  # one prefill, shared by all
             beam = Beam(Alone(root, self.target.model.stop_ids), SafetyState(0.0))
-            found = await search(beam, plan, varied(generation, settings.temperature), unscored)
-        vocabulary = self.target.model.vocabulary
-        texts = [vocabulary.decode(one.tokens).decode("utf-8", errors="replace") for one in found.beams]
-        candidates = [
-            Candidate(text, one.tokens, one.reason or "length", scores=one.scores)
-            for text, one in zip(texts, found.beams, strict=True)
-        ]
-        try:
-            grades = await self.grades(request, texts)
-        except DefenseError:
-            yield ungraded(candidates)
-            raise
-        choice = select(candidates, grades, settings.max_harm)
-        for event in release(choice, candidates, grades, settings.refusal, prompt_tokens=len(ids)):
+            found = await search([beam], plan, varied(generation, settings.temperature), unscored)
+        order = [None] * len(found.beams)
+        async for event in picked(self, request, found.beams, order, settings.max_harm, prompt_tokens=len(ids)):
             yield event

@@ -50,7 +50,7 @@ class BeamSearch(Defense):
         async with self.target.open(prompt, rows=settings.n, room=room) as row:
             await row.logits()  # read once, shared by all
             root = Beam(Alone(row, self.target.model.stop_ids), SafetyState(getattr(settings, "budget", inf)))
-            found = await search(root, plan, sampling, lambda beams: self._score(request, settings, beams))
+            found = await search([root], plan, sampling, lambda beams: self._score(request, settings, beams))
             best = found.beams[0]
             best.close()
         yield Decision("chosen", {"score": best.score, "cost": best.cost, "reward": best.reward})

@@ -265,7 +265,7 @@ class InferenceGuard(Defense):
             root = Beam(proposal, after.state if after else SafetyState(settings.budget))
             if n > 1:
                 await row.logits()  # read once, shared by all
-            found = await search(root, plan, work.sampling(n), lambda beams: self._score(work, beams, ranked=n > 1))
+            found = await search([root], plan, work.sampling(n), lambda beams: self._score(work, beams, ranked=n > 1))
             for beam in found.beams:
                 beam.close()
         work.generated += found.generated

@@ -107,20 +107,21 @@ class Found:
     generated: int = 0
 
 
-async def search(root: Beam, plan: Plan, generation: GenerationSettings, score: Score) -> Found:
-    """Blockwise beam search under a score; best-of-N is one block, greedy writing one beam.
+async def search(roots: Sequence[Beam], plan: Plan, generation: GenerationSettings, score: Score) -> Found:
+    """Blockwise beam search under a score; best-of-N is one block, greedy writing one beam, and AlignBeam's candidates
+    are one block from a root for each first token.
 
     Each round every unfinished survivor is continued, so that there are N beams in all, finished ones included; the
     best K survive. Where none did, the round is sampled again from the same survivors, with a penalty on the tokens
     that the failed beams had in common. It ends when nothing unfinished survives or a finished beam leads.
 
     Args:
-        root: The beam to start from; its rows and at most `plan.beams - 1` more are used.
+        roots: The beams to start from, at most `plan.beams`; no more rows than that are used in all.
         plan: Sizes and bounds.
         generation: How tokens are chosen; each continuation gets a seed of its own.
         score: Scores the beams after each block.
     """
-    found, live, done = Found([]), [root], list[Beam]()
+    found, live, done = Found([]), list(roots), list[Beam]()
     while live and (plan.rounds is None or found.rounds < plan.rounds):
         each = max(1, (plan.beams - len(done)) // len(live))
         children = [child for beam in live for child in (beam, *(beam.fork() for _ in range(each - 1)))]
