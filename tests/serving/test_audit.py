@@ -7,10 +7,10 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
+import openai
 import pytest
 from servers import SECRET, Live
 
@@ -72,11 +72,11 @@ def test_a_line_is_written_although_whoever_waits_for_it_is_gone(plain: Guard, t
 
     async def leave() -> None:
         desk = Desk([Served.of("plain", plain)], ServerSettings(audit=AuditSettings(file=file)))
-        # All threads are busy, so that the write has not begun when its waiter is cancelled.
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        loop = asyncio.get_running_loop()
+        # The thread is busy, so that the write has not begun when its waiter is cancelled.
         go_on = threading.Event()
-        busy = asyncio.ensure_future(asyncio.to_thread(go_on.wait, 30))
-        waiting = asyncio.ensure_future(desk.note("response", {"number": 1}))
+        busy = loop.run_in_executor(desk._scribe, go_on.wait, 30)
+        waiting = asyncio.ensure_future(desk.note("response", {"number": 1}, loop.time() + 30))
         await asyncio.sleep(0.05)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -132,6 +132,77 @@ def test_what_was_there_stays(tmp_path: Path) -> None:
         audit.write("request", {"number": number})
         audit.close()
     assert [line["number"] for line in lines(file)] == [0, 1]
+
+
+@pytest.mark.parametrize("fate", ["deleted", "moved"])
+def test_a_log_that_is_taken_away_begins_anew_and_loses_no_line(tmp_path: Path, fate: str) -> None:
+    file, old = tmp_path / "audit.jsonl", tmp_path / "old.jsonl"
+    with closing(Audit(AuditSettings(file=file))) as audit:
+        audit.write("request", {"number": 1})
+        file.rename(old) if fate == "moved" else file.unlink()
+        audit.write("request", {"number": 2})
+        audit.write("request", {"number": 3})
+    assert [line["number"] for line in lines(file)] == [2, 3]
+    assert not old.exists() or [line["number"] for line in lines(old)] == [1]
+
+
+def test_two_servers_cannot_write_to_one_log(tmp_path: Path) -> None:
+    settings = AuditSettings(file=tmp_path / "audit.jsonl", max_bytes=1_000)
+    with closing(Audit(settings)) as audit:
+        for number in range(30):  # also after it was rotated
+            audit.write("request", {"number": number})
+        with pytest.raises(UserError, match="give each a file of its own"):
+            Audit(settings)
+    Audit(settings).close()
+
+
+def test_a_line_that_a_crash_cut_off_spoils_no_other(tmp_path: Path) -> None:
+    file = tmp_path / "audit.jsonl"
+    file.write_text('{"event":"request","number":1}\n{"event":"request","cut":')
+    with closing(Audit(AuditSettings(file=file))) as audit:
+        audit.write("request", {"number": 2})
+    first, cut, last = file.read_text().splitlines()
+    assert (json.loads(first)["number"], json.loads(last)["number"]) == (1, 2)
+    assert cut == '{"event":"request","cut":'
+
+
+@pytest.mark.parametrize("on_error", ["refuse", "go on"])
+def test_a_disk_that_hangs_is_waited_for_only_until_the_deadline(
+    start_live: Callable[..., Live], plain: Guard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_error: str
+) -> None:
+    settings = {"file": tmp_path / "audit.jsonl", "on_error": on_error}
+    live = start_live([Served.of("plain", plain)], audit=settings, deadline=1.0)
+    monkeypatch.setattr("anchorlm.serving._exchange._LAST_LINE", 0.5)
+    go_on = threading.Event()
+    write = Audit._write
+    monkeypatch.setattr(Audit, "_write", lambda self, data: (go_on.wait(30), write(self, data))[1])
+    start = time.monotonic()
+    with pytest.raises(openai.InternalServerError) as caught:  # 503, or 504 where it goes on until the deadline
+        live.client().chat.completions.create(model="plain", messages=TURN)
+    assert caught.value.status_code == (503 if on_error == "refuse" else 504)
+    assert time.monotonic() - start < 4
+    assert live.client().models.list().data, "the rest of the server does not hang"
+    go_on.set()
+    live.wait(lambda: len(file_lines(tmp_path / "audit.jsonl")) >= 2)
+
+
+def file_lines(file: Path) -> list[str]:
+    return file.read_text("utf-8").splitlines()
+
+
+def test_an_answer_that_nobody_waited_for_is_no_answer_in_the_log(
+    start_live: Callable[..., Live], make_guard: Callable[..., Guard], tmp_path: Path
+) -> None:
+    async def late(messages: object, response: str) -> float:
+        await asyncio.sleep(5)
+        return 0.0
+
+    file = tmp_path / "audit.jsonl"
+    live = start_live([Served.of("slow", make_guard(late))], audit={"file": file}, deadline=0.5)
+    with pytest.raises(openai.InternalServerError):
+        live.client().chat.completions.create(model="slow", messages=TURN)
+    ended = lines(file)[-1]
+    assert (ended["status"], ended["answers"][0]["decision"]) == (504, "abandoned")
 
 
 def test_a_log_that_cannot_be_written_is_told_before_serving(tmp_path: Path) -> None:

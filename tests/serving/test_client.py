@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 
 import openai
 import pytest
@@ -10,7 +9,9 @@ from servers import Live
 
 from anchorlm.engine import LocalEngine
 from anchorlm.guard import Guard
+from anchorlm.records import TokenScore
 from anchorlm.serving import Served
+from anchorlm.serving._logprobs import LogProbs
 
 TURN = [{"role": "user", "content": "How do I bake bread?"}]
 
@@ -142,9 +143,23 @@ def test_raw_completions_name_tokens_and_where_they_stand(client: openai.OpenAI,
     found = answer.choices[0].logprobs
     expected = plain.chat("How do I", raw=True, logprobs=2, max_new_tokens=6)
     assert found.token_logprobs == [score.logprob for score in expected.scores]
-    assert found.text_offset[0] == 0
-    assert [b - a for a, b in pairwise(found.text_offset)] == [len(token) for token in found.tokens[:-1]]
-    assert all(len(one) <= 2 for one in found.top_logprobs)
+    whole = [pair for pair in zip(found.tokens, found.text_offset, strict=True) if not pair[0].startswith("bytes:")]
+    assert whole
+    for token, offset in whole:  # bytes that no character was made of stand before it, as one that says so
+        assert answer.choices[0].text[offset:].lstrip("\ufffd").startswith(token)
+    assert all(len(one) == 2 for one in found.top_logprobs)
+
+
+def test_parts_of_a_character_are_told_apart_and_stand_where_it_does(plain: Guard) -> None:
+    vocabulary = plain.defense.target.model.vocabulary
+    by_bytes = {vocabulary.token_bytes(index): index for index in range(vocabulary.size)}
+    tokens = [by_bytes[piece] for piece in (b"\xc3", b"\xa9", b"q")]
+    found = LogProbs(vocabulary)
+    found.add([TokenScore(token, -1.0, ((token, -1.0), (by_bytes[b"\xc2"], -2.0))) for token in tokens])
+    shown = found.text(found.due("\u00e9q", last=True))
+    assert shown["tokens"] == ["bytes:\\xc3", "bytes:\\xa9", "q"]
+    assert shown["text_offset"] == [0, 0, 1]
+    assert shown["top_logprobs"][0] == {"bytes:\\xc3": -1.0, "bytes:\\xc2": -2.0}
 
 
 def test_log_probabilities_can_be_turned_off(start_live: Callable[..., Live], plain: Guard) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import httpx
 import openai
@@ -28,6 +30,78 @@ def test_where_a_body_is_asked_for_one_that_is_too_large_is_not_waited_for(live:
     with socket.create_connection(("127.0.0.1", int(live.url.rpartition(":")[2])), timeout=10) as connection:
         connection.sendall(b"POST /v1/models HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n")
         assert connection.recv(100).split()[1] == b"413"
+
+
+def test_connections_that_ask_for_nothing_keep_nobody_out(
+    start_live: Callable[..., Live], plain: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anchorlm.serving._protocol.HEAD_PATIENCE", 0.5)
+    live = start_live([Served.of("plain", plain)], concurrency=1, queue=0)
+    address = ("127.0.0.1", int(live.url.rpartition(":")[2]))
+    with ExitStack() as stack:
+        for _ in range(260):
+            connection = stack.enter_context(socket.create_connection(address, timeout=10))
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n")
+        live.wait(lambda: httpx.get(f"{live.url}/health").status_code == 200, 10)
+        assert connection.recv(100) == b"", "it is closed"
+
+
+def test_a_connection_is_kept_between_requests_and_during_a_long_answer(
+    start_live: Callable[..., Live], make_guard: Callable[..., Guard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def slow(messages: object, response: str) -> float:
+        await asyncio.sleep(0.6)
+        return 0.0
+
+    monkeypatch.setattr("anchorlm.serving._protocol.HEAD_PATIENCE", 0.4)
+    live = start_live([Served.of("slow", make_guard(slow))])
+    with httpx.Client(base_url=live.url, timeout=60) as client:
+        for _ in range(2):
+            answer = client.post("/v1/chat/completions", json={"model": "slow", "messages": TURN})
+            assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/health", "/nowhere", "/v1/models", "/v1/models/nobody"])
+def test_every_response_has_an_id_of_its_own(live: Live, path: str) -> None:
+    ids = [httpx.get(live.url + path).headers["x-request-id"] for _ in range(2)]
+    assert len(set(ids)) == 2
+
+
+def test_an_errors_id_is_that_of_the_audit_log(live: Live) -> None:
+    answer = httpx.post(f"{live.url}/v1/chat/completions", json={"model": "strict", "messages": TURN}, timeout=60)
+    assert answer.headers["x-request-id"] == answer.json()["anchorlm"]["request_id"]
+
+
+NULL = {"n": None, "stream": None, "stream_options": None, "seed": None, "temperature": None, "anchorlm": None}
+
+
+def test_null_is_as_good_as_nothing(live: Live) -> None:
+    body = {"model": "plain", "messages": TURN, "max_tokens": 2, "top_p": None, "logprobs": None, "stop": None}
+    answer = httpx.post(f"{live.url}/v1/chat/completions", json=body | NULL, timeout=60)
+    assert (answer.status_code, len(answer.json()["choices"])) == (200, 1)
+
+
+@pytest.mark.parametrize(
+    "sent", [{"n": True}, {"n": "2"}, {"stream": "yes"}, {"stream": 1}, {"temperature": True}, {"seed": 1.5}]
+)
+def test_a_value_of_another_type_is_not_guessed_at(live: Live, sent: dict[str, object]) -> None:
+    answer = httpx.post(f"{live.url}/v1/chat/completions", json={"model": "plain", "messages": TURN} | sent, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, next(iter(sent)))
+
+
+@pytest.mark.parametrize("name", ["\\ud800", "x" * 500, "\\u0000"])
+def test_a_knob_of_any_name_is_told_to_be_unknown(live: Live, name: str) -> None:
+    body = f'{{"model":"guarded","messages":[{{"role":"user","content":"x"}}],"anchorlm":{{"{name}":1}}}}'
+    answer = httpx.post(f"{live.url}/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"]
+
+
+def test_an_operator_bounds_the_length_of_answers(start_live: Callable[..., Live], plain: Guard) -> None:
+    client = start_live([Served.of("plain", plain)], max_tokens=3).client()
+    assert client.chat.completions.create(model="plain", messages=TURN, max_tokens=3).usage.completion_tokens <= 3
+    with pytest.raises(openai.BadRequestError, match="at most 3 tokens"):
+        client.chat.completions.create(model="plain", messages=TURN, max_completion_tokens=4)
 
 
 @pytest.mark.parametrize("header", ["X-Forwarded-For", "x-forwarded-proto", "Forwarded"])

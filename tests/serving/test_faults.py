@@ -5,9 +5,14 @@ import errno
 import json
 import logging
 import socket
-from collections.abc import Callable
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -355,7 +360,9 @@ def test_a_client_that_does_not_read_keeps_its_turn_only_until_its_answer_is_the
         desk = Desk([Served.of("plain", plain)], ServerSettings())
         request = desk.models["plain"].request(TURN, {}, {})
         caller = desk.keys.caller(None)
-        exchange = Exchange(desk, desk.models["plain"], caller, [request], operation="chat", streamed=True, trace=False)
+        exchange = Exchange(
+            "1", desk, desk.models["plain"], caller, [request], operation="chat", streamed=True, trace=False
+        )
         await exchange.begin()
         pieces = exchange.pieces()
         await anext(pieces)
@@ -369,6 +376,109 @@ def test_a_client_that_does_not_read_keeps_its_turn_only_until_its_answer_is_the
         return before, desk.admission.running
 
     assert asyncio.run(ask()) == (1, 0)
+
+
+def test_a_judge_whose_process_is_killed_closes_the_answers(
+    start_live: Callable[..., Live], make_guard: Callable[..., Guard]
+) -> None:
+    judging = (
+        "from http.server import *\n"
+        "class H(BaseHTTPRequestHandler):\n"
+        "    def do_GET(self): self.send_response(200); self.end_headers(); self.wfile.write(b'0.0')\n"
+        "    def log_message(self, *_): pass\n"
+        "s = HTTPServer(('127.0.0.1', 0), H); print(s.server_port, flush=True); s.serve_forever()"
+    )
+    with subprocess.Popen([sys.executable, "-c", judging], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = f"http://127.0.0.1:{process.stdout.readline().strip()}"
+        live = start_live(
+            [Served.of("judged", make_guard(lambda messages, response: float(httpx.get(url, timeout=10).text)))]
+        )
+        ask = lambda: live.client().chat.completions.create(model="judged", messages=TURN).model_dump()  # noqa: E731
+        assert ask()["anchorlm"]["decision"] == "answer"
+        process.kill()
+    told = ask()
+    assert (told["anchorlm"]["decision"], told["choices"][0]["message"]["content"]) == ("fail_closed", REFUSAL)
+
+
+def test_an_anchor_that_says_nothing_closes_the_answer(start_live: Callable[..., Live], target: LocalEngine) -> None:
+    class Silent:
+        """Every sequence of it waits for ever."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(target, name)
+
+        @asynccontextmanager
+        async def open(self, ids: Any, **sizes: Any) -> AsyncIterator[Any]:
+            async def logits() -> None:
+                await asyncio.sleep(3_600)
+
+            async with target.open(ids, **sizes) as sequence:
+                yield SimpleNamespace(
+                    logits=logits, ids=sequence.ids, prompt_length=sequence.prompt_length, crop=sequence.crop,
+                    append=sequence.append, fork=sequence.fork, close=sequence.close,
+                )  # fmt: skip
+
+    guard = Guard(target, "alignbeam", anchor=Silent(), judge=lambda messages, response: 0.0)  # type: ignore[arg-type]
+    live = start_live([Served.of("silent", guard, judge_timeout=0.3)])
+    told = live.client().chat.completions.create(model="silent", messages=TURN).model_dump()
+    assert (told["anchorlm"]["decision"], told["choices"][0]["message"]["content"]) == ("fail_closed", REFUSAL)
+
+
+def test_a_prompt_that_is_far_too_long_holds_nobody_up(start_live: Callable[..., Live], plain: Guard) -> None:
+    live = start_live([Served.of("plain", plain)])
+    client = live.client()
+    small = {"model": "plain", "messages": TURN, "max_tokens": 1}
+    client.chat.completions.create(**small)
+    huge = {"model": "plain", "messages": [{"role": "user", "content": "word " * 190_000}], "n": 8}
+    with ThreadPoolExecutor(2) as pool:
+        sent = pool.submit(client.chat.completions.create, **huge)
+        time.sleep(0.05)
+        start = time.monotonic()
+        client.chat.completions.create(**small)
+        took = time.monotonic() - start
+        with pytest.raises(openai.BadRequestError, match="shorten it") as caught:
+            sent.result()
+    assert caught.value.code == "context_length_exceeded"
+    assert took < 1
+
+
+def test_a_prompt_that_is_a_little_too_long_is_told_so(client: openai.OpenAI, plain: Guard) -> None:
+    limit = plain.defense.target.model.context_length
+    with pytest.raises(openai.BadRequestError, match=rf"reads {limit} with its answer: shorten it"):
+        client.chat.completions.create(model="plain", messages=[{"role": "user", "content": "a b " * 2_000}])
+
+
+def test_a_prompt_counts_though_one_of_its_answers_fails(
+    start_live: Callable[..., Live], make_guard: Callable[..., Guard], client: openai.OpenAI
+) -> None:
+    graded: list[str] = []
+
+    def once(messages: Any, response: str) -> float:
+        graded.append(response)
+        if len(graded) > 2:  # the first answer has two candidates
+            raise OSError("gone")
+        return 0.0
+
+    live = start_live([Served.of("once", make_guard(once))])
+    one = client.chat.completions.create(model="plain", messages=TURN, max_tokens=1)
+    two = live.client().chat.completions.create(model="once", messages=TURN, n=2)
+    decisions = [choice["anchorlm"]["decision"] for choice in two.model_dump()["choices"]]
+    assert sorted(decisions) == ["answer", "fail_closed"]
+    assert two.usage.prompt_tokens == one.usage.prompt_tokens > 0
+
+
+def test_what_a_plug_in_says_of_its_files_is_told_nobody(
+    start_live: Callable[..., Live], plain: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def careless(self: Any, request: Any) -> AsyncIterator[Any]:
+        raise UserError("The lists at /srv/secret/place.txt cannot be read: mend them.")
+        yield
+
+    live = start_live([Served.of("plain", plain)])
+    monkeypatch.setattr(type(plain.defense), "respond", careless)
+    with pytest.raises(openai.BadRequestError, match="The lists at a path cannot be read: mend them"):
+        live.client().chat.completions.create(model="plain", messages=TURN)
 
 
 def test_limits_that_cannot_be_are_refused_before_serving(make_guard: Callable[..., Guard]) -> None:

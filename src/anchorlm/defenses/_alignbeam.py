@@ -50,7 +50,7 @@ class AlignBeam(Defense):
                         yield event
                     return
             first = await self.guidance.open(
-                stack, row, request, settings, rows=settings.candidates, trace_top=settings.trace_top
+                stack, row, self.anchor, request, settings, rows=settings.candidates, trace_top=settings.trace_top
             )
             if first.guide is None and settings.candidates == 1:
                 yield Decision("chosen", {"why": "alpha is 0 and there is one candidate: the target alone"})

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from anchorlm.defenses._base import Defense, DefenseSettings
-from anchorlm.engine import Sampler, TokenSequence
+from anchorlm.engine import Engine, Sampler, TokenSequence
 from anchorlm.mixing import LOOKAHEAD_ROWS, Guide, MixAt, MixedSequence, Translator
 from anchorlm.records import Access, Folder, GenerationSettings, Request, UserError
 from anchorlm.search import Diversity, draw, scored
@@ -69,6 +69,7 @@ class Guidance:
         self,
         stack: AsyncExitStack,
         row: TokenSequence,
+        anchor: Engine,
         request: Request,
         settings: MixtureSettings,
         *,
@@ -80,6 +81,7 @@ class Guidance:
         Args:
             stack: Closes the anchor's rows.
             row: The target's sequence.
+            anchor: The defense's anchor, as it is at present: a server gives it a time limit.
             request: What is answered.
             settings: How to mix.
             rows: Responses that will be guided at once.
@@ -87,7 +89,6 @@ class Guidance:
         """
         guide = None
         if settings.alpha > 0:
-            anchor = self._defense.anchor
             ids = anchor.model.encode(request.conversation)
             sequence = await stack.enter_async_context(
                 anchor.open(ids, rows=rows * _rows_each(settings), room=_room(settings))

@@ -260,7 +260,7 @@ class InferenceGuard(Defense):
                 work.reading = await self.guidance.read(row, settings)
                 work.guided = work.reading is None or work.reading.open
             if self.guidance is not None and work.guided:
-                mixed = await self.guidance.open(stack, row, work.request, settings, rows=n)
+                mixed = await self.guidance.open(stack, row, self.anchor, work.request, settings, rows=n)
                 proposal = Guided(mixed, settings.mixed_tokens, stops)
             root = Beam(proposal, after.state if after else SafetyState(settings.budget))
             if n > 1:

@@ -3,6 +3,7 @@
 from anchorlm.judging._base import Grade, Judge
 from anchorlm.judging._callable import CallableJudge, CallableScorer, Score
 from anchorlm.judging._classifier import ClassifierJudge
+from anchorlm.judging._conversation import request_text
 from anchorlm.judging._grades import parse_grade
 from anchorlm.judging._refusal import Refusal, RefusalMatcher
 from anchorlm.judging._remote import RemoteScorer
@@ -28,4 +29,5 @@ __all__ = [
     "Scorer",
     "checked_scores",
     "parse_grade",
+    "request_text",
 ]

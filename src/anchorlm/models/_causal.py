@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any, Self, cast
 
 import torch
@@ -14,10 +15,13 @@ from anchorlm.models._images import ImageReader
 from anchorlm.models._loading import load_model, load_outline, load_processor, load_tokenizer
 from anchorlm.models._settings import ModelSettings
 from anchorlm.models._template import control_texts, encode_text, render, response_lead
-from anchorlm.records import Messages, UserError
+from anchorlm.records import Messages, UserError, prompt_key
 from anchorlm.tokens import ByteVocabulary
 
 _log = logging.getLogger("anchorlm")
+
+_REMEMBERED = 16
+"""Conversations whose tokens are kept: a defense asks for them again, for each candidate that it opens."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class CausalModel:
     tokenizer: PreTrainedTokenizerBase
     vocabulary: ByteVocabulary
     processor: Any = None
+    _encoded: dict[Any, list[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _lock: Lock = field(default_factory=Lock, init=False, repr=False, compare=False)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **settings: Any) -> Self:
@@ -173,7 +179,16 @@ class CausalModel:
             return encode_text(self.tokenizer, messages)
         if self.processor is not None and self.processor.chat_template:
             return self._images.encode(messages, self._special_texts)
-        return render(self.tokenizer, messages, self._special_texts)
+        key = (self.tokenizer.chat_template, prompt_key(messages))
+        with self._lock:
+            ids = self._encoded.get(key)
+        if ids is None:
+            ids = render(self.tokenizer, messages, self._special_texts)
+            with self._lock:
+                while len(self._encoded) >= _REMEMBERED:
+                    del self._encoded[next(iter(self._encoded))]
+                self._encoded[key] = ids
+        return list(ids)
 
 
 def _declared_stops(model: PreTrainedModel) -> set[int]:

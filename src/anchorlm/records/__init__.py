@@ -4,7 +4,7 @@ from anchorlm.records._access import Access
 from anchorlm.records._artifacts import Artifact, ModelStamp, data_digest
 from anchorlm.records._cache import cache_folder
 from anchorlm.records._errors import AnchorLMError, DefenseError, ModelError, UserError
-from anchorlm.records._journal import Journal, lock, read_journal
+from anchorlm.records._journal import Journal, hold, lock, read_journal
 from anchorlm.records._rates import wilson
 from anchorlm.records._requests import (
     Folder,
@@ -51,6 +51,7 @@ __all__ = [
     "cache_folder",
     "data_digest",
     "first_stop",
+    "hold",
     "lock",
     "prompt_key",
     "read_journal",

@@ -15,22 +15,34 @@ else:
     import fcntl
 
 
-def lock(file: IO[str], path: Path) -> None:
-    """Keeps other runs out until the file is closed, as far as the system and the file's place know locks.
+def hold(file: IO[Any]) -> None:
+    """Keeps other processes out until the file is closed, as far as the system and the file's place know locks.
 
     Raises:
-        UserError: Another run holds it.
+        BlockingIOError: Another one holds it.
     """
     if fcntl is None:
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        raise
+    except OSError:
+        return  # a network's file system without locks
+
+
+def lock(file: IO[str], path: Path) -> None:
+    """Keeps other runs out until the file is closed.
+
+    Raises:
+        UserError: Another run holds it.
+    """
+    try:
+        hold(file)
+    except BlockingIOError:
         raise UserError(
             f"Another run is writing to {str(path)!r}: wait until it has ended, or choose another output."
         ) from None
-    except OSError:
-        return  # a network's file system without locks
 
 
 class Journal:

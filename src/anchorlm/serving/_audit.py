@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from anchorlm.records import UserError
+from anchorlm.records import UserError, hold
 from anchorlm.serving._errors import ApiError
 from anchorlm.serving._settings import AuditSettings
 
@@ -18,14 +18,15 @@ class Audit:
     """A log of who asked and what was decided, one JSON object a line, only ever appended to.
 
     A request is written down before it is answered, and again when it has ended. Lines are whole or not there: one
-    that was cut off by a full disk is taken back.
+    that was cut off by a full disk is taken back, and one that was cut off by a crash stays alone on its line. The file
+    is locked; if it is moved or deleted, the next line begins a new one.
 
     Args:
         settings: Where, what and how safely.
         failed: Told of each line that could not be written.
 
     Raises:
-        UserError: The file cannot be written at the start.
+        UserError: The file cannot be written at the start, or another server writes to it.
     """
 
     def __init__(self, settings: AuditSettings, failed: Callable[[], None] = lambda: None) -> None:
@@ -37,6 +38,10 @@ class Audit:
         if settings.file is not None:
             try:
                 self._out = self._open(settings.file)
+            except BlockingIOError:
+                raise UserError(
+                    "Another server writes to this audit log: give each a file of its own, with --audit FILE."
+                ) from None
             except OSError as error:
                 raise UserError(f"The audit log cannot be written ({error.strerror}): choose another file.") from None
 
@@ -64,24 +69,39 @@ class Audit:
             with self._lock:
                 self._append(self._settings.file, data)
         except OSError:
-            self._failed()
-            if self._settings.on_error == "refuse":
-                raise ApiError(
-                    503, "The audit log cannot be written, so that nothing is answered: tell the operator.",
-                    code="audit_unavailable", retry_after=30,
-                ) from None  # fmt: skip
+            self.late()
+
+    def late(self) -> None:
+        """A line could not be written, or not in time.
+
+        Raises:
+            ApiError: 503, if the settings say to refuse then.
+        """
+        self._failed()
+        if self._settings.on_error == "refuse":
+            raise ApiError(
+                503, "The audit log cannot be written, so that nothing is answered: tell the operator.",
+                code="audit_unavailable", retry_after=30,
+            ) from None  # fmt: skip
 
     def close(self) -> None:
-        """Writes what is under way to the disk."""
-        with self._lock:
+        """Writes what is under way to the disk, if the disk answers."""
+        if not self._lock.acquire(timeout=5):
+            return
+        try:
             if self._soon is not None:
                 self._soon.cancel()
             if self._out is not None:
                 os.fsync(self._out.fileno())
                 self._out.close()
                 self._out = None
+        finally:
+            self._lock.release()
 
     def _append(self, file: Path, data: bytes) -> None:
+        if self._out is not None and _moved(self._out, file):
+            self._out.close()
+            self._out = None
         if self._out is None:
             self._out = self._open(file)
         place = self._out.seek(0, os.SEEK_END)
@@ -125,8 +145,34 @@ class Audit:
             if newer.exists():
                 newer.replace(older)
         self._out = self._open(file)
+        if self._settings.fsync == "always":
+            folder = os.open(file.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # the new names, too, must outlive a power failure
+            finally:
+                os.close(folder)
 
     @staticmethod
     def _open(file: Path) -> BinaryIO:
         # Unbuffered, so that a line is in the file, or its failure is known, when the call returns.
-        return os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb", buffering=0)
+        out = os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "r+b", buffering=0)
+        try:
+            hold(out)
+            if size := out.seek(0, os.SEEK_END):
+                out.seek(size - 1)
+                if out.read(1) != b"\n":
+                    out.write(b"\n")
+        except BaseException:
+            out.close()
+            raise
+        return out
+
+
+def _moved(out: BinaryIO, file: Path) -> bool:
+    """Whether the name stands for another file by now, or for none."""
+    try:
+        there = file.stat()
+    except FileNotFoundError:
+        return True
+    own = os.fstat(out.fileno())
+    return (own.st_dev, own.st_ino) != (there.st_dev, there.st_ino)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import Request, Response
@@ -38,35 +38,38 @@ async def complete(desk: Desk, ask: Ask, request: Request, prompts: Sequence[Mes
     if not desk.ready:
         why = "did not pass its self-test" if desk.wrong else "is still being tested"
         raise ApiError(503, f"The server {why}: see /ready.", code="not_ready", retry_after=5)
-    if not 1 <= len(prompts) * ask.n <= desk.settings.max_choices:
+    if not 1 <= len(prompts) * ask.choices <= desk.settings.max_choices:
         most = desk.settings.max_choices
         raise ApiError(400, f"One request gets 1 to {most} answers here: send fewer prompts, or a lower n.", param="n")
-    knobs = {name: value for name, value in ask.anchorlm.items() if name != TRACE}
+    knobs = {name: value for name, value in ask.own.items() if name != TRACE}
     trace = _wants_trace(ask, caller)
     generation = ask.generation()
     if "logprobs" in generation and not desk.settings.logprobs:
         raise ApiError(400, "This server gives no log-probabilities: leave logprobs out.", param="logprobs")
+    longest = desk.settings.max_tokens
+    if longest is not None and generation.get("max_new_tokens", 0) > longest:
+        raise ApiError(400, f"An answer has at most {longest} tokens here: ask for no more.", param="max_tokens")
     seed = generation.get("seed", served.guard.generation.seed)
     requests = [
         served.request(prompt, knobs, generation | {"seed": (seed + index) % 2**63}, ask.stops)
         for prompt in prompts
-        for index in range(ask.n)
+        for index in range(ask.choices)
     ]
-    exchange = Exchange(desk, served, caller, requests, operation=kind, streamed=ask.stream, trace=trace)
+    id = request.scope["state"]["request_id"]
+    exchange = Exchange(id, desk, served, caller, requests, operation=kind, streamed=bool(ask.stream), trace=trace)
     shape = Shape(exchange, kind)
-    headers = {"x-request-id": exchange.id}
     if not ask.stream:
         if not await _unless_left(request, _whole(exchange)):
             return Response(status_code=LEFT)
-        return JSONResponse(shape.whole(), headers=headers)
+        return JSONResponse(shape.whole())
     if not await _unless_left(request, _opened(exchange)):
         return Response(status_code=LEFT)
-    usage = ask.stream_options is not None and ask.stream_options.include_usage
-    return _Stream(exchange, shape.events(usage=usage), desk.settings, headers)
+    usage = ask.stream_options is not None and bool(ask.stream_options.include_usage)
+    return _Stream(exchange, shape.events(usage=usage), desk.settings)
 
 
 def _wants_trace(ask: Ask, caller: Caller) -> bool:
-    trace = ask.anchorlm.get(TRACE, False)
+    trace = ask.own.get(TRACE, False)
     if not isinstance(trace, bool):
         raise ApiError(400, "trace is true or false.", param="anchorlm.trace")
     if trace and not caller.operator:
@@ -106,16 +109,9 @@ async def _unless_left(request: Request, work: Any) -> bool:
 class _Stream(EventSourceResponse):
     """A stream whose exchange ends with it, however it ends."""
 
-    def __init__(
-        self,
-        exchange: Exchange,
-        events: AsyncIterator[dict[str, str]],
-        settings: ServerSettings,
-        headers: Mapping[str, str],
-    ) -> None:
+    def __init__(self, exchange: Exchange, events: AsyncIterator[dict[str, str]], settings: ServerSettings) -> None:
         super().__init__(
             events,
-            headers=headers,
             ping=settings.keep_alive,
             ping_message_factory=lambda: ServerSentEvent(comment="deciding"),
             sep="\n",

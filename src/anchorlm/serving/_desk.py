@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -49,6 +50,7 @@ class Desk:
         self.admission = Admission(settings.concurrency, settings.queue)
         self.metrics = Metrics(self.admission)
         self._audit = Audit(settings.audit, self.metrics.audit_failures.inc)
+        self._scribe = ThreadPoolExecutor(1, "anchorlm-audit")
         self._later: set[asyncio.Task[Any]] = set()
         self.under_way: set[object] = set()
         self.ready = False
@@ -95,14 +97,28 @@ class Desk:
             _log.warning("No guard was tested before serving (--no-probe).")
         self.ready = not self.wrong
 
-    async def note(self, event: str, fields: Mapping[str, Any]) -> None:
+    async def note(self, event: str, fields: Mapping[str, Any], deadline: float) -> None:
         """Writes a line of the audit log; it is written even if whoever waits for it is gone before.
 
+        Args:
+            event: What happened.
+            fields: What else the line says.
+            deadline: Time of the loop until which a slow disk is waited for.
+
         Raises:
-            ApiError: 503, it cannot be written, and nothing is to be answered then.
+            ApiError: 503, it cannot be written, or not in time, and nothing is to be answered then.
         """
-        if self._audit.on:
-            await asyncio.shield(self.later(asyncio.to_thread(self._audit.write, event, fields)))
+        if not self._audit.on:
+            return
+        try:
+            async with asyncio.timeout_at(deadline):
+                await asyncio.shield(self.later(self._write(event, fields)))
+        except TimeoutError:
+            self._audit.late()
+
+    async def _write(self, event: str, fields: Mapping[str, Any]) -> None:
+        # A thread of its own: a disk that hangs takes none from the rest of the server.
+        await asyncio.get_running_loop().run_in_executor(self._scribe, self._audit.write, event, fields)
 
     def audited(self, name: str, text: str) -> dict[str, str]:
         """A text as the audit log holds it."""
@@ -128,4 +144,5 @@ class Desk:
                     await asyncio.sleep(0.01)
         if self._later:
             await asyncio.wait(self._later, timeout=5)
+        self._scribe.shutdown(wait=False)
         self._audit.close()

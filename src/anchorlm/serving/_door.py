@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -31,6 +32,14 @@ class Door:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        id = uuid4().hex
+        scope.setdefault("state", {})["request_id"] = id
+
+        async def answered(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", id.encode())]}
+            await send(message)
+
         try:
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
             self._check_host(headers)
@@ -40,14 +49,14 @@ class Door:
                 caller = self._desk.keys.caller(headers.get("authorization"), proxied=_proxied(headers))
                 if path == "/metrics" and self._desk.keys and not caller.operator:
                     raise ApiError(403, "Metrics are the operator's: use a key with operator = true.")
-                scope.setdefault("state", {})["caller"] = caller
+                scope["state"]["caller"] = caller
             body = await self._body(headers, receive) if asks and scope["method"] == "POST" else b""
             if body is None:
                 self._desk.metrics.request(LEFT)
                 return
         except ApiError as error:
             self._desk.metrics.request(error.status)
-            await JSONResponse(error.body(), error.status, error.headers)(scope, receive, send)
+            await JSONResponse(error.body(), error.status, error.headers)(scope, receive, answered)
             return
         status = LEFT
 
@@ -55,7 +64,7 @@ class Door:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-            await send(message)
+            await answered(message)
 
         try:
             await self._app(scope, _replay(body, receive), watched)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,7 +52,21 @@ class ApiError(AnchorLMError):
     def body(self) -> dict[str, Any]:
         """In the shape of OpenAI's errors."""
         kind = _TYPES.get(self.status, "api_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        message, param = _utf8(self.message), None if self.param is None else _utf8(self.param)
+        return {"error": {"message": message, "type": kind, "param": param, "code": self.code}}
+
+
+_PATH = re.compile(r"(?:[A-Za-z]:)?(?:[/\\][\w.@+~-]+){2,}")
+
+
+def without_paths(text: str) -> str:
+    """A sentence without the paths of this machine."""
+    return _PATH.sub("a path", text)
+
+
+def _utf8(text: str) -> str:
+    """Names that a client has made up may hold half of a surrogate pair, which no response can."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def unexpected() -> ApiError:

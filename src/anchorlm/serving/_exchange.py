@@ -1,26 +1,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import AsyncExitStack, aclosing, suppress
 from time import monotonic, time
-from typing import Any
-from uuid import uuid4
+from typing import Any, TypeVar
 
 from anchorlm.records import Messages, Request, TokenScore, prompt_key
+from anchorlm.serving._admission import late
 from anchorlm.serving._answers import Answer
 from anchorlm.serving._desk import Desk
 from anchorlm.serving._errors import ApiError
 from anchorlm.serving._keys import Caller
 from anchorlm.serving._messages import load_images, pictures
-from anchorlm.serving._served import Served
+from anchorlm.serving._served import Served, is_long
 from anchorlm.serving._tracing import Span
+
+T = TypeVar("T")
 
 _BRIEF = 0.5
 """Seconds in which a stream's request that cannot be answered shows it, so that its status can say so."""
 
 Piece = tuple[int, str | None, list[TokenScore] | None]
 """An answer's place, a piece of its text (None at its end), and how likely its tokens were, if that was asked for."""
+
+_LAST_LINE = 5.0
+"""Seconds that a request's last line in the audit log gets, though its deadline be over."""
 
 LEFT = 499
 """Stands for the status of a request whose client left before it was answered."""
@@ -37,6 +42,7 @@ class Exchange:
 
     def __init__(
         self,
+        id: str,
         desk: Desk,
         served: Served,
         caller: Caller,
@@ -46,7 +52,7 @@ class Exchange:
         streamed: bool,
         trace: bool,
     ) -> None:
-        self.id = uuid4().hex
+        self.id = id
         self.created = int(time())
         self.served = served
         self.answers: list[Answer] = []
@@ -61,6 +67,7 @@ class Exchange:
         self._waited: float | None = None
         self._span: Span | None = None
         self._ended = False
+        self._deadline = asyncio.get_running_loop().time() + desk.settings.deadline
 
     async def begin(self) -> None:
         """Waits for its turn, writes the request down and starts its answers.
@@ -68,12 +75,14 @@ class Exchange:
         Raises:
             ApiError: Over a limit, too late, or not to be written down.
         """
-        deadline = asyncio.get_running_loop().time() + self._desk.settings.deadline
         try:
             self._held.enter_context(self._caller.request(len(self._requests)))
-            await self._held.enter_async_context(self._desk.admission.turn(deadline))
+            await self._held.enter_async_context(self._desk.admission.turn(self._deadline))
             images = [image for prompt in self._prompts for image in pictures(prompt)]
-            asked = await asyncio.to_thread(self._asked, images) if images else self._asked(images)
+            if images or any(map(is_long, self._prompts)):
+                asked = await self._in_time(asyncio.to_thread(self._asked, images))
+            else:
+                asked = self._asked(images)
             self._waited = monotonic() - self._start
             self._desk.metrics.admitted(self._waited)
             self._span = Span(self._operation, self.served, self.id)
@@ -85,9 +94,10 @@ class Exchange:
                 | {"choices": len(self._requests), "knobs": dict(request.knobs)}
                 | {"generation": request.generation.model_dump()}
                 | asked,
+                self._deadline,
             )
             for request in self._requests:
-                self.answers.append(Answer(self.served, request, self.id, deadline, streamed=self._streamed))
+                self.answers.append(Answer(self.served, request, self.id, self._deadline, streamed=self._streamed))
                 self._held.callback(self.answers[-1].stop)
         except BaseException as error:
             await self._failed(error)
@@ -186,6 +196,7 @@ class Exchange:
             self._who()
             | {"status": status, "seconds": round(monotonic() - self._start, 4)}
             | {"answers": [self._outcome(answer) for answer in self.answers]},
+            max(self._deadline, asyncio.get_running_loop().time() + _LAST_LINE),
         )
 
     def left(self) -> None:
@@ -202,7 +213,9 @@ class Exchange:
     def usage(self) -> dict[str, int]:
         """What all answers cost together."""
         each = zip(self._requests, self.answers, strict=True)
-        prompts = {id(request.messages): answer.usage.prompt_tokens for request, answer in each}
+        prompts: dict[int, int] = {}
+        for request, answer in each:  # an answer that failed knows of no prompt
+            prompts[id(request.messages)] = max(prompts.get(id(request.messages), 0), answer.usage.prompt_tokens)
         prompt, completion = sum(prompts.values()), sum(one.usage.completion_tokens for one in self.answers)
         return {
             "prompt_tokens": prompt,
@@ -216,9 +229,21 @@ class Exchange:
         """Each prompt once, however many answers it gets."""
         return list({id(one.messages): one.messages for one in self._requests}.values())
 
+    async def _in_time(self, work: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                return await work
+        except TimeoutError:
+            raise late() from None
+
     def _asked(self, images: Sequence[Any]) -> dict[str, str]:
-        """The prompts as the audit log holds them; images are decoded for that, and for the model."""
+        """The prompts as the audit log holds them; images are decoded for that, and for the model.
+
+        Long ones are turned down here if they are too long: on the engines' thread everybody would wait for that.
+        """
         load_images(images)
+        for prompt in filter(is_long, self._prompts):
+            self.served.check_length(prompt)
         return self._desk.audited("prompt", "\n".join(dict.fromkeys(map(prompt_key, self._prompts))))
 
     def _who(self) -> dict[str, Any]:
@@ -232,6 +257,8 @@ class Exchange:
     def _outcome(self, answer: Answer) -> dict[str, Any]:
         summary = answer.summary()
         shown = {name: summary[name] for name in ("decision", "gate", "scores", "chosen", "fallback")}
+        if answer.finish is None:
+            shown["decision"] = "abandoned"
         tokens = {"prompt_tokens": answer.usage.prompt_tokens, "completion_tokens": answer.usage.completion_tokens}
         return shown | {"finish_reason": answer.finish} | tokens | self._desk.audited("response", answer.text)
 

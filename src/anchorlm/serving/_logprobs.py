@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 from anchorlm.engine import TextStream
@@ -25,6 +24,7 @@ class LogProbs:
         self._scores: list[tuple[TokenScore, int]] = []  # each with the characters that are complete with it
         self._length = 0
         self._given = 0
+        self._placed = 0
 
     def add(self, scores: Sequence[TokenScore]) -> None:
         """Takes in what came with a piece of text."""
@@ -53,14 +53,19 @@ class LogProbs:
         ]
         return {"content": content, "refusal": None}
 
-    def text(self, scores: Sequence[TokenScore], offset: int) -> dict[str, Any]:
-        """In the form of a text completion; `offset` is where the first token stands in the text."""
-        tokens = [self._name(score.token) for score in scores]
+    def text(self, scores: Sequence[TokenScore]) -> dict[str, Any]:
+        """In the form of a text completion, for what `due` has handed out, in its order.
+
+        A token stands where the text ends without it, and one that is a part of a character is named by its bytes.
+        """
+        ends = [0, *(length for _, length in self._scores)]
+        offsets = ends[self._placed : self._placed + len(scores)]
+        self._placed += len(scores)
         return {
-            "tokens": tokens,
+            "tokens": [self._exact(score.token) for score in scores],
             "token_logprobs": [_finite(score.logprob) for score in scores],
-            "top_logprobs": [{self._name(token): _finite(value) for token, value in score.top} for score in scores],
-            "text_offset": list(accumulate(map(len, tokens), initial=offset))[:-1],
+            "top_logprobs": [{self._exact(token): _finite(value) for token, value in score.top} for score in scores],
+            "text_offset": offsets,
         }
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
@@ -72,6 +77,14 @@ class LogProbs:
 
     def _name(self, token: int) -> str:
         return self._vocabulary.token_bytes(token).decode("utf-8", errors="replace")
+
+    def _exact(self, token: int) -> str:
+        """As OpenAI names tokens where the name must tell them apart."""
+        piece = self._vocabulary.token_bytes(token)
+        try:
+            return piece.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
 
 
 def _finite(logprob: float) -> float:

@@ -5,6 +5,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
+Flag = Annotated[bool, Field(strict=True)]
+Count = Annotated[int, Field(strict=True)]
+Number = Annotated[float, Field(strict=True)]
+Name = Annotated[str, Field(max_length=100)]
 _UNSERVED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "tools": ("tool calls are not supported", ([],)),
     "tool_choice": ("tool calls are not supported", ("none", "auto")),
@@ -26,7 +30,7 @@ class StreamOptions(BaseModel):
     """How a stream is to be."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
-    include_usage: bool = Field(default=False, description="Send a last chunk that says what the answer cost.")
+    include_usage: Flag | None = Field(default=None, description="Send a last chunk that says what the answer cost.")
 
 
 class Ask(BaseModel):
@@ -35,18 +39,20 @@ class Ask(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str | None = Field(default=None, max_length=200, description="One of /v1/models; by default the first.")
-    stream: bool = Field(default=False, description="Send the answer as it is released.")
+    stream: Flag | None = Field(default=None, description="Send the answer as it is released.")
     stream_options: StreamOptions | None = Field(default=None, description="Only with stream.")
-    n: int = Field(default=1, ge=1, le=128, description="Answers to each prompt; the i-th has the seed + i.")
+    n: Annotated[Count, Field(ge=1, le=128)] | None = Field(
+        default=None, description="Answers to each prompt; the i-th has the seed + i."
+    )
     stop: Stop | list[Stop] | None = Field(default=None, description="Texts before which the answer ends.")
-    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63, description="Of the sampling.")
-    temperature: float | None = Field(default=None, ge=0, le=2, description="0 takes the likeliest token.")
-    top_p: float | None = Field(default=None, gt=0, le=1, description="Sample from the smallest set with this mass.")
-    max_tokens: int | None = Field(default=None, ge=1, le=2**31, description="Longest answer, in tokens.")
-    presence_penalty: float | None = Field(default=None, description="Not supported: must be 0.")
-    frequency_penalty: float | None = Field(default=None, description="Not supported: must be 0.")
+    seed: Count | None = Field(default=None, ge=-(2**63), lt=2**63, description="Of the sampling.")
+    temperature: Number | None = Field(default=None, ge=0, le=2, description="0 takes the likeliest token.")
+    top_p: Number | None = Field(default=None, gt=0, le=1, description="Sample from the smallest set with this mass.")
+    max_tokens: Count | None = Field(default=None, ge=1, le=2**31, description="Longest answer, in tokens.")
+    presence_penalty: Number | None = Field(default=None, description="Not supported: must be 0.")
+    frequency_penalty: Number | None = Field(default=None, description="Not supported: must be 0.")
     logit_bias: dict[str, float] | None = Field(default=None, description="Not supported.")
-    anchorlm: dict[str, Any] = Field(default_factory=dict, description="Knobs of the defense, within the limits that "
+    anchorlm: dict[Name, Any] | None = Field(default=None, description="Knobs of the defense, within the limits that "
                                      "/v1/models shows; and trace = true for the operator.")  # fmt: skip
     user: Any = Field(default=None, description="Ignored.")
     metadata: Any = Field(default=None, description="Ignored.")
@@ -76,6 +82,16 @@ class Ask(BaseModel):
             if format_ is not None and format_ != {"type": "text"}:
                 raise ValueError("response_format is not supported here: leave it out, answers are plain text")
         return data
+
+    @property
+    def choices(self) -> int:
+        """Answers to each prompt."""
+        return 1 if self.n is None else self.n
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """What is said to AnchorLM alone."""
+        return self.anchorlm or {}
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -128,11 +144,11 @@ class ChatAsk(Ask):
     """The body of /v1/chat/completions."""
 
     messages: list[ChatMessage] = Field(min_length=1, description="The conversation, oldest first.")
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=2**31, description="As max_tokens.")
-    logprobs: bool | None = Field(
+    max_completion_tokens: Count | None = Field(default=None, ge=1, le=2**31, description="As max_tokens.")
+    logprobs: Flag | None = Field(
         default=None, description="Say how likely each token was in the distribution that the defense emits from."
     )
-    top_logprobs: int | None = Field(default=None, ge=0, le=20, description="Likeliest tokens named with each one.")
+    top_logprobs: Count | None = Field(default=None, ge=0, le=20, description="Likeliest tokens named with each one.")
     response_format: Any = Field(default=None, description="Not supported, but for plain text.")
     tools: Any = Field(default=None, description="Not supported.")
     tool_choice: Any = Field(default=None, description="Not supported.")
@@ -168,7 +184,7 @@ class CompletionAsk(Ask):
     """The body of /v1/completions."""
 
     prompt: str | list[str] = Field(description="One text, or several, that go to the model without a chat template.")
-    logprobs: int | None = Field(default=None, ge=0, le=5, description="Likeliest tokens named with each one.")
+    logprobs: Count | None = Field(default=None, ge=0, le=5, description="Likeliest tokens named with each one.")
     suffix: Any = Field(default=None, description="Not supported.")
     echo: Any = Field(default=None, description="Not supported.")
     best_of: Any = Field(default=None, description="Not supported.")

@@ -8,9 +8,13 @@ from typing import Any
 from anchorlm.defenses import Team
 from anchorlm.guard import Guard
 from anchorlm.records import Messages, Request, UserError, as_messages, turn_text
-from anchorlm.serving._errors import ApiError
+from anchorlm.serving._errors import ApiError, without_paths
+from anchorlm.serving._messages import pictures
 from anchorlm.serving._settings import Bounds, ModelServing
 from anchorlm.serving._timed import timed
+
+_LONG = 4_000
+"""Characters."""
 
 TRACE = "trace"
 """What a request says beside knobs: that its operator wants to see everything."""
@@ -60,10 +64,30 @@ class Served:
         return str(self.guard.defense.settings.refusal)
 
     def public(self, text: str) -> str:
-        """A sentence of ours without the names of models, which may be paths of this machine."""
+        """A sentence of ours, or of a defense that is a plug-in, without the names of models and without paths."""
         for name in sorted(self.roles, key=len, reverse=True):
             text = text.replace(name, self.roles[name])
-        return text
+        return without_paths(text)
+
+    def check_length(self, prompt: Messages | str) -> None:
+        """Finds a prompt's tokens, which the model remembers.
+
+        Raises:
+            ApiError: 400, they are more than the model's context.
+        """
+        model = self.guard.defense.target.model
+        try:
+            # Without a look at its tokens, if even the longest ones would be too many.
+            least = len(_text(prompt).encode()) // model.vocabulary.longest
+            known = least >= model.context_length or pictures(prompt)  # what images are read as takes a forward
+            count = least if known else len(model.encode(prompt))
+        except UserError as error:
+            raise ApiError(400, self.public(str(error))) from None
+        if count >= model.context_length:
+            raise ApiError(
+                400, f"The prompt has {count} tokens or more, but the model reads {model.context_length} with its "
+                "answer: shorten it.", param="messages", code="context_length_exceeded",
+            )  # fmt: skip
 
     def request(
         self,
@@ -91,13 +115,22 @@ class Served:
                     param=f"anchorlm.{name}", code="knob_out_of_bounds",
                 )  # fmt: skip
         try:
-            "".join(map(turn_text, as_messages(messages))).encode()
+            _text(messages).encode()
         except UnicodeEncodeError:
             raise ApiError(400, "The prompt is not valid Unicode: half of a surrogate pair stands alone.") from None
         try:
             return replace(self.guard.request(messages, knobs, **generation), stops=tuple(stops))
         except UserError as error:
             raise ApiError(400, self.public(str(error))) from None
+
+
+def is_long(prompt: Messages | str) -> bool:
+    """Whether it takes a while to find a prompt's tokens."""
+    return len(_text(prompt)) > _LONG
+
+
+def _text(prompt: Messages | str) -> str:
+    return "".join(map(turn_text, as_messages(prompt)))
 
 
 def _roles(team: Team) -> dict[str, str]:

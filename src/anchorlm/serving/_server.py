@@ -5,9 +5,12 @@ from collections.abc import Callable, Sequence
 
 import uvicorn
 from fastapi import FastAPI
+from sse_starlette.sse import SendTimeoutError
 
 from anchorlm.records import UserError
 from anchorlm.serving._app import create_app
+from anchorlm.serving._errors import without_paths
+from anchorlm.serving._protocol import Punctual
 from anchorlm.serving._served import Served
 from anchorlm.serving._settings import ServerSettings
 
@@ -15,14 +18,21 @@ _log = logging.getLogger("anchorlm")
 
 
 class _NoStack(logging.Filter):
-    """Says what kind of error there was; where it happened, and what it said, may tell of prompts and paths."""
+    """Says what kind of error there was; where it happened, and what it said, may tell of prompts and paths.
+
+    A client that does not read its stream is none: the audit log says that it was left.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         """See logging."""
         if record.exc_info:
             kind = record.exc_info[0]
+            if kind is SendTimeoutError:
+                return False
             record.msg, record.args = "A request failed unexpectedly: %s", (kind.__name__ if kind else "unknown",)
             record.exc_info = record.exc_text = None
+        else:
+            record.msg, record.args = without_paths(record.getMessage()), ()
         return True
 
 
@@ -67,6 +77,7 @@ class Server(uvicorn.Server):
                 log_level="warning",
                 server_header=False,
                 timeout_graceful_shutdown=settings.drain,
+                http=Punctual,
                 limit_concurrency=settings.concurrency + settings.queue + _SPARE,
             )
         )

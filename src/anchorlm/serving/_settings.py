@@ -63,6 +63,8 @@ class ServerSettings(Settings):
         default=60.0, gt=0, description="Seconds after which a silent judge, cost or reward model has failed."
     )
     max_body_bytes: int = Field(default=1_000_000, ge=100, description="Largest request.")
+    max_tokens: int | None = Field(default=None, ge=1, description="Longest answer that a request may ask for; by "
+                                   "default as long as the model's context allows.")  # fmt: skip
     max_choices: int = Field(default=8, ge=1, description="Most answers of one request (n, times prompts).")
     keep_alive: float = Field(default=10.0, gt=0, description="Seconds between comments in a stream that is silent.")
     send_timeout: float = Field(default=30.0, gt=0, description="Seconds after which a client that does not read its "

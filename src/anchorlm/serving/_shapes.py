@@ -36,7 +36,7 @@ class Shape:
             content = {"role": "assistant", "content": answer.text, "refusal": None}
             said = {"message": content} if self._chat else {"text": answer.text}
             choices.append(
-                {"index": index, **said, "logprobs": self._logprobs(answer, answer.due(), "")}
+                {"index": index, **said, "logprobs": self._logprobs(answer, answer.due())}
                 | {"finish_reason": answer.finish}
                 | {"anchorlm": self._exchange.told(index)}
             )
@@ -58,12 +58,10 @@ class Shape:
             if self._chat:
                 for index in range(len(self._exchange.answers)):
                     yield self._chunk(index, {"role": "assistant", "content": ""}, None, blank)
-            said = [""] * len(self._exchange.answers)
             async for index, piece, scores in self._exchange.pieces():
                 answer = self._exchange.answers[index]
-                known = blank | {"logprobs": self._logprobs(answer, scores, said[index])}
+                known = blank | {"logprobs": self._logprobs(answer, scores)}
                 if piece is not None:
-                    said[index] += piece
                     yield self._chunk(index, {"content": piece}, None, known)
                     continue
                 told = {"anchorlm": self._exchange.told(index)}
@@ -91,11 +89,11 @@ class Shape:
     def _chunk_object(self) -> str:
         return f"{self._object}.chunk" if self._chat else self._object
 
-    def _logprobs(self, answer: Answer, scores: Sequence[TokenScore] | None, before: str) -> dict[str, Any] | None:
-        """How likely tokens were, which come after `before` in the text; None where that is not known."""
+    def _logprobs(self, answer: Answer, scores: Sequence[TokenScore] | None) -> dict[str, Any] | None:
+        """How likely tokens were; None where that is not known."""
         if answer.logprobs is None or not scores:
             return None
-        return answer.logprobs.chat(scores) if self._chat else answer.logprobs.text(scores, len(before))
+        return answer.logprobs.chat(scores) if self._chat else answer.logprobs.text(scores)
 
     def _chunk(self, index: int, delta: dict[str, str], finish: str | None, more: dict[str, Any]) -> dict[str, str]:
         said = {"delta": delta} if self._chat else {"text": delta.get("content", "")}
@@ -112,4 +110,5 @@ class Shape:
 
 
 def _event(data: dict[str, Any]) -> dict[str, str]:
-    return {"data": json.dumps(data, ensure_ascii=False, separators=(",", ":"))}
+    # ASCII: some clients take U+2028 and its like for the end of a line.
+    return {"data": json.dumps(data, separators=(",", ":"))}

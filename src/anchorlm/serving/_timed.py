@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar, cast
+
+from torch import Tensor
 
 from anchorlm.defenses import Team
+from anchorlm.engine import Engine, TokenSequence
 from anchorlm.judging import Grade, Judge, Scorer
 from anchorlm.records import DefenseError, Messages
 
@@ -13,9 +17,10 @@ T = TypeVar("T")
 
 
 def timed(team: Team, seconds: float) -> Team:
-    """The same models, but that a judge, cost or reward model has failed when it says nothing for too long."""
+    """The same models, but that an anchor, judge, cost or reward model has failed when it says nothing for too long."""
     return replace(
         team,
+        anchor=team.anchor and cast(Engine, _TimedEngine(team.anchor, seconds)),
         judge=team.judge and _TimedJudge(team.judge, seconds),
         cost=team.cost and _TimedScorer(team.cost, seconds),
         reward=team.reward and _TimedScorer(team.reward, seconds),
@@ -54,6 +59,38 @@ class _TimedScorer(Scorer):
 
     async def __call__(self, messages: Messages, responses: Sequence[str]) -> list[float]:
         return await _in_time(self._scorer(messages, responses), self.name, self._seconds)
+
+
+class _TimedEngine:
+    """An engine whose logits come in time or not at all; everything else is the engine's own."""
+
+    def __init__(self, engine: Engine, seconds: float) -> None:
+        self._engine = engine
+        self._seconds = seconds
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    @asynccontextmanager
+    async def open(self, ids: Sequence[int], *, rows: int = 1, room: int = 0) -> AsyncIterator[TokenSequence]:
+        async with self._engine.open(ids, rows=rows, room=room) as sequence:
+            yield cast(TokenSequence, _TimedSequence(sequence, self._engine.model.name, self._seconds))
+
+
+class _TimedSequence:
+    def __init__(self, sequence: TokenSequence, name: str, seconds: float) -> None:
+        self._sequence = sequence
+        self._name = name
+        self._seconds = seconds
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sequence, name)
+
+    def fork(self) -> TokenSequence:
+        return cast(TokenSequence, _TimedSequence(self._sequence.fork(), self._name, self._seconds))
+
+    async def logits(self) -> Tensor:
+        return await _in_time(self._sequence.logits(), f"The anchor {self._name}", self._seconds)
 
 
 async def _in_time(grading: Awaitable[T], name: str, seconds: float) -> T:

@@ -138,6 +138,11 @@ class ByteVocabulary:
         """The bytes of one id; b"" for special ids and for padding beyond `size`."""
         return self.bytes[index] if index < self.size else b""
 
+    @cached_property
+    def longest(self) -> int:
+        """Bytes of the longest token."""
+        return max(1, *map(len, self.bytes))
+
     def decode(self, ids: Iterable[int]) -> builtins.bytes:
         """The exact bytes of a response's `ids`: nothing stripped, nothing cleaned up, special tokens left out."""
         return b"".join(self.token_bytes(index) for index in ids)
