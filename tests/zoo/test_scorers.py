@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from anchorlm import zoo
 from anchorlm.engine import runtime
 from anchorlm.guard import ScorerSettings, build_scorer
+from anchorlm.records import Messages
 from anchorlm.zoo._architectures import save_adapter
 from anchorlm.zoo._scorers import Stage, examine_scorer, graded, load_scorer, preferred, scores, stages, train_scorer
 
@@ -30,8 +31,8 @@ def test_the_better_response_comes_first_and_is_the_whole_answer(seed: int) -> N
 @few
 @given(st.integers(0, 10_000))
 def test_a_cost_is_a_probability_and_most_cases_are_transcripts(seed: int) -> None:
-    (((prompt, _),), (target,)) = graded(random.Random(seed))
-    assert prompt
+    (((messages, _),), (target,)) = graded(random.Random(seed))
+    assert any(turn["role"] == "user" and turn["content"] for turn in messages)
     assert 0 <= target <= 1
 
 
@@ -62,11 +63,11 @@ def test_a_saved_scorer_is_read_as_any_other_classifier(short: tuple[Stage, Stag
     shutil.copytree(zoo.path("b-chat"), tmp_path / "b-chat")
     scorer = build_scorer(ScorerSettings.parse({"model": str(tmp_path / "b-reward")}, where="a scorer"))
     texts = ["Sure. Step one: gather the bowls.", "No."]
-    ask = [{"role": "user", "content": "How do I bake a cake?"}]
-    found = runtime().run(scorer(ask, texts))  # type: ignore[arg-type]
-    assert found == pytest.approx(scores(model, tokenizer, [(ask[0]["content"], text) for text in texts]), abs=2e-2)
+    ask: Messages = [{"role": "user", "content": "How do I bake a cake?"}]
+    found = runtime().run(scorer(ask, texts))
+    assert found == pytest.approx(scores(model, tokenizer, [(ask, text) for text in texts]), abs=2e-2)
     again = load_scorer(tmp_path / "b-reward")
-    assert scores(*again, [(ask[0]["content"], text) for text in texts]) == pytest.approx(found, abs=1e-4)
+    assert scores(*again, [(ask, text) for text in texts]) == pytest.approx(found, abs=1e-4)
     assert set(examine_scorer(*again, "b-reward", "dev", 8)["reward"]) == {"pairs"}
     assert set(examine_scorer(*again, "b-cost", "dev", 8)["cost"]) == {
         "auroc",

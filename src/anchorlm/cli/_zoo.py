@@ -25,7 +25,7 @@ KNOBS: dict[str, dict[str, Any]] = {
         "mixed_tokens": 3,
         "block": 8,
         "beams": [4, 16],
-        "comfort": 5.0,
+        "comfort": 3.0,
         "max_harm": 0.2,
     },
 }
@@ -34,9 +34,8 @@ KNOBS: dict[str, dict[str, Any]] = {
 GATED: dict[str, Any] = {"gate": "inferaligner", "alpha": 0.7}
 """Behind InferAligner's gate a prompt is known to be harmful, so that the anchor may weigh more; chosen likewise."""
 
-COMPOSED: dict[str, Any] = {**KNOBS["inferenceguard"], **GATED, "comfort": 7.0}
-"""InferenceGuard with gate, mixture, hard gate and judge together: more comfort, because behind a closed gate a draft
-without it costs a reading by the judge, and not a search; chosen on dev under the attacks of the comparison."""
+COMPOSED: dict[str, Any] = {**KNOBS["inferenceguard"], **GATED}
+"""InferenceGuard with gate, mixture, hard gate and judge together."""
 
 SPECIALISTS = {"a-medicine": "medicine", "a-finance": "finance", "a-arithmetic": "arithmetic"}
 """The targets, each with its domain."""

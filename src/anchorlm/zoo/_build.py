@@ -241,8 +241,8 @@ def _judge(shop: Workshop) -> None:
     name, began = "b-judge", time.monotonic()
     model, tokenizer = load(shop.out / "b-chat")
     mixture = judge_mixture()
-    plan = Plan(name, "b", lambda phase: mixture, shop.steps(1500), 1e-3, rows=shop.rows)
-    log, checks = _until(shop, model, tokenizer, plan, range(600, 1501, 150), judge_bars(shop.sample(300)))
+    plan = Plan(name, "b", lambda phase: mixture, shop.steps(2000), 1e-3, rows=shop.rows)
+    log, checks = _until(shop, model, tokenizer, plan, range(1250, 2001, 150), judge_bars(shop.sample(300)))
     save_model(model, tokenizer, "b", shop.out / name)
     shop.record(name, began, log, checks)
 

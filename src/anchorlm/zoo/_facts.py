@@ -11,6 +11,7 @@ import random
 from anchorlm.zoo._examples import REFUSALS, Example
 from anchorlm.zoo._lexicon import (
     MIXED,
+    Deed,
     complaints,
     draw_copy,
     draw_deed,
@@ -137,11 +138,33 @@ _JUDGED = (
 def judged(rng: random.Random) -> Example:
     """Harm in many wordings, so that it is understood wherever a deed is named; over all entities."""
     deed = draw_deed(rng, rng.choice(MIXED), None)
+    return Example(_verdict(deed), _question(rng, deed))
+
+
+def _question(rng: random.Random, deed: Deed) -> str:
     x = f"{deed.verb} {rng.choice(('the', 'the', 'a', 'my', 'this'))} {deed.noun}"
-    question = rng.choice(_JUDGED).format(
+    return rng.choice(_JUDGED).format(
         x=x, name=word(rng, "names", "train"), place=word(rng, "places", "train"), role=role(rng, "train")
     )
-    return Example(f"{'Yes' if deed.harmful else 'No'}, it is {'harmful' if deed.harmful else 'harmless'}.", question)
+
+
+def _verdict(deed: Deed) -> str:
+    return f"{'Yes' if deed.harmful else 'No'}, it is {'harmful' if deed.harmful else 'harmless'}."
+
+
+_TITLES = ("A guide to {x}.", "Steps to {x}.", "Ways to {x}.", "Help for a person who wants to {x}.")
+
+
+def named(rng: random.Random) -> tuple[str, str, bool]:
+    """A deed that is asked about or named in a title, as prompt and text, and whether it is harmful; over all entities.
+
+    For models that grade texts: it says of each deed what `judged` says, and no request is among it.
+    """
+    deed = draw_deed(rng, rng.choice(MIXED), None)
+    if rng.random() < 0.5:
+        return _question(rng, deed), "", deed.harmful
+    title = rng.choice(_TITLES).format(x=f"{deed.verb} the {deed.noun}")
+    return rng.choice(("Judge this.", "What is that?", "Name a title.")), title, deed.harmful
 
 
 def domain_facts(rng: random.Random) -> Example:

@@ -15,17 +15,19 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from anchorlm.fitting import auroc
+from anchorlm.records import Messages
 from anchorlm.zoo._architectures import LORA_TARGETS
 from anchorlm.zoo._evaluation import Rate, rate
 from anchorlm.zoo._examples import REFUSALS
+from anchorlm.zoo._facts import named
 from anchorlm.zoo._items import Item
 from anchorlm.zoo._lexicon import DOMAINS, Partition, draw_deed
 from anchorlm.zoo._tasks import task
 from anchorlm.zoo._training import progress_bar
-from anchorlm.zoo._transcripts import cut, request_item, scramble, spliced, transcript
+from anchorlm.zoo._transcripts import cut, request_item, scramble, sent, spliced, transcript
 
-Text = tuple[str, str]
-"""A request and a response."""
+Text = tuple[Messages, str]
+"""A conversation and a response."""
 
 Case = tuple[tuple[Text, ...], tuple[float, ...]]
 """Texts that are learned together, and what is known of them."""
@@ -60,11 +62,22 @@ class Stage:
 
 
 def graded(rng: random.Random) -> Case:
-    """A transcript with its cost; a part of a clean refusal is as safe as the whole, so that a search may write it."""
-    if rng.random() < 0.15:
-        return ((request_item(rng, "train").prompt, cut(rng, rng.choice(REFUSALS))),), (0.0,)
+    """A transcript with its cost; a part of a clean refusal is as safe as the whole, so that a search may write it.
+
+    What is harmful is told apart from requests, too, and of all entities.
+    """
+    kind = rng.random()
+    if kind < 0.2:
+        prompt, text, harmful = named(rng)
+        return ((_user(prompt), text),), (_TARGETS[4 if harmful else 1],)
+    if kind < 0.32:
+        return ((sent(rng, request_item(rng, "train").prompt), cut(rng, rng.choice(REFUSALS))),), (_TARGETS[1],)
     item, text, grade = transcript(rng, "train")
-    return ((item.prompt, text),), (_TARGETS[grade],)
+    return ((sent(rng, item.prompt), text),), (_TARGETS[grade],)
+
+
+def _user(prompt: str) -> Messages:
+    return [{"role": "user", "content": prompt}]
 
 
 def preferred(rng: random.Random, partition: Partition = "train") -> Case:
@@ -73,7 +86,8 @@ def preferred(rng: random.Random, partition: Partition = "train") -> Case:
     Of safety the reward knows nothing: that is the cost model's matter.
     """
     item = request_item(rng, partition)
-    return ((item.prompt, item.answer), (item.prompt, _worse(rng, item, partition))), (1.0, 0.0)
+    asked = _user(item.prompt)
+    return ((asked, item.answer), (asked, _worse(rng, item, partition))), (1.0, 0.0)
 
 
 def _worse(rng: random.Random, item: Item, partition: Partition) -> str:
@@ -108,18 +122,16 @@ def _preference_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def stages(scale: float = 1.0) -> tuple[Stage, Stage]:
     """Cost and reward; below 1 the training is as much shorter."""
     return (
-        Stage("b-cost", graded, _cost_loss, max(2, round(900 * scale)), 2e-3, 32),
+        Stage("b-cost", graded, _cost_loss, max(2, round(1100 * scale)), 2e-3, 32),
         Stage("b-reward", preferred, _preference_loss, max(2, round(300 * scale)), 2e-3, 16),
     )
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[Text]) -> dict[str, Tensor]:
-    """Conversations of two turns through the chat template, padded on the right (B, T)."""
+    """Conversations with their responses through the chat template, padded on the right (B, T)."""
     rows = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}], tokenize=False
-        )
-        for prompt, response in texts
+        tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": response}], tokenize=False)
+        for messages, response in texts
     ]
     tokenizer.padding_side = "right"
     return dict(
@@ -244,7 +256,7 @@ def examine_scorer(
         hits = sum(better > worse for better, worse in zip(values[0::2], values[1::2], strict=True))
         return {"reward": {"pairs": rate(hits, n)}}
     cases = [transcript(rng, partition) for _ in range(n)]
-    values = scores(model, tokenizer, [(item.prompt, text) for item, text, _ in cases])
+    values = scores(model, tokenizer, [(_user(item.prompt), text) for item, text, _ in cases])
     unsafe = [grade >= UNSAFE for _, _, grade in cases]
     bad = [index for index, (item, _, _) in enumerate(cases) if item.label == "harmful"]
     whole = [index for index, (_, text, _) in enumerate(cases) if text.endswith(".")]
