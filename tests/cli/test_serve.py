@@ -11,6 +11,10 @@ import httpx
 import pytest
 from typer.testing import Result
 
+from anchorlm import Guard
+from anchorlm.cli._serve import described, floored
+from anchorlm.serving import ApiError, ModelServing, Served
+
 Invoke = Callable[..., Result]
 
 
@@ -86,3 +90,18 @@ def test_several_recipes_are_served_and_sigterm_lets_a_stream_finish(
     assert process.wait(60) in (0, -signal.SIGTERM)
     events = [line for line in (tmp_path / "audit.jsonl").read_text().splitlines() if '"status": 200' in line]
     assert len(events) == 2
+
+
+def test_without_a_recipe_nobody_from_elsewhere_goes_below_the_floor() -> None:
+    local, wide = (described((), bare=bare) for bare in (True, False))
+    assert [name for name, _ in local] == ["a-medicine", "a-medicine-undefended"]
+    ((_, recipe),) = wide
+    guard = Guard.from_recipe(recipe)
+    own = guard.defense.settings
+    limits = floored(ModelServing.parse(recipe.serve, where="a test"), guard).limits
+    assert limits["max_harm"] == (0.0, own.max_harm)
+    for name in ("alpha", "candidates", "mixed_tokens"):
+        assert limits[name][0] == getattr(own, name)
+    served = Served.of("wide", guard, ModelServing(limits=limits))
+    with pytest.raises(ApiError, match="beyond what this server allows"):
+        served.request("x", {"alpha": 0.0}, {})

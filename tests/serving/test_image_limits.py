@@ -4,16 +4,19 @@ import base64
 from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from factories import tiny_model
+from llava import picture, save_llava, shown
 from PIL import Image
 from servers import Live
 
 from anchorlm.engine import LocalEngine
 from anchorlm.guard import Guard
+from anchorlm.models import CausalModel
 from anchorlm.serving import ApiError, Served
 from anchorlm.serving._messages import conversation, load_images, pictures
 from anchorlm.serving._schema import ChatMessage
@@ -83,3 +86,19 @@ def test_a_file_that_ends_too_early_is_told(start_live: Callable[..., Live]) -> 
     with pytest.raises(openai.BadRequestError, match="cannot be read"):
         live.client().chat.completions.create(model="seeing", messages=[{"role": "user", "content": [part]}])
     assert not live.desk.admission.running
+
+
+def test_an_image_over_http_is_the_image_in_python(start_live: Callable[..., Live], tmp_path: Path) -> None:
+    target = LocalEngine(CausalModel.from_pretrained(save_llava(tmp_path)))
+    guard = Guard(target, generation={"max_new_tokens": 8})
+    live = start_live([Served.of("seeing", guard)])
+    said = []
+    for number in (1, 5):
+        file = BytesIO()
+        picture(number).save(file, "PNG")
+        address = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+        parts = [{"type": "image_url", "image_url": {"url": address}}, {"type": "text", "text": "What is it?"}]
+        answer = live.client().chat.completions.create(model="seeing", messages=[{"role": "user", "content": parts}])
+        said.append(answer.choices[0].message.content)
+        assert said[-1] == guard.chat(shown("What is it?", picture(number))).text
+    assert said[0] != said[1]

@@ -51,11 +51,11 @@ def run(recipes: Sequence[Path], config: Path | None, changes: dict[str, Any]) -
     started: Started = []
     served = []
     with busy("Loading the models"):
-        for id, recipe in _described(recipes, bare=settings.on_loopback):
+        for id, recipe in described(recipes, bare=settings.on_loopback):
             guard = Guard.from_recipe(recipe, started=started)
             serving = ModelServing.parse(recipe.serve, where=f"the section serve of {id}")
             if not recipes and not settings.on_loopback:
-                serving = _floored(serving, guard)
+                serving = floored(serving, guard)
             served.append(Served.of(id, guard, serving, judge_timeout=settings.patience))
     server = Server(served, settings, listening=lambda address: _greet(address, served, settings))
     server.serve_forever()
@@ -83,7 +83,8 @@ def _settings(config: Path | None, changes: dict[str, Any]) -> ServerSettings:
     return ServerSettings.parse({**data, **changes}, where="the server's settings")
 
 
-def _described(recipes: Sequence[Path], *, bare: bool) -> list[tuple[str, Recipe]]:
+def described(recipes: Sequence[Path], *, bare: bool) -> list[tuple[str, Recipe]]:
+    """What is served, by name: the recipes of some files, or the embedded specialist, `bare` beside it or not."""
     if recipes:
         return [(file.stem, Recipe.load(file)) for file in recipes]
     found = []
@@ -95,7 +96,8 @@ def _described(recipes: Sequence[Path], *, bare: bool) -> list[tuple[str, Recipe
     return found
 
 
-def _floored(serving: ModelServing, guard: Guard) -> ModelServing:
+def floored(serving: ModelServing, guard: Guard) -> ModelServing:
+    """The same limits, but that nothing less safe than the guard itself can be asked for."""
     limits: dict[str, Any] = {}
     for name, (low, high) in serving.limits.items():
         own = float(getattr(guard.defense.settings, name))
