@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from anchorlm.models._images import ImageReader
 from anchorlm.models._loading import load_model, load_outline, load_processor, load_tokenizer
 from anchorlm.models._settings import ModelSettings
-from anchorlm.models._template import control_texts, encode_text, render, response_lead
-from anchorlm.records import Messages, UserError, prompt_key
+from anchorlm.models._template import control_texts, encode_text, plain_turns, render, response_lead
+from anchorlm.records import Messages, UserError
 from anchorlm.tokens import ByteVocabulary
 
 _log = logging.getLogger("anchorlm")
@@ -179,11 +179,12 @@ class CausalModel:
             return encode_text(self.tokenizer, messages)
         if self.processor is not None and self.processor.chat_template:
             return self._images.encode(messages, self._special_texts)
-        key = (self.tokenizer.chat_template, prompt_key(messages))
+        turns = plain_turns(messages, self._special_texts)
+        key = (self.tokenizer.chat_template, *((turn["role"], turn["content"]) for turn in turns))
         with self._lock:
             ids = self._encoded.get(key)
         if ids is None:
-            ids = render(self.tokenizer, messages, self._special_texts)
+            ids = render(self.tokenizer, turns)
             with self._lock:
                 while len(self._encoded) >= _REMEMBERED:
                     del self._encoded[next(iter(self._encoded))]

@@ -22,11 +22,10 @@ PLAIN_TEMPLATE = (
 _ROLES = ("system", "user", "assistant")
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, specials: tuple[str, ...]) -> list[int]:
-    """The token ids of a conversation, ready for the model's answer.
+def plain_turns(messages: Messages, specials: tuple[str, ...]) -> list[dict[str, str]]:
+    """The turns of a conversation of texts, without the model's control tokens.
 
-    A model's control tokens are taken out of the contents, so that nobody can write a turn in another's name. A
-    template without a system role gets the system text at the head of the first user turn.
+    Taken out, nobody can write a turn in another's name with them.
 
     Raises:
         UserError: A message without a known role or text, no message at all, or an empty last turn of the user.
@@ -34,6 +33,17 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, specials: tup
     turns = [_checked(message, specials) for message in messages]
     if not turns or not turns[-1]["content"].strip():
         raise UserError("The prompt is empty: give at least one message with some text.")
+    return turns
+
+
+def render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> list[int]:
+    """The token ids of the turns of a conversation, ready for the model's answer.
+
+    A template without a system role gets the system text at the head of the first user turn.
+
+    Raises:
+        UserError: The template refuses the conversation, or fails.
+    """
     if tokenizer.chat_template is None:
         # A plain text has no begin-of-text of its own: the tokenizer adds what the model was trained with.
         return encode_text(tokenizer, _apply(tokenizer, turns, PLAIN_TEMPLATE))
