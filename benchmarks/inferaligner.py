@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from anchorlm import CausalModel, Guard, zoo
-from anchorlm.cli._zoo import GATED, KNOBS
+from anchorlm.cli._embedded import GATED, KNOBS
 from anchorlm.cli._zoo_fit import CALIBRATED, FITTED, LIMIT, prompts
 from anchorlm.engine import LocalEngine
 from anchorlm.fitting import calibrate_inferaligner, fit_inferaligner, save_artifact

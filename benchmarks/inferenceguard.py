@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import Any
 
 from anchorlm import CausalModel, Guard, zoo
-from anchorlm.cli._zoo import COMPOSED, KNOBS
+from anchorlm.cli._embedded import COMPOSED, KNOBS
 from anchorlm.engine import LocalEngine, runtime
 from anchorlm.fitting import fit_inferenceguard, save_critic
 from anchorlm.guard import ScorerSettings, build_scorer

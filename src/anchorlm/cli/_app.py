@@ -245,7 +245,7 @@ def zoo_recipe(
     defense: Annotated[str, typer.Option("--defense", help="Name of the defense.")] = "alignbeam",
 ) -> None:
     """Prints a recipe that guards an embedded model."""
-    from anchorlm.cli._zoo import recipe
+    from anchorlm.cli._embedded import recipe
 
     typer.echo(recipe(name, defense), nl=False)
 

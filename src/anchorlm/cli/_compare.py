@@ -8,10 +8,10 @@ from typing import Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from anchorlm.cli._embedded import ANCHOR, COMPOSED, GATED, JUDGE, KNOBS, SAME_VOCABULARY, SPECIALISTS
 from anchorlm.cli._errors import complain
 from anchorlm.cli._generate import _Rate
 from anchorlm.cli._loading import quiet_libraries, stderr
-from anchorlm.cli._zoo import ANCHOR, COMPOSED, GATED, JUDGE, KNOBS, SAME_VOCABULARY, SPECIALISTS
 from anchorlm.evaluation import (
     Case,
     CompareRecipe,

@@ -8,9 +8,9 @@ from time import perf_counter
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from anchorlm.cli._embedded import ANCHOR, COST, JUDGE, REWARD, SAME_VOCABULARY, SPECIALISTS, knobs_of
 from anchorlm.cli._figures import Cell, table
 from anchorlm.cli._loading import quiet_libraries, stderr
-from anchorlm.cli._zoo import ANCHOR, COST, JUDGE, REWARD, SAME_VOCABULARY, SPECIALISTS, knobs_of
 from anchorlm.defenses import find_defense
 from anchorlm.engine import LocalEngine
 from anchorlm.guard import Guard

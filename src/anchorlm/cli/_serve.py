@@ -7,9 +7,9 @@ from typing import Any
 
 import typer
 
+from anchorlm.cli._embedded import recipe as zoo_recipe
 from anchorlm.cli._errors import complain
 from anchorlm.cli._loading import busy, quiet_libraries
-from anchorlm.cli._zoo import recipe as zoo_recipe
 from anchorlm.guard import Guard, Recipe, Started
 from anchorlm.records import UserError, read_toml
 

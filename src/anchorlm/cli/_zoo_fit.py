@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from anchorlm import zoo
+from anchorlm.cli._embedded import SAME_VOCABULARY
 from anchorlm.cli._errors import complain
-from anchorlm.cli._zoo import SAME_VOCABULARY
 from anchorlm.fitting import calibrate_inferaligner, fit_inferaligner, save_artifact
 from anchorlm.models import CausalModel
 

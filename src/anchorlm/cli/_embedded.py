@@ -1,0 +1,97 @@
+"""How the embedded models guard each other: the recipes of the demo, the endpoint and the comparisons."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from anchorlm.defenses import SteeringDefense, find_defense
+from anchorlm.records import UserError
+from anchorlm.zoo import JUDGE_TEMPLATE, artifact, members, path
+
+ANCHOR = "b-chat"
+"""The aligned model of the other family, which guides across vocabularies."""
+
+KNOBS: dict[str, dict[str, Any]] = {
+    "alignbeam": {"mixed_tokens": 3, "max_harm": 0.2},
+    "args": {"k": 4},  # companions search less than in their papers, so that a comparison takes minutes
+    "controlled_decoding": {"n": 4},
+    "inferenceguard": {
+        "proposal": "alignbeam",
+        "mixed_tokens": 3,
+        "block": 8,
+        "beams": [4, 16],
+        "comfort": 3.0,
+        "max_harm": 0.2,
+    },
+}
+"""What differs from the defaults for the embedded models; chosen on their development split."""
+
+GATED: dict[str, Any] = {"gate": "inferaligner", "alpha": 0.7}
+"""Behind InferAligner's gate a prompt is known to be harmful, so that the anchor may weigh more; chosen likewise."""
+
+COMPOSED: dict[str, Any] = {**KNOBS["inferenceguard"], **GATED}
+"""InferenceGuard with gate, mixture, hard gate and judge together."""
+
+SPECIALISTS = {"a-medicine": "medicine", "a-finance": "finance", "a-arithmetic": "arithmetic"}
+"""The targets, each with its domain."""
+
+JUDGE = "b-judge"
+"""The rubric judge."""
+
+COST, REWARD = "b-cost", "b-reward"
+"""What a response costs, and what it is worth."""
+
+SAME_VOCABULARY = "a-chat"
+"""The aligned model of the specialists' own family."""
+
+
+def recipe(name: str, defense: str) -> str:
+    """The text of a recipe that guards an embedded model.
+
+    Raises:
+        UserError: No such model, or no such defense.
+    """
+    kind = find_defense(defense)
+    targets = [member.name for member in members() if member.name.startswith("a-")]
+    if name not in targets:
+        raise UserError(f"{name!r} is no embedded model to guard; take one of: {', '.join(targets)}.")
+    anchor = SAME_VOCABULARY if defense == "safe_decoding" else ANCHOR
+    lines = [f"# The embedded model {name} under {defense}.", "", "[target]", f"path = {_toml(str(path(name)))}", ""]
+    if kind.needs.anchor is not None:
+        lines += ["[anchor]", f"path = {_toml(str(path(anchor)))}", ""]
+    if kind.needs.judge:
+        lines += ["[judge]", 'kind = "rubric"', f"model = {_toml(str(path(JUDGE)))}", ""]
+        lines += ["[judge.options]", f"template = {_toml(JUDGE_TEMPLATE)}", ""]
+    if kind.needs.cost:
+        lines += [
+            "[cost]",
+            f"model = {_toml(str(path(COST)))}",
+            "",
+            "[reward]",
+            f"model = {_toml(str(path(REWARD)))}",
+            "",
+        ]
+    knobs = [f"{knob} = {_toml(value)}" for knob, value in knobs_of(name, defense).items()]
+    lines += ["[defense]", f'name = "{defense}"', *knobs, "", "[generation]", "max_new_tokens = 80", ""]
+    return "\n".join(lines)
+
+
+def knobs_of(name: str, defense: str) -> dict[str, Any]:
+    """What a defense is told around an embedded model.
+
+    Raises:
+        UserError: It steers by an artifact, and there is none of this model.
+    """
+    found, folder = dict(KNOBS.get(defense, {})), artifact(name)
+    steers = issubclass(find_defense(defense), SteeringDefense)
+    if steers and folder is None:
+        raise UserError(f"No artifact was fitted to {name}: fit one with `anchorlm fit inferaligner`, or take another.")
+    if defense == "inferenceguard" and folder is not None:
+        found = dict(COMPOSED)
+    return found | ({"artifact": str(folder)} if steers or "gate" in found else {})
+
+
+def _toml(text: object) -> str:
+    # A TOML basic string and a JSON string escape alike, once everything beyond ASCII is left as it is.
+    return json.dumps(text, ensure_ascii=False)
