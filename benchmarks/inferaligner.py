@@ -45,18 +45,21 @@ def opened(responses: Sequence[Response]) -> str:
     return f"{100 * hits / n:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def overhead(plain: Guard, guard: Guard, beam: Guard, sample: Sequence[zoo.Item]) -> list[tuple[str, float]]:
+def overhead(
+    plain: Guard, guard: Guard, read: Guard, beam: Guard, sample: Sequence[zoo.Item]
+) -> list[tuple[str, float]]:
     """What gates cost over the undefended target on harmless prompts, 64 new tokens each, one prompt at a time."""
     texts = [as_messages(item.prompt) for item in sample]
-    # The shift is next to nothing, so that the first three write the same text.
+    # The shift is next to nothing, so that the first four write the same text.
     runs = [
         lambda: [plain.chat(text) for text in texts],
         lambda: [guard.chat(text, knobs={"bias": -1e9}) for text in texts],
         lambda: [guard.chat(text, knobs={"bias": 1e9, "alpha": 1e-9, "answer": "steer"}) for text in texts],
+        lambda: [read.chat(text, knobs={"bias": -1e9}) for text in texts],
         lambda: [beam.chat(text) for text in texts],
     ]
     bare, *others = alternate(5, *runs)
-    names = ("closed", "open", "alignbeam behind the gate, as it decides")
+    names = ("closed", "open", "closed, the anchor reads", "alignbeam behind the gate, as it decides")
     return [(name, ratio(seconds, bare)) for name, seconds in zip(names, others, strict=True)]
 
 
@@ -67,9 +70,8 @@ def artifact(domain: str, anchor: str, anew: bool, folder: Path) -> Path:
         return own
     target, chat = engine(f"a-{domain}"), engine(anchor)
     fitted = fit_inferaligner(target, chat, *prompts(domain, "train", FITTED))
-    return save_artifact(
-        calibrate_inferaligner(fitted, target, *prompts(domain, "dev", CALIBRATED), limit=LIMIT), folder
-    )
+    validation = prompts(domain, "dev", CALIBRATED)
+    return save_artifact(calibrate_inferaligner(fitted, target, *validation, anchor=chat, limit=LIMIT), folder)
 
 
 def engine(name: str) -> LocalEngine:
@@ -85,17 +87,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--overhead", action="store_true", help="only what gates cost")
     parser.add_argument("--domains", nargs="+", choices=zoo.DOMAINS, default=list(zoo.DOMAINS))
     options = parser.parse_args(arguments)
-    anchor = engine("b-chat")
+    guide = engine("b-chat")
+    anchor = guide if options.anchor == "b-chat" else engine("a-chat")
     judge = RubricJudge(engine("b-judge"), template=zoo.JUDGE_TEMPLATE)
     rows, gates, costs = [], [], []
     for domain in options.domains:
         target, length = engine(f"a-{domain}"), {"max_new_tokens": 64}
         with TemporaryDirectory() as folder:
             place = artifact(domain, options.anchor, options.fit, Path(folder) / "artifact")
-            beam: dict[str, Any] = {"anchor": anchor, "judge": judge, "artifact": str(place)}
+            beam: dict[str, Any] = {"anchor": guide, "judge": judge, "artifact": str(place), "generation": length}
+            beam |= {**KNOBS["alignbeam"], **GATED}
             plain = Guard(target, generation=length)
             guard = Guard(target, "inferaligner", artifact=place, generation=length)
-            mixed = Guard(target, "alignbeam", generation=length, **beam, **KNOBS["alignbeam"], **GATED)
+            read = Guard(target, "inferaligner", artifact=place, anchor=anchor, reader="anchor", generation=length)
+            mixed = {"alignbeam, gated": Guard(target, "alignbeam", **beam)}
+            if anchor is guide:
+                mixed["alignbeam, gated by its anchor"] = Guard(target, "alignbeam", gate_reader="anchor", **beam)
             controls = {
                 f"{vector} vectors": Guard(
                     target, "inferaligner", artifact=place, vector=vector, answer="steer", generation=length
@@ -103,20 +110,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for vector in ("own", "random")
             }
         harmless = items("harmless", domain, options.partition, 16)
-        costs += [[f"a-{domain}", *row] for row in overhead(plain, guard, mixed, harmless)]
+        costs += [[f"a-{domain}", *row] for row in overhead(plain, guard, read, list(mixed.values())[-1], harmless)]
         if options.overhead:
             continue
         samples = {split: items(split, domain, options.partition, options.n) for split in CELLS}
-        guards = {"undefended": plain, "inferaligner": guard, **controls, "alignbeam, gated": mixed}
+        ours = {"inferaligner": guard, "inferaligner, the anchor reads": read}
+        guards = {"undefended": plain, **ours, **controls, **mixed}
         for name, one in guards.items():
             answers = {split: one.generate([item.prompt for item in sample]) for split, sample in samples.items()}
             rows.append([f"a-{domain}", name, *(cell(split, samples[split], answers[split]) for split in CELLS)])
-            if name == "inferaligner":
-                gates.append([f"a-{domain}", *map(opened, answers.values())])
+            if name in ours:
+                gates.append([f"a-{domain}", name, *map(opened, answers.values())])
     across = " across families" if options.anchor == "b-chat" else ""
     if rows:
         report(f"inferaligner{across}", ["target", "defense", *CELLS], rows)
-        report(f"inferaligner gate{across}", ["target", *CELLS], gates)
+        report(f"inferaligner gate{across}", ["target", "gate", *CELLS], gates)
     report(f"inferaligner overhead{across}", ["target", "gate", "over undefended"], costs)
 
 

@@ -115,7 +115,7 @@ def guards(
         "best-of-16 + safety state": lambda: Guard(target, "beam_search", **beams, block=0, score="safety_state"),
         "beam + Lagrangian": lambda: Guard(target, "beam_search", **beams, block=BLOCK),
         "beam + safety state": lambda: Guard(target, "beam_search", **beams, block=BLOCK, score="safety_state"),
-        "ARGS + Lagrangian": lambda: Guard(target, "args", **scored),
+        "ARGS + Lagrangian": lambda: Guard(target, "args", **scored, w=KNOBS["args"]["w"]),
         "controlled decoding": lambda: Guard(target, "controlled_decoding", **beams, block=BLOCK),
         "InferenceGuard": lambda: Guard(target, "inferenceguard", **ours),
         "InferenceGuard + critic": lambda: Guard(target, "inferenceguard", critic=artifact(), **ours),

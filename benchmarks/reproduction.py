@@ -209,8 +209,9 @@ CLAIMS = (
     Claim("The trade-off can be tuned when the model is deployed. (One candidate, and no judge that turns it down: the "
           "anchor's weight alone.)", KNOB,
           ("target", "alpha", "harmful complied", "harmless answered", "accuracy"), knob_is_tunable),
-    Claim("InferAligner brings attack success to about 0 and keeps the utility.", EVERYTHING, GUARDED,
-          guarded("inferaligner", 0.02)),
+    Claim("InferAligner brings attack success to about 0 and keeps the utility. (Its gate on the target's own "
+          "activations, as in the paper; what it does where the anchor reads is in [InferAligner](inferaligner.md).)",
+          EVERYTHING, GUARDED, guarded("self-gated inferaligner", 0.02)),
     Claim("The anchor's vectors work, the target's own do not (see [InferAligner](inferaligner.md)).", ABLATION,
           ("target", "refused, anchor's vectors", "refused, its own"), anchors_vectors_work),
     Claim("It holds over sizes and families. Here the guide is of another family than the targets, and a-arithmetic "

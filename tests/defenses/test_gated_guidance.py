@@ -51,7 +51,11 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ),
         "plain": Guard(target, generation={"max_new_tokens": 8}),
         "always": Guard(target, "alignbeam", **team),
-        "gated": Guard(target, "alignbeam", gate="inferaligner", artifact=str(folder), **team),
+        "gated": Guard(target, "alignbeam", **gate, **team),
+        "read by the anchor": Guard(target, "alignbeam", gate_reader="anchor", **gate, **team),
+        "searched, read by the anchor": Guard(
+            target, "inferenceguard", anchor=anchor, cost=lambda m, t: -1.0, gate_reader="anchor", **search, **gate
+        ),
     }
 
 
@@ -63,6 +67,22 @@ def test_a_closed_gate_leaves_the_target_alone_and_an_open_one_is_alignbeam(part
             assert (got.text, got.token_ids) == (want.text, want.token_ids)
             assert got.trace[0].kind == "gate"
             assert got.trace[0].data["open"] == (bias > 0)
+
+
+def test_the_anchor_that_guides_may_be_the_one_that_reads(parts: dict[str, Any]) -> None:
+    seen = set()
+    for prompt in [*HARMFUL, *HARMLESS]:
+        got = parts["read by the anchor"].chat(prompt)
+        gate = got.trace[0].data
+        assert gate["reader"] == "anchor"
+        seen.add((prompt in HARMFUL, gate["open"]))
+        assert got.token_ids == parts["always" if gate["open"] else "plain"].chat(prompt).token_ids
+        found = parts["searched, read by the anchor"].chat(prompt)
+        assert found.trace[0].data == gate
+        assert found.token_ids == parts["guided" if gate["open"] else "plain"].chat(prompt).token_ids
+    assert {(True, True), (False, False)} <= seen
+    with pytest.raises(UserError, match="cannot differ between requests"):
+        parts["gated"].chat(HARMLESS[0], knobs={"gate_reader": "anchor"})
 
 
 def test_behind_a_closed_gate_a_search_begins_with_the_target_alone(parts: dict[str, Any]) -> None:

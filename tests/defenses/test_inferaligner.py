@@ -164,8 +164,8 @@ def test_the_trace_holds_what_the_gate_read_and_decided(target: LocalEngine, fol
     opened = set()
     for prompt in PROMPTS:
         gate = decision(auto.chat(said(prompt)), "gate")
-        assert gate.keys() == {"layers", "scores", "score", "threshold", "open"}
-        assert gate["layers"] == [layer]
+        assert gate.keys() == {"reader", "layers", "scores", "score", "threshold", "open"}
+        assert (gate["reader"], gate["layers"]) == ("target", [layer])
         assert len(gate["scores"]) == 2
         assert gate["score"] == gate["scores"][layer]
         assert gate["threshold"] == 0
@@ -237,6 +237,79 @@ def test_the_fixed_refusal_is_given_where_the_gate_opens_and_only_there(
         else:
             assert response.token_ids == undefended(target, prompt)
             assert response.finish_reason != "refusal"
+
+
+def test_the_anchor_may_read_what_the_target_cannot_tell(
+    target: LocalEngine, sibling: LocalEngine, folder: Path
+) -> None:
+    artifact = Artifact.load(folder, "inferaligner")
+    one = guard(target, folder, anchor=sibling, reader="anchor", **STRONG)
+    t, [layer] = artifact.tensors, artifact.settings["anchor_gate_layers"]
+    for prompt in PROMPTS:
+        response = one.chat(said(prompt))
+        gate = decision(response, "gate")
+        ids = torch.tensor([sibling.model.encode(said(prompt))])
+        with torch.inference_mode():
+            streams = sibling.model.model(ids, output_hidden_states=True).hidden_states
+        # The last of them has passed the final norm: only blocks before it are compared.
+        for place in range(len(gate["scores"]) - 1):
+            projection = streams[place + 1][0, -1] @ t["anchor_gate.direction"][place] + t["anchor_gate.bias"][place]
+            assert gate["scores"][place] == pytest.approx(float(projection / t["anchor_gate.scale"][place]), abs=2e-3)
+        assert (gate["reader"], gate["layers"], gate["score"]) == ("anchor", [layer], gate["scores"][layer])
+        forced = guard(target, folder, gate="open" if gate["open"] else "closed", **STRONG).chat(said(prompt))
+        assert response.token_ids == forced.token_ids
+    mixed = guard(target, folder, anchor=sibling, reader="anchor", **STRONG)
+    together = mixed.generate(PROMPTS)
+    assert [each.token_ids for each in together] == [one.chat(said(prompt)).token_ids for prompt in PROMPTS]
+    assert {decision(each, "gate")["open"] for each in together} == {True, False}
+
+
+def test_the_anchor_reads_only_where_it_is_asked_to(target: LocalEngine, sibling: LocalEngine, folder: Path) -> None:
+    for knobs in ({"reader": "anchor"}, {"anchor": sibling}):
+        with pytest.raises(UserError, match="give both or neither"):
+            guard(target, folder, **knobs)
+    with pytest.raises(UserError, match="fitted on the anchor tiny-llama, but .*other weights"):
+        guard(target, folder, reader="anchor", anchor=LocalEngine(tiny_model(seed=9, vocab_size=311)))
+    one = guard(target, folder, reader="anchor", anchor=sibling)
+    with pytest.raises(UserError, match="reader cannot differ between requests"):
+        one.chat(said("x"), knobs={"reader": "target"})
+    with pytest.raises(UserError, match="not all among 0 to 1, the anchor's blocks"):
+        one.chat(said("x"), knobs={"gate_layers": [2]})
+    before = sibling.runner.forwards
+    guard(target, folder).chat(said("x"))
+    one.chat(said("x"), knobs={"gate": "closed"})
+    assert sibling.runner.forwards == before
+    one.chat(said("x"))
+    assert sibling.runner.forwards == before + 1
+
+
+def test_an_anchor_whose_activations_are_no_numbers_ends_in_the_refusal(target: LocalEngine, folder: Path) -> None:
+    anchor = LocalEngine(tiny_model(seed=7, vocab_size=311))
+    one = guard(target, folder, reader="anchor", anchor=anchor, refusal="No.")
+    last, norm = anchor.model.blocks[-1], anchor.model.model.model.norm
+    handles = [
+        last.register_forward_hook(lambda module, inputs, output: output * float("nan")),
+        norm.register_forward_pre_hook(lambda module, inputs: (inputs[0].nan_to_num(),)),
+    ]
+    try:
+        response = one.chat(said("x"))
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert (response.text, response.finish_reason) == ("No.", "refusal")
+    assert "not numbers" in decision(response, "fail_closed")["why"]
+
+
+def test_an_artifact_without_an_anchors_gate_says_to_fit_again(
+    target: LocalEngine, sibling: LocalEngine, folder: Path
+) -> None:
+    found = Artifact.load(folder, "inferaligner")
+    tensors = {name: tensor for name, tensor in found.tensors.items() if not name.startswith("anchor_gate")}
+    made = Artifact(found.kind, found.models, found.data, found.settings, found.figures, tensors)
+    old = made.save(folder.parent / "old")
+    assert guard(target, old).chat(said("x")).text
+    with pytest.raises(UserError, match="no gate that reads the anchor: fit it again"):
+        guard(target, old, reader="anchor", anchor=sibling)
 
 
 def test_a_closed_gate_costs_no_forward(target: LocalEngine, folder: Path) -> None:

@@ -86,7 +86,7 @@ def test_the_gate_reads_the_last_token_and_averages_its_layers(aligner: Aligner)
         found = reading(aligner, prompt, layers=(0, 3))
         assert found.scores == pytest.approx(scores, abs=1e-3)
         assert found.score == pytest.approx((scores[0] + scores[3]) / 2, abs=1e-3)
-        assert found.data.keys() == {"layers", "scores", "score", "threshold", "open"}
+        assert found.data.keys() == {"reader", "layers", "scores", "score", "threshold", "open"}
         assert found.data["layers"] == [0, 3]
 
 

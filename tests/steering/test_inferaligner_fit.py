@@ -96,7 +96,8 @@ def test_on_every_architecture_it_is_the_paper_written_out(name: str) -> None:
             torch.stack([cosine_scores(row, t["own.unit"])[layer] for row in each]) for each in (bad[out], good[other])
         )
         assert float(t["cast.threshold"][layer]) == pytest.approx(best_threshold(high, low)[0], abs=1e-3)
-    assert {tensor.shape for tensor in t.values()} == {(2,), (2, 64)}
+    assert {tensor.shape for name, tensor in t.items() if not name.startswith("anchor_gate")} == {(2,), (2, 64)}
+    assert close(t["anchor_gate.direction"] * theirs.norm(dim=-1, keepdim=True), theirs)
 
 
 @pytest.mark.parametrize("name", ["llama", "falcon", "mistral"])
@@ -136,7 +137,8 @@ def test_vectors_of_another_family_cross_by_a_ridge_map_of_the_harmless_prompts(
         cosine = made.figures["cosine with the target's own direction"][layer]
         assert cosine == pytest.approx(float(t["shift.unit"][layer] @ t["own.unit"][layer]), abs=1e-3)
     assert close(t["shift.length"], t["own.length"])
-    assert {tensor.shape for tensor in t.values()} == {(2,), (2, 64)}
+    assert {tensor.shape for name, tensor in t.items() if not name.startswith("anchor_gate")} == {(2,), (2, 64)}
+    assert close(t["anchor_gate.direction"], normalize(theirs.mean(dim=0) - theirs_good.mean(dim=0), dim=-1))
 
 
 def test_an_artifact_of_any_options_is_saved_and_loaded(tmp_path: Path) -> None:

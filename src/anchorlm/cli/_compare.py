@@ -30,8 +30,8 @@ from anchorlm.evaluation import Progress as Told
 from anchorlm.records import UserError, as_messages
 from anchorlm.zoo import JUDGE_TEMPLATE, SPLITS, Item, grade, is_correct, items, members, path
 
-FITTED = ("inferaligner", "caa", "cast", "alphasteer")
-"""Defenses of the embedded run that steer by a fitted artifact."""
+STEERED = ("caa", "cast", "alphasteer")
+"""InferAligner's companions in the embedded run, which steer by its artifact."""
 
 EMBEDDED_JUDGE = {"kind": "rubric", "model": f"embedded:{JUDGE}", "options": {"template": JUDGE_TEMPLATE}}
 """The embedded model that grades."""
@@ -114,7 +114,9 @@ def embedded_recipe(partition: str = "test") -> dict[str, Any]:
             "goal_priority": {},
             "safe_decoding": own_family,
             "best_of_n": {"n": 8},
-            **dict.fromkeys(FITTED, artifact),
+            "inferaligner": {**KNOBS["inferaligner"], **artifact, **own_family},
+            "self-gated inferaligner": {"name": "inferaligner", **artifact},
+            **dict.fromkeys(STEERED, artifact),
             "alignbeam": KNOBS["alignbeam"],
             "gated alignbeam": {"name": "alignbeam", **KNOBS["alignbeam"], **GATED, **artifact},
             **(_searching(artifact) if scorers else {}),

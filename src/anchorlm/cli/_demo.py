@@ -8,7 +8,7 @@ from time import perf_counter
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from anchorlm.cli._embedded import ANCHOR, COST, JUDGE, REWARD, SAME_VOCABULARY, SPECIALISTS, knobs_of
+from anchorlm.cli._embedded import ANCHOR, COST, JUDGE, OWN_FAMILY, REWARD, SAME_VOCABULARY, SPECIALISTS, knobs_of
 from anchorlm.cli._figures import Cell, table
 from anchorlm.cli._loading import quiet_libraries, stderr
 from anchorlm.defenses import find_defense
@@ -137,7 +137,7 @@ def _guards(target: str, defenses: Sequence[str], others: _Others) -> dict[str, 
         guards[name] = Guard(
             engine,
             name,
-            anchor=others.engine(SAME_VOCABULARY if name == "safe_decoding" else ANCHOR) if needs.anchor else None,
+            anchor=others.engine(SAME_VOCABULARY if name in OWN_FAMILY else ANCHOR) if needs.anchor else None,
             judge=RubricJudge(others.engine(JUDGE), template=JUDGE_TEMPLATE) if needs.judge else None,
             cost=others.scorer(COST) if needs.cost else None,
             reward=others.scorer(REWARD) if needs.reward else None,

@@ -13,8 +13,9 @@ ANCHOR = "b-chat"
 """The aligned model of the other family, which guides across vocabularies."""
 
 KNOBS: dict[str, dict[str, Any]] = {
+    "inferaligner": {"reader": "anchor"},
     "alignbeam": {"mixed_tokens": 3, "max_harm": 0.2},
-    "args": {"k": 4},  # companions search less than in their papers, so that a comparison takes minutes
+    "args": {"k": 4, "w": 0.5},  # companions search less than in their papers, so that a comparison takes minutes
     "controlled_decoding": {"n": 4},
     "inferenceguard": {
         "proposal": "alignbeam",
@@ -43,7 +44,10 @@ COST, REWARD = "b-cost", "b-reward"
 """What a response costs, and what it is worth."""
 
 SAME_VOCABULARY = "a-chat"
-"""The aligned model of the specialists' own family."""
+"""The aligned model of the specialists' own family: what they were, or would be, before they were tuned."""
+
+OWN_FAMILY = ("safe_decoding", "inferaligner")
+"""Defenses whose anchor it is."""
 
 
 def recipe(name: str, defense: str) -> str:
@@ -56,7 +60,7 @@ def recipe(name: str, defense: str) -> str:
     targets = [member.name for member in members() if member.name.startswith("a-")]
     if name not in targets:
         raise UserError(f"{name!r} is no embedded model to guard; take one of: {', '.join(targets)}.")
-    anchor = SAME_VOCABULARY if defense == "safe_decoding" else ANCHOR
+    anchor = SAME_VOCABULARY if defense in OWN_FAMILY else ANCHOR
     lines = [f"# The embedded model {name} under {defense}.", "", "[target]", f"path = {_toml(str(path(name)))}", ""]
     if kind.needs.anchor is not None:
         lines += ["[anchor]", f"path = {_toml(str(path(anchor)))}", ""]

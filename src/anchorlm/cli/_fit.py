@@ -101,6 +101,9 @@ def calibrate_inferaligner(
         str | None, typer.Option("--artifact", help="Folder of the artifact; by default the recipe's.")
     ] = None,
     target: Target = None,
+    anchor: Annotated[
+        str | None, typer.Option("--anchor", help="The artifact's anchor: chooses the gate that reads it, too.")
+    ] = None,
     recipe: RecipeFile = None,
     changes: Changes = None,
     limit: Annotated[float, typer.Option("--limit", help="Most harmless prompts gated, as a share.")] = 0.01,
@@ -118,7 +121,7 @@ def calibrate_inferaligner(
     from anchorlm.records import Artifact
 
     bad, good = _prompts(harmful, column), _prompts(harmless, column)
-    described = make_recipe(recipe, target=target, changes=changes or [])
+    described = make_recipe(recipe, target=target, anchor=anchor, changes=changes or [])
     folder = artifact or _artifact(described)
     found = Artifact.load(folder, "inferaligner")
     place = check_folder(out or folder)
@@ -129,6 +132,7 @@ def calibrate_inferaligner(
             described.target,
             bad,
             good,
+            anchor=described.anchor if anchor or _reads_anchor(described) else None,
             limit=limit,
             max_new_tokens=max_new_tokens,
             prompts=prompts,
@@ -150,6 +154,11 @@ def _artifact(recipe: Recipe) -> str:
     if not isinstance(folder, str):
         raise UserError("There is nothing to calibrate: give --artifact DIR, made by `anchorlm fit inferaligner`.")
     return folder
+
+
+def _reads_anchor(recipe: Recipe) -> bool:
+    """Whether it is the recipe's anchor that the gate reads; an anchor that only guides may be another model."""
+    return "anchor" in (recipe.defense.get("reader"), recipe.defense.get("gate_reader"))
 
 
 def _model(file: Path | None, described: Recipe) -> str:
@@ -223,9 +232,10 @@ def _show_layers(figures: Mapping[str, Any], settings: Mapping[str, Any]) -> Non
 def _show_choice(figures: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """What was chosen, and what it does."""
     gate = figures["gate"]
+    _show_gate("gate", gate)
+    if "read by the anchor" in figures:
+        _show_gate('gate that reads the anchor (reader = "anchor")', figures["read by the anchor"]["gate"])
     typer.echo(
-        f"gate: layers {settings['gate_layers']}, bias {settings['bias']:.3f}; opens on "
-        f"{_rate(gate['harmful opened'])} % of harmful and {_rate(gate['harmless opened'])} % of harmless prompts\n"
         f"shift: layers {settings['layers']}, positions {settings['positions']}, alpha {settings['alpha']:g} natural "
         f"lengths; {len(figures['shifts'])} trials"
     )
@@ -244,6 +254,13 @@ def _show_choice(figures: Mapping[str, Any], settings: Mapping[str, Any]) -> Non
             f"{100 * figures['limit']:g} % of them are gated; the interval ends at "
             f"{100 * gate['harmless opened']['high']:.1f} %. Give more of them to be sure."
         )
+
+
+def _show_gate(name: str, gate: Mapping[str, Any]) -> None:
+    typer.echo(
+        f"{name}: layers {gate['layers']}, bias {gate['bias']:.3f}; opens on {_rate(gate['harmful opened'])} % of "
+        f"harmful and {_rate(gate['harmless opened'])} % of harmless prompts"
+    )
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -34,5 +34,5 @@ def fit_embedded(root: Path, name: str, domain: str) -> None:
         for one in (name, SAME_VOCABULARY)
     )
     fitted = fit_inferaligner(target, anchor, *prompts(domain, "train", FITTED))
-    chosen = calibrate_inferaligner(fitted, target, *prompts(domain, "dev", CALIBRATED), limit=LIMIT)
+    chosen = calibrate_inferaligner(fitted, target, *prompts(domain, "dev", CALIBRATED), anchor=anchor, limit=LIMIT)
     save_artifact(chosen, root / name / "inferaligner")

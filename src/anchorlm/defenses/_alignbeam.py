@@ -29,7 +29,7 @@ class AlignBeam(Defense):
     needs: ClassVar[Needs] = Needs(target=Access.LOGITS, anchor=Access.LOGITS, judge=True)
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "whole"
     settings_type: ClassVar[type[MixtureSettings]] = AlignBeamSettings
-    fixed: ClassVar[tuple[str, ...]] = ("artifact",)
+    fixed: ClassVar[tuple[str, ...]] = ("artifact", "gate_reader")
 
     def __init__(self, team: Team, **settings: Any) -> None:
         super().__init__(team, **settings)
@@ -43,7 +43,7 @@ class AlignBeam(Defense):
             row = await stack.enter_async_context(
                 self.target.open(prompt, rows=settings.candidates, room=request.generation.max_new_tokens)
             )
-            if (reading := await self.guidance.read(row, settings)) is not None:
+            if (reading := await self.guidance.read(row, self.anchor, request, settings)) is not None:
                 yield Decision("gate", reading.data)
                 if not reading.open:
                     async for event in speak(row, self.target, request.generation):

@@ -11,7 +11,7 @@ from anchorlm.engine import Engine, Sampler, TokenSequence
 from anchorlm.mixing import LOOKAHEAD_ROWS, Guide, MixAt, MixedSequence, Translator
 from anchorlm.records import Access, Folder, GenerationSettings, Request, UserError
 from anchorlm.search import Diversity, draw, scored
-from anchorlm.steering import Aligner, Reading
+from anchorlm.steering import Aligner, Reader, Reading
 from anchorlm.tokens import Kind, Projection
 
 _ANCHOR_TOKENS_PER_TARGET_TOKEN = 16
@@ -30,6 +30,8 @@ class MixtureSettings(DefenseSettings):
                                                     "InferAligner's gate sees harm in the prompt.")  # fmt: skip
     artifact: Folder | None = Field(default=None, description="For the gate: folder of the artifact of `anchorlm fit "
                                  "inferaligner`.")  # fmt: skip
+    gate_reader: Reader = Field(default="target", description="Whose activations the gate reads: the target's own, or "
+                                "those of the anchor.")  # fmt: skip
     gate_bias: float | None = Field(default=None, description="The larger, the more often the gate opens.")
 
     @model_validator(mode="after")
@@ -52,18 +54,33 @@ class Guidance:
     """
 
     def __init__(self, defense: Defense, settings: MixtureSettings) -> None:
-        if settings.artifact is not None and defense.target.access < Access.ACTIVATIONS:
-            raise UserError("The gate reads the target's activations: load the target with transformers.")
-        self.aligner = None if settings.artifact is None else Aligner.load(settings.artifact, defense.target)
         self._defense = defense
+        self.aligner = None if settings.artifact is None else self._aligner(settings.artifact, settings.gate_reader)
         self._translator = lru_cache(maxsize=8)(self._build_translator)
         self.translator(settings)
 
-    async def read(self, row: TokenSequence, settings: MixtureSettings) -> Reading | None:
-        """What the gate says of a prompt; None where there is no gate, and every response is guided."""
+    def _aligner(self, artifact: str, reader: Reader) -> Aligner:
+        engine = self._defense.target if reader == "target" else self._defense.anchor
+        if engine.access < Access.ACTIVATIONS:
+            raise UserError(f"The gate reads the {reader}'s activations: load the {reader} with transformers.")
+        return Aligner.load(artifact, self._defense.target, engine if reader == "anchor" else None)
+
+    async def read(
+        self, row: TokenSequence, anchor: Engine, request: Request, settings: MixtureSettings
+    ) -> Reading | None:
+        """What the gate says of a prompt; None where there is no gate, and every response is guided.
+
+        Args:
+            row: The target's sequence, nothing but the prompt read.
+            anchor: The defense's anchor, as it is at present.
+            request: What is answered.
+            settings: Who reads.
+        """
         if self.aligner is None or settings.gate == "always":
             return None
-        return await self.aligner.read(row, bias=settings.gate_bias)
+        if settings.gate_reader == "target":
+            return await self.aligner.read(row, bias=settings.gate_bias)
+        return await self.aligner.read_anchor(request.conversation, anchor, bias=settings.gate_bias)
 
     async def open(
         self,

@@ -51,7 +51,7 @@ class InferenceGuard(Defense):
     )
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "blocks"  # with release = "whole", one block
     settings_type: ClassVar[type[MixtureSettings]] = InferenceGuardSettings
-    fixed: ClassVar[tuple[str, ...]] = ("critic", "calibration", "proposal", "artifact")
+    fixed: ClassVar[tuple[str, ...]] = ("critic", "calibration", "proposal", "artifact", "gate_reader")
 
     def __init__(self, team: Team, **settings: Any) -> None:
         super().__init__(team, **settings)
@@ -257,7 +257,7 @@ class InferenceGuard(Defense):
             stops = self.target.model.stop_ids
             proposal: Proposal = Alone(row, stops)
             if self.guidance is not None and work.reading is None:
-                work.reading = await self.guidance.read(row, settings)
+                work.reading = await self.guidance.read(row, self.anchor, work.request, settings)
                 work.guided = work.reading is None or work.reading.open
             if self.guidance is not None and work.guided:
                 mixed = await self.guidance.open(stack, row, self.anchor, work.request, settings, rows=n)

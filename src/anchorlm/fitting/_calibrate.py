@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from anchorlm.fitting._prompts import LEAST, classes
 from anchorlm.fitting._shifts import Search, Step, answers, shares, windows
 from anchorlm.guard import EngineSettings, ModelLike, start_engine
 from anchorlm.records import Artifact, Messages, UserError, as_messages, data_digest, prompt_key
-from anchorlm.steering import Aligner, prompt_activations
+from anchorlm.steering import Aligner, Gate, prompt_activations
 
 _SEPARATES = 0.9
 """Balanced accuracy from which on a layer counts as one that separates the classes."""
@@ -31,6 +32,7 @@ def calibrate_inferaligner(
     harmful: Sequence[Messages | str],
     harmless: Sequence[Messages | str],
     *,
+    anchor: ModelLike | None = None,
     limit: float = 0.01,
     grader: Grader | None = None,
     max_new_tokens: int = 48,
@@ -52,6 +54,8 @@ def calibrate_inferaligner(
         harmful: Harmful validation prompts, none of which it was fitted on. Those beyond `prompts` are kept for the
             figures, so that what was searched for is not measured where it was found.
         harmless: Harmless ones; a limit of 1 % takes some hundreds of them.
+        anchor: The model whose vectors the artifact has, likewise; with it, the gate that reads the anchor is chosen,
+            too, in the same way (`reader = "anchor"`).
         limit: Most harmless prompts on which the gate may open, as a share.
         grader: Tells refused, complied and broken apart; by default the refusal matcher and the target's own fluency
             (`FluencyGrading`).
@@ -74,10 +78,13 @@ def calibrate_inferaligner(
         raise UserError(f"prompts must be at least {LEAST} and max_new_tokens at least 1.")
     bad, good = classes(harmful, harmless, seed)
     found = artifact if isinstance(artifact, Artifact) else Artifact.load(artifact, "inferaligner")
-    running = with_activations(start_engine(target, engine or EngineSettings(), []), "target")
+    limits = engine or EngineSettings()
+    running = with_activations(start_engine(target, limits, []), "target")
+    second = None if anchor is None else with_activations(start_engine(anchor, limits, []), "anchor")
     work = _calibrate(
-        Aligner.load(found, running),
+        Aligner.load(found, running, second),
         running,
+        second,
         [as_messages(prompt) for prompt in bad],
         [as_messages(prompt) for prompt in good],
         limit=limit,
@@ -102,6 +109,7 @@ def calibrate_inferaligner(
 async def _calibrate(
     aligner: Aligner,
     target: Engine,
+    anchor: Engine | None,
     harmful: Sequence[Messages],
     harmless: Sequence[Messages],
     *,
@@ -112,10 +120,12 @@ async def _calibrate(
     step: Step,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings that were chosen, and everything that was tried."""
-    total = len(harmful) + len(harmless)
-    high = await _scores(aligner, target, harmful, step, 0, total)
-    low = await _scores(aligner, target, harmless, step, len(harmful), total)
+    reading = partial(_scores, step=step, harmful=harmful, harmless=harmless)
+    high, low = await reading(aligner.gates["target"], target, "Reading the prompts")
     gate, gates = choose_gate(high, low, limit)
+    theirs = None
+    if anchor is not None:
+        theirs = await reading(aligner.gates["anchor"], anchor, "Reading them with the anchor")
 
     asked = harmful[: 2 * prompts]
     size = min(prompts, len(asked))
@@ -136,37 +146,43 @@ async def _calibrate(
     best = await search.best(windows(aligner.layers, [separating, aligner.artifact.settings["layers"]]), size)
     steered = (await search.stage("measured", [best.shift], measured))[0] if apart else best
 
-    scores = mean_scores(high, gate.layers), mean_scores(low, gate.layers)
     before = [undefended[place] for place in measured]
-
     answer = "steer" if best.outcomes.count("refused") >= _STEERS * len(best.outcomes) else "refuse"
     after: Sequence[Outcome] = steered.outcomes if answer == "steer" else ["refused"] * len(measured)
 
-    def guarded(threshold: float) -> dict[str, Any]:
-        """What becomes of harmful prompts where the gate decides: guarded if it opens, and else the target's own."""
-        opened = (scores[0][list(measured)] > threshold).tolist()
-        return shares([a if o else b for o, a, b in zip(opened, after, before, strict=True)])
+    def decided(gate: GateChoice, high: Tensor, low: Tensor) -> dict[str, Any]:
+        """What a gate does, and how it trades harmful for harmless prompts."""
+        scores = mean_scores(high, gate.layers), mean_scores(low, gate.layers)
+
+        def guarded(threshold: float) -> dict[str, Any]:
+            """What becomes of harmful prompts: guarded where the gate opens, and else the target's own."""
+            opened = (scores[0][list(measured)] > threshold).tolist()
+            return shares([a if o else b for o, a, b in zip(opened, after, before, strict=True)])
+
+        return {
+            "gate": _gate_data(gate, len(high), len(low)),
+            "guarded": guarded(-gate.bias),
+            "curve": [
+                {
+                    "bias": round(bias, 4),
+                    "harmful opened": rate(int((scores[0] > -bias).sum()), len(high)),
+                    "harmless opened": rate(int((scores[1] > -bias).sum()), len(low)),
+                    **guarded(-bias),
+                }
+                for bias in corners(*scores)
+            ],
+        }
 
     figures = {
         "limit": limit,
         "grader": "refusal matcher and fluency" if grader is None else getattr(grader, "__qualname__", "a function"),
         "max_new_tokens": max_new_tokens,
         "gates": [_gate_data(tried, len(high), len(low)) for tried in gates],
-        "gate": _gate_data(gate, len(high), len(low)),
         "shifts": search.tried,
         "measured on": "prompts that the shift was not chosen on" if apart else "the prompts of the search",
         "undefended": shares(before),
         "steered": shares(steered.outcomes),
-        "guarded": guarded(-gate.bias),
-        "curve": [
-            {
-                "bias": round(bias, 4),
-                "harmful opened": rate(int((scores[0] > -bias).sum()), len(high)),
-                "harmless opened": rate(int((scores[1] > -bias).sum()), len(low)),
-                **guarded(-bias),
-            }
-            for bias in corners(*scores)
-        ],
+        **decided(gate, high, low),
     }
     settings = {
         "gate_layers": list(gate.layers),
@@ -176,18 +192,23 @@ async def _calibrate(
         "alpha": best.shift.alpha,
         "answer": answer,
     }
+    if theirs is not None:
+        their_gate, _ = choose_gate(*theirs, limit)
+        settings |= {"anchor_gate_layers": list(their_gate.layers), "anchor_bias": their_gate.bias}
+        figures["read by the anchor"] = decided(their_gate, *theirs)
     return settings, figures
 
 
 async def _scores(
-    aligner: Aligner, target: Engine, prompts: Sequence[Messages], step: Step, before: int, total: int
-) -> Tensor:
-    """The gate's scores of every layer (n, L)."""
+    gate: Gate, reader: Engine, what: str, *, step: Step, harmful: Sequence[Messages], harmless: Sequence[Messages]
+) -> tuple[Tensor, Tensor]:
+    """A gate's scores of every layer, of the harmful prompts (n, L) and of the harmless ones (m, L)."""
     rows = []
-    async for activations in prompt_activations(target, prompts):
-        rows.append(aligner.gate.scores(activations))
-        step("Reading the prompts", before + len(rows), total)
-    return torch.stack(rows)
+    prompts = [*harmful, *harmless]
+    async for activations in prompt_activations(reader, prompts):
+        rows.append(gate.scores(activations))
+        step(what, len(rows), len(prompts))
+    return torch.stack(rows[: len(harmful)]), torch.stack(rows[len(harmful) :])
 
 
 def _balanced(harmful: Tensor, harmless: Tensor) -> float:

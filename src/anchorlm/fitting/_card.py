@@ -59,10 +59,12 @@ def card(artifact: Artifact, folder: str) -> str:
         f"- {artifact.data['holdout']:.0%} of them were held out for the figures below; seed {artifact.data['seed']}",
         "",
         "## Settings",
-        "| gate layers | bias | steered layers | positions | alpha (natural lengths) |",
-        "|---|---|---|---|---|",
-        f"| {_numbers(settings['gate_layers'])} | {settings['bias']:.3f} | {_numbers(settings['layers'])} | "
-        f"{settings['positions']} | {settings['alpha']:g} |",
+        "| gate layers | bias | the same where the anchor reads | steered layers | positions "
+        "| alpha (natural lengths) |",
+        "|---|---|---|---|---|---|",
+        f"| {_numbers(settings['gate_layers'])} | {settings['bias']:.3f} | {_numbers(settings['anchor_gate_layers'])}: "
+        f"{settings['anchor_bias']:.3f} | {_numbers(settings['layers'])} | {settings['positions']} | "
+        f"{settings['alpha']:g} |",
         "",
         *(_calibrated(calibration) if calibration else ["Not calibrated yet: `anchorlm calibrate inferaligner`."]),
         "",
@@ -84,12 +86,19 @@ def _calibrated(calibration: Mapping[str, Any]) -> list[str]:
     gate, guarded, bare = calibration["gate"], calibration["guarded"], calibration["undefended"]
     data = calibration["data"]
     names = ("refused", "complied", "broken")
+    theirs = calibration.get("read by the anchor")
+    read = [
+        'Where the anchor reads (`reader = "anchor"`) it opens on '
+        f"{percent(theirs['gate']['harmful opened'])} and {percent(theirs['gate']['harmless opened'])}.",
+        "",
+    ] if theirs else []  # fmt: skip
     return [
         f"Calibrated for at most {100 * calibration['limit']:g} % of harmless prompts gated, on "
         f"{data['harmful']['n']} harmful (digest `{data['harmful']['digest']}`) and {data['harmless']['n']} harmless "
         f"prompts (`{data['harmless']['digest']}`). The gate opens on {percent(gate['harmful opened'])} of the harmful "
         f"and {percent(gate['harmless opened'])} of the harmless ones.",
         "",
+        *read,
         f"Outcomes of harmful prompts ({calibration['measured on']}; graded by: {calibration['grader']}), with 95 % "
         "intervals:",
         "",
@@ -97,6 +106,11 @@ def _calibrated(calibration: Mapping[str, Any]) -> list[str]:
         "|---|---|---|---|",
         f"| undefended | {' | '.join(percent(bare[name]) for name in names)} |",
         f"| guarded | {' | '.join(percent(guarded[name]) for name in names)} |",
+        *(
+            [f"| guarded, the anchor reads | {' | '.join(percent(theirs['guarded'][name]) for name in names)} |"]
+            if theirs
+            else []
+        ),
         "",
         f"![trade-off]({PICTURE})",
     ]

@@ -62,7 +62,7 @@ class _TimedScorer(Scorer):
 
 
 class _TimedEngine:
-    """An engine whose logits come in time or not at all; everything else is the engine's own."""
+    """An engine whose logits and activations come in time or not at all; everything else is the engine's own."""
 
     def __init__(self, engine: Engine, seconds: float) -> None:
         self._engine = engine
@@ -91,6 +91,9 @@ class _TimedSequence:
 
     async def logits(self) -> Tensor:
         return await _in_time(self._sequence.logits(), f"The anchor {self._name}", self._seconds)
+
+    async def activations(self, positions: Sequence[int] = (-1,)) -> Tensor:
+        return await _in_time(self._sequence.activations(positions), f"The anchor {self._name}", self._seconds)
 
 
 async def _in_time(grading: Awaitable[T], name: str, seconds: float) -> T:

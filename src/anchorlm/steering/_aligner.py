@@ -9,12 +9,14 @@ from torch import Tensor
 
 from anchorlm.engine import Edit, Engine, Positions, Steering, TokenSequence
 from anchorlm.models import stamp
-from anchorlm.records import Artifact, UserError
+from anchorlm.records import Artifact, Messages, UserError
 from anchorlm.steering._gate import Gate, cosine_scores
 
 KIND = "inferaligner"
 Vector = Literal["anchor", "own", "random"]
 Units = Literal["natural", "absolute"]
+Reader = Literal["target", "anchor"]
+"""Whose activations tell harm: the target's own, as in the paper, or those of the anchor (ours), which was aligned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,7 @@ class Reading:
     """What a gate read, and what it decided.
 
     Attributes:
+        reader: Who read.
         layers: The blocks that decided.
         scores: The projection after every block, in units of half the distance between the classes.
         score: Their mean over the gate's layers.
@@ -29,6 +32,7 @@ class Reading:
         open: Whether it does.
     """
 
+    reader: Reader
     layers: tuple[int, ...]
     scores: tuple[float, ...]
     score: float
@@ -39,6 +43,7 @@ class Reading:
     def data(self) -> Mapping[str, Any]:
         """For the trace."""
         return {
+            "reader": self.reader,
             "layers": list(self.layers),
             "scores": [round(score, 3) for score in self.scores],
             "score": round(self.score, 3),
@@ -49,28 +54,36 @@ class Reading:
 
 @dataclass(frozen=True, eq=False)
 class Aligner:
-    """A fitted artifact on the model that it was fitted for: its gate, and what it adds where the gate opens.
+    """A fitted artifact on the model that it was fitted for: its gates, and what it adds where they open.
 
     Attributes:
         artifact: What was fitted.
-        gate: Reads the target's own activations.
+        gates: Those that tell harm from the activations of the target, and of the anchor if there is one.
     """
 
     artifact: Artifact
-    gate: Gate
+    gates: Mapping[Reader, Gate]
     _edits: dict[tuple[str, tuple[int, ...]], Mapping[int, Edit]] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, artifact: str | Path | Artifact, target: Engine) -> Aligner:
+    def load(cls, artifact: str | Path | Artifact, target: Engine, anchor: Engine | None = None) -> Aligner:
         """Takes an artifact and the target to use it on.
+
+        Args:
+            artifact: What was fitted, or its folder.
+            target: The model that it was fitted on.
+            anchor: The model whose vectors it has, where its activations are to be read, too.
 
         Raises:
             UserError: No such artifact, or one that was fitted on another model.
         """
         found = artifact if isinstance(artifact, Artifact) else Artifact.load(artifact, KIND)
         found.require("target", stamp(target.model))
-        tensors = found.tensors
-        return cls(found, Gate(tensors["gate.direction"], tensors["gate.bias"], tensors["gate.scale"]))
+        gates: dict[Reader, Gate] = {"target": _gate(found, "gate")}
+        if anchor is not None:
+            found.require("anchor", stamp(anchor.model))
+            gates["anchor"] = _gate(found, "anchor_gate")
+        return cls(found, gates)
 
     @property
     def layers(self) -> int:
@@ -81,34 +94,54 @@ class Aligner:
         """A request's value, or the one that was calibrated."""
         return self.artifact.settings[name] if value is None else value
 
-    def check_layers(self, layers: Sequence[int]) -> Sequence[int]:
+    def check_layers(self, layers: Sequence[int], reader: Reader = "target") -> Sequence[int]:
         """The layers as they are.
 
         Raises:
-            UserError: One that the target does not have, or none.
+            UserError: One that the target, or whoever reads, does not have, or none.
         """
-        if not layers or any(not 0 <= layer < self.layers for layer in layers):
-            raise UserError(f"Layers {list(layers)} are not all among 0 to {self.layers - 1}, the target's blocks.")
+        depth = len(self.gates[reader].bias)
+        if not layers or any(not 0 <= layer < depth for layer in layers):
+            raise UserError(f"Layers {list(layers)} are not all among 0 to {depth - 1}, the {reader}'s blocks.")
         return layers
 
     async def read(
-        self, row: TokenSequence, *, bias: float | None = None, layers: Sequence[int] | None = None
+        self,
+        row: TokenSequence,
+        reader: Reader = "target",
+        *,
+        bias: float | None = None,
+        layers: Sequence[int] | None = None,
     ) -> Reading:
         """Reads the gate at the last token of the prompt, on unsteered activations.
 
         Args:
-            row: The target's sequence, nothing but the prompt read.
+            row: The reader's sequence, nothing but the prompt read.
+            reader: Whose gate.
             bias: Added to the score: the larger, the more often the gate opens.
             layers: Whose scores are averaged.
 
         Raises:
             DefenseError: The activations are not numbers.
         """
-        scores = self.gate.scores((await row.activations((row.prompt_length - 1,)))[:, 0])
-        chosen = self.check_layers(self.setting("gate_layers", layers))
+        scores = self.gates[reader].scores((await row.activations((row.prompt_length - 1,)))[:, 0])
+        names = ("gate_layers", "bias") if reader == "target" else ("anchor_gate_layers", "anchor_bias")
+        chosen = self.check_layers(self.setting(names[0], layers), reader)
         score = float(scores[list(chosen)].mean())
-        threshold = -float(self.setting("bias", bias))
-        return Reading(tuple(chosen), tuple(scores.tolist()), score, threshold, not score <= threshold)
+        threshold = -float(self.setting(names[1], bias))
+        return Reading(reader, tuple(chosen), tuple(scores.tolist()), score, threshold, not score <= threshold)
+
+    async def read_anchor(
+        self,
+        messages: Messages,
+        anchor: Engine,
+        *,
+        bias: float | None = None,
+        layers: Sequence[int] | None = None,
+    ) -> Reading:
+        """Lets the anchor read a conversation, and its gate decide (see `read`)."""
+        async with anchor.open(anchor.model.encode(messages)) as row:
+            return await self.read(row, "anchor", bias=bias, layers=layers)
 
     async def read_cosine(self, row: TokenSequence, *, threshold: float | None = None) -> Reading:
         """CAST's condition: the cosine with the condition vector at one layer (arXiv 2409.05907, section 3)."""
@@ -116,7 +149,7 @@ class Aligner:
         cosines = cosine_scores((await row.activations((row.prompt_length - 1,)))[:, 0].cpu(), tensors["own.unit"])
         limit = float(tensors["cast.threshold"][layer]) if threshold is None else threshold
         score = float(cosines[layer])
-        return Reading((layer,), tuple(cosines.tolist()), score, limit, not score <= limit)
+        return Reading("target", (layer,), tuple(cosines.tolist()), score, limit, not score <= limit)
 
     def steering(
         self,
@@ -174,3 +207,11 @@ class Aligner:
         if (kind, layers) not in self._edits:
             self._edits[kind, layers] = {layer: edit(layer) for layer in layers}
         return self._edits[kind, layers]
+
+
+def _gate(artifact: Artifact, name: str) -> Gate:
+    if f"{name}.direction" not in artifact.tensors:
+        raise UserError(
+            "The artifact has no gate that reads the anchor: fit it again with `anchorlm fit inferaligner`."
+        )
+    return Gate(*(artifact.tensors[f"{name}.{part}"] for part in ("direction", "bias", "scale")))

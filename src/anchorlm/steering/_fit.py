@@ -82,7 +82,8 @@ async def fit_inferaligner(
 ) -> Artifact:
     """Fits the gate on the target and the steering vectors on the anchor (arXiv 2401.11206, section 3).
 
-    Every layer in one pass per prompt; means as they stream in.
+    Every layer in one pass per prompt; means as they stream in. The anchor gets a gate of its own, too: where the
+    target cannot tell harm, the anchor may (ours).
 
     Args:
         target: The model to guard.
@@ -113,12 +114,10 @@ async def fit_inferaligner(
     reading = await _read(target, split, mapped, tick)
     source = await _read(anchor, split, mapped, tick)
     own, theirs = reading.directions, source.directions
-    direction = own.unit if whitening == "none" else fisher_directions(reading.harmful, reading.harmless)
-    gate = Gate.fit(direction, reading.harmful.mean, reading.harmless.mean)
-    held = await _held_out(target, split, tick)
-    accuracy = _accuracy(gate, *held)
-    their_gate = Gate.fit(theirs.unit, source.harmful.mean, source.harmless.mean)
-    their_accuracy = _accuracy(their_gate, *await _held_out(anchor, split, tick))
+    gate, their_gate = _gate(reading, whitening), _gate(source, whitening)
+    held, their_held = await _held_out(target, split, tick), await _held_out(anchor, split, tick)
+    accuracy, their_accuracy = _accuracy(gate, *held), _accuracy(their_gate, *their_held)
+    apart = _accuracy(_gate(source, "none"), *their_held)  # along the vectors that steer
     maps: list[RidgeMap] = []
     shift = theirs
     places = [matching_layer(layer, len(own.length), len(theirs.length)) for layer in range(len(own.length))]
@@ -130,10 +129,9 @@ async def fit_inferaligner(
     well = [
         layer
         for layer, place in enumerate(places)
-        if min(accuracy[layer]["balanced"], their_accuracy[place]["balanced"]) >= _WELL
+        if min(accuracy[layer]["balanced"], apart[place]["balanced"]) >= _WELL
     ]
     layers = well or [max(range(len(accuracy)), key=lambda layer: accuracy[layer]["balanced"])]
-    gate_layer = max(range(len(accuracy)), key=lambda layer: (accuracy[layer]["balanced"], accuracy[layer]["margin"]))
     cast = _cast(own.unit, *held)
     sign = await _sign(target, shift, layers, split.held_harmful)
     shift = Directions(sign["sign"] * shift.unit, shift.length)
@@ -149,12 +147,14 @@ async def fit_inferaligner(
             "seed": seed,
         },
         settings={
-            "gate_layers": [gate_layer],
+            "gate_layers": [_best_layer(accuracy)],
+            "anchor_gate_layers": [_best_layer(their_accuracy)],
             "layers": layers,
             "positions": "prompt",
             "alpha": 0.5,
             "answer": "steer",
             "bias": 0.0,
+            "anchor_bias": 0.0,
             "cast_layer": max(range(len(cast)), key=lambda layer: cast[layer][1]),
         },
         figures={
@@ -170,9 +170,8 @@ async def fit_inferaligner(
             "cosine of a random direction": [round(float(a @ b), 4) for a, b in zip(noise, own.unit, strict=True)],
         },
         tensors={
-            "gate.direction": gate.direction,
-            "gate.bias": gate.bias,
-            "gate.scale": gate.scale,
+            **_gate_tensors("gate", gate),
+            **_gate_tensors("anchor_gate", their_gate),
             "shift.unit": shift.unit,
             "shift.length": shift.length,
             "own.unit": own.unit,
@@ -258,6 +257,20 @@ async def _held_out(engine: Engine, split: _Split, tick: Callable[[], None]) -> 
             tick()
         found.append(torch.stack(rows))
     return found[0], found[1]
+
+
+def _gate(reading: _Reading, whitening: Whitening) -> Gate:
+    """The gate on one model's activations."""
+    unit = reading.directions.unit if whitening == "none" else fisher_directions(reading.harmful, reading.harmless)
+    return Gate.fit(unit, reading.harmful.mean, reading.harmless.mean)
+
+
+def _gate_tensors(name: str, gate: Gate) -> dict[str, Tensor]:
+    return {f"{name}.direction": gate.direction, f"{name}.bias": gate.bias, f"{name}.scale": gate.scale}
+
+
+def _best_layer(accuracy: Sequence[Mapping[str, Any]]) -> int:
+    return max(range(len(accuracy)), key=lambda layer: (accuracy[layer]["balanced"], accuracy[layer]["margin"]))
 
 
 def _accuracy(gate: Gate, harmful: Tensor, harmless: Tensor) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from anchorlm.records import DefenseError
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gate:
-    """Tells from the target's own activations whether a prompt is harmful (arXiv 2401.11206, section 3; the SRV).
+    """Tells from a model's activations whether a prompt is harmful (arXiv 2401.11206, section 3; the SRV).
 
     Scores are in units of half the distance between the class means, so that 1 is a typical harmful prompt, -1 a
     typical harmless one, and 0 the paper's threshold, on any layer of any model.
@@ -63,5 +63,5 @@ def cosine_scores(activations: Tensor, condition: Tensor) -> Tensor:
 
 def _numbers(scores: Tensor) -> Tensor:
     if not scores.isfinite().all():
-        raise DefenseError("The target's activations are not numbers, so that its gate cannot tell harm from none.")
+        raise DefenseError("The activations are not numbers, so that the gate cannot tell harm from none.")
     return scores
