@@ -128,7 +128,8 @@ def _defense(
     }
     if None in scorers.values():
         return
-    if knobs.get("artifact") is not None and not _artifact(found, knobs["artifact"], target):
+    reader = "anchor" if "anchor" in (knobs.get("reader"), knobs.get("gate_reader")) else "target"
+    if knobs.get("artifact") is not None and not _artifact(found, knobs["artifact"], target, reader):
         return
     needs = defense.needs
     missing = (needs.requires("anchor") and anchor is None) or (needs.requires("judge") and judge is None)
@@ -146,16 +147,22 @@ def _scorer(settings: ScorerSettings) -> Scorer:
     return build_scorer(settings, None if settings.judge is None else RefusalMatcher(), weights=False)
 
 
-def _artifact(found: Findings, folder: str, target: CausalModel | None) -> bool:
+def _artifact(found: Findings, folder: str, target: CausalModel | None, reader: str) -> bool:
     """Whether there is an artifact, and one for a model like the target as far as its configuration tells."""
     artifact = found.attempt("artifact", lambda: Artifact.load(folder))
     if artifact is None:
         return False
     models = ", ".join(f"{role} {one.name}" for role, one in artifact.models.items())
     found.facts.append(f"artifact: {folder} ({artifact.kind}, fitted on: {models})")
-    if artifact.kind == "inferaligner" and "calibration" not in artifact.figures:
+    calibrated = artifact.figures.get("calibration")
+    if artifact.kind == "inferaligner" and calibrated is None:
         found.notes.append(
             "artifact: its settings are first guesses; choose them with `anchorlm calibrate inferaligner`."
+        )
+    elif artifact.kind == "inferaligner" and reader == "anchor" and "read by the anchor" not in calibrated:
+        found.notes.append(
+            "artifact: of the gate that reads the anchor, layers and bias are first guesses; choose them with "
+            "`anchorlm calibrate inferaligner --anchor`."
         )
     if target is None:
         return False

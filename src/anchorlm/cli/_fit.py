@@ -215,8 +215,15 @@ def _show_layers(figures: Mapping[str, Any], settings: Mapping[str, Any]) -> Non
         for row in figures["gate"]
     ]
     _table(("layer", "harmful opened", "harmless closed", "cosine (random)", "chosen"), rows)
-    sign = figures["sign"]
+    sign, [best] = figures["sign"], settings["anchor_gate_layers"]
+    theirs = figures["anchor gate"][best]
     typer.echo("% of held-out prompts, with 95 % intervals; cosine of the shift with the target's own direction.")
+    typer.echo(
+        f"A gate on the anchor's activations (layer {best}) opens on "
+        f"{_percent(theirs['harmful opened'], *theirs['harmful interval'])} % of the harmful ones and stays closed on "
+        f"{_percent(theirs['harmless closed'], *theirs['harmless interval'])} % of the harmless ones: "
+        'reader = "anchor" takes it.'
+    )
     if sign["measured"]:
         typer.echo(
             f"Refused of {sign['n']} harmful prompts: {sign['refused towards']} with the vectors added, "
