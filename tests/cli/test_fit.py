@@ -63,7 +63,7 @@ def test_fit_writes_an_artifact_with_its_card_and_names_the_next_step(artifact: 
     found = Artifact.load(out, "inferaligner")
     assert found.data["harmful"]["n"] == len(THINGS)
     assert found.id in (out / "README.md").read_text()
-    for words in ("harmful opened", "cosine", "Sign: not measured", f"--artifact {out}"):
+    for words in ("harmful opened", "cosine", "Sign: not measured", f"--artifact {out}", 'reader = "anchor"'):
         assert words in said
     assert "\x1b" not in said
 
@@ -98,6 +98,29 @@ def test_calibrate_leaves_the_artifact_alone_where_another_folder_is_named(
     assert result.exit_code == 0, result.stderr
     assert (copied / "artifact.json").read_bytes() == before
     assert "calibration" in Artifact.load(copied.parent / "other", "inferaligner").figures
+
+
+def test_the_gate_that_reads_the_anchor_is_calibrated_checked_and_used(
+    invoke: Invoke, copied: Path, target: Path, anchor: Path, prompts: tuple[Path, Path]
+) -> None:
+    file = recipe(copied.parent, target, artifact="./guard")
+    reads = ("--set", "defense.reader=anchor", "--set", f"anchor.path={anchor}")
+    data = ("--harmful", prompts[0], "--harmless", prompts[1], "--limit", "0.2", "--prompts", "8")
+    result = invoke("calibrate", "inferaligner", "-r", file, *data, "--max-new-tokens", "1")
+    assert 'reader = "anchor"' not in result.stdout
+    result = invoke("check", file, *reads)
+    assert result.exit_code == 0, result.stderr
+    assert "calibrate inferaligner --anchor" in result.stdout
+    result = invoke("calibrate", "inferaligner", "-r", file, "--anchor", anchor, *data, "--max-new-tokens", "1")
+    assert result.exit_code == 0, result.stderr
+    assert 'gate that reads the anchor (reader = "anchor"): layers' in result.stdout
+    assert "first guesses" not in invoke("check", file, *reads).stdout
+    answered = invoke("chat", "-r", file, *reads, stdin="bread\n/trace\n")
+    assert answered.exit_code == 0, answered.stderr
+    assert '"reader": "anchor"' in answered.stdout
+    alone = invoke("check", file, *reads[:2])
+    assert alone.exit_code == 2
+    assert "needs the anchor that its artifact was fitted with" in alone.stderr
 
 
 def test_an_artifact_of_a_recipe_lies_beside_it(copied: Path, target: Path) -> None:

@@ -154,8 +154,8 @@ def _artifact(found: Findings, folder: str, target: CausalModel | None, reader: 
         return False
     models = ", ".join(f"{role} {one.name}" for role, one in artifact.models.items())
     found.facts.append(f"artifact: {folder} ({artifact.kind}, fitted on: {models})")
-    calibrated = artifact.figures.get("calibration")
-    if artifact.kind == "inferaligner" and calibrated is None:
+    calibrated = artifact.figures.get("calibration", {})
+    if artifact.kind == "inferaligner" and not calibrated:
         found.notes.append(
             "artifact: its settings are first guesses; choose them with `anchorlm calibrate inferaligner`."
         )
