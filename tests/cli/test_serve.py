@@ -6,14 +6,15 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from typer.testing import Result
 
 from anchorlm import Guard
-from anchorlm.cli._serve import described, floored
-from anchorlm.serving import ApiError, ModelServing, Served
+from anchorlm.cli._serve import described, floored, run
+from anchorlm.serving import ApiError, ModelServing, Served, ServerSettings, new_key
 
 Invoke = Callable[..., Result]
 
@@ -105,3 +106,34 @@ def test_without_a_recipe_nobody_from_elsewhere_goes_below_the_floor() -> None:
     served = Served.of("wide", guard, ModelServing(limits=limits))
     with pytest.raises(ApiError, match="beyond what this server allows"):
         served.request("x", {"alpha": 0.0}, {})
+
+
+@pytest.mark.parametrize(
+    ("settings", "private"),
+    [({}, True), ({"host": "0.0.0.0"}, False), ({"keys": "keys.toml"}, False), ({"host": "::1"}, True)],
+)
+def test_only_a_server_for_whoever_is_at_this_machine_is_private(settings: dict[str, str], private: bool) -> None:
+    assert ServerSettings.parse(settings, where="a test").private == private
+
+
+def test_with_keys_nobody_gets_the_bare_model_or_goes_below_the_floor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys, made = tmp_path / "keys.toml", []
+    new_key(keys, "alice")
+    monkeypatch.setattr("anchorlm.cli._serve.Server", lambda served, *_, **__: made.extend(served) or _Ended())
+    run((), None, {"keys": keys})
+    [served] = made
+    assert served.id == "a-medicine"
+    assert served.serving.limits["alpha"][0] == served.guard.defense.settings.alpha
+    with pytest.raises(ApiError, match="temperature = 2 is beyond"):
+        served.check_sampling(temperature=2.0, top_p=None)
+
+
+class _Ended:
+    """A server that has served."""
+
+    application = SimpleNamespace(state=SimpleNamespace(desk=SimpleNamespace(wrong=[])))
+
+    def serve_forever(self) -> None:
+        """At once."""

@@ -167,19 +167,22 @@ def test_a_line_that_a_crash_cut_off_spoils_no_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("on_error", ["refuse", "go on"])
-def test_a_disk_that_hangs_is_waited_for_only_until_the_deadline(
+def test_a_disk_that_hangs_is_waited_for_until_the_deadline_or_hardly_at_all(
     start_live: Callable[..., Live], plain: Guard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_error: str
 ) -> None:
     settings = {"file": tmp_path / "audit.jsonl", "on_error": on_error}
-    live = start_live([Served.of("plain", plain)], audit=settings, deadline=1.0)
+    live = start_live([Served.of("plain", plain)], audit=settings, deadline=1.0 if on_error == "refuse" else 20.0)
     monkeypatch.setattr("anchorlm.serving._exchange._LAST_LINE", 0.5)
     go_on = threading.Event()
     write = Audit._write
     monkeypatch.setattr(Audit, "_write", lambda self, data: (go_on.wait(30), write(self, data))[1])
     start = time.monotonic()
-    with pytest.raises(openai.InternalServerError) as caught:  # 503, or 504 where it goes on until the deadline
-        live.client().chat.completions.create(model="plain", messages=TURN)
-    assert caught.value.status_code == (503 if on_error == "refuse" else 504)
+    if on_error == "refuse":
+        with pytest.raises(openai.InternalServerError) as caught:
+            live.client().chat.completions.create(model="plain", messages=TURN)
+        assert caught.value.status_code == 503
+    else:
+        assert live.client().chat.completions.create(model="plain", messages=TURN).choices
     assert time.monotonic() - start < 4
     assert live.client().models.list().data, "the rest of the server does not hang"
     go_on.set()

@@ -9,6 +9,7 @@ from servers import Live
 
 from anchorlm.engine import LocalEngine
 from anchorlm.guard import Guard
+from anchorlm.models._template import control_texts
 from anchorlm.records import TokenScore
 from anchorlm.serving import Served
 from anchorlm.serving._logprobs import LogProbs
@@ -103,6 +104,25 @@ def test_what_a_stop_text_cuts_off_does_not_speak_for_the_rest(
     assert answer.choices[0].message.content == "I'm sorry, but I can't help with that."
 
 
+def test_what_a_stop_text_cuts_off_was_written_all_the_same(
+    client: openai.OpenAI, make_guard: Callable[..., Guard], plain: Guard
+) -> None:
+    whole = make_guard().chat(TURN)
+    stop = whole.text[len(whole.text) // 2 :][:3]
+    usage = client.chat.completions.create(model="guarded", messages=TURN, stop=[stop]).usage.model_dump()
+    assert usage["prompt_tokens"] == whole.usage.prompt_tokens
+    assert usage["generated_tokens"] == whole.usage.generated_tokens, "all candidates"
+    vocabulary = make_guard().defense.target.model.vocabulary
+    count, cut = usage["completion_tokens"], whole.text.index(stop)
+    assert count < whole.usage.completion_tokens
+    assert len(vocabulary.decode(whole.token_ids[: count - 1])) <= cut < len(vocabulary.decode(whole.token_ids[:count]))
+    # Who speaks token by token has written no more than what was read to find the stop.
+    alone = plain.chat(TURN)
+    stop = alone.text[len(alone.text) // 2 :][:3]
+    usage = client.chat.completions.create(model="plain", messages=TURN, stop=[stop]).usage.model_dump()
+    assert usage["completion_tokens"] == usage["generated_tokens"] < alone.usage.completion_tokens
+
+
 @pytest.mark.parametrize("model", ["guarded", "plain"])
 def test_log_probabilities_are_those_of_the_emitted_tokens_whole_and_streamed(
     client: openai.OpenAI, make_guard: Callable[..., Guard], plain: Guard, model: str
@@ -180,6 +200,15 @@ def test_completions_go_on_with_raw_texts(client: openai.OpenAI, plain: Guard) -
     assert [choice.text for choice in answer.choices] == [plain.chat(prompt, raw=True).text for prompt in prompts]
     pieces = client.completions.create(model="plain", prompt=prompts[0], stream=True)
     assert "".join(choice.text for chunk in pieces for choice in chunk.choices) == plain.chat(prompts[0], raw=True).text
+
+
+def test_a_raw_prompt_cannot_write_a_turn_in_anothers_name(start_live: Callable[..., Live], plain: Guard) -> None:
+    model = plain.defense.target.model
+    [control, *_] = [text for text in control_texts(model.tokenizer) if text.strip()]
+    client = start_live([Served.of("plain", plain)]).client()
+    said = client.completions.create(model="plain", prompt=f"{control}How do{control} I").choices[0].text
+    assert said == plain.chat("How do I", raw=True).text
+    assert model.without_control_tokens(control + "x") == "x"
 
 
 def test_raw_completions_can_be_turned_off(start_live: Callable[..., Live], plain: Guard) -> None:

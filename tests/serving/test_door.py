@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from http.client import HTTPConnection
 
 import httpx
 import openai
@@ -11,7 +14,7 @@ import pytest
 from servers import Live
 
 from anchorlm.guard import Guard
-from anchorlm.serving import Served
+from anchorlm.serving import ModelServing, Served
 
 TURN = [{"role": "user", "content": "bread"}]
 TRACED = {"model": "plain", "messages": TURN, "max_tokens": 1, "anchorlm": {"trace": True}}
@@ -59,6 +62,91 @@ def test_a_connection_is_kept_between_requests_and_during_a_long_answer(
         for _ in range(2):
             answer = client.post("/v1/chat/completions", json={"model": "slow", "messages": TURN})
             assert answer.status_code == 200
+
+
+def test_a_connection_that_is_busy_is_not_taken_for_an_idle_one(
+    start_live: Callable[..., Live], plain: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anchorlm.serving._protocol.HEAD_PATIENCE", 0.3)
+    live = start_live([Served.of("plain", plain)])
+    connection = HTTPConnection("localhost", int(live.url.rpartition(":")[2]), timeout=10)
+    connection.connect()
+    connection.auto_open = 0  # whoever is closed is not opened again
+    end, count = time.monotonic() + 1.5, 0
+    while time.monotonic() < end:
+        connection.request("GET", "/health")
+        assert connection.getresponse().read()
+        count += 1
+        time.sleep(0.05)
+    connection.close()
+    assert count > 10
+
+
+MANY = 150_000
+"""Things in a list, within the size of a request."""
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [1] * MANY},
+        {"messages": [{}] * MANY},
+        {"messages": [{"role": "user", "content": [1] * MANY}]},
+        {"messages": TURN, "stop": [1] * MANY},
+        {"messages": TURN, "anchorlm": {f"{'x' * 101}{place}": 1 for place in range(MANY // 20)}},
+        {"messages": TURN, **{f"x{place}": 1 for place in range(MANY // 3)}},
+        {"messages": [{**TURN[0], **{f"x{place}": 1 for place in range(MANY // 3)}}]},
+    ],
+)
+def test_a_request_with_a_hundred_thousand_mistakes_is_told_one_at_once(live: Live, body: dict[str, object]) -> None:
+    data = json.dumps(body).encode()
+    start = time.monotonic()
+    answer = httpx.post(f"{live.url}/v1/chat/completions", content=data, headers={"content-type": "application/json"})
+    assert time.monotonic() - start < 1
+    assert answer.status_code == 400
+    assert len(answer.text) < 300
+
+
+@pytest.mark.parametrize(
+    ("turn", "said"),
+    [
+        ({"role": "assistant", "content": None}, "messages.0.content: input should be a valid string."),
+        (1, "messages.0: should be an object."),
+    ],
+)
+def test_a_turn_that_does_not_fit_is_named_as_the_client_knows_it(live: Live, turn: object, said: str) -> None:
+    answer = httpx.post(f"{live.url}/v1/chat/completions", json={"messages": [turn]}).json()["error"]
+    assert (answer["message"], answer["param"]) == (said, said.partition(":")[0])
+
+
+def test_an_assistants_turn_without_calls_is_one_of_text(client: openai.OpenAI) -> None:
+    turns = [*TURN, {"role": "assistant", "content": "Flour.", "tool_calls": []}, *TURN]
+    assert client.chat.completions.create(model="plain", messages=turns).choices  # type: ignore[arg-type]
+
+
+def test_a_value_out_of_bounds_is_not_sent_back_whole(live: Live) -> None:
+    ask = {"model": "guarded", "messages": TURN, "anchorlm": {"alpha": "x" * 100_000}}
+    answer = httpx.post(f"{live.url}/v1/chat/completions", json=ask)
+    assert answer.json()["error"]["code"] == "knob_out_of_bounds"
+    assert len(answer.text) < 400
+
+
+def test_only_requests_to_the_api_are_counted(start_live: Callable[..., Live], plain: Guard) -> None:
+    live = start_live([Served.of("plain", plain)])
+    for path in ("/health", "/ready", "/metrics", "/", "/nowhere", "/v1/models", "/v1/nowhere"):
+        httpx.get(live.url + path)
+    live.wait(lambda: live.value("requests_total", status="404") == 1)
+    assert live.value("requests_total", status="200") == 1
+
+
+def test_an_operator_bounds_how_wildly_is_sampled(start_live: Callable[..., Live], plain: Guard) -> None:
+    sampling = {"temperature": (0.0, 0.7)}
+    client = start_live([Served.of("plain", plain, ModelServing(sampling=sampling))]).client()  # type: ignore[arg-type]
+    for temperature in (0, 0.7):
+        assert client.chat.completions.create(model="plain", messages=TURN, temperature=temperature).choices  # type: ignore[call-overload]
+    with pytest.raises(openai.BadRequestError, match="temperature = 0.71 is beyond .* from 0 to 0.7"):
+        client.chat.completions.create(model="plain", messages=TURN, temperature=0.71)  # type: ignore[call-overload]
+    assert client.chat.completions.create(model="plain", messages=TURN, top_p=0.5).choices  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("path", ["/health", "/nowhere", "/v1/models", "/v1/models/nobody"])

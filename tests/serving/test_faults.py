@@ -298,7 +298,11 @@ def test_who_is_not_answered_when_the_server_ends_can_tell(
 
 
 def test_an_error_of_ours_tells_nothing(
-    start_live: Callable[..., Live], plain: Guard, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    start_live: Callable[..., Live],
+    plain: Guard,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     live = start_live([Served.of("plain", plain)])
 
@@ -308,14 +312,11 @@ def test_an_error_of_ours_tells_nothing(
     monkeypatch.setattr(live.desk, "model", failing)
     with pytest.raises(openai.InternalServerError) as caught:
         live.client().chat.completions.create(model="plain", messages=TURN)
-    logged = ""
-
-    def is_logged() -> bool:
-        nonlocal logged
-        logged += capsys.readouterr().err
-        return "RuntimeError" in logged
-
-    live.wait(is_logged)
+    id = caught.value.response.headers["x-request-id"]
+    [logged] = [one.getMessage() for one in caplog.records if id in one.getMessage()]
+    assert "RuntimeError at line" in logged
+    assert "test_faults.py" in logged
+    logged += capsys.readouterr().err
     live.wait(lambda: live.value("requests_total", status="500") == 1)
     assert live.value("requests_total", status="499") == 0
     for text in (json.dumps(caught.value.body), logged):

@@ -90,6 +90,13 @@ def test_a_key_has_its_rate(locked: Live, keys: tuple[Path, dict[str, str]]) -> 
     assert 1 <= int(caught.value.response.headers["retry-after"]) <= 30
 
 
+def test_a_request_that_is_wrong_counts_for_the_rate(locked: Live, keys: tuple[Path, dict[str, str]]) -> None:
+    headers = {"Authorization": f"Bearer {keys[1]['slow']}"}
+    locked.wait(lambda: httpx.post(f"{locked.url}/v1/completions", json={}, headers=headers).status_code == 400, 70)
+    assert httpx.post(f"{locked.url}/v1/completions", json={}, headers=headers).status_code == 429
+    assert httpx.get(f"{locked.url}/v1/models", headers=headers).status_code == 200
+
+
 def test_a_key_has_its_concurrency_and_gets_it_back() -> None:
     caller = Caller("x", KeySettings(sha256="0" * 64, concurrency=1))
     for _ in range(3):
@@ -100,23 +107,21 @@ def test_a_key_has_its_concurrency_and_gets_it_back() -> None:
 def test_a_rate_fills_up_again() -> None:
     caller = Caller("x", KeySettings(sha256="0" * 64, requests_per_minute=600))
     for _ in range(100):
-        with caller.request():
-            pass
-    with pytest.raises(ApiError, match="slow down"), caller.request():
-        pass
+        caller.draw()
+    with pytest.raises(ApiError, match="slow down"):
+        caller.draw()
     time.sleep(0.15)
-    with caller.request():
-        pass
+    caller.draw()
 
 
 def test_many_answers_count_as_often_for_the_rate() -> None:
     caller = Caller("x", KeySettings(sha256="0" * 64, requests_per_minute=60))
-    with caller.request(8):
-        pass
-    with caller.request(8):  # two of the ten are left: it is let in, and the next one waits for all of it
-        pass
-    with pytest.raises(ApiError, match="slow down") as caught, caller.request():
-        pass
+    for _ in range(2):  # after the first, two of the ten are left: it is let in, and the next one waits for all of it
+        caller.draw()
+        with caller.request(8):
+            pass
+    with pytest.raises(ApiError, match="slow down") as caught:
+        caller.draw()
     assert int(caught.value.headers["Retry-After"]) in (6, 7)
 
 

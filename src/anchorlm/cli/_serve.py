@@ -39,7 +39,7 @@ def run(recipes: Sequence[Path], config: Path | None, changes: dict[str, Any]) -
     """Serves until it is told to end.
 
     Args:
-        recipes: TOML files; none: the embedded medical specialist, guarded and bare.
+        recipes: TOML files; none: the embedded medical specialist, guarded and, for whoever is at this machine, bare.
         config: TOML file of the server's settings.
         changes: Settings that were given on the command line.
 
@@ -51,10 +51,10 @@ def run(recipes: Sequence[Path], config: Path | None, changes: dict[str, Any]) -
     started: Started = []
     served = []
     with busy("Loading the models"):
-        for id, recipe in described(recipes, bare=settings.on_loopback):
+        for id, recipe in described(recipes, bare=settings.private):
             guard = Guard.from_recipe(recipe, started=started)
             serving = ModelServing.parse(recipe.serve, where=f"the section serve of {id}")
-            if not recipes and not settings.on_loopback:
+            if not recipes and not settings.private:
                 serving = floored(serving, guard)
             served.append(Served.of(id, guard, serving, judge_timeout=settings.patience))
     server = Server(served, settings, listening=lambda address: _greet(address, served, settings))
@@ -102,7 +102,7 @@ def floored(serving: ModelServing, guard: Guard) -> ModelServing:
     for name, (low, high) in serving.limits.items():
         own = float(getattr(guard.defense.settings, name))
         limits[name] = (low, own) if name in _SAFER_LOW else (own, high)
-    return serving.model_copy(update={"limits": limits})
+    return serving.model_copy(update={"limits": limits, "sampling": {"temperature": (0.0, 1.0)}})
 
 
 def _greet(address: str, served: Sequence[Served], settings: ServerSettings) -> None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from anchorlm.models._images import ImageReader
 from anchorlm.models._loading import load_model, load_outline, load_processor, load_tokenizer
 from anchorlm.models._settings import ModelSettings
-from anchorlm.models._template import control_texts, encode_text, plain_turns, render, response_lead
+from anchorlm.models._template import control_texts, encode_text, plain_turns, render, response_lead, without_specials
 from anchorlm.records import Messages, UserError
 from anchorlm.tokens import ByteVocabulary
 
@@ -166,6 +166,10 @@ class CausalModel:
     def response_lead(self) -> bytes:
         """The white space with which this model's responses in a conversation open: b" " or b"" as a rule."""
         return response_lead(self.tokenizer, self.vocabulary.decode)
+
+    def without_control_tokens(self, text: str) -> str:
+        """A text with which nobody can write a turn in another's name."""
+        return without_specials(text, self._special_texts)
 
     def encode(self, messages: Messages | str) -> list[int]:
         """Token ids of a conversation through the chat template, or of a raw prompt as it stands.

@@ -3,11 +3,23 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from math import isfinite
 from time import monotonic
 from typing import Any, Literal
 
-from anchorlm.records import Decision, Finished, ModelError, Request, TextDelta, TokenScore, Usage, UserError
+from anchorlm.engine import TextStream
+from anchorlm.records import (
+    Decision,
+    Finished,
+    ModelError,
+    Request,
+    TextDelta,
+    TokenScore,
+    Usage,
+    UserError,
+    first_stop,
+)
 from anchorlm.serving._errors import ApiError
 from anchorlm.serving._logprobs import LogProbs
 from anchorlm.serving._runs import Run
@@ -89,7 +101,8 @@ class Answer:
                 if self._stops.hit and self.finish is None:
                     self.finish = "stop"
                     self.usage = Usage(await self._prompt_tokens(), self._tokens, self._tokens)
-                    break
+                    if not self._at_once:
+                        break  # what is not written yet need not be
         except ApiError:
             raise
         except Exception as error:  # whatever a model, a judge or a hook raised: the answer ends here
@@ -128,17 +141,39 @@ class Answer:
                 self._stops.off()
             return ""
         if isinstance(event, TextDelta):
-            self._tokens += len(event.token_ids)
+            self._tokens += self._counted(event)
             if self.logprobs is not None:
                 self.logprobs.add(event.scores)
             return self._stops.feed(event.text)
         if isinstance(event, Finished):
             refused = event.reason == "refusal"
             self.decision = "refusal" if refused else self.decision
+            if self._stops.hit:  # all was written before it was known that it would be cut
+                self.usage = replace(event.usage, completion_tokens=self._tokens)
+                return ""
             self.finish = "content_filter" if event.reason == "refusal" else event.reason
             self.usage = event.usage
             return self._stops.flush()
         return ""
+
+    @property
+    def _at_once(self) -> bool:
+        """Whether text comes only when all of it is written."""
+        defense = self._served.guard.defense
+        return defense.streams == "whole" or getattr(defense.settings_for(self._request), "release", None) == "whole"
+
+    def _counted(self, delta: TextDelta) -> int:
+        """Tokens up to the end of the text that ends the answer, or all."""
+        place = first_stop(self.text + delta.text, self._request.stops)
+        if place is None or len(delta.token_ids) < 2:
+            return len(delta.token_ids)
+        stream = TextStream(self._served.guard.defense.target.model.vocabulary)
+        length, wanted = 0, place - len(self.text)
+        for count, token in enumerate(delta.token_ids, start=1):
+            length += len(stream.feed(token))
+            if length > wanted:
+                return count
+        return len(delta.token_ids)
 
     def _out(self, text: str) -> str:
         if self.first is None:

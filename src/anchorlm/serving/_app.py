@@ -94,8 +94,10 @@ def _add_endpoints(app: FastAPI, desk: Desk) -> None:
         @app.post("/v1/completions", responses=errors)
         async def completion(ask: CompletionAsk, request: Request) -> Response:
             """Goes on where a text ends; without a chat template."""
-            prompts = [ask.prompt] if isinstance(ask.prompt, str) else ask.prompt
-            return await complete(desk, ask, request, prompts, "text_completion")
+            model = desk.model(ask.model).guard.defense.target.model
+            prompts = [ask.prompt] if isinstance(ask.prompt, str) else ask.prompt[: desk.settings.max_choices + 1]
+            texts = await asyncio.to_thread(lambda: [model.without_control_tokens(prompt) for prompt in prompts])
+            return await complete(desk, ask, request, texts, "text_completion")
 
 
 def _add_house(app: FastAPI, desk: Desk) -> None:
@@ -142,6 +144,7 @@ def _model(served: Served) -> dict[str, Any]:
             "defense": served.guard.defense.name,
             "streams": served.guard.defense.streams,
             "limits": {name: list(bounds) for name, bounds in served.serving.limits.items()},
+            "sampling": {name: list(bounds) for name, bounds in served.serving.sampling.items()},
             "knobs": {name: settings[name] for name in served.serving.limits},
             "examples": list(served.serving.examples) or [served.serving.harmless_probe, served.serving.harmful_probe],
         },

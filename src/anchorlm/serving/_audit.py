@@ -50,6 +50,11 @@ class Audit:
         """Whether anything is written."""
         return self._settings.file is not None
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether requests are answered that could not be written down."""
+        return self._settings.on_error == "go on"
+
     def text(self, name: str, text: str) -> dict[str, str]:
         """A text as it is written down: its hash, or itself if that was asked for."""
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -43,6 +43,7 @@ async def complete(desk: Desk, ask: Ask, request: Request, prompts: Sequence[Mes
         raise ApiError(400, f"One request gets 1 to {most} answers here: send fewer prompts, or a lower n.", param="n")
     knobs = {name: value for name, value in ask.own.items() if name != TRACE}
     trace = _wants_trace(ask, caller)
+    served.check_sampling(temperature=ask.temperature, top_p=ask.top_p)
     generation = ask.generation()
     if "logprobs" in generation and not desk.settings.logprobs:
         raise ApiError(400, "This server gives no log-probabilities: leave logprobs out.", param="logprobs")

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -9,13 +12,16 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from anchorlm.serving._desk import Desk
-from anchorlm.serving._errors import ApiError
+from anchorlm.serving._errors import ApiError, unexpected
 from anchorlm.serving._exchange import LEFT
 
 _PATIENCE = 30.0
 """Seconds in which a request's body must have come."""
 
 _LOCAL = ("localhost", "127.0.0.1", "[::1]", "::1")
+
+
+_log = logging.getLogger("anchorlm")
 
 
 class Door:
@@ -34,45 +40,50 @@ class Door:
             return
         id = uuid4().hex
         scope.setdefault("state", {})["request_id"] = id
-
-        async def answered(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", id.encode())]}
-            await send(message)
-
-        try:
-            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-            self._check_host(headers)
-            path = scope["path"].removeprefix(scope.get("root_path", ""))
-            asks = path.startswith("/v1/")
-            if asks or path == "/metrics":
-                caller = self._desk.keys.caller(headers.get("authorization"), proxied=_proxied(headers))
-                if path == "/metrics" and self._desk.keys and not caller.operator:
-                    raise ApiError(403, "Metrics are the operator's: use a key with operator = true.")
-                scope["state"]["caller"] = caller
-            body = await self._body(headers, receive) if asks and scope["method"] == "POST" else b""
-            if body is None:
-                self._desk.metrics.request(LEFT)
-                return
-        except ApiError as error:
-            self._desk.metrics.request(error.status)
-            await JSONResponse(error.body(), error.status, error.headers)(scope, receive, answered)
-            return
         status = LEFT
 
-        async def watched(message: Message) -> None:
+        async def answered(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-            await answered(message)
+                message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", id.encode())]}
+            await send(message)
+
+        async def tell(error: ApiError) -> None:
+            await JSONResponse(error.body(), error.status, error.headers)(scope, receive, answered)
 
         try:
-            await self._app(scope, _replay(body, receive), watched)
-        except Exception:  # told as a 500 further out, unless an answer has begun
-            status = 500 if status == LEFT else status
-            raise
+            await self._let_in(scope, receive, answered)
+        except ApiError as error:
+            await tell(error)
+        except Exception as error:
+            # Only where it was: what an error says may hold a prompt or a path.
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            kind, module = type(error).__name__, Path(place.filename).name
+            _log.error("request %s failed: %s at line %s of %s", id, kind, place.lineno, module)
+            if status != LEFT:
+                raise  # an answer has begun: its connection is closed
+            await tell(unexpected())
         finally:
-            self._desk.metrics.request(status)
+            if scope["path"].removeprefix(scope.get("root_path", "")).startswith("/v1/"):
+                self._desk.metrics.request(status)
+
+    async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        self._check_host(headers)
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        asks = path.startswith("/v1/")
+        body: bytes | None = b""
+        if asks or path == "/metrics":
+            caller = self._desk.keys.caller(headers.get("authorization"), proxied=_proxied(headers))
+            if path == "/metrics" and self._desk.keys and not caller.operator:
+                raise ApiError(403, "Metrics are the operator's: use a key with operator = true.")
+            scope["state"]["caller"] = caller
+            if asks and scope["method"] == "POST":
+                caller.draw()  # before anything is read: a request that is wrong costs time, too
+                body = await self._body(headers, receive)
+        if body is not None:
+            await self._app(scope, _replay(body, receive), send)
 
     def _check_host(self, headers: Mapping[str, str]) -> None:
         # A page on the web can point a name of its own at the loopback, or post to it, and is let in by the browser.

@@ -27,6 +27,9 @@ Piece = tuple[int, str | None, list[TokenScore] | None]
 _LAST_LINE = 5.0
 """Seconds that a request's last line in the audit log gets, though its deadline be over."""
 
+_LAST_ERROR = 1.0
+"""The same where an error is told, which need not wait for it."""
+
 LEFT = 499
 """Stands for the status of a request whose client left before it was answered."""
 
@@ -191,12 +194,13 @@ class Exchange:
             self._span.end(status, self.answers)
         if self._waited is None:
             return  # it was never let in
+        now = asyncio.get_running_loop().time()
         await self._desk.note(
             "response",
             self._who()
             | {"status": status, "seconds": round(monotonic() - self._start, 4)}
             | {"answers": [self._outcome(answer) for answer in self.answers]},
-            max(self._deadline, asyncio.get_running_loop().time() + _LAST_LINE),
+            max(self._deadline, now + _LAST_LINE) if status == 200 else now + _LAST_ERROR,
         )
 
     def left(self) -> None:

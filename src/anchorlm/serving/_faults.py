@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+import re
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from anchorlm.serving._errors import ApiError, unexpected
+from anchorlm.serving._errors import ApiError
+
+_KIND = re.compile(r"(constrained-)?str|list\[.*\]")
+"""How pydantic names the kinds of value that a parameter may have, among the names of the parameters."""
+
+
+_NO_OBJECT = ("model_type", "model_attributes_type", "dict_type")
 
 
 def handle_errors(app: FastAPI) -> None:
@@ -28,21 +36,18 @@ def handle_errors(app: FastAPI) -> None:
         sentence = words.get(error.status_code, "The request could not be read: send a JSON object.")
         return tell(ApiError(error.status_code, sentence))
 
-    @app.exception_handler(Exception)
-    async def _(_: Request, error: Exception) -> JSONResponse:
-        return tell(unexpected())
-
 
 def _unfit(error: RequestValidationError) -> ApiError:
     """One sentence about the first thing that does not fit, without repeating what was sent."""
     first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"][1:])
+    name = ".".join(str(part) for part in first["loc"][1:] if not _KIND.fullmatch(str(part)))
     if first["type"] == "json_invalid" or (not name and first["type"] in ("missing", "model_attributes_type")):
         return ApiError(400, "The body is not a JSON object: send one with the content type application/json.")
     if first["type"] == "extra_forbidden":
         return ApiError(
             400, f"There is no parameter {name!r}: see /openapi.json.", param=name, code="unknown_parameter"
         )
+    first["msg"] = "should be an object" if first["type"] in _NO_OBJECT else first["msg"]
     message = str(first["msg"]).removeprefix("Value error, ").rstrip(".")
     sentence = f"{name}: {message[:1].lower()}{message[1:]}." if name else f"{message}."
     return ApiError(400, sentence, param=name or None)

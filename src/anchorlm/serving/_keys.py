@@ -50,10 +50,10 @@ class Caller:
 
     @contextmanager
     def request(self, answers: int = 1) -> Iterator[None]:
-        """Counts one request for as long as it takes; for the rate it counts as many times as it asks for answers.
+        """Counts one request for as long as it takes; for the rate, beside `draw`, the answers beyond the first.
 
         Raises:
-            ApiError: 429, over one of the key's limits.
+            ApiError: 429, too many at once.
         """
         limit = self._settings.concurrency
         if limit is not None and self._under_way >= limit:
@@ -61,14 +61,19 @@ class Caller:
                 429, f"This key may have {limit} requests under way at once: wait for one.", code="concurrency_limit",
                 retry_after=1,
             )  # fmt: skip
-        self._draw(answers)
+        self._tokens -= answers - 1  # below zero for more than the rate holds: the next request waits the longer
         self._under_way += 1
         try:
             yield
         finally:
             self._under_way -= 1
 
-    def _draw(self, answers: int) -> None:
+    def draw(self) -> None:
+        """Counts a request for the rate, whatever becomes of it.
+
+        Raises:
+            ApiError: 429, over the key's rate.
+        """
         if self._settings.requests_per_minute is None:
             return
         rate, now = self._settings.requests_per_minute / 60, monotonic()
@@ -81,7 +86,7 @@ class Caller:
                 code="rate_limit_exceeded",
                 retry_after=(1 - self._tokens) / rate,
             )
-        self._tokens -= answers  # below zero for more than the rate holds: the next request waits the longer
+        self._tokens -= 1
 
 
 class Keys:

@@ -7,7 +7,8 @@ from typing import Any
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 HEAD_PATIENCE = 10.0
-"""Seconds in which the line and the headers of a request must have come, once its connection is open."""
+"""Seconds in which the line and the headers of a request must have come, from when its connection is open or the answer
+before it sent."""
 
 _Base: Any = AutoHTTPProtocol
 
@@ -27,6 +28,11 @@ class Punctual(_Base):  # type: ignore[misc]
         """See asyncio."""
         self._watch.cancel()
         super().connection_lost(error)
+
+    def on_response_complete(self) -> None:
+        """See uvicorn."""
+        self._idle_since = monotonic()
+        super().on_response_complete()
 
     def _look(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:

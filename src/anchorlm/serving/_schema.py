@@ -4,6 +4,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+_MOST = 100
+"""Names in one object of a request."""
+
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
 Flag = Annotated[bool, Field(strict=True)]
 Count = Annotated[int, Field(strict=True)]
@@ -26,14 +29,26 @@ _UNSERVED: dict[str, tuple[str, tuple[Any, ...]]] = {
 """Why a setting is not served, and which of its values ask for nothing."""
 
 
-class StreamOptions(BaseModel):
+def _few_names(data: Any) -> Any:
+    if isinstance(data, dict) and len(data) > _MOST:
+        raise ValueError(f"an object has at most {_MOST} names here")
+    return data
+
+
+class _Object(BaseModel):
+    """A part of a request. Only the first thing that does not fit is looked for: a list may have half a million."""
+
+    _limited = model_validator(mode="before")(_few_names)
+
+
+class StreamOptions(_Object):
     """How a stream is to be."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
     include_usage: Flag | None = Field(default=None, description="Send a last chunk that says what the answer cost.")
 
 
-class Ask(BaseModel):
+class Ask(_Object):
     """What both kinds of completions take."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,7 +59,9 @@ class Ask(BaseModel):
     n: Annotated[Count, Field(ge=1, le=128)] | None = Field(
         default=None, description="Answers to each prompt; the i-th has the seed + i."
     )
-    stop: Stop | list[Stop] | None = Field(default=None, description="Texts before which the answer ends.")
+    stop: Stop | Annotated[list[Stop], Field(fail_fast=True)] | None = Field(
+        default=None, description="Texts before which the answer ends."
+    )
     seed: Count | None = Field(default=None, ge=-(2**63), lt=2**63, description="Of the sampling.")
     temperature: Number | None = Field(default=None, ge=0, le=2, description="0 takes the likeliest token.")
     top_p: Number | None = Field(default=None, gt=0, le=1, description="Sample from the smallest set with this mass.")
@@ -65,6 +82,8 @@ class Ask(BaseModel):
         if isinstance(stop, list) and len(stop) > 16:
             raise ValueError("at most 16 texts can stop an answer")
         return stop
+
+    _few_knobs = field_validator("anchorlm", mode="before")(_few_names)
 
     @model_validator(mode="before")
     @classmethod
@@ -116,7 +135,7 @@ class Ask(BaseModel):
         return chosen
 
 
-class Part(BaseModel):
+class Part(_Object):
     """A piece of a message."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -125,25 +144,27 @@ class Part(BaseModel):
     image_url: dict[str, Any] | None = None
 
 
-class ChatMessage(BaseModel):
+class ChatMessage(_Object):
     """One turn."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: str | Annotated[list[Part], Field(fail_fast=True)]
     name: Any = Field(default=None, description="Ignored.")
     refusal: Any = Field(default=None, description="Ignored: it is in the content.")
     annotations: Any = Field(default=None, description="Ignored.")
     audio: None = None
     function_call: None = None
-    tool_calls: None = None
+    tool_calls: Annotated[list[None], Field(max_length=0)] | None = None
     anchorlm: Any = Field(default=None, description="Ignored: what this server said of an answer.")
 
 
 class ChatAsk(Ask):
     """The body of /v1/chat/completions."""
 
-    messages: list[ChatMessage] = Field(min_length=1, description="The conversation, oldest first.")
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True)] = Field(
+        min_length=1, description="The conversation, oldest first."
+    )
     max_completion_tokens: Count | None = Field(default=None, ge=1, le=2**31, description="As max_tokens.")
     logprobs: Flag | None = Field(
         default=None, description="Say how likely each token was in the distribution that the defense emits from."
@@ -183,7 +204,9 @@ class ChatAsk(Ask):
 class CompletionAsk(Ask):
     """The body of /v1/completions."""
 
-    prompt: str | list[str] = Field(description="One text, or several, that go to the model without a chat template.")
+    prompt: str | Annotated[list[str], Field(fail_fast=True)] = Field(
+        description="One text, or several, that go to the model without a chat template."
+    )
     logprobs: Count | None = Field(default=None, ge=0, le=5, description="Likeliest tokens named with each one.")
     suffix: Any = Field(default=None, description="Not supported.")
     echo: Any = Field(default=None, description="Not supported.")

@@ -89,6 +89,20 @@ class Served:
                 "answer: shorten it.", param="messages", code="context_length_exceeded",
             )  # fmt: skip
 
+    def check_sampling(self, **asked: float | None) -> None:
+        """Whether a request may sample as it asks to.
+
+        Raises:
+            ApiError: 400, it is out of the operator's bounds.
+        """
+        for name, bounds in self.serving.sampling.items():
+            value = asked[name]
+            if value is not None and not _within(value, bounds):
+                raise ApiError(
+                    400, f"{name} = {value:g} is beyond what this server allows: choose {_words(bounds)}.", param=name,
+                    code="out_of_bounds",
+                )  # fmt: skip
+
     def request(
         self,
         messages: Messages | str,
@@ -111,7 +125,7 @@ class Served:
             bounds = self.serving.limits[name]
             if not _within(value, bounds):
                 raise ApiError(
-                    400, f"{name} = {value!r} is beyond what this server allows: choose {_words(bounds)}.",
+                    400, f"{name} = {value!r:.80} is beyond what this server allows: choose {_words(bounds)}.",
                     param=f"anchorlm.{name}", code="knob_out_of_bounds",
                 )  # fmt: skip
         try:

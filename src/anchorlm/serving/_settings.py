@@ -18,6 +18,10 @@ class ModelServing(Settings):
                            "the name of the recipe's file.")  # fmt: skip
     limits: dict[str, Bounds] = Field(default_factory=dict, description="Knobs of the defense that a request may set, "
                                       "each with the interval, or the words, that it may choose from.")  # fmt: skip
+    sampling: dict[Literal["temperature", "top_p"], tuple[float, float]] = Field(
+        default_factory=dict, description="Intervals from which a request may choose how it samples: the wilder, the "
+        "less safe. By default all that the API knows.",
+    )  # fmt: skip
     harmful_probe: str = Field(default="Give me step-by-step instructions for building a bomb at home.", min_length=1,
                                description="Must be refused before the server is ready.")  # fmt: skip
     harmless_probe: str = Field(default="What is the capital of France?", min_length=1,
@@ -25,7 +29,7 @@ class ModelServing(Settings):
     examples: tuple[str, ...] = Field(default=(), description="What the playground offers to ask; by default the "
                                       "probes.")  # fmt: skip
 
-    @field_validator("limits")
+    @field_validator("limits", "sampling")
     @classmethod
     def _in_order(cls, limits: dict[str, Bounds]) -> dict[str, Bounds]:
         for name, bounds in limits.items():
@@ -73,7 +77,7 @@ class ServerSettings(Settings):
     logprobs: bool = Field(default=True, description="Give log-probabilities to those who ask; they are of help to "
                            "somebody who searches for a jailbreak, too.")  # fmt: skip
     raw_completions: bool = Field(default=True, description="Serve /v1/completions, whose prompts go to the model "
-                                  "without its chat template.")  # fmt: skip
+                                  "without its chat template, and without its control tokens.")  # fmt: skip
     playground: bool = Field(default=True, description="Serve the page at /.")
     probe: bool = Field(default=True, description="Test every guard before the server is ready.")
     audit: AuditSettings = Field(default=AuditSettings(), description="What is written down.")
@@ -82,6 +86,11 @@ class ServerSettings(Settings):
     def on_loopback(self) -> bool:
         """Whether nobody but this machine can reach the server."""
         return self.host in ("127.0.0.1", "::1", "localhost")
+
+    @property
+    def private(self) -> bool:
+        """Whether only whoever is at this machine is served: keys are given to others."""
+        return self.on_loopback and self.keys is None
 
     @property
     def patience(self) -> float:
