@@ -46,7 +46,7 @@ def opened(responses: Sequence[Response]) -> str:
 
 
 def overhead(
-    plain: Guard, guard: Guard, read: Guard, beam: Guard, sample: Sequence[zoo.Item]
+    plain: Guard, guard: Guard, both: Guard, beam: Guard, sample: Sequence[zoo.Item]
 ) -> list[tuple[str, float]]:
     """What gates cost over the undefended target on harmless prompts, 64 new tokens each, one prompt at a time."""
     texts = [as_messages(item.prompt) for item in sample]
@@ -55,11 +55,11 @@ def overhead(
         lambda: [plain.chat(text) for text in texts],
         lambda: [guard.chat(text, knobs={"bias": -1e9}) for text in texts],
         lambda: [guard.chat(text, knobs={"bias": 1e9, "alpha": 1e-9, "answer": "steer"}) for text in texts],
-        lambda: [read.chat(text, knobs={"bias": -1e9}) for text in texts],
+        lambda: [both.chat(text, knobs={"bias": -1e9}) for text in texts],
         lambda: [beam.chat(text) for text in texts],
     ]
     bare, *others = alternate(5, *runs)
-    names = ("closed", "open", "closed, the anchor reads", "alignbeam behind the gate, as it decides")
+    names = ("closed", "open", "closed, both read", "alignbeam behind the gate, as it decides")
     return [(name, ratio(seconds, bare)) for name, seconds in zip(names, others, strict=True)]
 
 
@@ -100,9 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             plain = Guard(target, generation=length)
             guard = Guard(target, "inferaligner", artifact=place, generation=length)
             read = Guard(target, "inferaligner", artifact=place, anchor=anchor, reader="anchor", generation=length)
+            both = Guard(target, "inferaligner", artifact=place, anchor=anchor, reader="both", generation=length)
             mixed = {"alignbeam, gated": Guard(target, "alignbeam", **beam)}
             if anchor is guide:
-                mixed["alignbeam, gated by its anchor"] = Guard(target, "alignbeam", gate_reader="anchor", **beam)
+                mixed["alignbeam, gated by both"] = Guard(target, "alignbeam", gate_reader="both", **beam)
             controls = {
                 f"{vector} vectors": Guard(
                     target, "inferaligner", artifact=place, vector=vector, answer="steer", generation=length
@@ -110,11 +111,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for vector in ("own", "random")
             }
         harmless = items("harmless", domain, options.partition, 16)
-        costs += [[f"a-{domain}", *row] for row in overhead(plain, guard, read, list(mixed.values())[-1], harmless)]
+        costs += [[f"a-{domain}", *row] for row in overhead(plain, guard, both, list(mixed.values())[-1], harmless)]
         if options.overhead:
             continue
         samples = {split: items(split, domain, options.partition, options.n) for split in CELLS}
-        ours = {"inferaligner": guard, "inferaligner, the anchor reads": read}
+        ours = {"inferaligner": guard, "inferaligner, the anchor reads": read, "inferaligner, both read": both}
         guards = {"undefended": plain, **ours, **controls, **mixed}
         for name, one in guards.items():
             answers = {split: one.generate([item.prompt for item in sample]) for split, sample in samples.items()}

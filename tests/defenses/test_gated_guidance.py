@@ -53,6 +53,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "always": Guard(target, "alignbeam", **team),
         "gated": Guard(target, "alignbeam", **gate, **team),
         "read by the anchor": Guard(target, "alignbeam", gate_reader="anchor", **gate, **team),
+        "read by both": Guard(target, "alignbeam", gate_reader="both", **gate, **team),
         "searched, read by the anchor": Guard(
             target, "inferenceguard", anchor=anchor, cost=lambda m, t: -1.0, gate_reader="anchor", **search, **gate
         ),
@@ -77,6 +78,8 @@ def test_the_anchor_that_guides_may_be_the_one_that_reads(parts: dict[str, Any])
         assert gate["reader"] == "anchor"
         seen.add((prompt in HARMFUL, gate["open"]))
         assert got.token_ids == parts["always" if gate["open"] else "plain"].chat(prompt).token_ids
+        own = parts["gated"].chat(prompt).trace[0].data["open"]
+        assert parts["read by both"].chat(prompt).trace[0].data["open"] == (own or gate["open"])
         found = parts["searched, read by the anchor"].chat(prompt)
         assert found.trace[0].data == gate
         assert found.token_ids == parts["guided" if gate["open"] else "plain"].chat(prompt).token_ids

@@ -264,6 +264,25 @@ def test_the_anchor_may_read_what_the_target_cannot_tell(
     assert {decision(each, "gate")["open"] for each in together} == {True, False}
 
 
+def test_of_two_readers_one_is_enough(target: LocalEngine, sibling: LocalEngine, folder: Path, halfway: float) -> None:
+    own = guard(target, folder, bias=halfway, **STRONG)
+    theirs = guard(target, folder, anchor=sibling, reader="anchor", bias=halfway, **STRONG)
+    both = guard(target, folder, anchor=sibling, reader="both", bias=halfway, **STRONG)
+    seen = set()
+    for prompt in [*PROMPTS, *HARMFUL, *HARMLESS]:
+        readings = [decision(one.chat(said(prompt)), "gate") for one in (own, theirs)]
+        response = both.chat(said(prompt))
+        gate = decision(response, "gate")
+        assert gate in readings
+        assert gate["score"] == max(one["score"] for one in readings)
+        assert gate["open"] == any(one["open"] for one in readings)
+        assert (
+            response.token_ids == (own if gate["open"] == readings[0]["open"] else theirs).chat(said(prompt)).token_ids
+        )
+        seen.add(tuple(one["open"] for one in readings))
+    assert {(True, True), (False, False)} <= seen
+
+
 def test_the_anchor_reads_only_where_it_is_asked_to(target: LocalEngine, sibling: LocalEngine, folder: Path) -> None:
     for knobs in ({"reader": "anchor"}, {"anchor": sibling}):
         with pytest.raises(UserError, match="give both or neither"):

@@ -128,8 +128,8 @@ def _defense(
     }
     if None in scorers.values():
         return
-    reader = "anchor" if "anchor" in (knobs.get("reader"), knobs.get("gate_reader")) else "target"
-    if knobs.get("artifact") is not None and not _artifact(found, knobs["artifact"], target, reader):
+    reads = not {knobs.get("reader"), knobs.get("gate_reader")}.isdisjoint(("anchor", "both"))
+    if knobs.get("artifact") is not None and not _artifact(found, knobs["artifact"], target, reads):
         return
     needs = defense.needs
     missing = (needs.requires("anchor") and anchor is None) or (needs.requires("judge") and judge is None)
@@ -147,7 +147,7 @@ def _scorer(settings: ScorerSettings) -> Scorer:
     return build_scorer(settings, None if settings.judge is None else RefusalMatcher(), weights=False)
 
 
-def _artifact(found: Findings, folder: str, target: CausalModel | None, reader: str) -> bool:
+def _artifact(found: Findings, folder: str, target: CausalModel | None, reads: bool) -> bool:
     """Whether there is an artifact, and one for a model like the target as far as its configuration tells."""
     artifact = found.attempt("artifact", lambda: Artifact.load(folder))
     if artifact is None:
@@ -159,7 +159,7 @@ def _artifact(found: Findings, folder: str, target: CausalModel | None, reader: 
         found.notes.append(
             "artifact: its settings are first guesses; choose them with `anchorlm calibrate inferaligner`."
         )
-    elif artifact.kind == "inferaligner" and reader == "anchor" and "read by the anchor" not in calibrated:
+    elif artifact.kind == "inferaligner" and reads and "read by the anchor" not in calibrated:
         found.notes.append(
             "artifact: of the gate that reads the anchor, layers and bias are first guesses; choose them with "
             "`anchorlm calibrate inferaligner --anchor`."

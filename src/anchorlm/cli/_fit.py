@@ -158,7 +158,8 @@ def _artifact(recipe: Recipe) -> str:
 
 def _reads_anchor(recipe: Recipe) -> bool:
     """Whether it is the recipe's anchor that the gate reads; an anchor that only guides may be another model."""
-    return "anchor" in (recipe.defense.get("reader"), recipe.defense.get("gate_reader"))
+    readers = {recipe.defense.get("reader"), recipe.defense.get("gate_reader")}
+    return not readers.isdisjoint(("anchor", "both"))
 
 
 def _model(file: Path | None, described: Recipe) -> str:

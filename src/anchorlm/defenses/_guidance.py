@@ -11,7 +11,7 @@ from anchorlm.engine import Engine, Sampler, TokenSequence
 from anchorlm.mixing import LOOKAHEAD_ROWS, Guide, MixAt, MixedSequence, Translator
 from anchorlm.records import Access, Folder, GenerationSettings, Request, UserError
 from anchorlm.search import Diversity, draw, scored
-from anchorlm.steering import Aligner, Reader, Reading
+from anchorlm.steering import Aligner, Readers, Reading
 from anchorlm.tokens import Kind, Projection
 
 _ANCHOR_TOKENS_PER_TARGET_TOKEN = 16
@@ -30,8 +30,8 @@ class MixtureSettings(DefenseSettings):
                                                     "InferAligner's gate sees harm in the prompt.")  # fmt: skip
     artifact: Folder | None = Field(default=None, description="For the gate: folder of the artifact of `anchorlm fit "
                                  "inferaligner`.")  # fmt: skip
-    gate_reader: Reader = Field(default="target", description="Whose activations the gate reads: the target's own, or "
-                                "those of the anchor.")  # fmt: skip
+    gate_reader: Readers = Field(default="target", description="Whose activations the gate reads: the target's own, "
+                                 "those of the anchor, or both: one is enough.")  # fmt: skip
     gate_bias: float | None = Field(default=None, description="The larger, the more often the gate opens.")
 
     @model_validator(mode="after")
@@ -59,11 +59,12 @@ class Guidance:
         self._translator = lru_cache(maxsize=8)(self._build_translator)
         self.translator(settings)
 
-    def _aligner(self, artifact: str, reader: Reader) -> Aligner:
-        engine = self._defense.target if reader == "target" else self._defense.anchor
-        if engine.access < Access.ACTIVATIONS:
-            raise UserError(f"The gate reads the {reader}'s activations: load the {reader} with transformers.")
-        return Aligner.load(artifact, self._defense.target, engine if reader == "anchor" else None)
+    def _aligner(self, artifact: str, readers: Readers) -> Aligner:
+        target, anchor = self._defense.target, self._defense.anchor
+        for reader, engine in (("target", target), ("anchor", anchor)):
+            if readers in (reader, "both") and engine.access < Access.ACTIVATIONS:
+                raise UserError(f"The gate reads the {reader}'s activations: load the {reader} with transformers.")
+        return Aligner.load(artifact, target, None if readers == "target" else anchor)
 
     async def read(
         self, row: TokenSequence, anchor: Engine, request: Request, settings: MixtureSettings
@@ -78,9 +79,9 @@ class Guidance:
         """
         if self.aligner is None or settings.gate == "always":
             return None
-        if settings.gate_reader == "target":
-            return await self.aligner.read(row, bias=settings.gate_bias)
-        return await self.aligner.read_anchor(request.conversation, anchor, bias=settings.gate_bias)
+        return await self.aligner.read_by(
+            settings.gate_reader, row, anchor, request.conversation, bias=settings.gate_bias
+        )
 
     async def open(
         self,

@@ -6,9 +6,9 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Team, refuse, speak
-from anchorlm.engine import Positions, TokenSequence
+from anchorlm.engine import Positions
 from anchorlm.records import Access, Decision, Event, Folder, Request, UserError
-from anchorlm.steering import Aligner, Reader, Reading, Units, Vector
+from anchorlm.steering import Aligner, Readers, Units, Vector
 
 
 class SteeringSettings(DefenseSettings):
@@ -26,8 +26,8 @@ class InferAlignerSettings(SteeringSettings):
     bias: float | None = Field(default=None, description="b: the larger, the more often the gate "
                                "opens; 1 is half the distance between harmless and harmful prompts.")  # fmt: skip
     gate: Literal["auto", "open", "closed"] = Field(default="auto", description="Let the prompt decide, or decide.")
-    reader: Reader = Field(default="target", description="Whose activations the gate reads: the target's own, or those "
-                           "of the anchor, where the target cannot tell harm.")  # fmt: skip
+    reader: Readers = Field(default="target", description="Whose activations the gate reads: the target's own; those "
+                            "of the anchor, where the target cannot tell harm; or both: one is enough.")  # fmt: skip
     gate_layers: tuple[int, ...] | None = Field(default=None, description="Blocks whose scores the gate averages.")
     vector: Vector = Field(default="anchor", description="The anchor's vectors; or, as controls, the target's own or "
                            "random ones of equal length.")  # fmt: skip
@@ -82,17 +82,19 @@ class InferAligner(SteeringDefense):
 
     def _load(self) -> Aligner:
         mine: InferAlignerSettings = self.settings
-        if (mine.reader == "anchor") != (self.team.anchor is not None):
+        if (mine.reader != "target") != (self.team.anchor is not None):
             raise UserError(
-                'With reader = "anchor" inferaligner needs the anchor that its artifact was fitted with, and with '
-                '"target" it has no use for one: give both or neither.'
+                'With reader = "anchor" or "both" inferaligner needs the anchor that its artifact was fitted with, and '
+                'with "target" it has no use for one: give both or neither.'
             )
         return Aligner.load(mine.artifact, self.target, self.team.anchor)
 
     def _check(self, settings: Any) -> None:
         super()._check(settings)
         if settings.gate_layers is not None:
-            self.aligner.check_layers(settings.gate_layers, settings.reader)
+            for reader in self.aligner.gates:
+                if settings.reader in (reader, "both"):
+                    self.aligner.check_layers(settings.gate_layers, reader)
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Reads the gate on the unsteered prompt; only if it opens the prompt is read again, shifted."""
@@ -101,7 +103,14 @@ class InferAligner(SteeringDefense):
         async with self.target.open(prompt, room=request.generation.max_new_tokens) as row:
             opened = settings.gate == "open"
             if settings.gate == "auto":
-                reading = await self._read(row, request, settings)
+                reading = await self.aligner.read_by(
+                    settings.reader,
+                    row,
+                    self.team.anchor,
+                    request.conversation,
+                    bias=settings.bias,
+                    layers=settings.gate_layers,
+                )
                 opened = reading.open
                 yield Decision("gate", reading.data)
             else:
@@ -122,12 +131,6 @@ class InferAligner(SteeringDefense):
                 yield Decision("steer", {"layers": list(steering.edits), "alpha": steering.strength})
             async for event in speak(row, self.target, request.generation):
                 yield event
-
-    async def _read(self, row: TokenSequence, request: Request, settings: InferAlignerSettings) -> Reading:
-        bias, layers = settings.bias, settings.gate_layers
-        if settings.reader == "target":
-            return await self.aligner.read(row, bias=bias, layers=layers)
-        return await self.aligner.read_anchor(request.conversation, self.anchor, bias=bias, layers=layers)
 
     def _answer(self, settings: InferAlignerSettings) -> str:
         """As calibrated, whatever the other knobs: a request for another strength must not do away with the refusal."""

@@ -1,7 +1,7 @@
 """Directions of harm in the residual stream, gates that read them, shifts that follow."""
 
 from anchorlm.steering._across import RidgeMap, matching_layer, ridge_map
-from anchorlm.steering._aligner import Aligner, Reader, Reading, Units, Vector
+from anchorlm.steering._aligner import Aligner, Reader, Readers, Reading, Units, Vector
 from anchorlm.steering._companions import best_threshold, null_space_reader
 from anchorlm.steering._directions import Directions, Whitening, fisher_directions, harm_directions
 from anchorlm.steering._fit import Across, check_options, fit_inferaligner
@@ -16,6 +16,7 @@ __all__ = [
     "Gate",
     "Moments",
     "Reader",
+    "Readers",
     "Reading",
     "RidgeMap",
     "Units",

@@ -17,6 +17,7 @@ Vector = Literal["anchor", "own", "random"]
 Units = Literal["natural", "absolute"]
 Reader = Literal["target", "anchor"]
 """Whose activations tell harm: the target's own, as in the paper, or those of the anchor (ours), which was aligned."""
+Readers = Literal["target", "anchor", "both"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class Reading:
     """What a gate read, and what it decided.
 
     Attributes:
-        reader: Who read.
+        reader: Who read; of two, whoever was surer of harm.
         layers: The blocks that decided.
         scores: The projection after every block, in units of half the distance between the classes.
         score: Their mean over the gate's layers.
@@ -131,17 +132,33 @@ class Aligner:
         threshold = -float(self.setting(names[1], bias))
         return Reading(reader, tuple(chosen), tuple(scores.tolist()), score, threshold, not score <= threshold)
 
-    async def read_anchor(
+    async def read_by(
         self,
+        readers: Readers,
+        row: TokenSequence,
+        anchor: Engine | None,
         messages: Messages,
-        anchor: Engine,
         *,
         bias: float | None = None,
         layers: Sequence[int] | None = None,
     ) -> Reading:
-        """Lets the anchor read a conversation, and its gate decide (see `read`)."""
-        async with anchor.open(anchor.model.encode(messages)) as row:
-            return await self.read(row, "anchor", bias=bias, layers=layers)
+        """What the gate says where the target reads, or the anchor; of both the one who is surer of harm counts.
+
+        Args:
+            readers: Who.
+            row: The target's sequence, nothing but the prompt read.
+            anchor: The other reader, if it is one.
+            messages: The conversation that it reads.
+            bias: See `read`.
+            layers: See `read`.
+        """
+        readings = []
+        if readers != "anchor":
+            readings.append(await self.read(row, bias=bias, layers=layers))
+        if readers != "target" and anchor is not None:
+            async with anchor.open(anchor.model.encode(messages)) as other:
+                readings.append(await self.read(other, "anchor", bias=bias, layers=layers))
+        return max(readings, key=lambda one: one.score - one.threshold)
 
     async def read_cosine(self, row: TokenSequence, *, threshold: float | None = None) -> Reading:
         """CAST's condition: the cosine with the condition vector at one layer (arXiv 2409.05907, section 3)."""
