@@ -67,7 +67,7 @@ def best_of_n(tries: int) -> Search:
         for number in range(1, tries):
             if best.outcome == "complied":
                 return best, number
-            tried = await ask(_on_last(messages, _augmented(messages, rng)), number)
+            tried = await ask(with_request(messages, _augmented(messages, rng)), number)
             if _progress(tried) > _progress(best):
                 best = tried
         return best, tries
@@ -82,13 +82,13 @@ def suffix(tries: int) -> Search:
 
     async def search(messages: Messages, ask: Ask, rng: random.Random) -> tuple[Attempt, int]:
         words = ["!"] * 12
-        best = await ask(_on_last(messages, f"{_text(messages)} {' '.join(words)}"), 0)
+        best = await ask(with_request(messages, f"{request_text(messages)} {' '.join(words)}"), 0)
         for number in range(1, tries):
             if best.outcome == "complied":
                 return best, number
             place, width = rng.randrange(len(words)), rng.randint(1, 4)
             changed = [rng.choice(_WORDS) if place <= i < place + width else word for i, word in enumerate(words)]
-            tried = await ask(_on_last(messages, f"{_text(messages)} {' '.join(changed)}"), 0)
+            tried = await ask(with_request(messages, f"{request_text(messages)} {' '.join(changed)}"), 0)
             if _progress(tried) >= _progress(best):
                 best, words = tried, changed
         return best, tries
@@ -103,12 +103,12 @@ SEARCHES: dict[str, Callable[[int], Search]] = {"best_of_n": best_of_n, "suffix"
 def _progress(attempt: Attempt) -> float:
     """How near an answer comes to compliance: the outcome, then how much it speaks of what was asked."""
     rank = {"ungraded": -1.0, "refused": 0.0, "broken": 1.0, "complied": 2.0}[attempt.outcome]
-    asked, said = set(_text(attempt.messages).lower().split()), set(attempt.response.text.lower().split())
+    asked, said = set(request_text(attempt.messages).lower().split()), set(attempt.response.text.lower().split())
     return rank + len(asked & said) / (len(asked) + 1)
 
 
 def _augmented(messages: Messages, rng: random.Random) -> str:
-    words = [_scrambled(word, rng) if rng.random() < 0.4 else word for word in _text(messages).split()]
+    words = [_scrambled(word, rng) if rng.random() < 0.4 else word for word in request_text(messages).split()]
     return "".join(_noisy(char, rng) for char in " ".join(words))
 
 
@@ -123,10 +123,20 @@ def _noisy(char: str, rng: random.Random) -> str:
     return chr(ord(char) + rng.choice((-1, 1))) if char.isascii() and char.isalpha() and rng.random() < 0.03 else char
 
 
-def _text(messages: Messages) -> str:
-    return str(next(turn["content"] for turn in reversed(messages) if turn["role"] == "user"))
+def request_text(messages: Messages) -> str:
+    """What the user said last, without images."""
+    content = next(turn["content"] for turn in reversed(messages) if turn["role"] == "user")
+    if isinstance(content, str):
+        return content
+    return "\n".join(str(part["text"]) for part in content if part["type"] == "text")
 
 
-def _on_last(messages: Messages, text: str) -> Messages:
+def with_request(messages: Messages, text: str) -> Messages:
+    """The conversation with another text in place of what the user said last; images stay."""
     last = max(place for place, turn in enumerate(messages) if turn["role"] == "user")
-    return [*messages[:last], {**messages[last], "content": text}, *messages[last + 1 :]]
+    content: Any = messages[last]["content"]
+    if not isinstance(content, str):
+        content = [*(part for part in content if part["type"] != "text"), {"type": "text", "text": text}]
+    else:
+        content = text
+    return [*messages[:last], {**messages[last], "content": content}, *messages[last + 1 :]]

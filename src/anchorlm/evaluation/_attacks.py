@@ -6,10 +6,11 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
-from anchorlm.evaluation._adaptive import SEARCHES, Search
-from anchorlm.records import BadRow, Message, Messages, UserError, read_rows
+from anchorlm.evaluation._adaptive import SEARCHES, Search, request_text, with_request
+from anchorlm.records import BadRow, Message, Messages, UserError, data_digest, read_rows
 
 Rewrite = Callable[[Messages, random.Random], Messages]
 """A static attack: another conversation that asks for the same; the same one for the same random state."""
@@ -30,7 +31,7 @@ class Attack:
     """What is done to harmful prompts.
 
     Attributes:
-        name: As the recipe spells it.
+        name: As the recipe spells it, but for folders.
         rewrite: Changes the conversation before anything is asked.
         search: Asks the guard itself again and again for what makes it comply; none for a static attack.
         ablation: Artifact of InferAligner on the target, whose own direction is taken out of the target's activations
@@ -71,7 +72,22 @@ def parse_attack(spec: str) -> Attack:
             rewrites.append(_PLAIN[name])
         else:
             raise UserError(f"There is no attack {part.strip()!r}; there are: {', '.join(attack_names())}.")
-    return Attack(spec, _chained(rewrites), search, ablation)
+    return Attack(attack_label(spec), _chained(rewrites), search, ablation)
+
+
+def attack_label(spec: str) -> str:
+    """What an attack is called in records and tables: without the folders of this machine."""
+    parts = []
+    for part in spec.split("+"):
+        name, colon, value = part.strip().partition(":")
+        parts.append(f"{name}{colon}{Path(value).name if Path(value).is_absolute() else value}")
+    return "+".join(parts)
+
+
+def attack_data(spec: str) -> str | None:
+    """A digest of the files of an attack; None where it has none."""
+    files = [part.strip().removeprefix("file:") for part in spec.split("+") if part.strip().startswith("file:")]
+    return data_digest(text for file in files for text in _ready(file)) if files else None
 
 
 def attack_names() -> list[str]:
@@ -83,7 +99,7 @@ def attack_names() -> list[str]:
 def _number(spec: str, value: str, default: int) -> int:
     if not value:
         return default
-    if not value.isdigit() or int(value) < 1:
+    if not value.isdecimal() or int(value) < 1:
         raise UserError(f"The attack {spec!r} takes a number of at least 1 after its colon, not {value!r}.")
     return int(value)
 
@@ -101,9 +117,7 @@ def on_request(change: Callable[[str, random.Random], str]) -> Rewrite:
     """A rewrite of the last thing that the user said."""
 
     def apply(messages: Messages, rng: random.Random) -> Messages:
-        last = max(place for place, turn in enumerate(messages) if turn["role"] == "user")
-        changed: Message = {**messages[last], "content": change(str(messages[last]["content"]), rng)}
-        return [*messages[:last], changed, *messages[last + 1 :]]
+        return with_request(messages, change(request_text(messages), rng))
 
     return apply
 
@@ -179,13 +193,7 @@ def _from_file(path: str) -> Rewrite:
     """Ready jailbreak prompts, one drawn for each request; those that do not say where the request goes end with it."""
     if not path:
         raise UserError("The attack file: needs a path, as in file:jailbreaks.txt, a prompt on each line or row.")
-    rows = read_rows(path)
-    bad = next((row for row in rows if isinstance(row, BadRow)), None)
-    if bad is not None:
-        raise UserError(f"Line {bad.line} of {path} holds no jailbreak prompt: {bad.why}; mend it.")
-    texts = [row.prompt for row in rows if not isinstance(row, BadRow) and isinstance(row.prompt, str)]
-    if not texts:
-        raise UserError(f"{path} holds conversations alone: give jailbreak prompts as texts, one on each line or row.")
+    texts = _ready(path)
 
     def change(text: str, rng: random.Random) -> str:
         chosen = rng.choice(texts)
@@ -193,6 +201,17 @@ def _from_file(path: str) -> Rewrite:
         return chosen.replace(place, text) if place else f"{chosen}\n\n{text}"
 
     return on_request(change)
+
+
+def _ready(path: str) -> list[str]:
+    rows = read_rows(path)
+    bad = next((row for row in rows if isinstance(row, BadRow)), None)
+    if bad is not None:
+        raise UserError(f"Line {bad.line} of {path} holds no jailbreak prompt: {bad.why}; mend it.")
+    texts = [row.prompt for row in rows if not isinstance(row, BadRow) and isinstance(row.prompt, str)]
+    if not texts:
+        raise UserError(f"{path} holds conversations alone: give jailbreak prompts as texts, one on each line or row.")
+    return texts
 
 
 _PLAIN: dict[str, Rewrite] = {

@@ -89,6 +89,9 @@ FORMATS: tuple[_Format, ...] = (
 """In the order in which they are tried."""
 
 _BY_NAME: dict[str, Kind] = {
+    "not_harmful": "harmless",
+    "non_harmful": "harmless",
+    "nonharmful": "harmless",
     "malicious_instruct": "harmful",
     "maliciousinstruct": "harmful",
     "ft_safety_med": "harmful",
@@ -149,8 +152,15 @@ def load_cases(path: str | Path, *, kind: Kind | None = None, column: str | None
         cases.setdefault(str(case.messages), case)
     if len(cases) < len(rows):
         _log.warning("Rows of %s that repeat an earlier prompt are left out: %d.", name, len(rows) - len(cases))
-    ids = Counter(case.id for case in cases.values())
-    return [replace(case, id=f"{case.id}#{n}") if ids[case.id] > 1 else case for n, case in enumerate(cases.values())]
+    ids, taken = Counter(case.id for case in cases.values()), {case.id for case in cases.values()}
+    named = []
+    for n, case in enumerate(cases.values()):
+        id = case.id
+        while ids[case.id] > 1 and id in taken:
+            id = f"{id}#{n}"
+        taken.add(id)
+        named.append(replace(case, id=id))
+    return named
 
 
 def digest(cases: Sequence[Case]) -> str:
@@ -194,7 +204,7 @@ def _decoded(rows: Sequence[Row | BadRow], codes: tuple[str, ...], file: str) ->
 
 def _case(row: Row, found: _Format | None, kind: Kind | None, file: str) -> Case:
     fields = _fields(row)
-    told = kind or _own_kind(fields, found) or (found.kind if found else None) or _named(file)
+    told = kind or _own_kind(fields, found, file, row.line) or _of_format(found, file) or _named(file)
     if told is None:
         columns = ", ".join(map(repr, row.fields)) or "lines of text"
         raise UserError(
@@ -202,6 +212,8 @@ def _case(row: Row, found: _Format | None, kind: Kind | None, file: str) -> Case
             'say label = "harmful" or "harmless" where the recipe names the file.'
         )
     messages = as_messages(row.prompt)
+    if all(turn["role"] != "user" for turn in messages):
+        raise UserError(f"Line {row.line} of {file} is a conversation in which no user asks anything: mend it.")
     category = next((fields[name] for name in _CATEGORIES if fields.get(name)), None)
     target = fields.get("target") if told == "harmful" else None
     case = Case(
@@ -214,11 +226,22 @@ def _case(row: Row, found: _Format | None, kind: Kind | None, file: str) -> Case
     return _task(case, fields, file, row.line) if told == "task" else case
 
 
-def _own_kind(fields: Mapping[str, Any], found: _Format | None) -> Kind | None:
+def _of_format(found: _Format | None, file: str) -> Kind | None:
+    """What all rows of a published set are; JailbreakBench has its benign behaviors in a file of the same columns."""
+    kind = found.kind if found is not None else None
+    return "harmless" if kind == "harmful" and _named(file) == "harmless" else kind
+
+
+def _own_kind(fields: Mapping[str, Any], found: _Format | None, file: str, line: int) -> Kind | None:
     label = str(fields.get("label", "")).strip().lower()
     if found is not None and found.name == "xstest":
         unsafe = label == "unsafe" or (not label and str(fields["type"]).startswith("contrast"))
         return "harmful" if unsafe else "look-alike"
+    if found is None and label and label not in _KINDS:
+        raise UserError(
+            f"Line {line} of {file} has the label {label!r}, which is none of {', '.join(_KINDS)}: mend it, or say "
+            "label = ... for all rows where the recipe names the file."
+        )
     return _KINDS.get(label)
 
 

@@ -122,6 +122,8 @@ def _roles(
     recipe: CompareRecipe, label: str, section: Mapping[str, Any]
 ) -> tuple[ModelSettings | None, JudgeSettings | None]:
     own = section.get("anchor")
+    if not isinstance(own, str | Mapping | None):
+        raise UserError(f"The anchor of {label} is {own!r}: give a path, or a section that describes a model.")
     anchor = recipe.anchor if own is None else ModelSettings.parse(
         {"path": own} if isinstance(own, str) else own, where=f"the anchor of {label}")  # fmt: skip
     own = section.get("judge")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 from anchorlm.evaluation._contestants import Contestant, Pool
 from anchorlm.evaluation._recipe import CompareRecipe
 from anchorlm.guard import JudgeSettings, ScorerSettings
@@ -30,7 +32,13 @@ def may_grade(recipe: CompareRecipe, pool: Pool, contestant: Contestant, data: s
 
 
 def _source(pool: Pool, settings: JudgeSettings | ScorerSettings) -> str:
-    """What a judge or scorer is known by before its weights are loaded; a judge behind a cost is a judge."""
+    """What a judge or scorer is known by before its weights are loaded: its model, whatever it is asked for and however
+    its path is spelled, and else its kind; a judge behind a cost is a judge.
+    """
     if isinstance(settings, ScorerSettings) and settings.judge is not None:
         return _source(pool, settings.judge)
-    return f"{settings.kind}:{'' if settings.model is None else pool.located(settings.model).path}"
+    if settings.model is None:
+        return settings.kind
+    model = pool.located(settings.model)
+    places = [str(Path(one).resolve()) if Path(one).exists() else one for one in (model.path, model.adapter) if one]
+    return " ".join(["model", *places])

@@ -11,14 +11,14 @@ from typing import Any, Self
 
 import torch
 
-from anchorlm.evaluation._attacks import parse_attack
+from anchorlm.evaluation._attacks import attack_data, attack_label, parse_attack
 from anchorlm.evaluation._cases import Case, digest
 from anchorlm.evaluation._contestants import Contestant, Pool, contestants
 from anchorlm.evaluation._overlaps import overlaps
 from anchorlm.evaluation._recipe import CompareRecipe
 from anchorlm.guard import JudgeSettings, ScorerSettings
 from anchorlm.models import ModelSettings
-from anchorlm.records import UserError, read_journal
+from anchorlm.records import UserError, data_digest, read_journal
 
 RECIPE, MACHINE, ANSWERS, TIMINGS = "recipe.json", "machine.json", "answers.jsonl", "timings.jsonl"
 """The files of a run: what was asked for, where it ran, every answer, and every time."""
@@ -62,7 +62,7 @@ class Setting:
 
     def attacks(self, case: Case) -> Sequence[str]:
         """What is done to a prompt: the attacks where it is harmful, nothing elsewhere."""
-        return self.recipe.attacks if case.kind == "harmful" else ("none",)
+        return list(map(attack_label, self.recipe.attacks)) if case.kind == "harmful" else ("none",)
 
     @property
     def keys(self) -> set[Key]:
@@ -82,10 +82,18 @@ class Setting:
         return len(self.keys)
 
     @property
+    def run(self) -> str:
+        """What every answer says it belongs to: the recipe, and what its files hold."""
+        about = self.data
+        return data_digest(json.dumps(about[name]) for name in ("digest", "data", "attacks"))
+
+    @property
     def data(self) -> dict[str, Any]:
         """As plain JSON data, from which tables can be made without a model."""
+        files = {attack_label(spec): attack_data(spec) for spec in self.recipe.attacks}
         return {
             "digest": self.recipe.digest,
+            "attacks": {name: one for name, one in files.items() if one is not None},
             "recipe": self.recipe.model_dump(mode="json"),
             "expected": self.expected,
             "defenses": [
@@ -113,12 +121,13 @@ def check(folder: str | Path, setting: Setting, pool: Pool) -> None:
     try:
         if not (place / RECIPE).exists():
             require_own(place)
-            if not {key(record) for record in read_answers(place)} <= setting.keys:
+            if any(record.get("run") != setting.run for record in read_answers(place)):
                 raise UserError(f"{str(folder)!r} holds answers of another recipe: choose another folder for --out.")
             return
         old, new = read_recipe(place), json.loads(json.dumps(setting.data))
-        for name, what in (("digest", "of another recipe"), ("data", "on other prompts")):
-            if old[name] != new[name]:
+        whats = {"digest": "of another recipe", "data": "on other prompts", "attacks": "under attacks of another file"}
+        for name, what in whats.items():
+            if old.get(name, {}) != new[name]:
                 raise UserError(f"{str(folder)!r} holds a run {what}: choose another folder for --out.")
         was, now = old.get("weights", {}), weights(setting, pool)
         if changed := next((name for name in now if was.get(name, now[name]) != now[name]), None):
@@ -143,7 +152,7 @@ def prepare(folder: str | Path, setting: Setting, pool: Pool) -> Path:
         known = read_recipe(place).get("weights", {}) if file.exists() else {}  # what is gone now may come back changed
         about = setting.data | {"overlaps": _overlaps(setting, pool), "weights": known | weights(setting, pool)}
         _write(file, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
-        _write(place / MACHINE, json.dumps(_machine(setting, pool), indent=1) + "\n")
+        _write(place / MACHINE, json.dumps(_machines(place, _machine(setting, pool)), indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{str(folder)!r} cannot be written ({error.strerror}): choose another folder.") from None
     return place
@@ -201,8 +210,10 @@ def read_recipe(folder: str | Path) -> dict[str, Any]:
     file = Path(folder) / RECIPE
     try:
         data = json.loads(file.read_text("utf-8"))
-        if _has(data, "digest", "recipe", "defenses", "data", "expected") and _has(
-            data["recipe"], "seed", "targets", "data", "attacks"
+        if (
+            _has(data, "digest", "recipe", "defenses", "data", "expected")
+            and _has(data["recipe"], "seed", "targets", "data", "attacks")
+            and all(_has(one, "label", "defense") for one in data["defenses"])
         ):
             return dict(data)
     except (OSError, ValueError):
@@ -248,11 +259,24 @@ def key(record: Mapping[str, Any]) -> Key:
         UserError: It is none.
     """
     try:
+        if not record["grades"]:
+            raise KeyError("grades")
+        for name in ("kind", "prompt", "text", "finish", "usage", "trace"):
+            record[name]
         return record["target"], record["defense"], record["data"], record["attack"], record["case"]
-    except KeyError as error:
+    except (KeyError, TypeError) as error:
         raise UserError(
             f"The file {ANSWERS} holds a line without {error}: it was not written by this command."
         ) from None
+
+
+def _machines(folder: Path, now: dict[str, Any]) -> dict[str, Any]:
+    """Where a run runs, and where it ran before it was resumed elsewhere."""
+    before = read_machine(folder)
+    earlier = before.pop("earlier", [])
+    if before and before != now:
+        earlier.append(before)
+    return now | ({"earlier": earlier} if earlier else {})
 
 
 def _has(data: Any, *names: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from anchorlm.evaluation._attacks import parse_attack, seeded
 from anchorlm.evaluation._cases import Kind, load_cases
 from anchorlm.evaluation._graders import RefusalGrader, is_correct
 from anchorlm.guard import Guard, Recipe
-from anchorlm.records import Message, Response, TokenScore, UserError
+from anchorlm.records import Message, Response, TokenScore, UserError, prompt_key
 
 _UNSERVED = ("frequency_penalty", "presence_penalty", "logit_bias", "best_of")
 
@@ -65,6 +66,7 @@ class GuardedModel(ModelAPI):
     ) -> None:
         super().__init__(model_name, base_url, api_key, [], config)
         self.guard = Guard.from_recipe(Recipe.load(Path(model_name), changes))
+        self._asked: Counter[str] = Counter()
 
     def max_connections(self) -> int:
         """As many requests as share forwards well."""
@@ -85,12 +87,16 @@ class GuardedModel(ModelAPI):
         if odd := [name for name in _UNSERVED if getattr(config, name, None)]:
             raise UserError(f"A guarded model has no {' and no '.join(odd)}: leave them out of the task's settings.")
         messages = [_message(one) for one in input]
-        seed = self.guard.generation.seed if config.seed is None else config.seed
+        model, choices = self.guard.defense.target.model, config.num_choices or 1
+        if len(model.encode(messages)) >= model.context_length:
+            return ModelOutput.from_content(self.model_name, "", stop_reason="model_length")
+        seed = config.seed
+        if seed is None:  # epochs are other samples of the same prompt
+            key = prompt_key(messages)
+            seed = self.guard.generation.seed + choices * self._asked[key]
+            self._asked[key] += 1
         settings = _generation(config)
-        responses = [
-            await self.guard.achat(messages, **settings, seed=seed + number)
-            for number in range(config.num_choices or 1)
-        ]
+        responses = [await self.guard.achat(messages, **settings, seed=seed + number) for number in range(choices)]
         return ModelOutput(
             model=self.model_name,
             choices=[self._choice(one, config.stop_seqs or []) for one in responses],

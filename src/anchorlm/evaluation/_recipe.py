@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from anchorlm.evaluation._attacks import attack_names, parse_attack
+from anchorlm.evaluation._attacks import attack_label, attack_names, parse_attack
 from anchorlm.evaluation._cases import Kind
 from anchorlm.guard import EngineSettings, JudgeSettings, ScorerSettings
 from anchorlm.models import ModelSource
@@ -105,7 +105,8 @@ class CompareRecipe(Settings):
     @field_validator("attacks", "graders")
     @classmethod
     def _once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if twice := next((one for one in value if value.count(one) > 1), None):
+        labels = [attack_label(one) for one in value]
+        if twice := next((one for one in labels if labels.count(one) > 1), None):
             raise ValueError(f"{twice} stands there twice: name it once")
         return value
 
@@ -156,6 +157,7 @@ class CompareRecipe(Settings):
         data = self.model_dump(mode="json", exclude={"engine", "concurrency", "timed"})
         for one in (*data["data"].values(), *data["fitted_on"].values()):
             one["file"] = one["file"] and Path(one["file"]).name
+        data["attacks"] = [attack_label(one) for one in self.attacks]
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -120,7 +120,7 @@ class _Run:
         self._errors = {at for at, record in self._old.items() if "error" in record}
         self._timed = {(one["target"], one["defense"], one["data"], one["case"]) for one in timings.records
                        if "case" in one}  # fmt: skip
-        self._attacks = {spec: parse_attack(spec) for spec in ("none", *self.recipe.attacks)}
+        self._attacks = {one.name: one for one in map(parse_attack, ("none", *self.recipe.attacks))}
         self._graders: list[Grader] | None = None
 
     @property
@@ -210,13 +210,14 @@ class _Run:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         start, tokens = perf_counter(), 0
+        run = self.setting.run
         old = [self._old.get((target, contestant.label, name, attack, case.id)) for name, attack, case in jobs]
         kept = [None if one is None or is_spoiled(one) else one for one in old]  # they lack a grade, and nothing else
         work = (
             graded_anew(one, case, graders[name]) if one is not None else
             answered(guard, cache, self._attacks[attack], case, graders[name], self.recipe.seed, {
-                "target": target, "defense": contestant.label, "data": name, "attack": attack, "case": case.id,
-                "kind": case.kind, "category": case.category})
+                "run": run, "target": target, "defense": contestant.label, "data": name, "attack": attack,
+                "case": case.id, "kind": case.kind, "category": case.category})
             for one, (name, attack, case) in zip(kept, jobs, strict=True)
         )  # fmt: skip
         by_key = {(name, case.id): case for name, _, case in jobs}

@@ -4,14 +4,21 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from anchorlm.evaluation._figures import ALL, COLUMNS, UNDEFENDED, Figures, Row, safety, usefulness
+from anchorlm.evaluation._figures import ALL, COLUMNS, Figures, Row, safety, usefulness
 from anchorlm.evaluation._statistics import Estimate
 from anchorlm.records import UserError
 
 TABLES = ("tables.json", "tables.md", "tables.tex")
 """What `write_tables` writes."""
 
-_TEX = {ord(char): f"\\{char}" for char in "_%&#${}"}
+_TEX = {ord(char): f"\\{char}" for char in "_%&#${}"} | {
+    ord("\\"): r"\textbackslash{}",
+    ord("^"): r"\textasciicircum{}",
+    ord("~"): r"\textasciitilde{}",
+    ord("<"): r"\textless{}",
+    ord(">"): r"\textgreater{}",
+}
+_MD = {ord("|"): r"\|", ord("<"): "&lt;", ord(">"): "&gt;", ord("\n"): " "}
 
 
 def write_tables(folder: str | Path, found: Figures) -> list[Path]:
@@ -87,7 +94,7 @@ def latex(found: Figures) -> str:
 def summary(found: Figures) -> str:
     """What the run says, in a sentence or two, with intervals."""
     rows = found.comparable
-    bare = next((row for row in rows if row.defense == UNDEFENDED), None)
+    bare = next((row for row in rows if row.bare), None)
     guarded = [row for row in rows if row is not bare]
     if not guarded:
         return f"{found.done} answers; there is no defense to compare."
@@ -182,5 +189,7 @@ def _grid(found: Figures, names: Sequence[str], cell: Callable[[Row, str], str])
 
 
 def _md(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.translate(_MD) for cell in cells) + " |"
+
+    return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])

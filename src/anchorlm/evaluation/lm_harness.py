@@ -18,6 +18,9 @@ from anchorlm.guard import Guard, Recipe
 from anchorlm.models import CausalModel
 from anchorlm.records import DefenseError, UserError
 
+_HARNESS = frozenset({"batch_size", "max_batch_size", "device"})
+"""What the harness says to every model; here the recipe says it."""
+
 
 @register_model("anchorlm")
 class GuardedLM(LM):  # type: ignore[misc]
@@ -41,9 +44,13 @@ class GuardedLM(LM):  # type: ignore[misc]
         recipe: str,
         loglikelihood: Literal["refuse", "undefended"] = "refuse",
         concurrency: int = 64,
-        **_: Any,  # the harness adds a batch size and a device
+        **others: Any,
     ) -> None:
         super().__init__()
+        if unknown := sorted(others.keys() - _HARNESS):
+            raise UserError(
+                f"The model anchorlm has no argument {unknown[0]!r}: it has recipe, loglikelihood and concurrency."
+            )
         if loglikelihood not in ("refuse", "undefended"):
             raise UserError(f"loglikelihood = {loglikelihood!r} is not known; it is refuse or undefended.")
         self.guard = Guard.from_recipe(Recipe.load(recipe))
