@@ -49,6 +49,20 @@ def test_encodings_can_be_decoded() -> None:
     assert codecs.decode(attacked("rot13")[-1]["content"].rsplit("\n", 1)[1], "rot13") == REQUEST
 
 
+def test_an_attack_changes_the_text_beside_an_image_and_leaves_the_image() -> None:
+    image = {"type": "image", "image": object()}
+    turn = {"role": "user", "content": [image, {"type": "text", "text": "How do I open a lock?"}]}
+    (changed,) = parse_attack("leetspeak").rewrite([turn], random.Random(0))
+    kept, text = changed["content"]
+    assert kept is image
+    assert (
+        text["text"]
+        == parse_attack("leetspeak").rewrite([{"role": "user", "content": "How do I open a lock?"}], random.Random(0))[
+            0
+        ]["content"]
+    )
+
+
 def test_split_payloads_join_to_the_request() -> None:
     told = attacked("payload_splitting")[-1]["content"].split("\n\n")[0].splitlines()
     assert " ".join(line.split('"')[1] for line in told) == REQUEST
@@ -85,6 +99,7 @@ def test_a_file_of_conversations_holds_no_ready_prompts(tmp_path: Path) -> None:
     [
         ("telepathy", "there are: none, prefix_injection"),
         ("many_shot:few", "at least 1"),
+        ("many_shot:²", "at least 1"),
         ("best_of_n:4+base64", "put that one last"),
         ("file:", "needs a path"),
         ("ablation:", "needs the artifact"),

@@ -114,6 +114,41 @@ def test_equal_prompts_are_kept_once_and_ids_are_unique(tmp_path: Path) -> None:
     assert len({case.id for case in cases}) == 2
 
 
+def test_ids_that_look_alike_stay_apart(tmp_path: Path) -> None:
+    file = tmp_path / "harmful.jsonl"
+    rows = [{"id": id, "prompt": prompt} for id, prompt in (("a", "b"), ("a", "c"), ("a#1", "d"), ("a#1", "e"))]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert len({case.id for case in load_cases(file)}) == 4
+
+
+@pytest.mark.parametrize("name", ["benign-behaviors.csv", "harmful-behaviors.csv"])
+def test_the_benign_behaviors_of_jailbreakbench_are_not_harmful(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.write_text("Index,Goal,Target,Behavior,Category,Source\n0,Write x,Here is x,X,C,S\n", encoding="utf-8")
+    assert [case.kind for case in load_cases(file)] == ["harmless" if name.startswith("benign") else "harmful"]
+
+
+@pytest.mark.parametrize("name", ["not_harmful.txt", "non-harmful.txt", "harmless.txt"])
+def test_what_a_files_name_denies_it_is_not(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.write_text("Hello?\n", encoding="utf-8")
+    assert [case.kind for case in load_cases(file)] == ["harmless"]
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"prompt": "x", "label": "hramful"}, "the label 'hramful', which is none of harmful"),
+        ({"messages": [{"role": "assistant", "content": "x"}], "label": "harmful"}, "no user asks anything"),
+    ],
+)
+def test_a_row_that_makes_no_sense_is_named(tmp_path: Path, row: dict[str, object], says: str) -> None:
+    file = tmp_path / "harmful.jsonl"
+    file.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match=f"Line 1 of harmful.jsonl .*{says}"):
+        load_cases(file)
+
+
 def test_known_overlaps_are_found(shared_data: Path) -> None:
     folder = shared_data / "datasets"
     names = {

@@ -66,6 +66,28 @@ def test_an_inspect_task_of_somebody_else_runs_on_a_guarded_model(recipe: Path, 
         assert told["trace"][0]["kind"] == "prompt"
 
 
+def test_epochs_are_other_samples_and_a_prompt_that_is_too_long_ends_no_task(recipe: Path, tmp_path: Path) -> None:
+    inspect_ai = pytest.importorskip("inspect_ai", reason=EXTRA)
+    from inspect_ai.dataset import MemoryDataset, Sample
+    from inspect_ai.scorer import includes
+
+    import anchorlm.evaluation._inspect  # noqa: F401  (what the entry point does)
+
+    def said(**settings: object) -> list[str]:
+        samples = [Sample(input="Hello", target="x", id="short"), Sample(input="bread " * 4000, target="x", id="long")]
+        task = inspect_ai.Task(dataset=MemoryDataset(samples), scorer=includes())
+        (log,) = inspect_ai.eval(
+            task, model=f"anchorlm/{recipe}", log_dir=str(tmp_path / "logs"), display="none", log_realtime=False,
+            epochs=3, temperature=2.0, max_tokens=6, **settings,
+        )  # fmt: skip
+        assert log.status == "success", log.error
+        assert {one.output.stop_reason for one in log.samples if one.id == "long"} == {"model_length"}
+        return sorted(one.output.completion for one in log.samples if one.id == "short")
+
+    assert len(set(said())) == 3
+    assert len(set(said(seed=1))) == 1
+
+
 def test_our_inspect_task_grades_three_outcomes(recipe: Path, prompts: Path, tmp_path: Path) -> None:
     inspect_ai = pytest.importorskip("inspect_ai", reason=EXTRA)
     from anchorlm.evaluation import _inspect
@@ -93,6 +115,8 @@ def test_the_harness_generates_through_the_guard_and_refuses_likelihoods(recipe:
     def instance(*arguments: object) -> Instance:
         return Instance(request_type="generate_until", doc={}, arguments=arguments, idx=0)
 
+    with pytest.raises(UserError, match="no argument 'loglikelihod': it has recipe, loglikelihood"):
+        GuardedLM(str(recipe), loglikelihod="undefended")
     model = GuardedLM(str(recipe), batch_size=1)
     answers = model.generate_until(
         [instance("Hello", {"until": ["zzz"], "max_gen_toks": 5}), instance("Hi", {"until": []})]
