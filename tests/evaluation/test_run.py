@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from anchorlm.evaluation import (
     markdown,
     parse_sweep,
     summary,
+    write_costs,
     write_tables,
 )
 from anchorlm.evaluation._contestants import Pool
@@ -82,6 +84,18 @@ def test_what_is_timed_alone_has_times_and_forwards(run: Path) -> None:
     alone = [one for one in read_timings(run) if "case" in one]
     assert {one["defense"] for one in alone} == {"undefended", "reminded"}
     assert all(one["seconds"] > 0 and 1 <= one["forwards"] <= 7 for one in alone)
+
+
+def test_costs_are_told_with_intervals_apart_from_what_repeats(run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "copy"))
+    before = tables(folder)
+    head, _, bare, guarded = write_costs(folder).read_text("utf-8").splitlines()[2:]
+    assert "median s" in head
+    assert "| 1.00 (1.00 to 1.00) |" in bare
+    found = re.findall(r"\| (\S+) \((\S+) to (\S+)\)", guarded)
+    assert len(found) == 2
+    assert all(float(low) <= float(value) <= float(high) for value, low, high in found)
+    assert tables(folder) == before
 
 
 def test_the_same_recipe_gives_the_same_bytes(run: Path, write_recipe: Write, tmp_path: Path) -> None:

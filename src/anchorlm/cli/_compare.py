@@ -23,6 +23,7 @@ from anchorlm.evaluation import (
     markdown,
     parse_sweep,
     summary,
+    write_costs,
     write_report,
     write_tables,
 )
@@ -185,6 +186,7 @@ def _tell(folder: Path) -> None:
     found = figures(folder)
     for file in write_tables(folder, found):
         complain(f"Wrote {file}.")
+    complain(f"Wrote {write_costs(folder)}.")
     complain(f"Wrote {write_report(folder)}.")
     typer.echo(markdown(found), nl=False)
     typer.echo(f"\n{summary(found)}")

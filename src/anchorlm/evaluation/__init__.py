@@ -19,7 +19,7 @@ from anchorlm.evaluation._statistics import (
     pareto,
     similarity,
 )
-from anchorlm.evaluation._tables import latex, markdown, summary, write_tables
+from anchorlm.evaluation._tables import latex, markdown, summary, write_costs, write_tables
 
 __all__ = [
     "Agreement",
@@ -54,6 +54,7 @@ __all__ = [
     "parse_sweep",
     "similarity",
     "summary",
+    "write_costs",
     "write_report",
     "write_tables",
 ]

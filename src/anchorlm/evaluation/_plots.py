@@ -45,14 +45,14 @@ def latency(costs: Sequence[Cost]) -> str:
     height = 40 + 30 * len(costs)
     parts = [_open(_W, height, "Time of one response")]
     for place, cost in enumerate(costs):
-        y, width = 12 + 30 * place, 440 * cost.median / most
+        y, width = 12 + 30 * place, 440 * cost.median.value / most
         high = 180 + 440 * cost.p95 / most
         parts += [
             _text(172, y + 13, _short(cost.defense), "end"),
             f'<rect class="bar" x="180" y="{y}" width="{max(width, 1):.1f}" height="18" rx="3"/>',
             f'<path class="whisker" d="M{180 + width:.1f} {y + 9}H{high:.1f}M{high:.1f} {y + 4}v10"/>',
             f'<path class="tick" d="M{180 + 440 * cost.first / most:.1f} {y - 2}v22"/>',
-            _text(max(high, 180 + width) + 8, y + 13, f"{cost.median:.2f} s"),
+            _text(max(high, 180 + width) + 8, y + 13, f"{cost.median.value:.2f} s"),
         ]
     parts.append(_text(180, height - 6, "bar: median; line: up to the 95th percentile; tick: first text"))
     return "\n".join([*parts, "</svg>"])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from anchorlm.evaluation._calibration import knowledge
-from anchorlm.evaluation._costs import Cost, costs
+from anchorlm.evaluation._costs import SPENT, Cost, cells, costs
 from anchorlm.evaluation._figures import COLUMNS, SMALLER_IS_BETTER, Figures, Row, figures, outcome
 from anchorlm.evaluation._folder import read_answers, read_machine, read_recipe, read_timings
 from anchorlm.evaluation._plots import bars, calibration, latency, tradeoff
@@ -161,39 +161,14 @@ def _bar(row: Row, name: str) -> str:
 def _costs(spent: Sequence[Cost]) -> str:
     if not spent:
         return "<p>Nothing was timed.</p>"
-    head = "".join(
-        f"<th scope=col>{name}</th>"
-        for name in (
-            "n",
-            "median s",
-            "95 % s",
-            "first text s",
-            "× undefended",
-            "forwards per token",
-            "s, many at once",
-            "MB",
-        )
-    )
+    head = "".join(f"<th scope=col>{name}</th>" for name in SPENT[1:])
     rows = "".join(
         f"<tr><th scope=row>{escape(one.defense)}</th>"
-        + "".join(f'<td class="n plain">{cell}</td>' for cell in _cost(one))
+        + "".join(f'<td class="n plain">{cell}</td>' for cell in cells(one)[1:])
         + "</tr>"
         for one in spent
     )
     return f"<table><thead><tr><th>defense</th>{head}</tr></thead><tbody>{rows}</tbody></table>"
-
-
-def _cost(one: Cost) -> list[str]:
-    return [
-        str(one.n),
-        f"{one.median:.3f}",
-        f"{one.p95:.3f}",
-        f"{one.first:.3f}",
-        "–" if one.ratio is None else f"{one.ratio:.2f}",
-        f"{one.forwards:.2f}",
-        "–" if one.together is None else f"{one.together:.3f}",
-        "–" if one.peak is None else f"{one.peak / 1e6:.0f}",
-    ]
 
 
 def _graders(found: Figures) -> str:

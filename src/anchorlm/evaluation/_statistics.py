@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from typing import TypeVar
 
 from anchorlm.records import wilson
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +42,23 @@ def bootstrap(values: Sequence[float], *, seed: int = 0, resamples: int = 1000) 
         seed: Of the resampling.
         resamples: How many.
     """
+    return resampled(values, lambda some: math.fsum(some) / len(some), seed=seed, resamples=resamples)
+
+
+def resampled(
+    values: Sequence[T], statistic: Callable[[Sequence[T]], float], *, seed: int = 0, resamples: int = 1000
+) -> Estimate:
+    """Any statistic with its percentile bootstrap interval (Efron 1979); the same for the same seed.
+
+    Args:
+        values: At least one.
+        statistic: Of some values.
+        seed: Of the resampling.
+        resamples: How many.
+    """
     rng, n = random.Random(f"bootstrap:{seed}"), len(values)
-    means = sorted(math.fsum(rng.choices(values, k=n)) / n for _ in range(resamples))
-    return Estimate(math.fsum(values) / n, means[int(0.025 * resamples)], means[int(0.975 * resamples) - 1], n)
+    found = sorted(statistic(rng.choices(values, k=n)) for _ in range(resamples))
+    return Estimate(statistic(values), found[int(0.025 * resamples)], found[int(0.975 * resamples) - 1], n)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

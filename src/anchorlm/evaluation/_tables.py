@@ -4,12 +4,17 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from anchorlm.evaluation._costs import SPENT, cells, costs
 from anchorlm.evaluation._figures import ALL, COLUMNS, Figures, Row, safety, usefulness
+from anchorlm.evaluation._folder import read_recipe, read_timings
 from anchorlm.evaluation._statistics import Estimate
 from anchorlm.records import UserError
 
 TABLES = ("tables.json", "tables.md", "tables.tex")
 """What `write_tables` writes."""
+
+COSTS = "costs.md"
+"""What `write_costs` writes."""
 
 _TEX = {ord(char): f"\\{char}" for char in "_%&#${}"} | {
     ord("\\"): r"\textbackslash{}",
@@ -35,6 +40,22 @@ def write_tables(folder: str | Path, found: Figures) -> list[Path]:
     except OSError as error:
         raise UserError(f"{str(folder)!r} cannot be written ({error.strerror}): choose another folder.") from None
     return paths
+
+
+def write_costs(folder: str | Path) -> Path:
+    """Writes what the defenses of a run cost, with 95 % intervals, as Markdown; apart, because times never repeat.
+
+    Raises:
+        UserError: It holds no run, or cannot be written.
+    """
+    spent = costs(read_timings(folder), read_recipe(folder))
+    path = Path(folder) / COSTS
+    text = "# Cost\n\n" + (_md(SPENT, list(map(cells, spent))) if spent else "Nothing was timed.") + "\n"
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{str(folder)!r} cannot be written ({error.strerror}): choose another folder.") from None
+    return path
 
 
 def markdown(found: Figures) -> str:
