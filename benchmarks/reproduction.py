@@ -25,9 +25,15 @@ SPECIALISTS = (*TUNED, "a-arithmetic")
 EVERYTHING = f"anchorlm compare --out {RUNS}/everything --limit 100 --workers 2"
 LINEAGE = f"anchorlm compare recipes/lineage.toml --out {RUNS}/lineage --limit 100"
 KNOB = f"anchorlm compare recipes/knob.toml --out {RUNS}/knob --limit 50 --sweep alpha=0:1:0.25"
-ATTACKS = (
-    f"anchorlm compare --out {RUNS}/attacks --limit 10 --workers 2 "
-    "--defenses undefended,self_reminder,goal_priority,inferaligner,alignbeam,composed --attacks all"
+ATTACKS, OTHERS = (
+    f'anchorlm compare --out {RUNS}/{name} --limit 10 --workers 2 --defenses "{defenses}" --attacks all'
+    for name, defenses in (
+        ("attacks", "undefended,self_reminder,goal_priority,inferaligner,self-gated inferaligner,alignbeam,composed"),
+        (
+            "others",
+            "safe_decoding,best_of_n,caa,cast,alphasteer,gated alignbeam,args,controlled_decoding,inferenceguard",
+        ),
+    )
 )
 ABLATION = "python -m benchmarks.ablation"
 SEARCH = "python -m benchmarks.inferenceguard --partition test --n 30 --domains medicine"
@@ -255,9 +261,9 @@ def page(runs: Mapping[str, Figures]) -> str:
         parts += [f"## {number}. {claim.text}", f"    {claim.command}", said]
         if found is not None:
             parts.append(table(claim.head, found[1]))
-    if worst := worst_cases(rows.get("attacks", {})):
-        parts += ["## Every defense under the worst of its attacks", f"    {ATTACKS}"]
-        parts.append(table(("target", "defense", "no attack", "worst attack"), worst))
+    if worst := worst_cases({**rows.get("attacks", {}), **rows.get("others", {})}):
+        parts += ["## Every defense under the worst of its attacks", f"    {ATTACKS}\n    {OTHERS}"]
+        parts.append(table(("target", "defense", "no attack", "worst attack"), sorted(worst, key=lambda row: row[0])))
     if runs:
         parts.append(
             "Runs: " + ", ".join(f"{n} (recipe `{run.digest}`, {run.done} answers)" for n, run in runs.items()) + "."
@@ -267,7 +273,7 @@ def page(runs: Mapping[str, Figures]) -> str:
 
 def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / RUNS)
-    names = dict.fromkeys(claim.run for claim in CLAIMS if claim.run)
+    names = dict.fromkeys([*(claim.run for claim in CLAIMS if claim.run), "others"])
     runs = {name: figures(folder / name) for name in names if (folder / name / "recipe.json").is_file()}
     PAGE.write_text(page(runs), encoding="utf-8")
 
