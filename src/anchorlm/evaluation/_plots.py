@@ -131,7 +131,11 @@ def bars(shares: Mapping[str, float]) -> str:
     """Three outcomes as one bar of HTML, with their percentages for whoever cannot see it."""
     told = ", ".join(f"{word} {100 * share:.0f} %" for word, share in shares.items())
     pieces = "".join(f'<i class="{word}" style="width:{100 * share:.1f}%"></i>' for word, share in shares.items())
-    return f'<span class="stack" role="img" aria-label="{told}" title="{told}">{pieces}</span>'
+    short = "/".join(f"{100 * share:.0f}" for share in shares.values())  # for paper, and fingers, which cannot hover
+    return (
+        f'<span class="stack" role="img" aria-label="{told}" title="{told}">{pieces}</span>'
+        f'<small class="plain" aria-hidden="true">{short}</small>'
+    )
 
 
 def _open(width: int, height: int, title: str) -> str:

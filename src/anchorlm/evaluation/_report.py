@@ -79,9 +79,12 @@ def _transcripts(answers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     chosen, room, depth = [], _ROOM, 0
     while room > 0 and any(len(cell) > depth for cell in cells.values()):
         for cell in cells.values():
-            if len(cell) > depth and room > 0:
-                chosen.append(_transcript(cell[depth]))
-                room -= len(_embedded(chosen[-1]).encode())
+            if len(cell) > depth:
+                one = _transcript(cell[depth])
+                size = len(_embedded(one).encode())
+                if size <= room:  # one with a trace of a megabyte leaves room for the others
+                    chosen.append(one)
+                    room -= size
         depth += 1
     return chosen
 
