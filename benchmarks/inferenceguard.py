@@ -119,6 +119,9 @@ def guards(
         "controlled decoding": lambda: Guard(target, "controlled_decoding", **beams, block=BLOCK),
         "InferenceGuard": lambda: Guard(target, "inferenceguard", **ours),
         "InferenceGuard + critic": lambda: Guard(target, "inferenceguard", critic=artifact(), **ours),
+        "InferenceGuard, reward first": lambda: Guard(
+            target, "inferenceguard", **{**scored, "block": LENGTH, "beams": (BEAMS,), "draft": False}
+        ),
         "InferenceGuard + judge": lambda: Guard(target, "inferenceguard", **ours, **heard),
         "InferenceGuard on AlignBeam": lambda: Guard(target, "inferenceguard", **mixture),
         "InferenceGuard on AlignBeam + judge": lambda: Guard(target, "inferenceguard", **{**mixture, **heard}),

@@ -148,6 +148,25 @@ def test_of_what_is_within_budget_the_most_rewarding_is_given(target: LocalEngin
     assert [row["reward"] for row in found] == pytest.approx([reward(USER, row["text"]) for row in found])
 
 
+def test_without_a_draft_the_search_is_for_the_reward(target: LocalEngine) -> None:
+    def free(messages: Messages, text: str) -> float:
+        return -1.0
+
+    first, drafted = (guard(target, free, block=9, beams=(8,), draft=draft) for draft in (False, True))
+    many = Guard(
+        target, "beam_search", n=8, block=0, score="reward", cost=free, reward=reward, temperature=1.5,
+        generation={"max_new_tokens": 9},
+    )  # fmt: skip
+    for prompt in PROMPTS:
+        got, quick, best = (one.chat(prompt) for one in (first, drafted, many))
+        assert [decision.kind for decision in got.trace] == ["search", "chosen"]
+        assert "search" not in [decision.kind for decision in quick.trace]
+        assert got.text == best.text, "with everything within budget it is the best of as many"
+        assert_gated([got] * len(PROMPTS), free)
+    for prompt, response in zip(PROMPTS, guard(target, draft=False).generate(PROMPTS), strict=True):
+        assert response.finish_reason == "refusal" or cost(prompt, response.text) <= 0
+
+
 def test_blocks_that_are_out_stay_out_and_were_within_budget_as_they_stood(target: LocalEngine) -> None:
     one = guard(target, late, release="blocks")
     several = 0
@@ -303,6 +322,7 @@ def test_contradictory_settings_are_one_sentence(target: LocalEngine, anchor: Lo
         ({"beams": (16, 4)}, "growing numbers"),
         ({"beams": (1,)}, "growing numbers"),
         ({"budget": -1.0}, "greater than or equal to 0"),
+        ({"draft": False, "beams": ()}, "without a draft there must be beams"),
         ({"proposal": "alignbeam"}, "needs an anchor"),
         ({"release": "blocks", "calibration": "somewhere"}, "release must be whole"),
     ):

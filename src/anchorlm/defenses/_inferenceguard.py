@@ -155,7 +155,7 @@ class InferenceGuard(Defense):
         settings, limit = work.settings, self._limit(work.settings)
         best: Beam | None = None
         skipped: list[int] = []
-        sizes = [1, *settings.beams]
+        sizes = list(settings.sizes)
         while sizes:
             n = sizes.pop(0)
             if not self._fits(work, n):
@@ -193,7 +193,7 @@ class InferenceGuard(Defense):
         said = ""
         while True:
             best: Beam | None = None
-            for n in (1, *settings.beams):
+            for n in settings.sizes:
                 if not self._fits(work, n):
                     continue
                 found = await self._search(work, n, out, rounds=1)

@@ -23,6 +23,8 @@ class InferenceGuardSettings(MixtureSettings):
                          "the judge reads any draft.")  # fmt: skip
     beams: tuple[int, ...] = Field(default=(4, 16, 64), description="N: beams of each search, tried one after another "
                                    "while nothing is within budget; none: the draft or the refusal.")  # fmt: skip
+    draft: bool = Field(default=True, description="Begin with one response, which ends the search if it is within "
+                        "budget; without it the first search is for the reward, and takes its time.")  # fmt: skip
     keep: float = Field(default=0.25, gt=0, le=1, description="K as a share of N: beams that survive a block.")
     block: int = Field(default=32, ge=1, description="Tokens of a block.")
     retries: int = Field(default=2, ge=0, le=16, description="M: how often a block is sampled again if all beams fail.")
@@ -42,6 +44,11 @@ class InferenceGuardSettings(MixtureSettings):
     release: Literal["whole", "blocks"] = Field(default="whole", description="When text comes: whole, or block by "
                                                 "block, which gives up looking back.")  # fmt: skip
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Beams of each search, the draft's one among them."""
+        return (1, *self.beams) if self.draft else self.beams
+
     @field_validator("beams")
     @classmethod
     def _grow(cls, beams: tuple[int, ...]) -> tuple[int, ...]:
@@ -53,6 +60,8 @@ class InferenceGuardSettings(MixtureSettings):
     def _one_draw(self) -> Self:
         if self.calibration is not None and self.release == "blocks":
             raise ValueError("a calibrated limit judges whole responses, so that release must be whole")
+        if not self.draft and not self.beams:
+            raise ValueError("without a draft there must be beams: nothing would ever be written")
         if self.gate != "always" and self.proposal != "alignbeam":
             raise ValueError('the gate says when the anchor guides: it needs proposal = "alignbeam"')
         return self
