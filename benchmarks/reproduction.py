@@ -26,11 +26,16 @@ EVERYTHING = f"anchorlm compare --out {RUNS}/everything --limit 100 --workers 2"
 LINEAGE = f"anchorlm compare recipes/lineage.toml --out {RUNS}/lineage --limit 100"
 KNOB = f"anchorlm compare recipes/knob.toml --out {RUNS}/knob --limit 50 --sweep alpha=0:1:0.25"
 ATTACKS, OTHERS = (
-    f'anchorlm compare --out {RUNS}/{name} --limit 10 --workers 2 --defenses "{defenses}" --attacks all'
-    for name, defenses in (
-        ("attacks", "undefended,self_reminder,goal_priority,inferaligner,self-gated inferaligner,alignbeam,composed"),
+    f'anchorlm compare --out {RUNS}/{name} --limit 10 --workers 2 --defenses "{defenses}" --attacks all{more}'
+    for name, more, defenses in (
+        (
+            "attacks",
+            "",
+            "undefended,self_reminder,goal_priority,inferaligner,self-gated inferaligner,alignbeam,composed",
+        ),
         (
             "others",
+            " --targets a-medicine",
             "safe_decoding,best_of_n,caa,cast,alphasteer,gated alignbeam,args,controlled_decoding,inferenceguard",
         ),
     )
