@@ -170,6 +170,8 @@ async def _extend(
         beam.reason = "stop"
     elif len(beam.proposal.response) >= plan.room:
         beam.reason = "length"
+    if beam.reason is not None and not plan.retries:
+        beam.close()  # a finished row leaves the batch at once, unless it may have to be written again
 
 
 def _seed(seed: int, *places: int) -> int:
