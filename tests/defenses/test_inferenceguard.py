@@ -131,6 +131,16 @@ def test_a_draft_that_is_not_comfortable_is_given_only_where_nothing_better_is_f
     assert better.chat(USER).text != draft
 
 
+def test_what_a_search_finds_and_the_judge_passes_needs_no_comfort_but_a_draft_does(target: LocalEngine) -> None:
+    heard: list[str] = []
+    judged = guard(target, lambda m, text: -0.1, comfort=0.5, judge=lambda m, text: heard.append(text) or 0.0)
+    response = judged.chat(USER)
+    assert [decision.kind for decision in response.trace] == ["draft", "search", "chosen"]
+    assert response.text in heard
+    blind = guard(target, lambda m, text: -0.1, comfort=0.5)
+    assert [decision.kind for decision in blind.chat(USER).trace] == ["draft", "search", "search", "chosen"]
+
+
 def test_a_seed_decides_and_neighbors_do_not(target: LocalEngine) -> None:
     one = guard(target, late)
     alone = [one.chat(prompt, seed=7).text for prompt in PROMPTS]

@@ -169,10 +169,9 @@ class InferenceGuard(Defense):
                 best = comfortable[0]
                 break
             best = min([*([best] if best else []), *ended], key=lambda beam: beam.cost, default=None)
+            if self._heard(work, n, best):
+                break
             if not work.guided:
-                # What the judge has read ends the search: a calibrated limit may refuse it, but not lead to another.
-                if self.team.judge is not None and best is not None and admit(best.cost, settings.budget):
-                    break
                 work.guided = True  # what the gate did not see, the cost model or the judge did
                 sizes.insert(0, 1)
         if best is None or best.reason is None or not admit(best.cost, limit):
@@ -202,10 +201,9 @@ class InferenceGuard(Defense):
                 best = min([*([best] if best else []), *found.beams[:1]], key=lambda beam: beam.cost, default=None)
                 if best is not None and best.cost <= settings.budget - settings.comfort:
                     break
-                if not work.guided:
-                    if self.team.judge is not None and best is not None and admit(best.cost, settings.budget):
-                        break
-                    work.guided = True
+                if self._heard(work, n, best):
+                    break
+                work.guided = True
             if best is None or not admit(best.cost, limit) or not self._text(best).startswith(said):
                 break
             before = 0 if out is None else len(out.tokens)
@@ -221,6 +219,14 @@ class InferenceGuard(Defense):
             return
         yield Decision("fallback", {"why": "no further block within budget was found: the text ends here"})
         yield work.finished("refusal", len(out.tokens))
+
+    def _heard(self, work: Work, n: int, best: Beam | None) -> bool:
+        """Whether the judge's word ends the search without comfort: on what a search found, and on a draft behind a
+        closed gate. A calibrated limit may still refuse it, but does not lead to another search.
+        """
+        if self.team.judge is None or best is None or not admit(best.cost, work.settings.budget):
+            return False
+        return n > 1 or not work.guided
 
     def _fits(self, work: Work, n: int) -> bool:
         """Whether the engines can hold a search: a long prompt is searched with fewer beams, not turned down."""

@@ -18,7 +18,7 @@ class InferenceGuardSettings(MixtureSettings):
     gamma: float = Field(default=1.0, gt=0, le=1, description="Discount per token while searching; the gate at the end "
                          "never discounts.")  # fmt: skip
     comfort: float = Field(default=0.0, ge=0, description="How far below the budget a response must be to end the "
-                           "search at once; behind a closed gate the judge reads a draft that is not.")  # fmt: skip
+                           "search at once; with a judge, to be given as a draft unread.")  # fmt: skip
     doubt: float = Field(default=0.3, ge=0, description="How near to its threshold a closed gate is in doubt, so that "
                          "the judge reads any draft.")  # fmt: skip
     beams: tuple[int, ...] = Field(default=(4, 16, 64), description="N: beams of each search, tried one after another "
