@@ -2,6 +2,7 @@
 
 `python -m benchmarks.inferaligner` measures the artifacts that come with them on the sealed test, `--fit` fits them
 anew, `--anchor b-chat` with vectors of the other family; `--overhead` only times; `--partition dev --n 20` is a try.
+The second reader is b-chat.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from anchorlm import CausalModel, Guard, zoo
-from anchorlm.cli._embedded import GATED, KNOBS
+from anchorlm.cli._embedded import ANCHOR, GATED, KNOBS, SAME_VOCABULARY
 from anchorlm.cli._zoo_fit import CALIBRATED, FITTED, LIMIT, prompts
 from anchorlm.engine import LocalEngine
 from anchorlm.fitting import calibrate_inferaligner, fit_inferaligner, save_artifact
@@ -63,15 +64,15 @@ def overhead(
     return [(name, ratio(seconds, bare)) for name, seconds in zip(names, others, strict=True)]
 
 
-def artifact(domain: str, anchor: str, anew: bool, folder: Path) -> Path:
+def artifact(domain: str, anchor: str, reader: LocalEngine, anew: bool, folder: Path) -> Path:
     """The specialist's artifact: the one that comes with it, or one that is fitted now."""
     own = zoo.artifact(f"a-{domain}")
-    if own is not None and anchor == "a-chat" and not anew:
+    if own is not None and anchor == SAME_VOCABULARY and not anew:
         return own
-    target, chat = engine(f"a-{domain}"), engine(anchor)
-    fitted = fit_inferaligner(target, chat, *prompts(domain, "train", FITTED))
+    target = engine(f"a-{domain}")
+    fitted = fit_inferaligner(target, engine(anchor), *prompts(domain, "train", FITTED), reader=reader)
     validation = prompts(domain, "dev", CALIBRATED)
-    return save_artifact(calibrate_inferaligner(fitted, target, *validation, anchor=chat, limit=LIMIT), folder)
+    return save_artifact(calibrate_inferaligner(fitted, target, *validation, reader=reader, limit=LIMIT), folder)
 
 
 def engine(name: str) -> LocalEngine:
@@ -83,27 +84,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--partition", choices=("dev", "test"), default="test")
     parser.add_argument("--n", type=int, default=150)
     parser.add_argument("--fit", action="store_true", help="fit the artifacts anew")
-    parser.add_argument("--anchor", choices=("a-chat", "b-chat"), default="a-chat", help="b-chat: across families")
+    parser.add_argument(
+        "--anchor", choices=(SAME_VOCABULARY, ANCHOR), default=SAME_VOCABULARY, help="b-chat: across families"
+    )
     parser.add_argument("--overhead", action="store_true", help="only what gates cost")
     parser.add_argument("--domains", nargs="+", choices=zoo.DOMAINS, default=list(zoo.DOMAINS))
     options = parser.parse_args(arguments)
-    guide = engine("b-chat")
-    anchor = guide if options.anchor == "b-chat" else engine("a-chat")
+    guide = engine(ANCHOR)
     judge = RubricJudge(engine("b-judge"), template=zoo.JUDGE_TEMPLATE)
     rows, gates, costs = [], [], []
     for domain in options.domains:
         target, length = engine(f"a-{domain}"), {"max_new_tokens": 64}
         with TemporaryDirectory() as folder:
-            place = artifact(domain, options.anchor, options.fit, Path(folder) / "artifact")
+            place = artifact(domain, options.anchor, guide, options.fit, Path(folder) / "artifact")
             beam: dict[str, Any] = {"anchor": guide, "judge": judge, "artifact": str(place), "generation": length}
             beam |= {**KNOBS["alignbeam"], **GATED}
+            seeing: dict[str, Any] = {"artifact": place, "anchor": guide, "generation": length}
             plain = Guard(target, generation=length)
             guard = Guard(target, "inferaligner", artifact=place, generation=length)
-            read = Guard(target, "inferaligner", artifact=place, anchor=anchor, reader="anchor", generation=length)
-            both = Guard(target, "inferaligner", artifact=place, anchor=anchor, reader="both", generation=length)
-            mixed = {"alignbeam, gated": Guard(target, "alignbeam", **beam)}
-            if anchor is guide:
-                mixed["alignbeam, gated by both"] = Guard(target, "alignbeam", gate_reader="both", **beam)
+            read, both = (Guard(target, "inferaligner", reader=who, **seeing) for who in ("anchor", "both"))
+            mixed = {
+                "alignbeam, gated": Guard(target, "alignbeam", **beam | {"gate_reader": "target"}),
+                "alignbeam, gated by both": Guard(target, "alignbeam", **beam),
+            }
             controls = {
                 f"{vector} vectors": Guard(
                     target, "inferaligner", artifact=place, vector=vector, answer="steer", generation=length
@@ -122,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows.append([f"a-{domain}", name, *(cell(split, samples[split], answers[split]) for split in CELLS)])
             if name in ours:
                 gates.append([f"a-{domain}", name, *map(opened, answers.values())])
-    across = " across families" if options.anchor == "b-chat" else ""
+    across = " across families" if options.anchor == ANCHOR else ""
     if rows:
         report(f"inferaligner{across}", ["target", "defense", *CELLS], rows)
         report(f"inferaligner gate{across}", ["target", "gate", *CELLS], gates)

@@ -110,17 +110,18 @@ def test_the_gate_that_reads_the_anchor_is_calibrated_checked_and_used(
     assert 'reader = "anchor"' not in result.stdout
     result = invoke("check", file, *reads)
     assert result.exit_code == 0, result.stderr
-    assert "calibrate inferaligner --anchor" in result.stdout
-    result = invoke("calibrate", "inferaligner", "-r", file, "--anchor", anchor, *data, "--max-new-tokens", "1")
+    assert "calibrate inferaligner --reader" in result.stdout
+    result = invoke("calibrate", "inferaligner", "-r", file, "--reader", anchor, *data, "--max-new-tokens", "1")
     assert result.exit_code == 0, result.stderr
-    assert 'gate that reads the anchor (reader = "anchor"): layers' in result.stdout
+    assert 'gate of the second reader (reader = "anchor"): layers' in result.stdout
+    assert 'gate that both share (reader = "both"): bias' in result.stdout
     assert "first guesses" not in invoke("check", file, *reads).stdout
     answered = invoke("chat", "-r", file, *reads, stdin="bread\n/trace\n")
     assert answered.exit_code == 0, answered.stderr
     assert '"reader": "anchor"' in answered.stdout
     alone = invoke("check", file, *reads[:2])
     assert alone.exit_code == 2
-    assert "needs the anchor that its artifact was fitted with" in alone.stderr
+    assert "needs the second reader of its artifact as the anchor" in alone.stderr
 
 
 def test_an_artifact_of_a_recipe_lies_beside_it(copied: Path, target: Path) -> None:

@@ -78,8 +78,9 @@ def test_the_anchor_that_guides_may_be_the_one_that_reads(parts: dict[str, Any])
         assert gate["reader"] == "anchor"
         seen.add((prompt in HARMFUL, gate["open"]))
         assert got.token_ids == parts["always" if gate["open"] else "plain"].chat(prompt).token_ids
-        own = parts["gated"].chat(prompt).trace[0].data["open"]
-        assert parts["read by both"].chat(prompt).trace[0].data["open"] == (own or gate["open"])
+        shared = parts["read by both"].chat(prompt).trace[0].data
+        assert [one["reader"] for one in shared["readings"]] == ["target", "anchor"]
+        assert shared["readings"] == [parts["gated"].chat(prompt).trace[0].data, gate]
         found = parts["searched, read by the anchor"].chat(prompt)
         assert found.trace[0].data == gate
         assert found.token_ids == parts["guided" if gate["open"] else "plain"].chat(prompt).token_ids

@@ -244,7 +244,7 @@ def test_the_anchor_may_read_what_the_target_cannot_tell(
 ) -> None:
     artifact = Artifact.load(folder, "inferaligner")
     one = guard(target, folder, anchor=sibling, reader="anchor", **STRONG)
-    t, [layer] = artifact.tensors, artifact.settings["anchor_gate_layers"]
+    t, [layer] = artifact.tensors, artifact.settings["reader_gate_layers"]
     for prompt in PROMPTS:
         response = one.chat(said(prompt))
         gate = decision(response, "gate")
@@ -253,8 +253,8 @@ def test_the_anchor_may_read_what_the_target_cannot_tell(
             streams = sibling.model.model(ids, output_hidden_states=True).hidden_states
         # The last of them has passed the final norm: only blocks before it are compared.
         for place in range(len(gate["scores"]) - 1):
-            projection = streams[place + 1][0, -1] @ t["anchor_gate.direction"][place] + t["anchor_gate.bias"][place]
-            assert gate["scores"][place] == pytest.approx(float(projection / t["anchor_gate.scale"][place]), abs=2e-3)
+            projection = streams[place + 1][0, -1] @ t["reader_gate.direction"][place] + t["reader_gate.bias"][place]
+            assert gate["scores"][place] == pytest.approx(float(projection / t["reader_gate.scale"][place]), abs=2e-3)
         assert (gate["reader"], gate["layers"], gate["score"]) == ("anchor", [layer], gate["scores"][layer])
         forced = guard(target, folder, gate="open" if gate["open"] else "closed", **STRONG).chat(said(prompt))
         assert response.token_ids == forced.token_ids
@@ -264,30 +264,35 @@ def test_the_anchor_may_read_what_the_target_cannot_tell(
     assert {decision(each, "gate")["open"] for each in together} == {True, False}
 
 
-def test_of_two_readers_one_is_enough(target: LocalEngine, sibling: LocalEngine, folder: Path, halfway: float) -> None:
-    own = guard(target, folder, bias=halfway, **STRONG)
-    theirs = guard(target, folder, anchor=sibling, reader="anchor", bias=halfway, **STRONG)
-    both = guard(target, folder, anchor=sibling, reader="both", bias=halfway, **STRONG)
-    seen = set()
-    for prompt in [*PROMPTS, *HARMFUL, *HARMLESS]:
-        readings = [decision(one.chat(said(prompt)), "gate") for one in (own, theirs)]
-        response = both.chat(said(prompt))
-        gate = decision(response, "gate")
-        assert gate in readings
-        assert gate["score"] == max(one["score"] for one in readings)
-        assert gate["open"] == any(one["open"] for one in readings)
-        assert (
-            response.token_ids == (own if gate["open"] == readings[0]["open"] else theirs).chat(said(prompt)).token_ids
-        )
-        seen.add(tuple(one["open"] for one in readings))
-    assert {(True, True), (False, False)} <= seen
+def test_two_readers_share_the_mean_of_their_scores(target: LocalEngine, sibling: LocalEngine, folder: Path) -> None:
+    alone = [guard(target, folder), guard(target, folder, anchor=sibling, reader="anchor")]
+    prompts = [*PROMPTS, *HARMFUL, *HARMLESS]
+    readings = [[decision(one.chat(said(prompt)), "gate") for one in alone] for prompt in prompts]
+    means = [sum(reading["score"] for reading in two) / 2 for two in readings]
+    for bias in (None, -sorted(means)[len(means) // 2] - 2e-3):
+        both = guard(target, folder, anchor=sibling, reader="both", bias=bias, **STRONG)
+        seen = set()
+        for prompt, two, mean in zip(prompts, readings, means, strict=True):
+            response = both.chat(said(prompt))
+            gate = decision(response, "gate")
+            assert gate.keys() == {"reader", "readings", "score", "threshold", "open"}
+            assert gate["reader"] == "both"
+            assert gate["readings"] == two
+            assert gate["score"] == pytest.approx(mean, abs=2e-3)
+            assert gate["threshold"] == pytest.approx(-(bias or 0.0), abs=1e-3)
+            assert gate["open"] == (gate["score"] > gate["threshold"])
+            forced = guard(target, folder, gate="open" if gate["open"] else "closed", **STRONG).chat(said(prompt))
+            assert response.token_ids == forced.token_ids
+            seen.add(gate["open"])
+        assert seen == {True, False}
+    assert [one.token_ids for one in both.generate(prompts)] == [both.chat(said(one)).token_ids for one in prompts]
 
 
 def test_the_anchor_reads_only_where_it_is_asked_to(target: LocalEngine, sibling: LocalEngine, folder: Path) -> None:
     for knobs in ({"reader": "anchor"}, {"anchor": sibling}):
         with pytest.raises(UserError, match="give both or neither"):
             guard(target, folder, **knobs)
-    with pytest.raises(UserError, match="fitted on the anchor tiny-llama, but .*other weights"):
+    with pytest.raises(UserError, match="fitted on the reader tiny-llama, but .*other weights"):
         guard(target, folder, reader="anchor", anchor=LocalEngine(tiny_model(seed=9, vocab_size=311)))
     one = guard(target, folder, reader="anchor", anchor=sibling)
     with pytest.raises(UserError, match="reader cannot differ between requests"):
@@ -319,15 +324,15 @@ def test_an_anchor_whose_activations_are_no_numbers_ends_in_the_refusal(target: 
     assert "not numbers" in decision(response, "fail_closed")["why"]
 
 
-def test_an_artifact_without_an_anchors_gate_says_to_fit_again(
+def test_an_artifact_without_a_second_readers_gate_says_to_fit_again(
     target: LocalEngine, sibling: LocalEngine, folder: Path
 ) -> None:
     found = Artifact.load(folder, "inferaligner")
-    tensors = {name: tensor for name, tensor in found.tensors.items() if not name.startswith("anchor_gate")}
+    tensors = {name: tensor for name, tensor in found.tensors.items() if not name.startswith("reader_gate")}
     made = Artifact(found.kind, found.models, found.data, found.settings, found.figures, tensors)
     old = made.save(folder.parent / "old")
     assert guard(target, old).chat(said("x")).text
-    with pytest.raises(UserError, match="no gate that reads the anchor: fit it again"):
+    with pytest.raises(UserError, match="no gate for a second reader: fit it again"):
         guard(target, old, reader="anchor", anchor=sibling)
 
 

@@ -99,7 +99,7 @@ def test_the_gate_keeps_the_limit_and_guards_as_the_figures_say(
     assert opened["harmless"] <= 0.1 * len(HARMLESS)
 
 
-def test_with_its_anchor_the_gate_that_reads_it_is_chosen_too_and_nothing_else_changes(
+def test_with_the_second_reader_its_gate_and_the_shared_one_are_chosen_too_and_nothing_else_changes(
     target: LocalEngine,
     anchor: LocalEngine,
     fitted: Artifact,
@@ -107,23 +107,24 @@ def test_with_its_anchor_the_gate_that_reads_it_is_chosen_too_and_nothing_else_c
     grader: Callable[..., str],
     tmp_path: Path,
 ) -> None:
-    both = calibrate_inferaligner(fitted, target, HARMFUL, HARMLESS, anchor=anchor, limit=0.1, grader=grader,
+    both = calibrate_inferaligner(fitted, target, HARMFUL, HARMLESS, reader=anchor, limit=0.1, grader=grader,
                                   max_new_tokens=4, prompts=8)  # fmt: skip
-    theirs = {"anchor_gate_layers", "anchor_bias"}
+    theirs = {"reader_gate_layers", "reader_bias", "both_bias"}
     assert {name for name, value in both.settings.items() if value != calibrated.settings[name]} <= theirs
     figures = dict(both.figures["calibration"])
-    read = figures.pop("read by the anchor")
+    read = {reader: figures.pop(name) for reader, name in (("anchor", "read by the anchor"), ("both", "read by both"))}
     assert figures == calibrated.figures["calibration"]
     folder = save_artifact(both, tmp_path / "a")
-    guard = Guard(target, "inferaligner", anchor=anchor, reader="anchor", artifact=str(folder),
-                  generation={"max_new_tokens": 4})  # fmt: skip
-    for name, prompts in (("harmful", HARMFUL), ("harmless", HARMLESS)):
-        opened = sum(answer.trace[0].data["open"] for answer in guard.generate(prompts))
-        assert opened == read["gate"][f"{name} opened"]["hits"]
-    assert read["gate"]["harmless opened"]["rate"] <= 0.1
-    assert 'reader = "anchor"' in (folder / "README.md").read_text()
-    with pytest.raises(UserError, match="fitted on the anchor"):
-        calibrate_inferaligner(fitted, target, HARMFUL, HARMLESS, anchor=target)
+    for reader, found in read.items():
+        guard = Guard(target, "inferaligner", anchor=anchor, reader=reader, artifact=str(folder),
+                      generation={"max_new_tokens": 4})  # fmt: skip
+        for name, prompts in (("harmful", HARMFUL), ("harmless", HARMLESS)):
+            opened = sum(answer.trace[0].data["open"] for answer in guard.generate(prompts))
+            assert opened == found["gate"][f"{name} opened"]["hits"]
+        assert found["gate"]["harmless opened"]["rate"] <= 0.1
+        assert f'reader = "{reader}"' in (folder / "README.md").read_text()
+    with pytest.raises(UserError, match="fitted on the reader"):
+        calibrate_inferaligner(fitted, target, HARMFUL, HARMLESS, reader=target)
 
 
 def test_figures_are_measured_on_prompts_that_nothing_was_chosen_on(

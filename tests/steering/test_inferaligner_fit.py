@@ -96,8 +96,8 @@ def test_on_every_architecture_it_is_the_paper_written_out(name: str) -> None:
             torch.stack([cosine_scores(row, t["own.unit"])[layer] for row in each]) for each in (bad[out], good[other])
         )
         assert float(t["cast.threshold"][layer]) == pytest.approx(best_threshold(high, low)[0], abs=1e-3)
-    assert {tensor.shape for name, tensor in t.items() if not name.startswith("anchor_gate")} == {(2,), (2, 64)}
-    assert close(t["anchor_gate.direction"] * theirs.norm(dim=-1, keepdim=True), theirs)
+    assert {tensor.shape for name, tensor in t.items() if not name.startswith("reader_gate")} == {(2,), (2, 64)}
+    assert close(t["reader_gate.direction"] * theirs.norm(dim=-1, keepdim=True), theirs)
 
 
 @pytest.mark.parametrize("name", ["llama", "falcon", "mistral"])
@@ -137,8 +137,8 @@ def test_vectors_of_another_family_cross_by_a_ridge_map_of_the_harmless_prompts(
         cosine = made.figures["cosine with the target's own direction"][layer]
         assert cosine == pytest.approx(float(t["shift.unit"][layer] @ t["own.unit"][layer]), abs=1e-3)
     assert close(t["shift.length"], t["own.length"])
-    assert {tensor.shape for name, tensor in t.items() if not name.startswith("anchor_gate")} == {(2,), (2, 64)}
-    assert close(t["anchor_gate.direction"], normalize(theirs.mean(dim=0) - theirs_good.mean(dim=0), dim=-1))
+    assert {tensor.shape for name, tensor in t.items() if not name.startswith("reader_gate")} == {(2,), (2, 64)}
+    assert close(t["reader_gate.direction"], normalize(theirs.mean(dim=0) - theirs_good.mean(dim=0), dim=-1))
 
 
 def test_an_artifact_of_any_options_is_saved_and_loaded(tmp_path: Path) -> None:
@@ -147,7 +147,8 @@ def test_an_artifact_of_any_options_is_saved_and_loaded(tmp_path: Path) -> None:
         made = fit(target, anchor, **options)
         found = Artifact.load(made.save(tmp_path / str(index)), "inferaligner")
         assert found.id == made.id
-        assert found.models == {"target": stamp(target.model), "anchor": stamp(anchor.model)}
+        theirs = stamp(anchor.model)
+        assert found.models == {"target": stamp(target.model), "anchor": theirs, "reader": theirs}
         found.require("target", stamp(target.model))
 
 
@@ -237,3 +238,16 @@ def test_mistakes_are_one_sentence() -> None:
     with torch.no_grad():
         broken.model.layers[0].mlp.down_proj.weight[0, 0] = float("nan")
     assert "not numbers" in sentence(target=LocalEngine(CausalModel.wrap(broken, tiny_tokenizer())))
+
+
+def test_a_reader_of_its_own_gets_the_second_gate_and_changes_nothing_else() -> None:
+    target, anchor = LocalEngine(tiny_model()), LocalEngine(tiny_model(seed=1))
+    reader = LocalEngine(tiny_model("gpt2", seed=2, n_layer=3))
+    plain, made = fit(target, anchor, whitening="none"), fit(target, anchor, reader=reader, whitening="none")
+    assert made.models["reader"] == stamp(reader.model)
+    second = {"reader_gate.direction", "reader_gate.bias", "reader_gate.scale"}
+    assert all(torch.equal(plain.tensors[name], made.tensors[name]) for name in plain.tensors.keys() - second)
+    as_anchor = fit(target, reader, across="always", whitening="none")
+    assert all(torch.equal(as_anchor.tensors[name], made.tensors[name]) for name in second)
+    assert as_anchor.figures["reader gate"] == made.figures["reader gate"]
+    assert {name for name, value in made.settings.items() if value != plain.settings[name]} <= {"reader_gate_layers"}

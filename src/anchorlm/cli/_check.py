@@ -162,7 +162,7 @@ def _artifact(found: Findings, folder: str, target: CausalModel | None, reads: b
     elif artifact.kind == "inferaligner" and reads and "read by the anchor" not in calibrated:
         found.notes.append(
             "artifact: of the gate that reads the anchor, layers and bias are first guesses; choose them with "
-            "`anchorlm calibrate inferaligner --anchor`."
+            "`anchorlm calibrate inferaligner --reader`."
         )
     if target is None:
         return False

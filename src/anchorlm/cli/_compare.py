@@ -101,7 +101,6 @@ def report(folder: Path, kind: str) -> None:
 
 def embedded_recipe(partition: str = "test") -> dict[str, Any]:
     """Every defense on the embedded specialists, as a recipe's data."""
-    own_family = {"anchor": f"embedded:{SAME_VOCABULARY}"}
     artifact = {"artifact": "embedded:{target}/inferaligner"}
     scorers = _scorers()
     return {
@@ -113,9 +112,9 @@ def embedded_recipe(partition: str = "test") -> dict[str, Any]:
             "undefended": {},
             "self_reminder": {},
             "goal_priority": {},
-            "safe_decoding": own_family,
+            "safe_decoding": {"anchor": f"embedded:{SAME_VOCABULARY}"},
             "best_of_n": {"n": 8},
-            "inferaligner": {**KNOBS["inferaligner"], **artifact, **own_family},
+            "inferaligner": {**KNOBS["inferaligner"], **artifact, "anchor": f"embedded:{ANCHOR}"},
             "self-gated inferaligner": {"name": "inferaligner", **artifact},
             **dict.fromkeys(STEERED, artifact),
             "alignbeam": KNOBS["alignbeam"],

@@ -10,10 +10,10 @@ from anchorlm.records import UserError
 from anchorlm.zoo import JUDGE_TEMPLATE, artifact, members, path
 
 ANCHOR = "b-chat"
-"""The aligned model of the other family, which guides across vocabularies."""
+"""The aligned model of the other family, which guides across vocabularies and reads prompts for the gate."""
 
 KNOBS: dict[str, dict[str, Any]] = {
-    "inferaligner": {"reader": "anchor"},
+    "inferaligner": {"reader": "both"},
     "alignbeam": {"mixed_tokens": 3, "max_harm": 0.2},
     "args": {"k": 4, "w": 0.5},  # companions search less than in their papers, so that a comparison takes minutes
     "controlled_decoding": {"n": 4},
@@ -28,11 +28,12 @@ KNOBS: dict[str, dict[str, Any]] = {
 }
 """What differs from the defaults for the embedded models; chosen on their development split."""
 
-GATED: dict[str, Any] = {"gate": "inferaligner", "alpha": 0.7}
+GATED: dict[str, Any] = {"gate": "inferaligner", "gate_reader": "both", "alpha": 0.7}
 """Behind InferAligner's gate a prompt is known to be harmful, so that the anchor may weigh more; chosen likewise."""
 
-COMPOSED: dict[str, Any] = {**KNOBS["inferenceguard"], **GATED}
-"""InferenceGuard with gate, mixture, hard gate and judge together."""
+COMPOSED: dict[str, Any] = {**KNOBS["inferenceguard"], **GATED, "gate_reader": "target"}
+"""InferenceGuard with gate, mixture, hard gate and judge together. What the target's own gate overlooks the cost model
+sees, so that a second reader would cost harmless prompts its time for nothing."""
 
 SPECIALISTS = {"a-medicine": "medicine", "a-finance": "finance", "a-arithmetic": "arithmetic"}
 """The targets, each with its domain."""
@@ -44,9 +45,10 @@ COST, REWARD = "b-cost", "b-reward"
 """What a response costs, and what it is worth."""
 
 SAME_VOCABULARY = "a-chat"
-"""The aligned model of the specialists' own family: what they were, or would be, before they were tuned."""
+"""The aligned model of the specialists' own family, what they were, or would be, before they were tuned: it lends
+InferAligner its vectors."""
 
-OWN_FAMILY = ("safe_decoding", "inferaligner")
+OWN_FAMILY = ("safe_decoding",)
 """Defenses whose anchor it is."""
 
 

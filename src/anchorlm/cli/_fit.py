@@ -27,6 +27,10 @@ Changes = Annotated[
     list[str] | None,
     typer.Option("--set", help="A recipe's value, as in target.dtype=bfloat16; may be repeated.", metavar="A.B=C"),
 ]
+Reader = Annotated[
+    str | None,
+    typer.Option("--reader", help="Aligned model that the gate may read, too; without it that is the anchor."),
+]
 Harmful = Annotated[str, typer.Option("--harmful", help="Harmful prompts: JSONL, CSV, JSON list or text, also .gz.")]
 Harmless = Annotated[str, typer.Option("--harmless", help="Harmless ones in the same style, your domain's too.")]
 Column = Annotated[str | None, typer.Option("--column", help="Column or field that holds the prompt.")]
@@ -47,6 +51,7 @@ def fit_inferaligner(
     anchor: Annotated[
         str | None, typer.Option("--anchor", help="Aligned model, of any family, that lends its vectors.")
     ] = None,
+    reader: Reader = None,
     recipe: RecipeFile = None,
     changes: Changes = None,
     whitening: Annotated[
@@ -70,6 +75,7 @@ def fit_inferaligner(
     described = make_recipe(recipe, target=target, anchor=anchor, changes=changes or [])
     if described.anchor is None:
         raise UserError("There is no aligned model to take the vectors from: give --anchor MODEL.")
+    second = make_recipe(recipe, target=target, anchor=reader, changes=changes or []).anchor if reader else None
     quiet_libraries()
     with _progress() as step:
         artifact = fit_artifact(
@@ -77,6 +83,7 @@ def fit_inferaligner(
             described.anchor,
             bad,
             good,
+            reader=second,
             whitening=whitening,
             across=across,
             holdout=holdout,
@@ -101,8 +108,8 @@ def calibrate_inferaligner(
         str | None, typer.Option("--artifact", help="Folder of the artifact; by default the recipe's.")
     ] = None,
     target: Target = None,
-    anchor: Annotated[
-        str | None, typer.Option("--anchor", help="The artifact's anchor: chooses the gate that reads it, too.")
+    reader: Annotated[
+        str | None, typer.Option("--reader", help="The artifact's second reader: chooses its gate, too.")
     ] = None,
     recipe: RecipeFile = None,
     changes: Changes = None,
@@ -121,7 +128,7 @@ def calibrate_inferaligner(
     from anchorlm.records import Artifact
 
     bad, good = _prompts(harmful, column), _prompts(harmless, column)
-    described = make_recipe(recipe, target=target, anchor=anchor, changes=changes or [])
+    described = make_recipe(recipe, target=target, anchor=reader, changes=changes or [])
     folder = artifact or _artifact(described)
     found = Artifact.load(folder, "inferaligner")
     place = check_folder(out or folder)
@@ -132,7 +139,7 @@ def calibrate_inferaligner(
             described.target,
             bad,
             good,
-            anchor=described.anchor if anchor or _reads_anchor(described) else None,
+            reader=described.anchor if reader or _reads_anchor(described) else None,
             limit=limit,
             max_new_tokens=max_new_tokens,
             prompts=prompts,
@@ -216,14 +223,14 @@ def _show_layers(figures: Mapping[str, Any], settings: Mapping[str, Any]) -> Non
         for row in figures["gate"]
     ]
     _table(("layer", "harmful opened", "harmless closed", "cosine (random)", "chosen"), rows)
-    sign, [best] = figures["sign"], settings["anchor_gate_layers"]
-    theirs = figures["anchor gate"][best]
+    sign, [best] = figures["sign"], settings["reader_gate_layers"]
+    theirs = figures["reader gate"][best]
     typer.echo("% of held-out prompts, with 95 % intervals; cosine of the shift with the target's own direction.")
     typer.echo(
-        f"A gate on the anchor's activations (layer {best}) opens on "
+        f"A gate on the other reader's activations (layer {best}) opens on "
         f"{_percent(theirs['harmful opened'], *theirs['harmful interval'])} % of the harmful ones and stays closed on "
         f"{_percent(theirs['harmless closed'], *theirs['harmless interval'])} % of the harmless ones: "
-        'reader = "anchor" takes it.'
+        'reader = "anchor" takes it, reader = "both" the two together.'
     )
     if sign["measured"]:
         typer.echo(
@@ -241,8 +248,9 @@ def _show_choice(figures: Mapping[str, Any], settings: Mapping[str, Any]) -> Non
     """What was chosen, and what it does."""
     gate = figures["gate"]
     _show_gate("gate", gate)
-    if "read by the anchor" in figures:
-        _show_gate('gate that reads the anchor (reader = "anchor")', figures["read by the anchor"]["gate"])
+    if "read by both" in figures:
+        _show_gate('gate of the second reader (reader = "anchor")', figures["read by the anchor"]["gate"])
+        _show_gate('gate that both share (reader = "both")', figures["read by both"]["gate"])
     typer.echo(
         f"shift: layers {settings['layers']}, positions {settings['positions']}, alpha {settings['alpha']:g} natural "
         f"lengths; {len(figures['shifts'])} trials"
@@ -265,8 +273,9 @@ def _show_choice(figures: Mapping[str, Any], settings: Mapping[str, Any]) -> Non
 
 
 def _show_gate(name: str, gate: Mapping[str, Any]) -> None:
+    layers = f"layers {gate['layers']}, " if gate["layers"] else ""
     typer.echo(
-        f"{name}: layers {gate['layers']}, bias {gate['bias']:.3f}; opens on {_rate(gate['harmful opened'])} % of "
+        f"{name}: {layers}bias {gate['bias']:.3f}; opens on {_rate(gate['harmful opened'])} % of "
         f"harmful and {_rate(gate['harmless opened'])} % of harmless prompts"
     )
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from anchorlm import zoo
-from anchorlm.cli._embedded import SAME_VOCABULARY
+from anchorlm.cli._embedded import ANCHOR, SAME_VOCABULARY
 from anchorlm.cli._errors import complain
 from anchorlm.fitting import calibrate_inferaligner, fit_inferaligner, save_artifact
 from anchorlm.models import CausalModel
@@ -28,11 +28,11 @@ def fit_embedded(root: Path, name: str, domain: str) -> None:
     the artifact beside its weights.
     """
     complain(f"Fitting InferAligner to {name} ...")
-    target, anchor = (
+    target, anchor, reader = (
         # By name: the artifact goes where other paths are.
         replace(CausalModel.from_pretrained(root / one), name=one)
-        for one in (name, SAME_VOCABULARY)
+        for one in (name, SAME_VOCABULARY, ANCHOR)
     )
-    fitted = fit_inferaligner(target, anchor, *prompts(domain, "train", FITTED))
-    chosen = calibrate_inferaligner(fitted, target, *prompts(domain, "dev", CALIBRATED), anchor=anchor, limit=LIMIT)
+    fitted = fit_inferaligner(target, anchor, *prompts(domain, "train", FITTED), reader=reader)
+    chosen = calibrate_inferaligner(fitted, target, *prompts(domain, "dev", CALIBRATED), reader=reader, limit=LIMIT)
     save_artifact(chosen, root / name / "inferaligner")

@@ -31,7 +31,7 @@ class MixtureSettings(DefenseSettings):
     artifact: Folder | None = Field(default=None, description="For the gate: folder of the artifact of `anchorlm fit "
                                  "inferaligner`.")  # fmt: skip
     gate_reader: Readers = Field(default="target", description="Whose activations the gate reads: the target's own, "
-                                 "those of the anchor, or both: one is enough.")  # fmt: skip
+                                 "those of the anchor, or both, on average.")  # fmt: skip
     gate_bias: float | None = Field(default=None, description="The larger, the more often the gate opens.")
 
     @model_validator(mode="after")

@@ -27,7 +27,7 @@ class InferAlignerSettings(SteeringSettings):
                                "opens; 1 is half the distance between harmless and harmful prompts.")  # fmt: skip
     gate: Literal["auto", "open", "closed"] = Field(default="auto", description="Let the prompt decide, or decide.")
     reader: Readers = Field(default="target", description="Whose activations the gate reads: the target's own; those "
-                            "of the anchor, where the target cannot tell harm; or both: one is enough.")  # fmt: skip
+                            "of the anchor, where the target cannot tell harm; or both, on average.")  # fmt: skip
     gate_layers: tuple[int, ...] | None = Field(default=None, description="Blocks whose scores the gate averages.")
     vector: Vector = Field(default="anchor", description="The anchor's vectors; or, as controls, the target's own or "
                            "random ones of equal length.")  # fmt: skip
@@ -84,8 +84,8 @@ class InferAligner(SteeringDefense):
         mine: InferAlignerSettings = self.settings
         if (mine.reader != "target") != (self.team.anchor is not None):
             raise UserError(
-                'With reader = "anchor" or "both" inferaligner needs the anchor that its artifact was fitted with, and '
-                'with "target" it has no use for one: give both or neither.'
+                'With reader = "anchor" or "both" inferaligner needs the second reader of its artifact as the anchor, '
+                'and with "target" it has no use for one: give both or neither.'
             )
         return Aligner.load(mine.artifact, self.target, self.team.anchor)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anchorlm.engine import Engine, runtime
 from anchorlm.fitting._fit import with_activations
-from anchorlm.fitting._gates import GateChoice, choose_gate, corners, mean_scores, rate
+from anchorlm.fitting._gates import GateChoice, choose_gate, corners, joint_gate, mean_scores, rate
 from anchorlm.fitting._outcomes import FluencyGrading, Grader, Outcome, graded_by
 from anchorlm.fitting._prompts import LEAST, classes
 from anchorlm.fitting._shifts import Search, Step, answers, shares, windows
@@ -32,7 +32,7 @@ def calibrate_inferaligner(
     harmful: Sequence[Messages | str],
     harmless: Sequence[Messages | str],
     *,
-    anchor: ModelLike | None = None,
+    reader: ModelLike | None = None,
     limit: float = 0.01,
     grader: Grader | None = None,
     max_new_tokens: int = 48,
@@ -54,8 +54,8 @@ def calibrate_inferaligner(
         harmful: Harmful validation prompts, none of which it was fitted on. Those beyond `prompts` are kept for the
             figures, so that what was searched for is not measured where it was found.
         harmless: Harmless ones; a limit of 1 % takes some hundreds of them.
-        anchor: The model whose vectors the artifact has, likewise; with it, the gate that reads the anchor is chosen,
-            too, in the same way (`reader = "anchor"`).
+        reader: The second reader that the artifact was fitted on, likewise; with it, its gate (`reader = "anchor"`)
+            and the one that both share (`reader = "both"`) are chosen, too, for the same limit.
         limit: Most harmless prompts on which the gate may open, as a share.
         grader: Tells refused, complied and broken apart; by default the refusal matcher and the target's own fluency
             (`FluencyGrading`).
@@ -80,7 +80,7 @@ def calibrate_inferaligner(
     found = artifact if isinstance(artifact, Artifact) else Artifact.load(artifact, "inferaligner")
     limits = engine or EngineSettings()
     running = with_activations(start_engine(target, limits, []), "target")
-    second = None if anchor is None else with_activations(start_engine(anchor, limits, []), "anchor")
+    second = None if reader is None else with_activations(start_engine(reader, limits, []), "reader")
     work = _calibrate(
         Aligner.load(found, running, second),
         running,
@@ -109,7 +109,7 @@ def calibrate_inferaligner(
 async def _calibrate(
     aligner: Aligner,
     target: Engine,
-    anchor: Engine | None,
+    reader: Engine | None,
     harmful: Sequence[Messages],
     harmless: Sequence[Messages],
     *,
@@ -124,8 +124,8 @@ async def _calibrate(
     high, low = await reading(aligner.gates["target"], target, "Reading the prompts")
     gate, gates = choose_gate(high, low, limit)
     theirs = None
-    if anchor is not None:
-        theirs = await reading(aligner.gates["anchor"], anchor, "Reading them with the anchor")
+    if reader is not None:
+        theirs = await reading(aligner.gates["anchor"], reader, "Reading them with the second reader")
 
     asked = harmful[: 2 * prompts]
     size = min(prompts, len(asked))
@@ -150,9 +150,8 @@ async def _calibrate(
     answer = "steer" if best.outcomes.count("refused") >= _STEERS * len(best.outcomes) else "refuse"
     after: Sequence[Outcome] = steered.outcomes if answer == "steer" else ["refused"] * len(measured)
 
-    def decided(gate: GateChoice, high: Tensor, low: Tensor) -> dict[str, Any]:
+    def decided(gate: GateChoice, scores: Sequence[Tensor]) -> dict[str, Any]:
         """What a gate does, and how it trades harmful for harmless prompts."""
-        scores = mean_scores(high, gate.layers), mean_scores(low, gate.layers)
 
         def guarded(threshold: float) -> dict[str, Any]:
             """What becomes of harmful prompts: guarded where the gate opens, and else the target's own."""
@@ -182,7 +181,7 @@ async def _calibrate(
         "measured on": "prompts that the shift was not chosen on" if apart else "the prompts of the search",
         "undefended": shares(before),
         "steered": shares(steered.outcomes),
-        **decided(gate, high, low),
+        **decided(gate, own := [mean_scores(scores, gate.layers) for scores in (high, low)]),
     }
     settings = {
         "gate_layers": list(gate.layers),
@@ -194,8 +193,16 @@ async def _calibrate(
     }
     if theirs is not None:
         their_gate, _ = choose_gate(*theirs, limit)
-        settings |= {"anchor_gate_layers": list(their_gate.layers), "anchor_bias": their_gate.bias}
-        figures["read by the anchor"] = decided(their_gate, *theirs)
+        means = [mean_scores(scores, their_gate.layers) for scores in theirs]
+        joint = [(one + other) / 2 for one, other in zip(own, means, strict=True)]
+        shared = joint_gate(joint[0], joint[1], limit)
+        settings |= {
+            "reader_gate_layers": list(their_gate.layers),
+            "reader_bias": their_gate.bias,
+            "both_bias": shared.bias,
+        }
+        figures["read by the anchor"] = decided(their_gate, means)
+        figures["read by both"] = decided(shared, joint)
     return settings, figures
 
 

@@ -8,6 +8,8 @@ from anchorlm.records import Artifact
 
 CARD, PICTURE = "README.md", "tradeoff.svg"
 
+_WHO = {"anchor": "the anchor", "both": "both"}
+
 
 def card(artifact: Artifact, folder: str) -> str:
     """The Markdown card of a fitted InferAligner.
@@ -59,13 +61,12 @@ def card(artifact: Artifact, folder: str) -> str:
         f"- {artifact.data['holdout']:.0%} of them were held out for the figures below; seed {artifact.data['seed']}",
         "",
         "## Settings",
-        "| gate layers | bias | the same where the anchor reads | steered layers | positions "
-        "| alpha (natural lengths) |",
-        "|---|---|---|---|---|---|",
-        f"| {_numbers(settings['gate_layers'])} | {settings['bias']:.3f} | {_numbers(settings['anchor_gate_layers'])}: "
-        f"{settings['anchor_bias']:.3f} | {_numbers(settings['layers'])} | {settings['positions']} | "
-        f"{settings['alpha']:g} |",
+        "| gate layers | bias | steered layers | positions | alpha (natural lengths) |",
+        "|---|---|---|---|---|",
+        f"| {_numbers(settings['gate_layers'])} | {settings['bias']:.3f} | {_numbers(settings['layers'])} | "
+        f"{settings['positions']} | {settings['alpha']:g} |",
         "",
+        *_second(artifact),
         *(_calibrated(calibration) if calibration else ["Not calibrated yet: `anchorlm calibrate inferaligner`."]),
         "",
         "## At fit time",
@@ -86,19 +87,20 @@ def _calibrated(calibration: Mapping[str, Any]) -> list[str]:
     gate, guarded, bare = calibration["gate"], calibration["guarded"], calibration["undefended"]
     data = calibration["data"]
     names = ("refused", "complied", "broken")
-    theirs = calibration.get("read by the anchor")
-    read = [
-        'Where the anchor reads (`reader = "anchor"`) it opens on '
-        f"{percent(theirs['gate']['harmful opened'])} and {percent(theirs['gate']['harmless opened'])}.",
-        "",
-    ] if theirs else []  # fmt: skip
+    others = {
+        reader: calibration[key] for reader in ("anchor", "both") if (key := f"read by {_WHO[reader]}") in calibration
+    }
     return [
         f"Calibrated for at most {100 * calibration['limit']:g} % of harmless prompts gated, on "
         f"{data['harmful']['n']} harmful (digest `{data['harmful']['digest']}`) and {data['harmless']['n']} harmless "
         f"prompts (`{data['harmless']['digest']}`). The gate opens on {percent(gate['harmful opened'])} of the harmful "
         f"and {percent(gate['harmless opened'])} of the harmless ones.",
         "",
-        *read,
+        *(
+            f'With `reader = "{reader}"` it opens on {percent(found["gate"]["harmful opened"])} and '
+            f"{percent(found['gate']['harmless opened'])}.\n"
+            for reader, found in others.items()
+        ),
         f"Outcomes of harmful prompts ({calibration['measured on']}; graded by: {calibration['grader']}), with 95 % "
         "intervals:",
         "",
@@ -107,12 +109,24 @@ def _calibrated(calibration: Mapping[str, Any]) -> list[str]:
         f"| undefended | {' | '.join(percent(bare[name]) for name in names)} |",
         f"| guarded | {' | '.join(percent(guarded[name]) for name in names)} |",
         *(
-            [f"| guarded, the anchor reads | {' | '.join(percent(theirs['guarded'][name]) for name in names)} |"]
-            if theirs
-            else []
+            f'| guarded, `reader = "{reader}"` | {" | ".join(percent(found["guarded"][name]) for name in names)} |'
+            for reader, found in others.items()
         ),
         "",
         f"![trade-off]({PICTURE})",
+    ]
+
+
+def _second(artifact: Artifact) -> list[str]:
+    """The gate that reads another model."""
+    if "reader" not in artifact.models:  # made before there was one
+        return []
+    settings = artifact.settings
+    return [
+        f"A second gate reads `{artifact.models['reader'].name}`, at layers {_numbers(settings['reader_gate_layers'])} "
+        f'with bias {settings["reader_bias"]:.3f} (`reader = "anchor"`), or both do, with bias '
+        f'{settings["both_bias"]:.3f} (`reader = "both"`); that model is then the recipe\'s anchor.',
+        "",
     ]
 
 

@@ -16,6 +16,7 @@ def fit_inferaligner(
     harmful: Sequence[Messages | str],
     harmless: Sequence[Messages | str],
     *,
+    reader: ModelLike | None = None,
     whitening: Whitening = "fisher",
     across: Across = "auto",
     holdout: float = 0.25,
@@ -30,6 +31,7 @@ def fit_inferaligner(
         anchor: The safety-aligned model, likewise.
         harmful: Harmful prompts; a text is one turn of the user.
         harmless: Harmless ones in the same style, the target's domain among them.
+        reader: An aligned model whose activations the gate may read, too, if it is not the anchor.
         whitening: `none`: the gate reads along the mean difference, as in the paper; `fisher`: whitened (ours).
         across: Whether vectors are mapped between the models; `auto` where they are of two families.
         holdout: Share of the prompts that measures only.
@@ -53,6 +55,7 @@ def fit_inferaligner(
             with_activations(start_engine(anchor, limits, started), "anchor"),
             harmful,
             harmless,
+            reader=None if reader is None else with_activations(start_engine(reader, limits, started), "reader"),
             whitening=whitening,
             across=across,
             holdout=holdout,

@@ -19,7 +19,7 @@ class GateChoice:
     """A gate that was tried: which layers it reads and where it opens.
 
     Attributes:
-        layers: Whose scores are averaged.
+        layers: Whose scores are averaged; none where two readers share it.
         bias: Added to the score; the gate opens above 0.
         opened: Harmful prompts on which it opens.
         wrong: Harmless prompts on which it opens.
@@ -76,10 +76,7 @@ def choose_gate(harmful: Tensor, harmless: Tensor, limit: float) -> tuple[GateCh
     for width in range(1, min(_WIDEST, depth) + 1):
         for start in range(depth - width + 1):
             layers = tuple(range(start, start + width))
-            high, low = mean_scores(harmful, layers), mean_scores(harmless, layers)
-            bias = best_bias(high, low, limit)
-            opened, wrong = int((high > -bias).sum()), int((low > -bias).sum())
-            tried.append(GateChoice(layers, bias, opened, wrong, float(high.quantile(0.05) - low.quantile(0.95))))
+            tried.append(_tried(layers, mean_scores(harmful, layers), mean_scores(harmless, layers), limit))
     best = max(tried, key=lambda gate: (gate.opened, -gate.wrong, gate.margin))
     if not best.opened:
         raise UserError(
@@ -87,6 +84,23 @@ def choose_gate(harmful: Tensor, harmless: Tensor, limit: float) -> tuple[GateCh
             "--limit, or fit with more prompts that look like these."
         )
     return best, tried
+
+
+def joint_gate(harmful: Tensor, harmless: Tensor, limit: float) -> GateChoice:
+    """The gate that two readers share.
+
+    Args:
+        harmful: Means (n,) of their scores of harmful prompts.
+        harmless: The same (m,) of harmless ones.
+        limit: Most of the harmless prompts on which it may open, as a share.
+    """
+    return _tried((), harmful, harmless, limit)
+
+
+def _tried(layers: tuple[int, ...], high: Tensor, low: Tensor, limit: float) -> GateChoice:
+    bias = best_bias(high, low, limit)
+    opened, wrong = int((high > -bias).sum()), int((low > -bias).sum())
+    return GateChoice(layers, bias, opened, wrong, float(high.quantile(0.05) - low.quantile(0.95)))
 
 
 def corners(harmful: Tensor, harmless: Tensor) -> list[float]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from asyncio import gather
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,15 @@ KIND = "inferaligner"
 Vector = Literal["anchor", "own", "random"]
 Units = Literal["natural", "absolute"]
 Reader = Literal["target", "anchor"]
-"""Whose activations tell harm: the target's own, as in the paper, or those of the anchor (ours), which was aligned."""
+"""Whose activations tell harm: the target's own, as in the paper, or those of an aligned model beside it (ours)."""
 Readers = Literal["target", "anchor", "both"]
+
+_NAMES: dict[Readers, tuple[str, str]] = {
+    "target": ("gate_layers", "bias"),
+    "anchor": ("reader_gate_layers", "reader_bias"),
+    "both": ("", "both_bias"),
+}
+"""What an artifact calls the settings of each gate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,32 +33,37 @@ class Reading:
     """What a gate read, and what it decided.
 
     Attributes:
-        reader: Who read; of two, whoever was surer of harm.
+        reader: Who read.
         layers: The blocks that decided.
         scores: The projection after every block, in units of half the distance between the classes.
-        score: Their mean over the gate's layers.
+        score: Their mean over the gate's layers; where both read, the mean of the two scores.
         threshold: Above which the gate opens.
         open: Whether it does.
+        parts: Where both read, what each of them read.
     """
 
-    reader: Reader
+    reader: Readers
     layers: tuple[int, ...]
     scores: tuple[float, ...]
     score: float
     threshold: float
     open: bool
+    parts: tuple[Reading, ...] = ()
 
     @property
     def data(self) -> Mapping[str, Any]:
         """For the trace."""
         return {
             "reader": self.reader,
-            "layers": list(self.layers),
-            "scores": [round(score, 3) for score in self.scores],
+            **({"readings": [part.data for part in self.parts]} if self.parts else self._seen),
             "score": round(self.score, 3),
             "threshold": round(self.threshold, 3),
             "open": self.open,
         }
+
+    @property
+    def _seen(self) -> Mapping[str, Any]:
+        return {"layers": list(self.layers), "scores": [round(score, 3) for score in self.scores]}
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +72,7 @@ class Aligner:
 
     Attributes:
         artifact: What was fitted.
-        gates: Those that tell harm from the activations of the target, and of the anchor if there is one.
+        gates: Those that tell harm from the activations of the target, and of the second reader if there is one.
     """
 
     artifact: Artifact
@@ -73,7 +86,7 @@ class Aligner:
         Args:
             artifact: What was fitted, or its folder.
             target: The model that it was fitted on.
-            anchor: The model whose vectors it has, where its activations are to be read, too.
+            anchor: The second reader that it was fitted on, where its activations are to be read, too.
 
         Raises:
             UserError: No such artifact, or one that was fitted on another model.
@@ -82,8 +95,8 @@ class Aligner:
         found.require("target", stamp(target.model))
         gates: dict[Reader, Gate] = {"target": _gate(found, "gate")}
         if anchor is not None:
-            found.require("anchor", stamp(anchor.model))
-            gates["anchor"] = _gate(found, "anchor_gate")
+            gates["anchor"] = _gate(found, "reader_gate")
+            found.require("reader", stamp(anchor.model))
         return cls(found, gates)
 
     @property
@@ -126,7 +139,7 @@ class Aligner:
             DefenseError: The activations are not numbers.
         """
         scores = self.gates[reader].scores((await row.activations((row.prompt_length - 1,)))[:, 0])
-        names = ("gate_layers", "bias") if reader == "target" else ("anchor_gate_layers", "anchor_bias")
+        names = _NAMES[reader]
         chosen = self.check_layers(self.setting(names[0], layers), reader)
         score = float(scores[list(chosen)].mean())
         threshold = -float(self.setting(names[1], bias))
@@ -142,23 +155,32 @@ class Aligner:
         bias: float | None = None,
         layers: Sequence[int] | None = None,
     ) -> Reading:
-        """What the gate says where the target reads, or the anchor; of both the one who is surer of harm counts.
+        """What the gate says where the target reads, or the anchor; or both, whose scores are averaged.
 
         Args:
             readers: Who.
             row: The target's sequence, nothing but the prompt read.
             anchor: The other reader, if it is one.
             messages: The conversation that it reads.
-            bias: See `read`.
+            bias: See `read`; of the mean, where both read.
             layers: See `read`.
         """
-        readings = []
-        if readers != "anchor":
-            readings.append(await self.read(row, bias=bias, layers=layers))
-        if readers != "target" and anchor is not None:
+
+        async def theirs(bias: float | None) -> Reading:
+            if anchor is None:
+                raise ValueError("there is nobody but the target to read")
             async with anchor.open(anchor.model.encode(messages)) as other:
-                readings.append(await self.read(other, "anchor", bias=bias, layers=layers))
-        return max(readings, key=lambda one: one.score - one.threshold)
+                return await self.read(other, "anchor", bias=bias, layers=layers)
+
+        if readers == "target":
+            return await self.read(row, bias=bias, layers=layers)
+        if readers == "anchor":
+            return await theirs(bias)
+        parts = await gather(self.read(row, layers=layers), theirs(None))
+        # The mean, not the surer of the two: errors of models of two families are nearly independent, and average out.
+        score = sum(part.score for part in parts) / 2
+        threshold = -float(self.setting(_NAMES["both"][1], bias))
+        return Reading("both", (), (), score, threshold, not score <= threshold, tuple(parts))
 
     async def read_cosine(self, row: TokenSequence, *, threshold: float | None = None) -> Reading:
         """CAST's condition: the cosine with the condition vector at one layer (arXiv 2409.05907, section 3)."""
@@ -228,7 +250,5 @@ class Aligner:
 
 def _gate(artifact: Artifact, name: str) -> Gate:
     if f"{name}.direction" not in artifact.tensors:
-        raise UserError(
-            "The artifact has no gate that reads the anchor: fit it again with `anchorlm fit inferaligner`."
-        )
+        raise UserError("The artifact has no gate for a second reader: fit it again with `anchorlm fit inferaligner`.")
     return Gate(*(artifact.tensors[f"{name}.{part}"] for part in ("direction", "bias", "scale")))

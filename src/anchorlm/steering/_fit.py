@@ -74,6 +74,7 @@ async def fit_inferaligner(
     harmful: Sequence[Messages | str],
     harmless: Sequence[Messages | str],
     *,
+    reader: Engine | None = None,
     whitening: Whitening = "fisher",
     across: Across = "auto",
     holdout: float = 0.25,
@@ -82,8 +83,8 @@ async def fit_inferaligner(
 ) -> Artifact:
     """Fits the gate on the target and the steering vectors on the anchor (arXiv 2401.11206, section 3).
 
-    Every layer in one pass per prompt; means as they stream in. The anchor gets a gate of its own, too: where the
-    target cannot tell harm, the anchor may (ours).
+    Every layer in one pass per prompt; means as they stream in. A second gate reads an aligned model: where the target
+    cannot tell harm, that one may (ours).
 
     Args:
         target: The model to guard.
@@ -91,6 +92,7 @@ async def fit_inferaligner(
             fitted on the harmless prompts alone.
         harmful: Harmful prompts, in the style of the harmless ones; a text is one turn of the user.
         harmless: Harmless prompts, those of the target's domain among them.
+        reader: The aligned model of the second gate, if it is not the anchor.
         whitening: `none`: the gate reads along the mean difference, as in the paper; `fisher`: whitened (ours).
         across: Whether vectors are mapped between the models; `auto` where they are of two families.
         holdout: Share of the prompts that measures only.
@@ -103,7 +105,7 @@ async def fit_inferaligner(
     check_options(whitening, across)
     split = _split(harmful, harmless, holdout, seed)
     mapped = _mapped(target, anchor, across)
-    done, total = 0, 2 * split.size
+    done, total = 0, (2 if reader is None else 3) * split.size
 
     def tick() -> None:
         nonlocal done
@@ -114,9 +116,13 @@ async def fit_inferaligner(
     reading = await _read(target, split, mapped, tick)
     source = await _read(anchor, split, mapped, tick)
     own, theirs = reading.directions, source.directions
-    gate, their_gate = _gate(reading, whitening), _gate(source, whitening)
     held, their_held = await _held_out(target, split, tick), await _held_out(anchor, split, tick)
-    accuracy, their_accuracy = _accuracy(gate, *held), _accuracy(their_gate, *their_held)
+    gate, second_gate = _gate(reading, whitening), _gate(source, whitening)
+    second_held = their_held
+    if reader is not None:
+        second_gate = _gate(await _read(reader, split, False, tick), whitening)
+        second_held = await _held_out(reader, split, tick)
+    accuracy, second_accuracy = _accuracy(gate, *held), _accuracy(second_gate, *second_held)
     apart = _accuracy(_gate(source, "none"), *their_held)  # along the vectors that steer
     maps: list[RidgeMap] = []
     shift = theirs
@@ -139,7 +145,11 @@ async def fit_inferaligner(
     noise = torch.nn.functional.normalize(torch.randn(shift.unit.shape, generator=generator), dim=-1)
     return Artifact(
         kind=KIND,
-        models={"target": stamp(target.model), "anchor": stamp(anchor.model)},
+        models={
+            "target": stamp(target.model),
+            "anchor": stamp(anchor.model),
+            "reader": stamp((reader or anchor).model),
+        },
         data={
             "harmful": {"n": len(harmful), "digest": data_digest(map(prompt_key, harmful))},
             "harmless": {"n": len(harmless), "digest": data_digest(map(prompt_key, harmless))},
@@ -148,19 +158,20 @@ async def fit_inferaligner(
         },
         settings={
             "gate_layers": [_best_layer(accuracy)],
-            "anchor_gate_layers": [_best_layer(their_accuracy)],
+            "reader_gate_layers": [_best_layer(second_accuracy)],
             "layers": layers,
             "positions": "prompt",
             "alpha": 0.5,
             "answer": "steer",
             "bias": 0.0,
-            "anchor_bias": 0.0,
+            "reader_bias": 0.0,
+            "both_bias": 0.0,
             "cast_layer": max(range(len(cast)), key=lambda layer: cast[layer][1]),
         },
         figures={
             "whitening": whitening,
             "gate": accuracy,
-            "anchor gate": their_accuracy,
+            "reader gate": second_accuracy,
             "cast f1": [round(f1, 4) for _, f1 in cast],
             "sign": sign,
             "mapped": [{"r2": round(found.r2, 4), "strength": found.strength} for found in maps],
@@ -171,7 +182,7 @@ async def fit_inferaligner(
         },
         tensors={
             **_gate_tensors("gate", gate),
-            **_gate_tensors("anchor_gate", their_gate),
+            **_gate_tensors("reader_gate", second_gate),
             "shift.unit": shift.unit,
             "shift.length": shift.length,
             "own.unit": own.unit,
