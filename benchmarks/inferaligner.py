@@ -87,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--anchor", choices=(SAME_VOCABULARY, ANCHOR), default=SAME_VOCABULARY, help="b-chat: across families"
     )
+    parser.add_argument("--only", default="", help="defenses whose name contains this")
     parser.add_argument("--overhead", action="store_true", help="only what gates cost")
     parser.add_argument("--domains", nargs="+", choices=zoo.DOMAINS, default=list(zoo.DOMAINS))
     options = parser.parse_args(arguments)
@@ -105,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             read, both = (Guard(target, "inferaligner", reader=who, **seeing) for who in ("anchor", "both"))
             mixed = {
                 "alignbeam, gated": Guard(target, "alignbeam", **beam | {"gate_reader": "target"}),
-                "alignbeam, gated by both": Guard(target, "alignbeam", **beam),
+                "alignbeam gated, read by both": Guard(target, "alignbeam", **beam),
             }
             controls = {
                 f"{vector} vectors": Guard(
@@ -114,13 +115,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for vector in ("own", "random")
             }
         harmless = items("harmless", domain, options.partition, 16)
-        costs += [[f"a-{domain}", *row] for row in overhead(plain, guard, both, list(mixed.values())[-1], harmless)]
+        if not options.only:
+            costs += [[f"a-{domain}", *row] for row in overhead(plain, guard, both, list(mixed.values())[-1], harmless)]
         if options.overhead:
             continue
         samples = {split: items(split, domain, options.partition, options.n) for split in CELLS}
-        ours = {"inferaligner": guard, "inferaligner, the anchor reads": read, "inferaligner, both read": both}
+        ours = {"inferaligner": guard, "inferaligner read by b-chat": read, "inferaligner read by both": both}
         guards = {"undefended": plain, **ours, **controls, **mixed}
         for name, one in guards.items():
+            if options.only not in name:
+                continue
             answers = {split: one.generate([item.prompt for item in sample]) for split, sample in samples.items()}
             rows.append([f"a-{domain}", name, *(cell(split, samples[split], answers[split]) for split in CELLS)])
             if name in ours:
@@ -129,7 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if rows:
         report(f"inferaligner{across}", ["target", "defense", *CELLS], rows)
         report(f"inferaligner gate{across}", ["target", "gate", *CELLS], gates)
-    report(f"inferaligner overhead{across}", ["target", "gate", "over undefended"], costs)
+    if costs:
+        report(f"inferaligner overhead{across}", ["target", "gate", "over undefended"], costs)
 
 
 if __name__ == "__main__":

@@ -153,3 +153,9 @@ def test_a_gate_wants_its_artifact_and_keeps_it_for_all_requests(parts: dict[str
         parts["always"].chat(HARMLESS[0], knobs={"gate": "inferaligner"})
     with pytest.raises(UserError, match="cannot differ between requests"):
         parts["gated"].chat(HARMLESS[0], knobs={"artifact": "another"})
+
+
+def test_who_reads_the_gate_is_said_only_where_there_is_a_gate(parts: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="gate_reader says who reads the gate"):
+        Guard(parts["plain"].defense.target, "alignbeam", anchor=parts["gated"].defense.anchor, gate_reader="both",
+              judge=lambda messages, response: 0.0)  # fmt: skip

@@ -336,6 +336,20 @@ def test_an_artifact_without_a_second_readers_gate_says_to_fit_again(
         guard(target, old, reader="anchor", anchor=sibling)
 
 
+@pytest.mark.parametrize("defense", ["inferaligner", "caa", "alignbeam"])
+def test_hooks_that_do_not_fire_are_found_out_when_the_guard_starts(
+    target: LocalEngine, sibling: LocalEngine, folder: Path, defense: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    team: dict[str, Any] = {"artifact": str(folder)}
+    if defense == "alignbeam":
+        team |= {"anchor": sibling, "judge": lambda messages, response: 0.0, "gate": "inferaligner"}
+    Guard(target, defense, **team)
+    # As a model that was compiled as a whole does.
+    monkeypatch.setattr(type(target.model.blocks[0]), "__call__", lambda self, *a, **k: self.forward(*a, **k))
+    with pytest.raises(UserError, match=r"load the model without torch\.compile"):
+        Guard(target, defense, **team)
+
+
 def test_a_closed_gate_costs_no_forward(target: LocalEngine, folder: Path) -> None:
     def forwards(one: Guard) -> int:
         before = target.runner.forwards

@@ -103,7 +103,7 @@ def test_alphasteer_is_its_matrix_in_plain_hooks_and_full_forwards(target: Local
         response = steered.chat(said(prompt))
         assert list(response.token_ids) == [token for token in ids[start:] if token not in model.stop_ids]
         assert response.token_ids != plain.chat(said(prompt)).token_ids
-        assert decision(response, "steer") == {"layers": [0, 1], "strength": 3.0}
+        assert decision(response, "steer") == {"layers": [0, 1], "alpha": 3.0}
 
 
 @pytest.mark.parametrize("name", NAMES)

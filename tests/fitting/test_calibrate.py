@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,30 @@ def test_with_the_second_reader_its_gate_and_the_shared_one_are_chosen_too_and_n
         assert f'reader = "{reader}"' in (folder / "README.md").read_text()
     with pytest.raises(UserError, match="fitted on the reader"):
         calibrate_inferaligner(fitted, target, HARMFUL, HARMLESS, reader=target)
+
+
+def test_an_artifact_from_before_there_was_a_second_reader_is_calibrated_as_it_is(
+    target: LocalEngine, anchor: LocalEngine, fitted: Artifact, grader: Callable[..., str], tmp_path: Path
+) -> None:
+    old = replace(
+        fitted,
+        models={role: one for role, one in fitted.models.items() if role != "reader"},
+        settings={k: v for k, v in fitted.settings.items() if not k.startswith(("reader", "both"))},
+        figures={k: v for k, v in fitted.figures.items() if "reader" not in k and " map" not in k and "held" not in k},
+        tensors={k: v for k, v in fitted.tensors.items() if not k.startswith("reader")},
+    )
+    limits: dict[str, Any] = {"limit": 0.1, "grader": grader, "max_new_tokens": 4, "prompts": 8}
+    made = calibrate_inferaligner(old, target, HARMFUL, HARMLESS, **limits)
+    assert (save_artifact(made, tmp_path / "a") / "README.md").is_file()
+    with pytest.raises(UserError, match="no gate for a second reader: fit it again"):
+        calibrate_inferaligner(old, target, HARMFUL, HARMLESS, reader=anchor, **limits)
+
+
+def test_the_card_says_where_the_fixed_refusal_is_given(calibrated: Artifact, tmp_path: Path) -> None:
+    steered = (save_artifact(calibrated, tmp_path / "a") / "README.md").read_text()
+    assert "that are added where it opens" in steered
+    fixed = replace(calibrated, settings={**calibrated.settings, "answer": "refuse"})
+    assert "the fixed refusal where it opens" in (save_artifact(fixed, tmp_path / "b") / "README.md").read_text()
 
 
 def test_figures_are_measured_on_prompts_that_nothing_was_chosen_on(

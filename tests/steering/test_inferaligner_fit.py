@@ -85,6 +85,11 @@ def test_on_every_architecture_it_is_the_paper_written_out(name: str) -> None:
         assert figures["harmful interval"] == pytest.approx(wilson(opened, 2), abs=1e-4)
         assert figures["balanced"] == (opened + closed) / 4
 
+    again = normalize(bad[out].mean(dim=0) - good[other].mean(dim=0), dim=-1)
+    wanted = (again * t["own.unit"]).sum(dim=-1).tolist()
+    assert made.figures["cosine of its own direction on held-out prompts"] == pytest.approx(wanted, abs=0.1)
+    assert made.figures["largest cosine of a random direction through the map"] == []
+
     # The shift: theta_l of the anchor on the same prompts
     theirs = streams(anchor.model, HARMFUL)[kept].mean(dim=0) - streams(anchor.model, HARMLESS)[kept_good].mean(dim=0)
     sign = made.figures["sign"]["sign"]
@@ -134,6 +139,8 @@ def test_vectors_of_another_family_cross_by_a_ridge_map_of_the_harmless_prompts(
         theta = (theirs.mean(dim=0) - theirs_good.mean(dim=0))[place].double()
         want = normalize(theta @ torch.linalg.solve(a.T @ a + penalty, a.T @ b), dim=0).float()
         assert close(made.figures["sign"]["sign"] * want, t["shift.unit"][layer])
+        chance = made.figures["largest cosine of a random direction through the map"][layer]
+        assert abs(made.figures["cosine of a random direction"][layer]) < chance <= 1
         cosine = made.figures["cosine with the target's own direction"][layer]
         assert cosine == pytest.approx(float(t["shift.unit"][layer] @ t["own.unit"][layer]), abs=1e-3)
     assert close(t["shift.length"], t["own.length"])
@@ -251,3 +258,25 @@ def test_a_reader_of_its_own_gets_the_second_gate_and_changes_nothing_else() -> 
     assert all(torch.equal(as_anchor.tensors[name], made.tensors[name]) for name in second)
     assert as_anchor.figures["reader gate"] == made.figures["reader gate"]
     assert {name for name, value in made.settings.items() if value != plain.settings[name]} <= {"reader_gate_layers"}
+
+
+def test_without_a_map_vectors_of_another_depth_are_those_at_the_same_relative_depth() -> None:
+    target, anchor = LocalEngine(tiny_model()), LocalEngine(tiny_model(seed=1, num_hidden_layers=5))
+    made, mapped = (fit(target, anchor, across=across, whitening="none") for across in ("never", "always"))
+    t = made.tensors
+    assert t["shift.unit"].shape == t["own.unit"].shape
+    theirs = streams(anchor.model, HARMFUL), streams(anchor.model, HARMLESS)
+    out, other = fitted_on(t["own.unit"] * t["own.length"][:, None], streams(target.model, HARMFUL),
+                           streams(target.model, HARMLESS))  # fmt: skip
+    kept = [[i for i in range(8) if i not in each] for each in (out, other)]
+    difference = theirs[0][kept[0]].mean(dim=0) - theirs[1][kept[1]].mean(dim=0)
+    places = [matching_layer(layer, 2, 5) for layer in range(2)]
+    assert close(t["shift.unit"] * t["shift.length"][:, None], made.figures["sign"]["sign"] * difference[places])
+    assert (made.figures["mapped"], bool(mapped.figures["mapped"])) == ([], True)
+
+
+def test_digests_tell_sets_of_prompts_whatever_their_order() -> None:
+    target, anchor = LocalEngine(tiny_model()), LocalEngine(tiny_model(seed=1))
+    one, other = (fit(target, anchor, harmful=prompts) for prompts in (HARMFUL, [*HARMFUL[::-1], HARMFUL[0]]))
+    assert one.data["harmful"]["digest"] == other.data["harmful"]["digest"]
+    assert one.id == other.id

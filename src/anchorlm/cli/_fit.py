@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 # The heavy imports (torch, transformers) happen inside the commands, so that help and completion answer at once.
 
+_WELL = 0.9
+"""Share from which on a gate is no cause for a note."""
+
 fit = typer.Typer(help="Fits a defense to a model.", no_args_is_help=True)
 calibrate = typer.Typer(help="Chooses a fitted defense's settings on validation prompts.", no_args_is_help=True)
 
@@ -132,6 +135,7 @@ def calibrate_inferaligner(
     folder = artifact or _artifact(described)
     found = Artifact.load(folder, "inferaligner")
     place = check_folder(out or folder)
+    reads = reader is not None or _reads_anchor(described)
     quiet_libraries()
     with _progress() as step:
         calibrated = calibrate_artifact(
@@ -139,7 +143,7 @@ def calibrate_inferaligner(
             described.target,
             bad,
             good,
-            reader=described.anchor if reader or _reads_anchor(described) else None,
+            reader=described.anchor if reads else None,
             limit=limit,
             max_new_tokens=max_new_tokens,
             prompts=prompts,
@@ -148,11 +152,17 @@ def calibrate_inferaligner(
             progress=step,
         )
     save_artifact(calibrated, place)
-    _show_choice(calibrated.figures["calibration"], calibrated.settings)
+    figures = calibrated.figures["calibration"]
+    again = any(figures["data"][name]["digest"] == found.data[name]["digest"] for name in ("harmful", "harmless"))
+    _show_choice(figures, calibrated.settings, again=again)
+    # A recipe's own paths begin at its file, so that the folder is named from the root.
+    shown = place.resolve() if recipe else place
+    both = f" --anchor {quote(described.anchor.path)} --set defense.reader=both" if reads and described.anchor else ""
     typer.echo(
         f"Written to {place}, with the trade-off as {place / 'tradeoff.svg'}. Next:\n"
         f"  anchorlm chat {_model(recipe, described)} --defense inferaligner --set "
-        + quote(f"defense.artifact={place}")
+        + quote(f"defense.artifact={shown}")
+        + both
     )
 
 
@@ -209,23 +219,36 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 
 def _show_layers(figures: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """What was found at every layer, on held-out prompts."""
-    cosines, chance = figures["cosine with the target's own direction"], figures["cosine of a random direction"]
+    from anchorlm.fitting import told_cosine
+
     rows = [
         (
             str(row["layer"]),
             _percent(row["harmful opened"], *row["harmful interval"]),
             _percent(row["harmless closed"], *row["harmless interval"]),
-            f"{cosines[row['layer']]:.2f} ({chance[row['layer']]:.2f})",
+            told_cosine(figures, row["layer"]),
             ", ".join(
                 name for name, key in (("gate", "gate_layers"), ("steered", "layers")) if row["layer"] in settings[key]
             ),
         )
         for row in figures["gate"]
     ]
-    _table(("layer", "harmful opened", "harmless closed", "cosine (random)", "chosen"), rows)
+    _table(("layer", "harmful opened", "harmless closed", "cosine (random; own)", "chosen"), rows)
     sign, [best] = figures["sign"], settings["reader_gate_layers"]
     theirs = figures["reader gate"][best]
-    typer.echo("% of held-out prompts, with 95 % intervals; cosine of the shift with the target's own direction.")
+    chance = "the largest of random directions through the same map" if figures["mapped"] else "a random direction"
+    typer.echo(
+        "% of held-out prompts, with 95 % intervals; cosine of the shift with the target's own direction, beside it "
+        f"that of {chance}, and of the own direction on other prompts."
+    )
+    if max(row["balanced"] for row in figures["gate"]) < _WELL:
+        typer.echo(
+            "note: no layer of the target tells the two classes apart well; give more prompts, or let another model "
+            "read, too (--reader)."
+        )
+    if figures["mapped"]:
+        r2 = [one["r2"] for one in figures["mapped"]]
+        typer.echo(f"The map between the two models explains {min(r2):.0%} to {max(r2):.0%} of held-out activations.")
     typer.echo(
         f"A gate on the other reader's activations (layer {best}) opens on "
         f"{_percent(theirs['harmful opened'], *theirs['harmful interval'])} % of the harmful ones and stays closed on "
@@ -244,9 +267,11 @@ def _show_layers(figures: Mapping[str, Any], settings: Mapping[str, Any]) -> Non
         typer.echo("note: few were refused either way; calibrate, and if that does not help take a better anchor.")
 
 
-def _show_choice(figures: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """What was chosen, and what it does."""
+def _show_choice(figures: Mapping[str, Any], settings: Mapping[str, Any], *, again: bool) -> None:
+    """What was chosen, and what it does; `again`: on prompts of the fit."""
     gate = figures["gate"]
+    if again:
+        typer.echo("note: these are prompts that it was fitted on; take others to trust what follows.")
     _show_gate("gate", gate)
     if "read by both" in figures:
         _show_gate('gate of the second reader (reader = "anchor")', figures["read by the anchor"]["gate"])
@@ -263,6 +288,12 @@ def _show_choice(figures: Mapping[str, Any], settings: Mapping[str, Any]) -> Non
         typer.echo(
             f"note: the best shift makes clean refusals of {_rate(figures['steered']['refused'])} % of them only, so "
             'that the fixed refusal is given where the gate opens (answer = "refuse"); try a better aligned anchor.'
+        )
+    others = [figures[name]["gate"] for name in ("read by both", "read by the anchor") if name in figures]
+    if max(one["harmful opened"]["rate"] for one in (gate, *others)) < _WELL:
+        typer.echo(
+            "note: the gate overlooks many harmful prompts; fit it with more of their kind, or let another model read, "
+            "too (--reader)."
         )
     if gate["harmless opened"]["high"] > figures["limit"]:
         typer.echo(

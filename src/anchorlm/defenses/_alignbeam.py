@@ -35,6 +35,10 @@ class AlignBeam(Defense):
         super().__init__(team, **settings)
         self.guidance = Guidance(self, self.settings)
 
+    async def start(self) -> None:
+        """See `Defense.start`."""
+        await self.guidance.start()
+
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Mixes, primes, extends, finishes, judges (steps 1 to 6 of the paper)."""
         settings: AlignBeamSettings = self.settings_for(request)

@@ -11,7 +11,7 @@ from anchorlm.engine import Engine, Sampler, TokenSequence
 from anchorlm.mixing import LOOKAHEAD_ROWS, Guide, MixAt, MixedSequence, Translator
 from anchorlm.records import Access, Folder, GenerationSettings, Request, UserError
 from anchorlm.search import Diversity, draw, scored
-from anchorlm.steering import Aligner, Readers, Reading
+from anchorlm.steering import Aligner, Readers, Reading, check_activations
 from anchorlm.tokens import Kind, Projection
 
 _ANCHOR_TOKENS_PER_TARGET_TOKEN = 16
@@ -38,6 +38,8 @@ class MixtureSettings(DefenseSettings):
     def _gate_has_artifact(self) -> Self:
         if self.gate == "inferaligner" and self.artifact is None:
             raise ValueError("the gate reads along fitted directions: give its artifact, too")
+        if self.gate == "always" and self.gate_reader != "target":
+            raise ValueError('gate_reader says who reads the gate: it needs gate = "inferaligner"')
         return self
 
 
@@ -65,6 +67,13 @@ class Guidance:
             if readers in (reader, "both") and engine.access < Access.ACTIVATIONS:
                 raise UserError(f"The gate reads the {reader}'s activations: load the {reader} with transformers.")
         return Aligner.load(artifact, target, None if readers == "target" else anchor)
+
+    async def start(self) -> None:
+        """See `Defense.start`: whether who reads the gate can be read."""
+        readers = self._defense.settings.gate_reader
+        for reader, engine in (("target", self._defense.target), ("anchor", self._defense.anchor)):
+            if self.aligner is not None and readers in (reader, "both"):
+                await check_activations(engine)
 
     async def read(
         self, row: TokenSequence, anchor: Engine, request: Request, settings: MixtureSettings

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Team, refuse, speak
 from anchorlm.engine import Positions
 from anchorlm.records import Access, Decision, Event, Folder, Request, UserError
-from anchorlm.steering import Aligner, Readers, Units, Vector
+from anchorlm.steering import Aligner, Readers, Units, Vector, check_activations
 
 
 class SteeringSettings(DefenseSettings):
@@ -60,6 +60,12 @@ class SteeringDefense(Defense):
 
     def _load(self) -> Aligner:
         return Aligner.load(self.settings.artifact, self.target)
+
+    async def start(self) -> None:
+        """See `Defense.start`: whether activations can be read at all."""
+        await check_activations(self.target)
+        if self.team.anchor is not None:
+            await check_activations(self.team.anchor)
 
     def settings_for(self, request: Request) -> Any:
         """The settings with the request's own knobs, whose layers are checked before anything runs."""

@@ -101,6 +101,8 @@ class InferenceGuard(Defense):
             UserError: The refusal is itself over budget, or the beams are more than the engines' rows.
         """
         await self._check_refusal(self.settings)
+        if self.guidance is not None:
+            await self.guidance.start()
         rows = min(getattr(engine, "max_rows", inf) for engine in self._engines)
         if self.settings.beams and min(self.settings.beams) > rows:
             raise UserError(

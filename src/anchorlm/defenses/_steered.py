@@ -69,4 +69,4 @@ class AlphaSteer(_Steered):
         steering = self.aligner.null_space_steering(
             alpha=settings.alpha, layers=settings.layers, positions=settings.positions
         )
-        return steering, Decision("steer", {"layers": list(steering.edits), "strength": steering.strength})
+        return steering, Decision("steer", {"layers": list(steering.edits), "alpha": steering.strength})

@@ -2,6 +2,7 @@
 
 from anchorlm.fitting._calibrate import calibrate_inferaligner
 from anchorlm.fitting._calibrate_guard import Labeled, calibrate_inferenceguard
+from anchorlm.fitting._card import told_cosine
 from anchorlm.fitting._conformal import Method, allowed, calibrated_limit, labels_needed, upper_bound
 from anchorlm.fitting._critic import auroc
 from anchorlm.fitting._fit import fit_inferaligner
@@ -31,6 +32,7 @@ __all__ = [
     "save_artifact",
     "save_calibration",
     "save_critic",
+    "told_cosine",
     "tradeoff_svg",
     "upper_bound",
 ]

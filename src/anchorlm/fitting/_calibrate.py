@@ -16,7 +16,7 @@ from anchorlm.fitting._outcomes import FluencyGrading, Grader, Outcome, graded_b
 from anchorlm.fitting._prompts import LEAST, classes
 from anchorlm.fitting._shifts import Search, Step, answers, shares, windows
 from anchorlm.guard import EngineSettings, ModelLike, start_engine
-from anchorlm.records import Artifact, Messages, UserError, as_messages, data_digest, prompt_key
+from anchorlm.records import Artifact, Messages, UserError, as_messages, prompts_digest
 from anchorlm.steering import Aligner, Gate, prompt_activations
 
 _SEPARATES = 0.9
@@ -95,8 +95,8 @@ def calibrate_inferaligner(
     )
     settings, figures = runtime().run(work)
     figures["data"] = {
-        "harmful": {"n": len(bad), "digest": data_digest(map(prompt_key, bad))},
-        "harmless": {"n": len(good), "digest": data_digest(map(prompt_key, good))},
+        "harmful": {"n": len(bad), "digest": prompts_digest(bad)},
+        "harmless": {"n": len(good), "digest": prompts_digest(good)},
         "seed": seed,
     }
     return replace(
@@ -172,11 +172,14 @@ async def _calibrate(
             ],
         }
 
+    def told(gates: Sequence[GateChoice]) -> list[dict[str, Any]]:
+        return [_gate_data(gate, len(high), len(low)) for gate in gates]
+
     figures = {
         "limit": limit,
         "grader": "refusal matcher and fluency" if grader is None else getattr(grader, "__qualname__", "a function"),
         "max_new_tokens": max_new_tokens,
-        "gates": [_gate_data(tried, len(high), len(low)) for tried in gates],
+        "gates": told(gates),
         "shifts": search.tried,
         "measured on": "prompts that the shift was not chosen on" if apart else "the prompts of the search",
         "undefended": shares(before),
@@ -192,7 +195,7 @@ async def _calibrate(
         "answer": answer,
     }
     if theirs is not None:
-        their_gate, _ = choose_gate(*theirs, limit)
+        their_gate, tried = choose_gate(*theirs, limit)
         means = [mean_scores(scores, their_gate.layers) for scores in theirs]
         joint = [(one + other) / 2 for one, other in zip(own, means, strict=True)]
         shared = joint_gate(joint[0], joint[1], limit)
@@ -201,7 +204,7 @@ async def _calibrate(
             "reader_bias": their_gate.bias,
             "both_bias": shared.bias,
         }
-        figures["read by the anchor"] = decided(their_gate, means)
+        figures["read by the anchor"] = {**decided(their_gate, means), "gates": told(tried)}
         figures["read by both"] = decided(shared, joint)
     return settings, figures
 

@@ -28,8 +28,14 @@ def card(artifact: Artifact, folder: str) -> str:
         "---",
         f"# InferAligner for {target.name}",
         "",
-        f"A gate that recognizes harmful prompts in the activations of `{target.name}`, and steering vectors of the "
-        f"aligned `{anchor.name}` that are added where it opens. For this one target; refused for any other.",
+        f"A gate that recognizes harmful prompts in the activations of `{target.name}`, and "
+        + (
+            "the fixed refusal where it opens: too few answers became clean refusals under the steering vectors of the "
+            f'aligned `{anchor.name}`, which are here, too (`answer = "steer"`).'
+            if settings["answer"] == "refuse"
+            else f"steering vectors of the aligned `{anchor.name}` that are added where it opens."
+        )
+        + " For this one target; refused for any other.",
         "",
         "Method: Wang et al., *InferAligner*, arXiv 2401.11206. Made with AnchorLM "
         f"{artifact.library}; id `{artifact.id}`.",
@@ -71,7 +77,13 @@ def card(artifact: Artifact, folder: str) -> str:
         "",
         "## At fit time",
         "Per layer, on held-out prompts: how often the gate is right, and the cosine of the shift with the target's "
-        "own direction of harm (in brackets: of a random direction).",
+        "own direction of harm (in brackets: "
+        + (
+            "the largest of random directions of the anchor through the same map"
+            if figures["mapped"]
+            else "of a random direction"
+        )
+        + "; of the target's own direction on other prompts, the most that can be expected).",
         "",
         "| layer | opens on harmful | stays closed on harmless | cosine |",
         "|---|---|---|---|",
@@ -131,14 +143,24 @@ def _second(artifact: Artifact) -> list[str]:
 
 
 def _layers(figures: Mapping[str, Any]) -> list[str]:
-    cosines = figures["cosine with the target's own direction"]
-    chance = figures["cosine of a random direction"]
     return [
         f"| {row['layer']} | {_share(row, 'harmful opened', 'harmful interval')} | "
-        f"{_share(row, 'harmless closed', 'harmless interval')} | {cosines[row['layer']]:.2f} "
-        f"({chance[row['layer']]:.2f}) |"
+        f"{_share(row, 'harmless closed', 'harmless interval')} | {told_cosine(figures, row['layer'])} |"
         for row in figures["gate"]
     ]
+
+
+def told_cosine(figures: Mapping[str, Any], layer: int) -> str:
+    """`0.93 (0.41; 0.99)`: of the shift with the target's own direction; beside it what chance gives, through the map
+    where there is one, and what the own direction has with itself on other prompts.
+    """
+    own = figures["cosine with the target's own direction"]
+    chance = (
+        figures.get("largest cosine of a random direction through the map") or figures["cosine of a random direction"]
+    )
+    again = figures.get("cosine of its own direction on held-out prompts")
+    beside = f"{chance[layer]:.2f}" + (f"; {again[layer]:.2f}" if again else "")
+    return f"{own[layer]:.2f} ({beside})"
 
 
 def _share(row: Mapping[str, Any], name: str, interval: str) -> str:

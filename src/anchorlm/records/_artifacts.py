@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from anchorlm.records._errors import UserError
+from anchorlm.records._requests import Messages, prompt_key
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -181,6 +182,11 @@ class Artifact:
                 f"This {self.kind} artifact was fitted on the {role} {self.models[role].name}, but {stamp.name} has "
                 f"{difference}: fit one for it with `anchorlm fit {self.kind}`."
             )
+
+
+def prompts_digest(prompts: Iterable[Messages | str]) -> str:
+    """A short digest of a set of prompts, whatever their order and however often one is there."""
+    return data_digest(sorted({prompt_key(prompt) for prompt in prompts}))
 
 
 def data_digest(texts: Iterable[str]) -> str:

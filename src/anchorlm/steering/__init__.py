@@ -7,7 +7,7 @@ from anchorlm.steering._directions import Directions, Whitening, fisher_directio
 from anchorlm.steering._fit import Across, check_options, fit_inferaligner
 from anchorlm.steering._gate import Gate, cosine_scores
 from anchorlm.steering._moments import Moments
-from anchorlm.steering._read import prompt_activations
+from anchorlm.steering._read import check_activations, prompt_activations
 
 __all__ = [
     "Across",
@@ -23,6 +23,7 @@ __all__ = [
     "Vector",
     "Whitening",
     "best_threshold",
+    "check_activations",
     "check_options",
     "cosine_scores",
     "fisher_directions",

@@ -4,6 +4,7 @@ import random
 from asyncio import gather
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -18,8 +19,8 @@ from anchorlm.records import (
     Messages,
     UserError,
     as_messages,
-    data_digest,
     prompt_key,
+    prompts_digest,
     wilson,
 )
 from anchorlm.steering._across import RidgeMap, matching_layer, ridge_map
@@ -31,6 +32,7 @@ from anchorlm.steering._moments import Moments
 from anchorlm.steering._read import prompt_activations
 
 _PROBES, _PROBE_TOKENS = 16, 16
+_DRAWS = 32
 _WELL = 0.9
 """Balanced accuracy from which on a layer counts as one that separates the classes well."""
 
@@ -116,17 +118,19 @@ async def fit_inferaligner(
     reading = await _read(target, split, mapped, tick)
     source = await _read(anchor, split, mapped, tick)
     own, theirs = reading.directions, source.directions
-    held, their_held = await _held_out(target, split, tick), await _held_out(anchor, split, tick)
     gate, second_gate = _gate(reading, whitening), _gate(source, whitening)
-    second_held = their_held
+    along = _gate(source, "none")  # the vectors that steer
+    held = await _held_out(target, split, tick, gate.scores, partial(cosine_scores, condition=own.unit))
+    their_held = await _held_out(anchor, split, tick, second_gate.scores, along.scores)
+    accuracy, apart, second_accuracy = (
+        _accuracy(*one) for one in (held.scores[0], their_held.scores[1], their_held.scores[0])
+    )
     if reader is not None:
         second_gate = _gate(await _read(reader, split, False, tick), whitening)
-        second_held = await _held_out(reader, split, tick)
-    accuracy, second_accuracy = _accuracy(gate, *held), _accuracy(second_gate, *second_held)
-    apart = _accuracy(_gate(source, "none"), *their_held)  # along the vectors that steer
+        second_accuracy = _accuracy(*(await _held_out(reader, split, tick, second_gate.scores)).scores[0])
     maps: list[RidgeMap] = []
-    shift = theirs
     places = [matching_layer(layer, len(own.length), len(theirs.length)) for layer in range(len(own.length))]
+    shift = Directions(theirs.unit[places], theirs.length[places])
     if mapped:
         xs, ys = torch.stack(source.kept, dim=1), torch.stack(reading.kept, dim=1)  # (L, n, H)
         maps = [ridge_map(xs[place], ys[layer]) for layer, place in enumerate(places)]
@@ -138,7 +142,7 @@ async def fit_inferaligner(
         if min(accuracy[layer]["balanced"], apart[place]["balanced"]) >= _WELL
     ]
     layers = well or [max(range(len(accuracy)), key=lambda layer: accuracy[layer]["balanced"])]
-    cast = _cast(own.unit, *held)
+    cast = _cast(*held.scores[1])
     sign = await _sign(target, shift, layers, split.held_harmful)
     shift = Directions(sign["sign"] * shift.unit, shift.length)
     generator = torch.Generator().manual_seed(seed)
@@ -151,8 +155,8 @@ async def fit_inferaligner(
             "reader": stamp((reader or anchor).model),
         },
         data={
-            "harmful": {"n": len(harmful), "digest": data_digest(map(prompt_key, harmful))},
-            "harmless": {"n": len(harmless), "digest": data_digest(map(prompt_key, harmless))},
+            "harmful": {"n": len(harmful), "digest": prompts_digest(harmful)},
+            "harmless": {"n": len(harmless), "digest": prompts_digest(harmless)},
             "holdout": holdout,
             "seed": seed,
         },
@@ -179,6 +183,10 @@ async def fit_inferaligner(
                 round(float(a @ b), 4) for a, b in zip(shift.unit, own.unit, strict=True)
             ],
             "cosine of a random direction": [round(float(a @ b), 4) for a, b in zip(noise, own.unit, strict=True)],
+            "largest cosine of a random direction through the map": _chance(maps, own.unit, generator),
+            "cosine of its own direction on held-out prompts": [
+                round(float(a @ b), 4) for a, b in zip(held.directions.unit, own.unit, strict=True)
+            ],
         },
         tensors={
             **_gate_tensors("gate", gate),
@@ -240,13 +248,7 @@ async def _read(engine: Engine, split: _Split, keep: bool, tick: Callable[[], No
     reading = _Reading(Moments(0), Moments(1), [])
     for moments, prompts in ((reading.harmful, split.harmful), (reading.harmless, split.harmless)):
         async for activations in prompt_activations(engine, prompts):
-            try:
-                moments.add(activations)
-            except ValueError:
-                raise UserError(
-                    f"{engine.model.name} has activations that are not numbers: check its weights, or load it in "
-                    "bfloat16 or float32."
-                ) from None
+            _add(moments, activations, engine)
             # A map that had seen both classes would carry one's mean onto the other's, whatever the anchor knows.
             if keep and moments is reading.harmless:
                 reading.kept.append(activations.float())
@@ -258,16 +260,54 @@ async def _read(engine: Engine, split: _Split, keep: bool, tick: Callable[[], No
     return reading
 
 
-async def _held_out(engine: Engine, split: _Split, tick: Callable[[], None]) -> tuple[Tensor, Tensor]:
-    """Activations (n, L, H) of the held-out prompts, class by class."""
-    found: list[Tensor] = []
-    for prompts in (split.held_harmful, split.held_harmless):
-        rows = []
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What the held-out prompts say.
+
+    Attributes:
+        directions: Theirs.
+        scores: By each scorer in turn, those of the harmful prompts (n, L) and of the harmless ones (m, L).
+    """
+
+    directions: Directions
+    scores: list[tuple[Tensor, Tensor]]
+
+
+async def _held_out(
+    engine: Engine, split: _Split, tick: Callable[[], None], *scorers: Callable[[Tensor], Tensor]
+) -> _Held:
+    """Scores the held-out prompts as they come, so that no activations pile up."""
+    moments = Moments(0), Moments(1)
+    scores: list[list[Tensor]] = []
+    for own, prompts in zip(moments, (split.held_harmful, split.held_harmless), strict=True):
+        rows: list[list[Tensor]] = [[] for _ in scorers]
         async for activations in prompt_activations(engine, prompts):
-            rows.append(activations)
+            _add(own, activations, engine)
+            for kept, scorer in zip(rows, scorers, strict=True):
+                kept.append(scorer(activations))
             tick()
-        found.append(torch.stack(rows))
-    return found[0], found[1]
+        scores.append([torch.stack(kept) for kept in rows])
+    return _Held(harm_directions(*moments), list(zip(*scores, strict=True)))
+
+
+def _add(moments: Moments, activations: Tensor, engine: Engine) -> None:
+    try:
+        moments.add(activations)
+    except ValueError:
+        raise UserError(
+            f"{engine.model.name} has activations that are not numbers: check its weights, or load it in bfloat16 or "
+            "float32."
+        ) from None
+
+
+def _chance(maps: Sequence[RidgeMap], own: Tensor, generator: torch.Generator) -> list[float]:
+    """Per layer, how near random directions of the anchor come to the target's own once they are mapped: a map keeps
+    what varies, so that even they do.
+    """
+    return [
+        round(float((found(torch.randn(_DRAWS, len(found.matrix), generator=generator)) @ unit).abs().max()), 4)
+        for found, unit in zip(maps, own, strict=False)
+    ]
 
 
 def _gate(reading: _Reading, whitening: Whitening) -> Gate:
@@ -284,9 +324,13 @@ def _best_layer(accuracy: Sequence[Mapping[str, Any]]) -> int:
     return max(range(len(accuracy)), key=lambda layer: (accuracy[layer]["balanced"], accuracy[layer]["margin"]))
 
 
-def _accuracy(gate: Gate, harmful: Tensor, harmless: Tensor) -> list[dict[str, Any]]:
-    """How well the gate of each layer tells held-out prompts apart, with 95 % intervals."""
-    opened, closed = (torch.stack([gate.scores(row) for row in rows]) for rows in (harmful, harmless))  # (n, L)
+def _accuracy(opened: Tensor, closed: Tensor) -> list[dict[str, Any]]:
+    """How well the gate of each layer tells held-out prompts apart, with 95 % intervals.
+
+    Args:
+        opened: Its scores (n, L) of harmful prompts.
+        closed: Its scores (m, L) of harmless ones.
+    """
     n, m = len(opened), len(closed)
     figures = []
     for layer in range(opened.shape[1]):
@@ -305,9 +349,8 @@ def _accuracy(gate: Gate, harmful: Tensor, harmless: Tensor) -> list[dict[str, A
     return figures
 
 
-def _cast(condition: Tensor, harmful: Tensor, harmless: Tensor) -> list[tuple[float, float]]:
-    """CAST's threshold and F1 at every layer."""
-    high, low = (torch.stack([cosine_scores(row, condition) for row in rows]) for rows in (harmful, harmless))
+def _cast(high: Tensor, low: Tensor) -> list[tuple[float, float]]:
+    """CAST's threshold and F1 at every layer, by the cosines of harmful (n, L) and harmless prompts (m, L)."""
     return [best_threshold(high[:, layer], low[:, layer]) for layer in range(high.shape[1])]
 
 
