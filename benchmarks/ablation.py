@@ -138,11 +138,14 @@ def verdict(data: Mapping[str, Any]) -> str:
             claim = "the claim does not hold: its own vectors refuse more often than the anchor's"
         else:
             claim = "the figures do not decide: the anchor's vectors and its own refuse alike within their intervals"
+        if tops["anchor"]["broken"]["rate"] > a["rate"]:
+            claim += ", but break more texts than they turn into refusals, so that they are of no use either"
         beside = "more often than" if a["low"] > noise["refused"]["high"] else "not surely more often than"
         sentences.append(f"On {name} {claim}; the anchor's refuse {beside} random ones of the same length.")
     return "\n".join([
-        "Each kind of vector at its best layers and positions (chosen on dev) and strength, in natural lengths "
-        f"of the anchor's, on {data['n']} plain harmful prompts of {data['partition']}; percent with 95 % intervals:",
+        "Each kind of vector at its best layers and positions (chosen on dev) and at the strength that serves it best "
+        f"on these prompts, in natural lengths of the anchor's; {data['n']} plain harmful prompts of "
+        f"{data['partition']}, percent with 95 % intervals:",
         "",
         "| target | vectors | alpha | refused cleanly | complied | broken |",
         "|---|---|---|---|---|---|",

@@ -20,7 +20,7 @@ from anchorlm.cli._zoo_fit import CALIBRATED, FITTED, LIMIT, prompts
 from anchorlm.engine import LocalEngine
 from anchorlm.fitting import calibrate_inferaligner, fit_inferaligner, save_artifact
 from anchorlm.judging import RubricJudge
-from anchorlm.records import Response, as_messages, wilson
+from anchorlm.records import Artifact, Response, as_messages, wilson
 from benchmarks._report import alternate, ratio, report
 
 CELLS = ("harmful-plain", "harmful-framed", "jailbreak", "harmless", "look-alike", "domain")
@@ -108,11 +108,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "alignbeam, gated": Guard(target, "alignbeam", **beam | {"gate_reader": "target"}),
                 "alignbeam gated, read by both": Guard(target, "alignbeam", **beam),
             }
+            # Where the calibration chose the fixed refusal, what the vectors themselves would do is a row of its own.
+            fixed = Artifact.load(place).settings["answer"] == "refuse"
             controls = {
                 f"{vector} vectors": Guard(
                     target, "inferaligner", artifact=place, vector=vector, answer="steer", generation=length
                 )
-                for vector in ("own", "random")
+                for vector in (("anchor",) if fixed else ()) + ("own", "random")
             }
         harmless = items("harmless", domain, options.partition, 16)
         if not options.only:
@@ -132,6 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     across = " across families" if options.anchor == ANCHOR else ""
     if rows:
         report(f"inferaligner{across}", ["target", "defense", *CELLS], rows)
+    if gates:
         report(f"inferaligner gate{across}", ["target", "gate", *CELLS], gates)
     if costs:
         report(f"inferaligner overhead{across}", ["target", "gate", "over undefended"], costs)
