@@ -221,7 +221,8 @@ CLAIMS = (
           "anchor's weight alone.)", KNOB,
           ("target", "alpha", "harmful complied", "harmless answered", "accuracy"), knob_is_tunable),
     Claim("InferAligner brings attack success to about 0 and keeps the utility. (Its gate on the target's own "
-          "activations, as in the paper; what it does where the anchor reads is in [InferAligner](inferaligner.md).)",
+          "activations, as in the paper; what it does where a second model reads, too, is in "
+          "[InferAligner](inferaligner.md).)",
           EVERYTHING, GUARDED, guarded("self-gated inferaligner", 0.02)),
     Claim("The anchor's vectors work, the target's own do not (see [InferAligner](inferaligner.md)).", ABLATION,
           ("target", "refused, anchor's vectors", "refused, its own"), anchors_vectors_work),
