@@ -117,6 +117,8 @@ def guards(
         "beam + safety state": lambda: Guard(target, "beam_search", **beams, block=BLOCK, score="safety_state"),
         "ARGS + Lagrangian": lambda: Guard(target, "args", **scored, w=KNOBS["args"]["w"]),
         "controlled decoding": lambda: Guard(target, "controlled_decoding", **beams, block=BLOCK),
+        "RE-Control": lambda: Guard(target, "re_control", critic=artifact(), generation=length),
+        "RE-Control + safety": lambda: Guard(target, "re_control", critic=artifact(), weight=5, generation=length),
         "InferenceGuard": lambda: Guard(target, "inferenceguard", **ours),
         "InferenceGuard + critic": lambda: Guard(target, "inferenceguard", critic=artifact(), **ours),
         "InferenceGuard, reward first": lambda: Guard(

@@ -10,6 +10,7 @@ from anchorlm.defenses._inferaligner import InferAligner, InferAlignerSettings, 
 from anchorlm.defenses._inferenceguard import InferenceGuard
 from anchorlm.defenses._inferenceguard_settings import InferenceGuardSettings
 from anchorlm.defenses._prompting import GoalPriority, GoalPrioritySettings, SelfReminder, SelfReminderSettings
+from anchorlm.defenses._re_control import REControl, REControlSettings
 from anchorlm.defenses._safe_decoding import SafeDecoding, SafeDecodingSettings, safe_decoding_step
 from anchorlm.defenses._steered import CAA, CAST, AlphaSteer, CASTSettings
 from anchorlm.defenses._undefended import Undefended
@@ -39,6 +40,8 @@ __all__ = [
     "InferenceGuard",
     "InferenceGuardSettings",
     "Needs",
+    "REControl",
+    "REControlSettings",
     "SafeDecoding",
     "SafeDecodingSettings",
     "SelfReminder",

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -42,6 +42,11 @@ class Edit:
         return change
 
 
+Change = Callable[[Tensor], Tensor]
+"""What is added, before a strength, to the residual stream (B, T, H) after a block: an `Edit`, or any function of it.
+Rows are aligned to the right."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Steering:
     """How one sequence is steered. Rows that share `edits` (the object) are steered in one operation.
@@ -52,7 +57,7 @@ class Steering:
         positions: Which positions are changed: those of the prompt, or all.
     """
 
-    edits: Mapping[int, Edit]
+    edits: Mapping[int, Change]
     strength: float = 1.0
     positions: Positions = "all"
 
@@ -71,7 +76,7 @@ class _Group:
         weight: (n, T, 1) strength at each query; 0 where a position is left alone.
     """
 
-    edits: Mapping[int, Edit]
+    edits: Mapping[int, Change]
     rows: Tensor
     weight: Tensor
 
@@ -116,7 +121,7 @@ def steered(
 
 def _groups(rows: Sequence[Row], counts: Sequence[int], device: torch.device) -> list[_Group]:
     width = max(counts)
-    found: dict[int, tuple[Mapping[int, Edit], list[int], list[list[float]]]] = {}
+    found: dict[int, tuple[Mapping[int, Change], list[int], list[list[float]]]] = {}
     for index, (row, count) in enumerate(zip(rows, counts, strict=True)):
         steering, until = row.steering, row.steered_until
         if steering is None or row.computed >= until or not steering.strength:

@@ -44,12 +44,28 @@ class Critic:
         Returns:
             The probabilities of ending within budget (B,), and the rewards expected (B,).
         """
-        inputs = torch.cat([hidden.float().cpu(), left.float().cpu()[:, None]], dim=1)
-        return self.read(self.logits((inputs - self.mean) / self.scale))
+        return self.read(self.logits(self.standardized(hidden.cpu(), left.cpu())))
+
+    def standardized(self, hidden: Tensor, left: Tensor) -> Tensor:
+        """The inputs (B, H + 1) of both heads, of states (B, H) and budgets left (B,) where the weights are."""
+        return (torch.cat([hidden.float(), left.float()[:, None]], dim=1) - self.mean) / self.scale
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Both heads (B, 2) on standardized inputs (B, H + 1)."""
         return torch.nn.functional.gelu(inputs @ self.weight.T + self.bias) @ self.heads.T + self.heads_bias
+
+    def slope(self, inputs: Tensor, weight: float = 0.0) -> Tensor:
+        """The gradient of `value + weight * log P(within budget)` in the inputs (B, H + 1), by the chain rule.
+
+        The value is the second head's output: the reward, standardized.
+        """
+        inner = inputs @ self.weight.T + self.bias
+        below = torch.special.ndtr(inner)  # GELU is a * Phi(a), so that its slope is Phi(a) + a * phi(a)
+        slope = below + inner * torch.exp(-inner.square() / 2) / (2 * torch.pi) ** 0.5
+        safety, value = self.heads
+        outer = value + weight * (1 - ((inner * below) @ safety + self.heads_bias[0]).sigmoid())[:, None] * safety
+        gradient: Tensor = (outer * slope) @ self.weight
+        return gradient
 
     def read(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Probability and reward of both heads' outputs (B, 2)."""
@@ -59,6 +75,12 @@ class Critic:
         """Everything but the threshold, by name, for an artifact."""
         names = ("mean", "scale", "weight", "bias", "heads", "heads_bias", "reward")
         return {name: getattr(self, name) for name in names}
+
+    def to(self, device: torch.device) -> Critic:
+        """The same on a device."""
+        if self.mean.device == device:
+            return self
+        return Critic.of({name: tensor.to(device) for name, tensor in self.tensors().items()}, self.threshold)
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], threshold: float) -> Critic:
