@@ -108,6 +108,16 @@ def test_what_the_gate_does_not_see_the_cost_model_does_and_the_anchor_is_asked_
         assert whole.token_ids == parts["guided"].chat(prompt).token_ids
 
 
+def test_without_a_draft_a_search_behind_a_closed_gate_is_repeated_with_the_anchor(parts: dict[str, Any]) -> None:
+    own = parts["plain"].chat(HARMLESS[0]).text
+    knobs = {"draft": False, "beams": (2,), "temperature": 1e-6}
+    lenient = parts["lenient"].chat(HARMLESS[0], knobs={**knobs, "gate_bias": -1e6})
+    assert (lenient.text, [one.kind for one in lenient.trace]) == (own, ["gate", "search", "chosen"])
+    strict = parts["strict"].chat(HARMLESS[0], knobs={**knobs, "gate_bias": -1e6, "retries": 0})
+    assert [one.kind for one in strict.trace] == ["gate", "search", "search", "chosen"]
+    assert strict.token_ids == parts["guided"].chat(HARMLESS[0], knobs=knobs).token_ids
+
+
 FAR, NEAR = {"gate_bias": -1e6}, {"gate_bias": -1e6, "doubt": 2e6}
 """A gate that is closed beyond doubt, and one that is not."""
 

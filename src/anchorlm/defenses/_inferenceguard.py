@@ -175,7 +175,7 @@ class InferenceGuard(Defense):
                 break
             if not work.guided:
                 work.guided = True  # what the gate did not see, the cost model or the judge did
-                sizes.insert(0, 1)
+                sizes = list(settings.sizes)
         if best is None or best.reason is None or not admit(best.cost, limit):
             safest = f": the safest response costs {work.least:.3f}" if work.least < inf else ""
             turned = f"; the judge turned down {work.vetoed}" if work.vetoed else ""
