@@ -15,7 +15,7 @@ from anchorlm.fitting import fit_inferenceguard, save_critic
 from anchorlm.fitting._critic import auroc, choose_threshold, reliability, train_critic
 from anchorlm.fitting._rollouts import Rollout
 from anchorlm.guard import Guard
-from anchorlm.records import Artifact, Messages, UserError
+from anchorlm.records import Artifact, DefenseError, Messages, UserError
 
 few = settings(max_examples=40, deadline=None)
 
@@ -163,6 +163,11 @@ def test_a_cost_model_of_the_wrong_sign_or_head_is_found_out(target: LocalEngine
         fit(target, lambda messages, text: -cost(messages, text) - 0.9 * (text != REFUSAL))
     with pytest.raises(UserError, match="which label or head"):
         fit(target, lambda messages, text: -0.5)
+
+
+def test_a_cost_model_without_a_number_for_the_refusal_is_an_error(target: LocalEngine) -> None:
+    with pytest.raises(DefenseError, match="one finite number"):
+        fit(target, lambda messages, text: float("nan") if text == REFUSAL else cost(messages, text))
 
 
 def test_a_budget_that_nothing_meets_and_sizes_that_do_not_fit_are_named(target: LocalEngine) -> None:

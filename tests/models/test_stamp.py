@@ -8,7 +8,7 @@ import pytest
 import torch
 from factories import ARCHITECTURES, tiny_model, tiny_tokenizer, tiny_weights
 
-from anchorlm.models import CausalModel, ModelSettings, stamp
+from anchorlm.models import CausalModel, ModelSettings, identity, stamp
 from anchorlm.records import Artifact, ModelStamp, UserError
 
 
@@ -54,6 +54,35 @@ def test_a_fine_tune_of_one_kind_of_weight_is_another_model_however_deep(name: s
                 for weight, old in zip(tuned, before, strict=True):
                     weight.copy_(old)
     assert plain == stamp(model)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_changed_weight_anywhere_or_two_swapped_rows_are_another_identity(name: str, dtype: torch.dtype) -> None:
+    weights = tiny_weights(name).to(dtype)
+    model = CausalModel.wrap(weights, tiny_tokenizer(), name="one")
+    known = identity(model)
+    assert known == identity(CausalModel.wrap(tiny_weights(name).to(dtype), tiny_tokenizer(), name="another"))
+    generator = torch.Generator().manual_seed(0)
+    for _, weight in weights.named_parameters():
+        before = weight.detach().clone()
+        place = int(torch.randint(weight.numel(), (), generator=generator))
+        with torch.no_grad():
+            weight.view(-1)[place] += 0.5
+        assert identity(model) != known
+        with torch.no_grad():
+            weight.copy_(before)
+            weight.copy_(before.flip(0))
+        assert weight.equal(before) or identity(model) != known
+        with torch.no_grad():
+            weight.copy_(before)
+    assert identity(model) == known
+
+
+def test_another_configuration_over_equal_weights_is_another_identity() -> None:
+    turned = tiny_model(rope_parameters={"rope_type": "default", "rope_theta": 77.0})
+    assert difference(turned) is None
+    assert identity(turned) != identity(tiny_model())
 
 
 def test_another_tokenizer_depth_or_width_is_another_model() -> None:

@@ -9,7 +9,7 @@ from math import inf
 from typing import Any
 
 from anchorlm.defenses._base import Team
-from anchorlm.models import stamp
+from anchorlm.models import identity
 from anchorlm.records import Artifact, DefenseError, GenerationSettings, Request, UserError
 
 CALIBRATION = "inferenceguard-calibration"
@@ -31,7 +31,7 @@ def pipeline_digest(team: Team, settings: Mapping[str, Any], parts: Mapping[str,
     """
     models = {
         role: {
-            **stamp(engine.model).identity,
+            **identity(engine.model),
             # These decide how large a search may be.
             "limits": [getattr(engine, name, None) for name in ("max_rows", "max_tokens")],
             # An attacked target is another one.

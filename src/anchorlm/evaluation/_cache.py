@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from anchorlm.engine import LocalEngine
-from anchorlm.models import stamp
+from anchorlm.models import identity
 from anchorlm.records import Journal, Request, Response, Usage, UserError, cache_folder, prompt_key
 
 
@@ -27,7 +27,7 @@ class UndefendedCache:
 
     def __init__(self, target: LocalEngine, folder: Path | None = None) -> None:
         self.hits = 0
-        name = _digest(stamp(target.model).identity)
+        name = _digest(identity(target.model))
         self._journal: Journal | None = None
         place = (folder or cache_folder()) / "undefended"
         try:

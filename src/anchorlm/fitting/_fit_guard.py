@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from asyncio import gather
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from anchorlm.fitting._critic import auroc, choose_threshold, critic_figures, tr
 from anchorlm.fitting._prompts import classes
 from anchorlm.fitting._rollouts import Rollout, Step, hidden_states, roll_out
 from anchorlm.guard import EngineSettings, ModelLike, ScorerLike, start_engine, start_scorer
-from anchorlm.judging import RefusalMatcher, Scorer
+from anchorlm.judging import RefusalMatcher, Scorer, checked_scores
 from anchorlm.models import stamp
 from anchorlm.records import Access, Artifact, GenerationSettings, Messages, UserError, as_messages, data_digest
 from anchorlm.records import prompt_key as key
@@ -178,7 +179,9 @@ async def _check_cost(
     Raises:
         UserError: The cost model has the wrong sign or head, or nothing meets the budget.
     """
-    refused = [(await cost(prompt, [refusal]))[0] for prompt in prompts[:harmful]]
+    refused = [
+        one for (one,) in await gather(*(checked_scores(cost, prompt, [refusal]) for prompt in prompts[:harmful]))
+    ]
     matcher = RefusalMatcher()
     answered = [
         rollout.costs[-1]

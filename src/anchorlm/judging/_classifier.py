@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from anchorlm.judging._base import Grade, Judge
 from anchorlm.judging._conversation import request_text
 from anchorlm.judging._reading import Reader
-from anchorlm.models import ModelSettings, control_texts, load_classifier, without_specials
+from anchorlm.models import ModelSettings, contents, control_texts, load_classifier, without_specials
 from anchorlm.records import DefenseError, Message, Messages, UserError
 
 Layout = Literal["pair", "chat"]
@@ -66,7 +66,6 @@ class ClassifierJudge(Judge):
         name: str = "classifier",
     ) -> None:
         self._model = model.eval()
-        self._weights = _sample(model)
         self._tokenizer = copy.deepcopy(tokenizer)
         self._tokenizer.padding_side = "right"
         self._tokenizer.truncation_side = "left"
@@ -144,7 +143,7 @@ class ClassifierJudge(Judge):
             "harm_label": self._label,
             "layout": self._layout,
             "tokenizer": hashlib.sha256(written.encode()).hexdigest()[:16],
-            "weights": self._weights,
+            "weights": contents(self._model),
         }
 
     @property
@@ -285,13 +284,3 @@ def _label_index(model: PreTrainedModel, label: str | int | None, name: str) -> 
 def _context(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     positions = getattr(model.config, "max_position_embeddings", None) or 512
     return min(int(positions), int(tokenizer.model_max_length))
-
-
-def _sample(model: PreTrainedModel) -> list[float]:
-    """Two values of every weight, by which one training is told from another."""
-    found: list[float] = []
-    for _, parameter in sorted(model.named_parameters()):
-        if not parameter.is_meta:
-            flat = parameter.detach().flatten()
-            found += flat[[len(flat) // 3, 2 * len(flat) // 3]].float().tolist()
-    return found

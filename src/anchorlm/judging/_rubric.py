@@ -9,7 +9,7 @@ from anchorlm.engine import Engine, TokenSequence
 from anchorlm.judging._base import Grade, Judge
 from anchorlm.judging._conversation import request_text
 from anchorlm.judging._grades import HIGHEST, LOWEST, parse_grade
-from anchorlm.models import control_texts, stamp, without_specials
+from anchorlm.models import control_texts, identity, without_specials
 from anchorlm.records import DefenseError, GenerationSettings, Message, Messages, UserError
 
 RUBRIC = """\
@@ -97,7 +97,7 @@ class RubricJudge(Judge):
     def settings(self) -> Mapping[str, object]:
         """See `Judge`."""
         return {
-            "model": stamp(self._engine.model).identity,
+            "model": identity(self._engine.model),
             "template": self._template,
             "max_new_tokens": self._max_new_tokens,
             "retries": self._retries,

@@ -4,7 +4,7 @@ from anchorlm.models._causal import CausalModel
 from anchorlm.models._images import PromptIds
 from anchorlm.models._loading import load_classifier, load_model, load_outline, load_tokenizer
 from anchorlm.models._settings import ModelSettings, ModelSource
-from anchorlm.models._stamp import stamp
+from anchorlm.models._stamp import contents, identity, stamp
 from anchorlm.models._template import PLAIN_TEMPLATE, control_texts, message_parts, without_specials
 
 __all__ = [
@@ -13,7 +13,9 @@ __all__ = [
     "ModelSettings",
     "ModelSource",
     "PromptIds",
+    "contents",
     "control_texts",
+    "identity",
     "load_classifier",
     "load_model",
     "load_outline",

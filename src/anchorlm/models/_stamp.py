@@ -2,9 +2,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from anchorlm.models._causal import CausalModel
 from anchorlm.records import ModelStamp
+
+_VOLATILE = ("_name_or_path", "_commit_hash", "transformers_version", "architectures", "dtype", "torch_dtype")
+"""Fields of a configuration that change no output, or are known otherwise."""
 
 
 def stamp(model: CausalModel) -> ModelStamp:
@@ -34,5 +41,36 @@ def stamp(model: CausalModel) -> ModelStamp:
     )
 
 
+def identity(model: CausalModel) -> dict[str, Any]:
+    """Everything that its outputs depend on, as plain JSON data: with every weight and the configuration.
+
+    Unlike a stamp it is not to be recognized in another number format. It reads all weights once.
+    """
+    known = stamp(model).identity
+    del known["sample"]
+    return known | {"weights": contents(model.model)}
+
+
+def contents(module: nn.Module) -> str:
+    """A short digest of all weights of a model of transformers, and of its configuration."""
+    config: Any = module.config
+    settings = {name: value for name, value in config.to_diff_dict().items() if name not in _VOLATILE}
+    sums = [
+        (name, _checksum(each.detach())) for name, each in sorted(module.named_parameters()) if not each.is_meta
+    ]
+    return _digest([settings, sums])
+
+
+def _checksum(weight: Tensor) -> int:
+    """The bits of a tensor added up, each row with a factor of its own, modulo 2^64."""
+    if not weight.numel():
+        return 0
+    rows = weight.reshape(len(weight) if weight.dim() > 1 else 1, -1).contiguous().view(torch.uint8)
+    if rows.shape[1] % 8 == 0:
+        rows = rows.view(torch.int64)  # many times as fast as byte by byte
+    factors = torch.arange(1, 2 * len(rows), 2, dtype=torch.int64, device=rows.device)
+    return int((rows.sum(dim=1, dtype=torch.int64) * factors).sum())
+
+
 def _digest(data: object) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()[:16]
