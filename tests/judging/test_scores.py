@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -176,3 +177,42 @@ def test_an_address_that_is_none_is_refused() -> None:
             RemoteScorer(url)
     with pytest.raises(UserError, match="timeout above 0"):
         RemoteScorer("http://localhost", timeout=0)
+
+
+def below(limit: float) -> Any:
+    return lambda messages, text: len(text) - limit
+
+
+class Weighed:
+    def __init__(self, weight: float) -> None:
+        self.weight, self.log = weight, list[str]()
+
+    def __call__(self, messages: Messages, text: str) -> float:
+        self.log.append(text)
+        return self.weight * len(text)
+
+
+def scaled(messages: Messages, text: str, factor: float = 1.0) -> float:
+    return factor * len(text)
+
+
+def squared(messages: Messages, text: str, factor: float = 1.0) -> float:
+    return factor * len(text) ** 2
+
+
+def test_functions_that_hold_other_values_are_other_scorers_and_equal_ones_are_equal() -> None:
+    makers = [
+        lambda: below(0), lambda: below(0.5), lambda: Weighed(1), lambda: Weighed(2), lambda: scaled, lambda: squared,
+        lambda: partial(scaled, factor=2.0), lambda: partial(scaled, factor=3.0), lambda: partial(squared, factor=2.0),
+        lambda: Weighed(2).__call__, lambda: Weighed(3).__call__,
+    ]  # fmt: skip
+    known = [CallableScorer(make(), name="one").settings for make in makers]
+    assert [CallableScorer(make(), name="one").settings for make in makers] == known
+    assert len({str(one) for one in known}) == len(makers)
+
+
+def test_what_a_scorer_notes_of_its_work_does_not_make_it_another() -> None:
+    scorer = CallableScorer(Weighed(1))
+    before = scorer.settings
+    assert asyncio.run(scorer([{"role": "user", "content": "x"}], ["ab"])) == [2.0]
+    assert scorer.settings == before

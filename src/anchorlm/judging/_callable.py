@@ -4,7 +4,8 @@ import hashlib
 import inspect
 from asyncio import gather, to_thread
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from types import CodeType
+from functools import partial
+from types import CellType, CodeType, FunctionType, MethodType
 
 from anchorlm.judging._base import Grade, Judge
 from anchorlm.judging._scores import Scorer
@@ -30,12 +31,12 @@ class _Function:
 
     @property
     def settings(self) -> Mapping[str, object]:
-        """Where the function is defined, and a digest of its code; what it depends on itself is not known."""
-        code = getattr(self._function, "__code__", None)
-        written = b"" if code is None else code.co_code + repr((code.co_names, _constants(code))).encode()
+        """Where the function is defined, and a digest of its code and of the plain values that it holds (defaults,
+        closures, arguments of a partial, attributes of an object); what else it depends on is not known.
+        """
         return {
             "module": getattr(self._function, "__module__", None),
-            "code": hashlib.sha256(written).hexdigest()[:16],
+            "code": hashlib.sha256(repr(_known(self._function)).encode()).hexdigest()[:16],
         }
 
     async def _numbers(self, messages: Messages, responses: Sequence[str]) -> list[float]:
@@ -58,13 +59,47 @@ class _Function:
             ) from error
 
 
-def _constants(code: CodeType) -> list[object]:
-    """Constants in words that are the same in another process; inner functions by their own code."""
-    return [
-        (one.co_code.hex(), _constants(one)) if isinstance(one, CodeType) else
-        sorted(map(repr, one)) if isinstance(one, frozenset) else repr(one)
-        for one in code.co_consts
-    ]  # fmt: skip
+def _known(function: object) -> object:
+    """What a callable is known by, in words that are the same in another process: its code and what it holds."""
+    if isinstance(function, partial):
+        return _known(function.func), _plain(function.args), _plain(tuple(function.keywords.items()))
+    if isinstance(function, MethodType):
+        return _known(function.__func__), _attributes(function.__self__)
+    if isinstance(function, FunctionType):
+        held = tuple(cell.cell_contents for cell in function.__closure__ or () if _filled(cell))
+        named = tuple((function.__kwdefaults__ or {}).items())
+        return _plain(function.__code__), _plain((function.__defaults__, named)), [_held(one) for one in held]
+    called = next((vars(kind)["__call__"] for kind in type(function).__mro__ if "__call__" in vars(kind)), None)
+    return _plain(getattr(called, "__code__", None)), _attributes(function)
+
+
+def _held(value: object) -> object:
+    """Functions in a closure by their code, other values as they are."""
+    return _plain(value.__code__) if isinstance(value, FunctionType) else _plain(value)
+
+
+def _attributes(value: object) -> object:
+    return type(value).__qualname__, _plain(tuple(getattr(value, "__dict__", {}).items()))
+
+
+def _plain(value: object) -> object:
+    """Numbers, texts, code and tuples of them as they are; all else, which may change, by its type."""
+    if value is None or isinstance(value, str | bytes | int | float | complex):
+        return repr(value)
+    if isinstance(value, CodeType):
+        return value.co_code.hex(), value.co_names, [_plain(one) for one in value.co_consts]
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, frozenset):
+        return sorted(repr(_plain(one)) for one in value)
+    return type(value).__qualname__
+
+
+def _filled(cell: CellType) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:  # a name that is not bound yet
+        return False
 
 
 class CallableJudge(_Function, Judge):

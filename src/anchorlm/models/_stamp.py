@@ -55,9 +55,7 @@ def contents(module: nn.Module) -> str:
     """A short digest of all weights of a model of transformers, and of its configuration."""
     config: Any = module.config
     settings = {name: value for name, value in config.to_diff_dict().items() if name not in _VOLATILE}
-    sums = [
-        (name, _checksum(each.detach())) for name, each in sorted(module.named_parameters()) if not each.is_meta
-    ]
+    sums = [(name, _checksum(each.detach())) for name, each in sorted(module.named_parameters()) if not each.is_meta]
     return _digest([settings, sums])
 
 
