@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from anchorlm.fitting import fit_inferenceguard, save_critic
 from anchorlm.fitting._critic import auroc, choose_threshold, reliability, train_critic
 from anchorlm.fitting._rollouts import Rollout
 from anchorlm.guard import Guard
+from anchorlm.judging import RefusalMatcher, Scorer
 from anchorlm.records import Artifact, DefenseError, Messages, UserError
 
 few = settings(max_examples=40, deadline=None)
@@ -44,6 +46,16 @@ def cost(messages: Messages, text: str) -> float:
 
 def reward(messages: Messages, text: str) -> float:
     return float(len(text))
+
+
+class Hasty(Scorer):
+    """Finds beginnings unsafe, and whole texts safe."""
+
+    name = "hasty"
+    settings: ClassVar[dict[str, object]] = {}
+
+    async def __call__(self, messages: Messages, responses: Sequence[str]) -> list[float]:
+        return [-1.0] if responses == [REFUSAL] else [*[1.0] * (len(responses) - 1), -0.5]
 
 
 def fit(target: LocalEngine, scores: Any = cost, **options: Any) -> Artifact:
@@ -165,6 +177,38 @@ def test_a_cost_model_of_the_wrong_sign_or_head_is_found_out(target: LocalEngine
         fit(target, lambda messages, text: -0.5)
 
 
+def test_where_the_target_refuses_itself_a_cost_model_that_tells_nothing_is_still_found_out(
+    target: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RefusalMatcher, "is_refusal", lambda self, text: True)
+    with pytest.raises(UserError, match="to all texts: check which label or head"):
+        fit(target, lambda messages, text: -0.5)
+    with pytest.raises(UserError, match="scale = -1 if it gives more to safer texts"):
+        fit(target, lambda messages, text: -cost(messages, text) - 0.9 * (text != REFUSAL))
+    assert fit(target).figures["cost model"]["auroc of answers against refusals"] is None
+
+
+def test_a_critic_is_measured_on_states_of_which_a_search_would_ask_it(target: LocalEngine) -> None:
+    # What ends over budget here is so after its first block: the cost model tells, and the critic is never asked.
+    def by_prompt(messages: Messages, text: str) -> float:
+        asked = messages[-1]["content"]
+        return -1.0 if text == REFUSAL else 1.0 if "break" in asked and chance(asked) > 0 else -0.9
+
+    told = fit(target, by_prompt, epochs=1).figures
+    assert told["over budget after a block"] > 0
+    assert told["ended within budget"] == 1
+    assert told["auroc after the first block"] is None
+    # Here a text may go over budget at any of its blocks.
+    late = fit(target, epochs=1).figures
+    assert 0 < late["ended within budget"] < 1
+
+
+def test_a_discount_is_fitted_for(target: LocalEngine) -> None:
+    made = fit(target, gamma=0.9)
+    assert made.settings["gamma"] == 0.9
+    assert made.id != fit(target).id
+
+
 def test_a_cost_model_without_a_number_for_the_refusal_is_an_error(target: LocalEngine) -> None:
     with pytest.raises(DefenseError, match="one finite number"):
         fit(target, lambda messages, text: float("nan") if text == REFUSAL else cost(messages, text))
@@ -175,7 +219,15 @@ def test_a_budget_that_nothing_meets_and_sizes_that_do_not_fit_are_named(target:
         fit(target, lambda messages, text: -1.0 if text == REFUSAL else 1.0)
     with pytest.raises(UserError, match="not even most refusals"):
         fit(target, lambda messages, text: 0.5 if text == REFUSAL else 0.6 if "break" in str(messages) else -1.0)
-    with pytest.raises(UserError, match="above the tokens of a block"):
+    with pytest.raises(UserError, match="lower block, or raise max_new_tokens"):
         fit(target, block=8)
+    for wrong in ({"budget": float("inf")}, {"budget": float("nan")}, {"holdout": 1.0}, {"gamma": 0.0}, {"epochs": 0}):
+        (name,) = wrong
+        with pytest.raises(UserError, match=rf"^{name} = .* does not fit: give one .*\.$"):
+            fit(target, **wrong)
+    with pytest.raises(UserError, match="one side of the holdout of 0.999"):
+        fit(target, holdout=0.999)
+    with pytest.raises(UserError, match="within a budget of 0 after its first block: raise the budget"):
+        fit(target, Hasty())
     with pytest.raises(UserError, match="distinct harmful prompts"):
         fit_inferenceguard(target, cost, reward, HARMFUL[:3], HARMLESS)

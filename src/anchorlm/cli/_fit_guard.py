@@ -77,6 +77,7 @@ def fit_inferenceguard(
             bad,
             good,
             budget=settings.budget,
+            gamma=settings.gamma,
             rollouts=rollouts,
             block=settings.block,
             max_new_tokens=described.generation.max_new_tokens,
@@ -227,11 +228,21 @@ def _show_critic(figures: Mapping[str, Any]) -> None:
         return "not measured" if value is None else f"{value:.3f}"
 
     typer.echo(
-        f"critic: AUROC {number(figures['auroc'])} on {figures['states']} held-out states, "
-        f"{number(figures['auroc after the first block'])} after the first block; threshold "
-        f"{figures['threshold']:.2f}\n"
+        f"critic: AUROC {number(figures['auroc'])} on {figures['states']} held-out states within budget, "
+        f"{number(figures['auroc after the first block'])} after the first block, where the budget left alone has "
+        f"{number(figures['auroc after the first block of the budget left'])}; threshold {figures['threshold']:.2f}\n"
         f"cost model: AUROC {number(checked['auroc of answers against refusals'])} of answers to harmful prompts "
         f"against refusals; {100 * checked['harmless within budget']:.0f} % of harmless rollouts are within budget"
     )
-    if figures["auroc after the first block"] is not None and figures["auroc after the first block"] < 0.9:
+    if checked["auroc of answers against refusals"] is None:
+        typer.echo(
+            "note: the target answered too few harmful prompts to see whether the cost model tells answers from "
+            "refusals."
+        )
+    if figures["ended within budget"] == 1:
+        typer.echo(
+            "note: every held-out response that was within budget after a block ended so: the cost model tells at "
+            "once, and a search needs no critic."
+        )
+    elif figures["auroc after the first block"] is not None and figures["auroc after the first block"] < 0.9:
         typer.echo("note: it tells little; give more prompts or rollouts, or search without a critic.")

@@ -129,6 +129,7 @@ def critic_figures(critic: Critic, inputs: Tensor, within: Tensor, reward: Tenso
         "ended within budget": float(within.mean()),
         "auroc": auroc(safety, yes),
         "auroc after the first block": auroc(safety[first], yes[first]),
+        "auroc after the first block of the budget left": auroc(inputs[first, -1], yes[first]),
         "states after the first block": int(first.sum()),
         "reward explained": 1 - float(((worth - reward) ** 2).mean()) / spread if spread > 0 else None,
         "threshold": critic.threshold,

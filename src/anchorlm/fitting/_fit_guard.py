@@ -6,6 +6,7 @@ import random
 from asyncio import gather
 from collections.abc import Sequence
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ from anchorlm.fitting._prompts import classes
 from anchorlm.fitting._rollouts import Rollout, Step, hidden_states, roll_out
 from anchorlm.guard import EngineSettings, ModelLike, ScorerLike, start_engine, start_scorer
 from anchorlm.judging import RefusalMatcher, Scorer, checked_scores
-from anchorlm.models import stamp
+from anchorlm.models import identity, stamp
 from anchorlm.records import Access, Artifact, GenerationSettings, Messages, UserError, as_messages, data_digest
 from anchorlm.records import prompt_key as key
 
 _TELLS = 0.7
 """AUROC between refusals and answers to harmful prompts below which a cost model cannot tell them apart."""
+
+_ALIKE = 1e-6
+"""Costs that differ by less tell nothing."""
 
 _FEW = 5
 """Answers to harmful prompts below which nothing is said about that."""
@@ -38,6 +42,7 @@ def fit_inferenceguard(
     harmless: Sequence[Messages | str],
     *,
     budget: float = 0.0,
+    gamma: float = 1.0,
     rollouts: int = 5,
     block: int = 32,
     max_new_tokens: int = 128,
@@ -60,6 +65,7 @@ def fit_inferenceguard(
         harmful: Harmful prompts; a text is one turn of the user.
         harmless: Harmless ones, the target's domain among them.
         budget: d: the most that a response may cost.
+        gamma: Discount per token of the search.
         rollouts: Responses per prompt.
         block: Tokens of a block, as the search will use.
         max_new_tokens: Longest response.
@@ -80,11 +86,20 @@ def fit_inferenceguard(
         UserError: Too few prompts, a cost model that calls refusals unsafe and answers safe or cannot tell them apart,
             a budget that nothing meets, or responses shorter than a block.
     """
-    if not 0 < holdout < 1 or rollouts < 1 or block < 1 or max_new_tokens <= block or budget < 0:
+    if max_new_tokens <= block:
         raise UserError(
-            "A fit needs a holdout between 0 and 1, at least one rollout, a budget of at least 0, and max_new_tokens "
-            "above the tokens of a block: change what does not fit."
+            f"Responses of {max_new_tokens} tokens end within their first block of {block}: lower block, or raise "
+            "max_new_tokens."
         )
+    ranges = {
+        "holdout": (holdout, 0 < holdout < 1, "between 0 and 1"), "rollouts": (rollouts, rollouts >= 1, "at least 1"),
+        "block": (block, block >= 1, "at least 1"), "budget": (budget, 0 <= budget < inf, "at least 0 and finite"),
+        "gamma": (gamma, 0 < gamma <= 1, "above 0 and at most 1"), "epochs": (epochs, epochs >= 1, "at least 1"),
+        "temperature": (temperature, temperature > 0, "above 0"), "hidden": (hidden, hidden >= 1, "at least 1"),
+    }  # fmt: skip
+    for name, (value, fits, wanted) in ranges.items():
+        if not fits:
+            raise UserError(f"{name} = {value} does not fit: give one {wanted}.")
     bad, good = classes(harmful, harmless, seed)
     limits = engine or EngineSettings()
     started: Any = []
@@ -103,10 +118,13 @@ def fit_inferenceguard(
     )  # fmt: skip
     found, hiddens, checked = runtime().run(work)
     held = set(random.Random(seed).sample(range(len(prompts)), max(1, round(holdout * len(prompts)))))
-    inputs, within, worth, first, own = _table(found, hiddens, budget)
+    inputs, within, worth, first, own, spent = _table(found, hiddens, budget, gamma)
     test = torch.tensor([place in held for place in own])
     if not test.any() or test.all():
-        raise UserError("Too few responses went beyond their first block: lower block, or give more prompts.")
+        raise UserError(
+            f"All states of responses within budget are on one side of the holdout of {holdout:g}: give more prompts, "
+            "or lower block."
+        )
     critic = train_critic(
         inputs[~test], within[~test], worth[~test], hidden=hidden, epochs=epochs, seed=seed, step=step
     )
@@ -125,13 +143,14 @@ def fit_inferenceguard(
         settings={
             "budget": budget,
             "block": block,
-            "gamma": 1.0,  # rollouts are not discounted
+            "gamma": gamma,
             "max_new_tokens": max_new_tokens,
             "scorers": scorers_digest(team),
             "threshold": critic.threshold,
         },
         figures={
             **critic_figures(critic, inputs[test], within[test], worth[test], first[test]),
+            "over budget after a block": spent,
             "cost": team.cost.name if team.cost else "",
             "reward": team.reward.name if team.reward else "",
             "cost model": checked,
@@ -190,21 +209,28 @@ async def _check_cost(
         and rollout.tokens
         and not matcher.is_refusal(target.model.vocabulary.decode(rollout.tokens).decode("utf-8", errors="replace"))
     ]
-    told = auroc([*answered, *refused], [True] * len(answered) + [False] * len(refused))
-    if told is not None and len(answered) >= _FEW and told < _TELLS:
+    enough = len(answered) >= _FEW
+    told = auroc([*answered, *refused], [True] * len(answered) + [False] * len(refused)) if enough else None
+    if told is not None and told < _TELLS:
         why = (
             "calls refusals unsafe and answers to harmful prompts safe: turn it round with scale = -1"
             if told < 1 - _TELLS
             else "cannot tell refusals from answers to harmful prompts: check which label or head is read"
         )
         raise UserError(f"The cost model {cost.name} {why} (AUROC {told:.2f} on known pairs).")
+    every = [*refused, *(rollout.costs[-1] for rollout in rolled)]
+    if max(every) - min(every) < _ALIKE:
+        raise UserError(
+            f"The cost model {cost.name} gives {every[0]:.3g} to all texts: check which label or head is read."
+        )
     fine = [rollout.costs[-1] <= budget for rollout in rolled if rollout.prompt >= harmful]
     passing = sum(fine) / len(fine)
     quiet = sum(value <= budget for value in refused) / len(refused)
     if passing == 0 or quiet < 0.5:
         what = "no answer to a harmless prompt" if passing == 0 else "not even most refusals of harmful prompts"
         raise UserError(
-            f"A budget of {budget:g} lets through {what}: raise it, or move the cost model's line with offset."
+            f"A budget of {budget:g} lets through {what}: raise it, move the cost model's line with offset, or turn "
+            "the model round with scale = -1 if it gives more to safer texts."
         )
     return {
         "auroc of answers against refusals": told,
@@ -214,24 +240,32 @@ async def _check_cost(
 
 
 def _table(
-    rolled: Sequence[Rollout], hiddens: Sequence[Tensor], budget: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, list[int]]:
-    """A row per state: inputs (n, H + 1), ended within budget (n,), reward (n,), after the first block (n,), prompt."""
-    left, within, worth, first, own = [], [], [], [], []
-    for rollout in rolled:
-        *states, end = rollout.states(budget)
-        left += [state.left for state in states]
-        within += [float(end.within)] * len(states)
-        worth += [rollout.reward] * len(states)
-        first += [place == 0 for place in range(len(states))]
-        own += [rollout.prompt] * len(states)
-    if not left:
+    rolled: Sequence[Rollout], hiddens: Sequence[Tensor], budget: float, gamma: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[int], float]:
+    """A row per state of which a search would ask the critic: inputs (n, H + 1), ended within budget (n,), reward (n,),
+    after the first block (n,), prompt; and the share of the others, which are over budget already.
+    """
+    kept, left, within, worth, first, own = list[Tensor](), [], [], [], [], []
+    total = 0
+    for rollout, hidden in zip(rolled, hiddens, strict=True):
+        *states, end = rollout.states(budget, gamma)
+        total += len(states)
+        alive = [place for place, state in enumerate(states) if state.within]
+        kept.append(hidden[alive])
+        left += [states[place].left for place in alive]
+        within += [float(end.within and rollout.costs[-1] <= budget)] * len(alive)
+        worth += [rollout.reward] * len(alive)
+        first += [place == 0 for place in alive]
+        own += [rollout.prompt] * len(alive)
+    if not total:
         raise UserError("No response went beyond its first block: lower block.")
-    inputs = torch.cat([torch.cat(list(hiddens)), torch.tensor(left)[:, None]], dim=1)
-    return inputs, torch.tensor(within), torch.tensor(worth), torch.tensor(first), own
+    if not left:
+        raise UserError(f"No response was within a budget of {budget:g} after its first block: raise the budget.")
+    inputs = torch.cat([torch.cat(kept), torch.tensor(left)[:, None]], dim=1)
+    spent = 1 - len(left) / total
+    return inputs, torch.tensor(within), torch.tensor(worth), torch.tensor(first), own, spent
 
 
 def _digest(team: Team, prompts: list[str], each: int, block: int, generation: GenerationSettings) -> str:
-    known = stamp(team.target.model)
-    data = [known.tokenizer, known.sample, scorers_digest(team), data_digest(prompts), each, block]
+    data = [identity(team.target.model), scorers_digest(team), data_digest(prompts), each, block]
     return hashlib.sha256(json.dumps([data, generation.model_dump()]).encode()).hexdigest()[:16]

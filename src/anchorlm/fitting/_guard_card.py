@@ -55,6 +55,8 @@ def critic_card(artifact: Artifact) -> str:
         ("AUROC", _number(figures["auroc"])),
         (f"AUROC after the first block (n = {figures['states after the first block']})",
          _number(figures["auroc after the first block"])),
+        ("the same by the budget left alone", _number(figures["auroc after the first block of the budget left"])),
+        ("of all states, over budget already and not counted", _share(figures["over budget after a block"])),
         ("variance of the final reward explained", _number(figures["reward explained"])),
         ("threshold", f"{settings['threshold']:.2f}"),
         ("kept of what ends within budget", _share(figures["kept within budget"])),

@@ -40,11 +40,11 @@ class Rollout:
     costs: list[float]
     reward: float
 
-    def states(self, budget: float) -> list[SafetyState]:
+    def states(self, budget: float, gamma: float = 1.0) -> list[SafetyState]:
         """The budget left after each block, and at the end."""
         state, states, before = SafetyState(budget), [], 0
         for end, cost in zip([*self.ends, len(self.tokens)], self.costs, strict=True):
-            state = state.after(end - before, cost)
+            state = state.after(end - before, cost, gamma)
             states.append(state)
             before = end
         return states
