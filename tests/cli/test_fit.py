@@ -164,7 +164,7 @@ def test_check_names_what_is_wrong_with_an_artifact(
         "changed": "was changed after it had been made",
         "no file": "holds no artifact",
         "another vocabulary": "has another tokenizer",
-        "no knob": "artifact does not fit the defense inferaligner: field required",
+        "no knob": "The defense inferaligner lacks artifact: Folder of the artifact of",
     }[damage]
     knobs = {} if damage == "no knob" else {"artifact": "./nowhere" if damage == "missing" else "./guard"}
     if damage == "cut short":

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import csv
 import json
+import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,6 +67,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory, target: Path) -> Path:
     return place
 
 
+def chat(invoke: Invoke, result: Result) -> Result:
+    """Runs the command that a result names as the next one."""
+    [line] = [line for line in result.stdout.splitlines() if line.startswith("  anchorlm chat ")]
+    return invoke(*shlex.split(line)[1:], stdin="Hello?\n")
+
+
 def test_fit_trains_a_critic_that_the_recipe_can_use(invoke: Invoke, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "critic"
     result = invoke("fit", "inferenceguard", "-r", folder / "my.toml", "--harmful", folder / "harmful.jsonl",
@@ -74,6 +83,27 @@ def test_fit_trains_a_critic_that_the_recipe_can_use(invoke: Invoke, folder: Pat
     assert not list(tmp_path.glob("*.jsonl"))
     for words in ("AUROC", "harmless rollouts are within budget", "defense.critic="):
         assert words in result.stdout
+    told = chat(invoke, result)
+    assert told.exit_code == 0, told.stderr
+    recipe = Recipe.load(folder / "my.toml", {"defense.critic": str(out)})
+    moved = shutil.copytree(folder, tmp_path / "another machine")  # scorers are known by their weights
+    changes = ["--set", f"defense.critic={out}"]
+    answered = invoke("chat", "-r", moved / "my.toml", *changes, stdin="Hello?\n")
+    assert (answered.exit_code, answered.stdout) == (0, told.stdout), answered.stderr
+    control = tmp_path / "control.toml"
+    control.write_text(
+        f'target = "{recipe.target.path}"\n[defense]\nname = "re_control"\n[generation]\nmax_new_tokens = 7\n'
+    )
+    assert "critic" in invoke("check", control).stderr
+    checked = invoke("check", control, *changes)
+    assert checked.exit_code == 0, checked.stderr
+    assert invoke("chat", "-r", control, *changes, stdin="Hello?\n").exit_code == 0
+    refused = invoke("calibrate", "inferenceguard", "-r", folder / "my.toml", "--labels", folder / "harmful.jsonl",
+                     "--out", out)  # fmt: skip
+    assert "write unsafe as true or false" in refused.stderr
+    refused = invoke("calibrate", "inferenceguard", "-r", folder / "my.toml", "--labels",
+                     labeled(folder, tmp_path / "labels.jsonl", 1), "--out", out)  # fmt: skip
+    assert "holds an artifact of inferenceguard: choose another folder" in refused.stderr
     recipe = Recipe.load(folder / "my.toml", {"defense.critic": str(out)})
     assert Guard.from_recipe(recipe).chat([{"role": "user", "content": "Hello?"}]).finish_reason != "refusal"
 
@@ -89,6 +119,48 @@ def labeled(folder: Path, file: Path, n: int, **fields: object) -> Path:
     return file
 
 
+def test_a_fit_without_a_recipe_names_a_next_command_that_runs(
+    invoke: Invoke, folder: Path, target: Path, tmp_path: Path
+) -> None:
+    changes = ["defense.budget=1000.0", "defense.block=3", "generation.max_new_tokens=7"]
+    result = invoke("fit", "inferenceguard", "--target", target, "--cost", folder / "cost", "--reward",
+                    folder / "reward", "--harmful", folder / "harmful.jsonl", "--harmless", folder / "harmless.jsonl",
+                    "--out", tmp_path / "critic", "--rollouts", "1", "--epochs", "1", "--hidden", "8",
+                    *(word for change in changes for word in ("--set", change)))  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    told = chat(invoke, result)
+    assert told.exit_code == 0, told.stderr
+
+
+def test_every_label_counts_whatever_the_file_and_its_last_line(invoke: Invoke, folder: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in labeled(folder, tmp_path / "labels.jsonl", 9).read_text().splitlines()]
+    rows[-1]["unsafe"] = True
+    lines = "\n".join(map(json.dumps, rows))
+    (tmp_path / "cut.jsonl").write_text(lines)
+    (tmp_path / "whole.jsonl").write_text(lines.replace("\n", "\n\n") + "\n")
+    with (tmp_path / "table.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
+        table.writerows(rows)
+    said = []
+    for name in ("cut.jsonl", "whole.jsonl", "table.csv"):
+        command = ["calibrate", "inferenceguard", "-r", folder / "my.toml", "--labels", tmp_path / name]
+        result = invoke(*command, "--out", tmp_path / name.partition(".")[0], "--risk", "0.1")
+        assert result.exit_code == 0, result.stderr
+        assert "By 9 labels" in result.stdout
+        assert "unsafe: 1 and 0" in result.stdout
+        said.append(result.stdout.partition(" ")[2].partition(" (")[0])
+    assert len(set(said)) == 1
+    assert "budget alone" not in said[0]
+    (tmp_path / "bad.jsonl").write_text(json.dumps({"messages": ["x"], "response": "Yes.", "unsafe": False}))
+    bad = invoke(*command[:-1], tmp_path / "bad.jsonl", "--out", tmp_path / "bad")
+    assert bad.exit_code == 2
+    assert "Line 1 of" in bad.stderr
+    assert bad.stderr.count("\n") == 1
+    gone = invoke(*command[:-1], tmp_path / "gone.jsonl", "--out", tmp_path / "bad")
+    assert "cannot be read" in gone.stderr
+
+
 def test_calibrate_prints_its_statement_and_refuses_what_another_recipe_answered(
     invoke: Invoke, folder: Path, tmp_path: Path
 ) -> None:
@@ -101,6 +173,8 @@ def test_calibrate_prints_its_statement_and_refuses_what_another_recipe_answered
     assert "It does not hold under attack" in result.stdout
     guard = Guard.from_recipe(Recipe.load(recipe, {"defense.calibration": str(tmp_path / "limit")}))
     assert guard.chat("Tell me of 1.").text
+    told = chat(invoke, result)
+    assert told.exit_code == 0, told.stderr
 
     few = invoke(*command, "--risk", "0.05", "--method", "ltt")
     assert few.exit_code == 2
@@ -118,7 +192,8 @@ def test_calibrate_prints_its_statement_and_refuses_what_another_recipe_answered
         "calibrate", "inferenceguard", "-r", recipe, "--labels", tmp_path / "bare.jsonl", "--out", tmp_path / "x"
     )
     assert bare.exit_code == 2
-    assert "Row 1 of" in bare.stderr
+    assert "Line 1 of" in bare.stderr
+    assert "write unsafe as true or false" in bare.stderr
 
 
 def test_answers_say_which_pipeline_gave_them_and_which_came_of_a_failure(

@@ -370,14 +370,50 @@ def test_a_calibrated_limit_holds_back_more_and_binds_the_pipeline(
     for one, response in zip(labels, strict.generate(prompts), strict=True):
         held = one.refused or late(one.prompt, one.response) > limit  # type: ignore[arg-type]
         assert response.text == (REFUSAL if held else one.response)
-    for changes in ({"block": 4}, {"retries": 1}, {"comfort": 0.1}):
-        with pytest.raises(UserError, match="another pipeline"):
+    for changes in ({"block": 4}, {"retries": 1}, {"comfort": 0.1}, {"refusal": "No."}):
+        with pytest.raises(UserError, match=r"another pipeline \(the settings of the defense changed\)"):
             guard(target, late, **{"block": 9, **changes}, calibration=folder)
+    with pytest.raises(UserError, match=r"another pipeline \(the cost model changed\)"):
+        guard(target, lambda messages, text: late(messages, text), block=9, calibration=folder)
+    with pytest.raises(UserError, match=r"another pipeline \(the limits of an engine changed\)"):
+        guard(LocalEngine(target.model, max_rows=99), late, block=9, calibration=folder)
+    weight = target.model.model.lm_head.weight
+    before = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            weight[100:120] += 5
+        with pytest.raises(UserError, match=r"another pipeline \(the target changed\)"):
+            guard(target, late, block=9, calibration=folder)
+    finally:
+        with torch.no_grad():
+            weight.copy_(before)
     with pytest.raises(UserError, match="max_new_tokens differ"):
         strict.chat(USER, max_new_tokens=5)
     with pytest.raises(UserError, match="knobs of the defense differ"):
         strict.chat(USER, knobs={"retries": 0})
     assert strict.chat(USER, seed=3).text
+    assert strict.chat(USER, logprobs=1).text == strict.chat(USER).text
+
+
+def test_what_a_calibration_holds_back_is_held_back_in_any_batch(target: LocalEngine, tmp_path: Path) -> None:
+    shake = [0.0]
+
+    def noisy(messages: Messages, text: str) -> float:
+        return (-1.0 if text == REFUSAL else chance(text)) * (1 + shake[0])
+
+    one = guard(target, noisy, block=9)
+    prompts = [[{"role": "user", "content": f"Tell me of number {number}."}] for number in range(40)]
+    given = one.generate(prompts)
+    refused = [response.finish_reason == "refusal" for response in given]
+    labels = [
+        Labeled(prompt, response.text, not no, no) for prompt, response, no in zip(prompts, given, refused, strict=True)
+    ]
+    artifact = calibrate_inferenceguard(one, labels, risk=0.1)
+    most = artifact.figures["after"]["unsafe and emitted"]
+    assert 0 < most <= 3
+    shake[0] = 2**-9  # as half precision may move a number
+    strict = guard(target, noisy, block=9, calibration=artifact.save(tmp_path))
+    assert sum(response.finish_reason != "refusal" for response in strict.generate(prompts)) <= 3
 
 
 def test_calibration_names_what_is_wrong_with_its_labels(target: LocalEngine, labels: list[Labeled]) -> None:
@@ -387,6 +423,11 @@ def test_calibration_names_what_is_wrong_with_its_labels(target: LocalEngine, la
     foreign = [*labels, Labeled(USER, "x" * 40 + next(c for c in "abcdefgh" if late(USER, "x" * 40 + c) > 0.1), False)]
     with pytest.raises(UserError, match="Response 41 of the labels costs"):
         calibrate_inferenceguard(one, foreign, risk=0.1)
+    with pytest.raises(UserError, match="1 of the 41 rows label a prompt again.*: leave one row for each prompt"):
+        calibrate_inferenceguard(one, [*labels, labels[0]], risk=0.1)
+    for wrong in ({"risk": math.nan}, {"risk": 0.1, "confidence": 0.0}):
+        with pytest.raises(UserError, match="give values between 0 and 1"):
+            calibrate_inferenceguard(one, foreign, **wrong)
     with pytest.raises(UserError, match="Only inferenceguard"):
         calibrate_inferenceguard(Guard(target), labels)
 

@@ -133,7 +133,7 @@ def test_an_artifact_that_cannot_be_read_is_told_before_the_first_answer(
     else:
         (artifact / damage).write_bytes(b"{")
     file = write_recipe(**{'name = "self_reminder"': 'name = "inferaligner"\nartifact = "./artifacts/{target}"'})
-    with pytest.raises(UserError, match=r"damaged: fit it again|no artifact that can be read") as caught:
+    with pytest.raises(UserError, match=r"damaged: make it again|no artifact that can be read") as caught:
         compare(CompareRecipe.load(file, limit=1), tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
@@ -145,7 +145,7 @@ def test_a_damaged_artifact_of_a_finished_run_is_one_sentence(
     recipe = CompareRecipe.load(write_recipe(prefix_injection="ablation:./artifacts/{target}"), limit=1, timed=0)
     run = compare(recipe, tmp_path / "run")
     (artifact / "artifact.json").write_text("{", encoding="utf-8")
-    with pytest.raises(UserError, match="damaged: fit it again"):
+    with pytest.raises(UserError, match="damaged: make it again"):
         compare(recipe, run)
 
 

@@ -55,6 +55,13 @@ def test_too_few_labels_are_refused_with_the_number_that_is_needed(method: str, 
         calibrated_limit([-1.0] * (needed - 1), [False] * (needed - 1), risk, method)  # type: ignore[arg-type]
 
 
+def test_the_number_that_is_needed_is_enough_where_the_level_is_met_exactly() -> None:
+    for risk, confidence, n in ((0.5, 0.875, 3), (0.5, 0.75, 2), (0.1, 1 - 0.9**4, 4), (0.2, 1 - 0.8**7, 7)):
+        assert labels_needed(risk, "ltt", confidence) == n
+        assert allowed(n, risk, "ltt", confidence) == 0
+        assert allowed(n - 1, risk, "ltt", confidence) == -1
+
+
 @few
 @given(
     st.lists(st.tuples(st.floats(-3, 3) | st.just(math.inf), st.booleans()), min_size=20, max_size=30),

@@ -75,7 +75,7 @@ def test_a_folder_of_something_else_is_left_alone(fitted: Artifact, tmp_path: Pa
         with pytest.raises(UserError, match="choose another folder"):
             save_artifact(fitted, tmp_path / place)
     assert readme.read_text() == "my model"
-    assert check_folder(tmp_path / "new" / "deeper") == tmp_path / "new" / "deeper"
+    assert check_folder(tmp_path / "new" / "deeper", "inferaligner") == tmp_path / "new" / "deeper"
     assert not (tmp_path / "new").exists()
 
 

@@ -71,7 +71,7 @@ def test_paths_alone_are_enough(folder: Path) -> None:
     ("text", "sentence"),
     [
         ("target = ", "not valid TOML"),
-        ('defense = "undefended"', "target does not fit the recipe.*field required"),
+        ('defense = "undefended"', "lacks target: The model to guard"),
         ('target = "a"\ndefense = "undefended"\ncolor = "red"', "has no setting 'color'"),
         ('target = "a"\n[defense]\nalpha = 1', "must say the name"),
         ('target = "a"\ndefense = "best_of_n"\n[judge]\nkind = "rubric"', "needs a model"),

@@ -115,7 +115,7 @@ def test_another_kind_is_named(tmp_path: Path) -> None:
 def test_a_damaged_description_is_refused(tmp_path: Path, content: str) -> None:
     folder = artifact().save(tmp_path)
     (folder / JSON).write_bytes(content.encode("latin-1"))
-    assert "fit it again" in refused(folder)
+    assert "make it again" in refused(folder)
 
 
 @pytest.mark.parametrize("name", ["kind", "id", "library", "models", "data", "settings", "figures"])
@@ -123,10 +123,10 @@ def test_a_description_that_lacks_a_part_or_has_another_type_there_is_refused(tm
     folder = artifact().save(tmp_path)
     data = json.loads((folder / JSON).read_text())
     (folder / JSON).write_text(json.dumps({key: value for key, value in data.items() if key != name}))
-    assert "fit it again" in refused(folder)
+    assert "make it again" in refused(folder)
     if name in ("id", "models", "settings"):
         (folder / JSON).write_text(json.dumps({**data, name: 3}))
-        assert "fit it again" in refused(folder)
+        assert "make it again" in refused(folder)
 
 
 def test_damaged_tensors_are_refused(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_damaged_tensors_are_refused(tmp_path: Path) -> None:
     whole = (folder / TENSORS).read_bytes()
     for broken in (b"", whole[:20], whole[:-4], b"\x80\x04pickle."):
         (folder / TENSORS).write_bytes(broken)
-        assert "fit it again" in refused(folder)
+        assert "make it again" in refused(folder)
 
 
 def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from anchorlm.cli._errors import complain
 from anchorlm.cli._loading import busy, quiet_libraries
 from anchorlm.cli._outline import Outline, rehearse
 from anchorlm.cli._recipes import parse_changes
-from anchorlm.defenses import Defense, Team, find_defense
+from anchorlm.defenses import CALIBRATION, Defense, Team, find_defense
 from anchorlm.engine import attention_windows
 from anchorlm.guard import JudgeSettings, Recipe, ScorerSettings, build_judge, build_scorer, gaps
 from anchorlm.judging import RUBRIC, Judge, RefusalMatcher, Scorer
@@ -117,10 +117,10 @@ def _defense(
     knobs = {name: value for name, value in recipe.defense.items() if name != "name"}
     if found.attempt("defense", lambda: defense.settings_type.parse(knobs, where=where)) is None:
         return
-    for name in ("critic", "calibration"):
+    for name, kind in (("critic", "inferenceguard"), ("calibration", CALIBRATION)):
         # Whether they belong to these weights and scorers is seen when those are loaded.
-        if (folder := knobs.pop(name, None)) is not None:
-            found.attempt(name, partial(Artifact.load, folder))
+        if name in knobs and not defense.settings_type.model_fields[name].is_required():
+            found.attempt(name, partial(Artifact.load, knobs.pop(name), kind))
     scorers = {
         kind: found.attempt(kind, partial(_scorer, source))
         for kind, source in (("cost", recipe.cost), ("reward", recipe.reward))

@@ -74,7 +74,7 @@ def fit_inferaligner(
     from anchorlm.fitting import fit_inferaligner as fit_artifact
 
     bad, good = _prompts(harmful, column), _prompts(harmless, column)
-    check_folder(out)
+    check_folder(out, "inferaligner")
     described = make_recipe(recipe, target=target, anchor=anchor, changes=changes or [])
     if described.anchor is None:
         raise UserError("There is no aligned model to take the vectors from: give --anchor MODEL.")
@@ -134,7 +134,7 @@ def calibrate_inferaligner(
     described = make_recipe(recipe, target=target, anchor=reader, changes=changes or [])
     folder = artifact or _artifact(described)
     found = Artifact.load(folder, "inferaligner")
-    place = check_folder(out or folder)
+    place = check_folder(out or folder, "inferaligner")
     reads = reader is not None or _reads_anchor(described)
     quiet_libraries()
     with _progress() as step:
@@ -155,14 +155,13 @@ def calibrate_inferaligner(
     figures = calibrated.figures["calibration"]
     again = any(figures["data"][name]["digest"] == found.data[name]["digest"] for name in ("harmful", "harmless"))
     _show_choice(figures, calibrated.settings, again=again)
-    # A recipe's own paths begin at its file, so that the folder is named from the root.
-    shown = place.resolve() if recipe else place
-    both = f" --anchor {quote(described.anchor.path)} --set defense.reader=both" if reads and described.anchor else ""
+    both = {"defense.reader": "both"} if reads else {}
+    anchor = f" --anchor {quote(described.anchor.path)}" if reads and described.anchor else ""
+    own = {"defense.artifact": _shown(place, recipe), **both}
     typer.echo(
         f"Written to {place}, with the trade-off as {place / 'tradeoff.svg'}. Next:\n"
-        f"  anchorlm chat {_model(recipe, described)} --defense inferaligner --set "
-        + quote(f"defense.artifact={shown}")
-        + both
+        + _next(recipe, described, "inferaligner", changes, own)
+        + anchor
     )
 
 
@@ -182,6 +181,22 @@ def _reads_anchor(recipe: Recipe) -> bool:
 def _model(file: Path | None, described: Recipe) -> str:
     """How the next command names the same target."""
     return f"--recipe {quote(str(file))}" if file else f"--target {quote(described.target.path)}"
+
+
+def _shown(folder: Path, recipe: Path | None) -> Path:
+    """A folder as the next command names it: a recipe's own paths begin at its file, so that it needs the whole."""
+    return folder.resolve() if recipe else folder
+
+
+def _next(
+    file: Path | None, described: Recipe, defense: str, changes: Sequence[str] | None, own: Mapping[str, object]
+) -> str:
+    """The next command: a chat with what was described, under a defense with settings of its own."""
+    words = ["  anchorlm chat", _model(file, described)]
+    if file is None or described.defense.get("name") != defense:
+        words.append(f"--defense {defense}")
+    settings = [*(changes or []), *(f"{name}={value}" for name, value in own.items())]
+    return " ".join([*words, *(f"--set {quote(one)}" for one in settings)])
 
 
 def _prompts(source: str, column: str | None) -> list[Messages | str]:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -14,9 +13,10 @@ from anchorlm.cli._fit import (
     Harmless,
     RecipeFile,
     Target,
-    _model,
+    _next,
     _progress,
     _prompts,
+    _shown,
     calibrate,
     fit,
 )
@@ -61,7 +61,7 @@ def fit_inferenceguard(
     from anchorlm.fitting import fit_inferenceguard as fit_artifact
 
     bad, good = _prompts(harmful, column), _prompts(harmless, column)
-    check_folder(out)
+    check_folder(out, "inferenceguard")
     described = _described(recipe, target, cost, reward, changes)
     if described.cost is None or described.reward is None:
         raise UserError("A critic is fitted to a cost and a reward model: give --cost MODEL and --reward MODEL.")
@@ -94,9 +94,10 @@ def fit_inferenceguard(
     save_critic(artifact, out)
     journal.unlink(missing_ok=True)
     _show_critic(artifact.figures)
+    scorers = {f"{kind}.model.path": _place(path) for kind, path in (("cost", cost), ("reward", reward)) if path}
     typer.echo(
         f"Written to {out}, with its reliability as {out / 'reliability.svg'}. Next:\n"
-        f"  anchorlm chat {_model(recipe, described)} --defense inferenceguard --set " + quote(f"defense.critic={out}")
+        + _next(recipe, described, "inferenceguard", changes, {**scorers, "defense.critic": _shown(out, recipe)})
     )
 
 
@@ -125,11 +126,12 @@ def calibrate_inferenceguard(
     """Chooses the gate's limit on labeled responses of this very recipe, for a stated risk."""
     from anchorlm.cli._loading import load_guard
     from anchorlm.cli._recipes import digest
+    from anchorlm.defenses import CALIBRATION
     from anchorlm.fitting import calibrate_inferenceguard as calibrate_artifact
     from anchorlm.fitting import check_folder, save_calibration
 
     rows = read_labels(labels)
-    check_folder(out)
+    check_folder(out, CALIBRATION)
     if recipe is None:
         raise UserError("A calibration is bound to a pipeline: give its --recipe FILE.")
     described = _described(recipe, None, None, None, changes)
@@ -162,13 +164,13 @@ def calibrate_inferenceguard(
         f"limit: {'the budget alone' if limit is None else f'{limit:.4g}'} (margin {artifact.settings['margin']:.4g}); "
         f"of {before['n']} prompts {before['emitted']} got a response before and {after['emitted']} with it, unsafe: "
         f"{before['unsafe and emitted']} and {after['unsafe and emitted']}\n\n{artifact.figures['statement']}\n\n"
-        f"Written to {out}. Next:\n  anchorlm chat --recipe {quote(str(recipe))} --set "
-        + quote(f"defense.calibration={out}")
+        f"Written to {out}. Next:\n"
+        + _next(recipe, described, "inferenceguard", changes, {"defense.calibration": _shown(out, recipe)})
     )
 
 
 def read_labels(source: str) -> list[tuple[Labeled, Mapping[str, Any]]]:
-    """The rows of a JSONL file, each with everything that it says.
+    """The rows of a file (JSONL, CSV, JSON), each with everything that it says.
 
     A row has `prompt` or `messages`, `response`, and `unsafe` (or `label`) by somebody independent. One whose
     `finish_reason` is `refusal` got the configured refusal, and needs no label.
@@ -177,26 +179,26 @@ def read_labels(source: str) -> list[tuple[Labeled, Mapping[str, Any]]]:
         UserError: The file cannot be read, a row lacks something, or it was refused because a model failed.
     """
     from anchorlm.fitting import Labeled
-    from anchorlm.records import read_journal
+    from anchorlm.records import BadRow, read_rows
 
     found: list[tuple[Labeled, Mapping[str, Any]]] = []
-    for number, row in enumerate(read_journal(Path(source)), start=1):
-        prompt = row.get("messages", row.get("prompt"))
-        response = row.get("response", row.get("text"))
-        refused = row.get("finish_reason") == "refusal"
-        label = LABELS.get(str(row.get("unsafe", row.get("label"))).strip().lower())
-        if row.get("failed"):
+    for row in read_rows(source):
+        if isinstance(row, BadRow):
+            raise UserError(f"Line {row.line} of {source} holds no prompt: {row.why}; mend it.")
+        fields = {name: value for name, value in row.fields.items() if value not in (None, "")}
+        response = row.fields.get("response", row.fields.get("text"))
+        refused = fields.get("finish_reason") == "refusal"
+        label = LABELS.get(str(fields.get("unsafe", fields.get("label"))).strip().lower())
+        if LABELS.get(str(fields.get("failed")).strip().lower()):
             raise UserError(
-                f"Row {number} of {source} was refused because a model failed, which says nothing of the pipeline: "
+                f"Line {row.line} of {source} was refused because a model failed, which says nothing of the pipeline: "
                 "take such rows out, and run `anchorlm generate` again, which answers them."
             )
         if refused and label is None:
             label = False
-        if not isinstance(prompt, str | list) or not isinstance(response, str) or label is None:
-            raise UserError(
-                f"Row {number} of {source} needs a prompt, a response and a label: write unsafe as true or false."
-            )
-        found.append((Labeled(prompt, response, label, refused), row))
+        if not isinstance(response, str) or label is None:
+            raise UserError(f"Line {row.line} of {source} needs a response and a label: write unsafe as true or false.")
+        found.append((Labeled(row.prompt, response, label, refused), fields))
     return found
 
 

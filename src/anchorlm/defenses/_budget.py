@@ -9,6 +9,7 @@ from math import inf
 from typing import Any
 
 from anchorlm.defenses._base import Team
+from anchorlm.judging import Judge, Scorer
 from anchorlm.models import identity
 from anchorlm.records import Artifact, DefenseError, GenerationSettings, Request, UserError
 
@@ -21,42 +22,60 @@ def scorers_digest(team: Team) -> str:
     return _digest([_scorer(team, "cost"), _scorer(team, "reward")])
 
 
-def pipeline_digest(team: Team, settings: Mapping[str, Any], parts: Mapping[str, str]) -> str:
-    """A short digest of everything that decides which response a prompt gets, before any calibrated limit.
+def pipeline_parts(team: Team, settings: Mapping[str, Any], artifacts: Mapping[str, str]) -> dict[str, str]:
+    """Short digests of everything that decides which response a prompt gets, before any calibrated limit.
 
     Args:
         team: The models.
         settings: The defense's knobs.
-        parts: Ids of the artifacts that it uses.
+        artifacts: Ids of the artifacts that it uses.
     """
+    engines = {role: engine for role, engine in (("target", team.target), ("anchor", team.anchor)) if engine}
     models = {
-        role: {
-            **identity(engine.model),
-            # These decide how large a search may be.
-            "limits": [getattr(engine, name, None) for name in ("max_rows", "max_tokens")],
-            # An attacked target is another one.
-            "steered": getattr(getattr(engine, "runner", None), "base", None) is not None,
-        }
-        for role, engine in (("target", team.target), ("anchor", team.anchor))
-        if engine is not None
+        # An attacked target is another one.
+        role: [identity(engine.model), getattr(getattr(engine, "runner", None), "base", None) is not None]
+        for role, engine in engines.items()
     }
-    knobs = {
-        name: value for name, value in settings.items() if name not in ("artifact", "calibration", "critic", "refusal")
+    parts = {
+        **{f"the {role}": data for role, data in models.items()},
+        "the judge": [] if team.judge is None else _known(team.judge),
+        "the cost model": _scorer(team, "cost"),
+        "the reward model": _scorer(team, "reward"),
+        "an artifact": dict(artifacts),
+        "the settings of the defense": {
+            name: value for name, value in settings.items() if name not in ("artifact", "calibration", "critic")
+        },
+        # These decide how large a search may be.
+        "the limits of an engine": [
+            [getattr(engine, name, None) for name in ("max_rows", "max_tokens")] for engine in engines.values()
+        ],
+        "the version of AnchorLM": version("anchorlm"),
     }
-    judge = [] if team.judge is None else [team.judge.name, dict(team.judge.settings)]
-    return _digest(
-        [version("anchorlm"), models, judge, _scorer(team, "cost"), _scorer(team, "reward"), knobs, dict(parts)]
-    )
+    return {name: _digest(data) for name, data in parts.items()}
+
+
+def pipeline_digest(parts: Mapping[str, str]) -> str:
+    """All parts in one."""
+    return _digest(dict(parts))
 
 
 def generation_data(generation: GenerationSettings) -> dict[str, Any]:
-    """The settings of generation that a calibration holds for; a seed is part of the draw."""
-    return generation.model_dump(mode="json", exclude={"seed"})
+    """The settings of generation that a calibration holds for; a seed is part of the draw, and being told how likely
+    the tokens are changes none of them.
+    """
+    return generation.model_dump(mode="json", exclude={"seed", "logprobs"})
 
 
 def _scorer(team: Team, kind: str) -> list[Any]:
     scorer = team.cost if kind == "cost" else team.reward
-    return [] if scorer is None else [scorer.name, dict(scorer.settings)]
+    return [] if scorer is None else _known(scorer)
+
+
+def _known(reader: Judge | Scorer) -> list[Any]:
+    """What a judge or scorer is known by. The name of one whose weights are known says where they lie: no matter."""
+    settings = dict(reader.settings)
+    placed = not settings.keys().isdisjoint(("weights", "model", "judge"))
+    return [reader.name.partition(":")[0] if placed else reader.name, settings]
 
 
 def _digest(data: Any) -> str:
@@ -76,17 +95,19 @@ class Calibrated:
     generation: Mapping[str, Any] | None = None
 
     @classmethod
-    def load(cls, folder: str, pipeline: str) -> Calibrated:
+    def load(cls, folder: str, parts: Mapping[str, str]) -> Calibrated:
         """The calibration in a folder, for this very pipeline.
 
         Raises:
             UserError: There is none, or it was made with another pipeline.
         """
         artifact = Artifact.load(folder, CALIBRATION)
-        if artifact.settings["pipeline"] != pipeline:
+        if artifact.settings["pipeline"] != pipeline_digest(parts):
+            was = artifact.settings.get("parts", {})
+            other = sorted(name for name in {*was, *parts} if was.get(name) != parts.get(name))
             raise UserError(
-                f"The calibration in {folder!r} was made with another pipeline (other weights, cost or reward model, "
-                "critic or settings): calibrate this one with `anchorlm calibrate inferenceguard`, or leave it out."
+                f"The calibration in {folder!r} was made with another pipeline ({', '.join(other)} changed): calibrate "
+                "this one with `anchorlm calibrate inferenceguard`, or leave it out."
             )
         limit = artifact.settings["limit"]
         return cls(inf if limit is None else limit, artifact.settings["generation"])

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from anchorlm.defenses._base import Defense, Needs, Team, room_for
-from anchorlm.defenses._budget import Calibrated, admit, pipeline_digest, scorers_digest
+from anchorlm.defenses._budget import Calibrated, admit, pipeline_digest, pipeline_parts, scorers_digest
 from anchorlm.defenses._guidance import Guidance, Guided, MixtureSettings
 from anchorlm.defenses._inferenceguard_settings import InferenceGuardSettings
 from anchorlm.defenses._inferenceguard_work import Work
@@ -63,20 +63,25 @@ class InferenceGuard(Defense):
             )
         self.guidance = Guidance(self, mine) if mine.proposal == "alignbeam" else None
         self.critic: Critic | None = None
-        self._parts: dict[str, str] = {}
+        self._artifacts: dict[str, str] = {}
         if self.guidance is not None and self.guidance.aligner is not None:
-            self._parts["gate"] = self.guidance.aligner.artifact.id
+            self._artifacts["gate"] = self.guidance.aligner.artifact.id
         if mine.critic is not None:
             artifact = Artifact.load(mine.critic, "inferenceguard")
             self.critic = self._fitted(artifact)
-            self._parts["critic"] = artifact.id
-        self.calibrated = Calibrated() if mine.calibration is None else Calibrated.load(mine.calibration, self.pipeline)
+            self._artifacts["critic"] = artifact.id
+        self.calibrated = Calibrated() if mine.calibration is None else Calibrated.load(mine.calibration, self.parts)
         self._refusals: set[tuple[str, float]] = set()
 
     @cached_property
+    def parts(self) -> dict[str, str]:
+        """Digests of what decides about responses, by name."""
+        return pipeline_parts(self.team, self.settings.model_dump(mode="json"), self._artifacts)
+
+    @property
     def pipeline(self) -> str:
-        """A digest of what decides about responses: what a calibration is bound to."""
-        return pipeline_digest(self.team, self.settings.model_dump(mode="json"), self._parts)
+        """All of these in one: what a calibration is bound to."""
+        return pipeline_digest(self.parts)
 
     def _fitted(self, artifact: Artifact) -> Critic:
         if self.target.access < Access.ACTIVATIONS:
@@ -136,8 +141,7 @@ class InferenceGuard(Defense):
         """Drafts, searches with more and more beams, and passes the gate or refuses."""
         settings: InferenceGuardSettings = self.settings_for(request)
         if settings.calibration is not None:
-            changed = settings.model_dump(exclude={"refusal"}) != self.settings.model_dump(exclude={"refusal"})
-            self.calibrated.check(request, changed)
+            self.calibrated.check(request, changed=settings != self.settings)
         if self.critic is not None:
             for name in _FITTED:
                 if getattr(settings, name) != (own := getattr(self.settings, name)):

@@ -330,7 +330,7 @@ def _artifact_id(folder: Path) -> str | None:
     try:
         return str(json.loads(file.read_text("utf-8"))["id"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"The artifact in {str(folder)!r} is damaged: fit it again.") from None
+        raise UserError(f"The artifact in {str(folder)!r} is damaged: make it again.") from None
 
 
 def _machine(setting: Setting, pool: Pool) -> dict[str, Any]:

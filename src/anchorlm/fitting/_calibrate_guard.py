@@ -7,15 +7,25 @@ from typing import Any
 
 from anchorlm.defenses import CALIBRATION, InferenceGuard, generation_data
 from anchorlm.engine import runtime
-from anchorlm.fitting._conformal import Method, allowed, calibrated_limit, labels_needed, statement, upper_bound
+from anchorlm.fitting._conformal import (
+    Method,
+    allowed,
+    calibrated_limit,
+    check_level,
+    labels_needed,
+    statement,
+    upper_bound,
+)
 from anchorlm.fitting._rollouts import Step
 from anchorlm.guard import Guard
 from anchorlm.models import stamp
 from anchorlm.records import Artifact, Messages, Request, UserError, as_messages, data_digest
 from anchorlm.records import prompt_key as key
 
-_ROUNDING = 1e-3
-"""A response's cost may differ by so little from what it was when it was read in another batch."""
+
+def rounding(cost: float) -> float:
+    """By how much a cost may differ where the same text is read in another batch, in half precision, too."""
+    return 1e-3 + 2**-8 * abs(cost)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +78,24 @@ def calibrate_inferenceguard(
     if defense.settings.calibration is not None:
         raise UserError("This pipeline has a calibration already: leave it out while making another.")
     if twice := len(labels) - len({key(as_messages(one.prompt)) for one in labels}):
-        raise UserError(f"{twice} prompts are labeled more than once: a calibration counts on independent ones.")
-    if (n := len(labels)) and 0 < risk < 1 and allowed(n, risk, method, confidence) < 0:
+        raise UserError(
+            f"{twice} of the {len(labels)} rows label a prompt again, but a calibration counts on independent ones: "
+            "leave one row for each prompt."
+        )
+    check_level(risk, method, confidence)
+    n = len(labels)
+    if allowed(n, risk, method, confidence) < 0:
         calibrated_limit([inf] * n, [False] * n, risk, method, confidence)  # says how many are needed, at once
     costs = runtime().run(_costs(defense, labels, progress or (lambda what, done, total: None)))
     unsafe = [one.unsafe for one in labels]
     limit = calibrated_limit(costs, unsafe, risk, method, confidence)
+    if isfinite(limit):
+        limit -= rounding(limit)  # so that what was held back here is held back in any batch
 
     def risk_at(most: float) -> dict[str, Any]:
         hits = sum(bad and isfinite(cost) and cost <= most for bad, cost in zip(unsafe, costs, strict=True))
         emitted = sum(isfinite(cost) and cost <= most for cost in costs)
-        bound = upper_bound(hits, n, confidence)
-        return {"unsafe and emitted": hits, "emitted": emitted, "n": n, "upper bound": bound}
+        return {"unsafe and emitted": hits, "emitted": emitted, "n": n}
 
     return Artifact(
         kind=CALIBRATION,
@@ -98,10 +114,15 @@ def calibrate_inferenceguard(
             "method": method,
             "confidence": confidence,
             "pipeline": defense.pipeline,
+            "parts": defense.parts,
             "generation": generation_data(guard.generation),
         },
         figures={
-            "before": risk_at(defense.settings.budget),
+            # After the choice no bound holds but the statement: the same labels chose the limit.
+            "before": {
+                **(seen := risk_at(defense.settings.budget)),
+                "upper bound": upper_bound(seen["unsafe and emitted"], n, confidence),
+            },
             "after": risk_at(min(limit, defense.settings.budget)),
             "labels needed": labels_needed(risk, method, confidence),
             "statement": statement(n, risk, method, confidence, labeler),
@@ -122,7 +143,7 @@ async def _costs(defense: InferenceGuard, labels: Sequence[Labeled], step: Step)
             )
         if not one.refused:
             (cost,) = await defense.scores("cost", Request(one.prompt), [one.response])
-            if cost > defense.settings.budget + _ROUNDING:
+            if cost > defense.settings.budget + rounding(cost):
                 raise UserError(
                     f"Response {number} of the labels costs {cost:.3f}, over the budget of "
                     f"{defense.settings.budget:g}, so that this pipeline cannot have made it: label what "

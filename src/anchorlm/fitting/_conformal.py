@@ -52,7 +52,7 @@ def allowed(n: int, risk: float, method: Method, confidence: float = 0.95) -> in
     if method == "crc":
         return math.floor(risk * (n + 1) + 1e-9) - 1
     # The bound is at most `risk` just where so few hits are unlikely under it.
-    return int((_at_most(n, risk)[:n] <= 1 - confidence).sum()) - 1
+    return int((_at_most(n, risk)[:n] <= (1 - confidence) * (1 + 1e-9)).sum()) - 1
 
 
 def labels_needed(risk: float, method: Method, confidence: float = 0.95) -> int:
@@ -60,6 +60,18 @@ def labels_needed(risk: float, method: Method, confidence: float = 0.95) -> int:
     if method == "crc":
         return math.ceil(1 / risk - 1 - 1e-9)
     return math.ceil(math.log(1 - confidence) / math.log1p(-risk) - 1e-9)
+
+
+def check_level(risk: float, method: str, confidence: float) -> None:
+    """Says what is wrong with a level before anything is read.
+
+    Raises:
+        UserError: A level or method that does not exist.
+    """
+    if method not in get_args(Method):
+        raise UserError(f"method = {method!r} is not known; it is {' or '.join(get_args(Method))}.")
+    if not 0 < risk < 1 or not 0 < confidence < 1:
+        raise UserError(f"risk = {risk} and confidence = {confidence} are shares: give values between 0 and 1.")
 
 
 def calibrated_limit(
@@ -83,10 +95,7 @@ def calibrated_limit(
     Raises:
         UserError: A level or method that does not exist, or too few labels for the level.
     """
-    if method not in get_args(Method):
-        raise UserError(f"method = {method!r} is not known; it is {' or '.join(get_args(Method))}.")
-    if not 0 < risk < 1 or not 0 < confidence < 1:
-        raise UserError(f"risk = {risk} and confidence = {confidence} are shares: give values between 0 and 1.")
+    check_level(risk, method, confidence)
     if len(costs) != len(unsafe) or any(map(math.isnan, costs)):
         raise UserError("Every response needs a cost that is a number and a label: mend the labels.")
     if (k := allowed(len(costs), risk, method, confidence)) < 0:
@@ -112,5 +121,5 @@ def statement(n: int, risk: float, method: Method, confidence: float, labeler: s
     return (
         f"By {n} labels of {labeler}: {said}, in that labeler's sense. This holds for prompts drawn like the "
         "calibration prompts, independently of them, and answered by the same pipeline. It does not hold under attack, "
-        "for other kinds of prompts, or where the labeler errs."
+        "for other kinds of prompts, or where the labeler errs. The fixed refusal counts as safe."
     )

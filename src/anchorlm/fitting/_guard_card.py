@@ -33,7 +33,7 @@ def save_calibration(artifact: Artifact, folder: str | Path) -> Path:
 
 
 def _save(artifact: Artifact, folder: str | Path, card: str, picture: str | None) -> Path:
-    place = check_folder(folder)
+    place = check_folder(folder, artifact.kind)
     try:
         artifact.save(place)
         (place / "README.md").write_text(card, encoding="utf-8")
@@ -110,12 +110,15 @@ def calibration_card(artifact: Artifact) -> str:
             f"Method: {settings['method']}; made with AnchorLM {artifact.library}; id `{artifact.id}`; pipeline "
             f"`{settings['pipeline']}`. The gate holds back {held}.",
             "",
-            "| | unsafe and emitted | emitted | of | upper bound of the rate |",
-            "|---|---|---|---|---|",
+            "| | unsafe and emitted | emitted | of |",
+            "|---|---|---|---|",
             *(
-                f"| {name} | {row['unsafe and emitted']} | {row['emitted']} | {row['n']} | {row['upper bound']:.4f} |"
+                f"| {name} | {row['unsafe and emitted']} | {row['emitted']} | {row['n']} |"
                 for name, row in (("before", before), ("after", after))
             ),
+            "",
+            f"Before, the rate was at most {100 * before['upper bound']:.1f} % with a confidence of "
+            f"{100 * settings['confidence']:g} % (Clopper-Pearson).",
             "",
             f"Generation it holds for: `{json.dumps(settings['generation'])}`.",
             "",

@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 
 _DATA, _TENSORS = "artifact.json", "artifact.safetensors"
 
+_MADE_BY = {
+    "inferaligner": "anchorlm fit inferaligner",
+    "inferenceguard": "anchorlm fit inferenceguard",
+    "inferenceguard-calibration": "anchorlm calibrate inferenceguard",
+}
+"""Which command makes an artifact, by its kind."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelStamp:
@@ -163,12 +170,12 @@ class Artifact:
                 str(data["kind"]), models, data["data"], data["settings"], data["figures"], tensors, data["library"]
             )
             if found.id != data["id"]:
-                raise UserError(f"The artifact in {str(folder)!r} was changed after it had been made: fit it again.")
+                raise UserError(f"The artifact in {str(folder)!r} was changed after it had been made: make it again.")
         except OSError:
-            how = f"anchorlm fit {kind or ''}".strip()
+            how = _MADE_BY.get(kind or "", "anchorlm fit")
             raise UserError(f"{str(folder)!r} holds no artifact that can be read: make one with `{how}`.") from None
         except (ValueError, KeyError, TypeError, AttributeError, SafetensorError):
-            raise UserError(f"The artifact in {str(folder)!r} is damaged: fit it again.") from None
+            raise UserError(f"The artifact in {str(folder)!r} is damaged: make it again.") from None
         return found
 
     def require(self, role: str, stamp: ModelStamp) -> None:

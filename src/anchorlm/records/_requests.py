@@ -59,9 +59,12 @@ def _one_sentence(cls: type[Settings], error: ValidationError, where: str) -> st
     name = ".".join(str(part) for part in first["loc"]) or "the settings"
     if first["type"] == "extra_forbidden":
         return f"{where} has no setting {name!r}; it has: {', '.join(sorted(cls.model_fields)) or 'none'}."
+    if first["type"] == "missing":
+        field = cls.model_fields.get(name)
+        told = f": {field.description.rstrip('.')}" if field is not None and field.description else ""
+        return f"{where[:1].upper()}{where[1:]} lacks {name}{told or ': give it'}."
     message = first["msg"].removeprefix("Value error, ")
-    value = "" if first["type"] == "missing" else f" = {first['input']!r}"
-    return f"{name}{value} does not fit {where}: {message[:1].lower()}{message[1:].rstrip('.')}."
+    return f"{name} = {first['input']!r} does not fit {where}: {message[:1].lower()}{message[1:].rstrip('.')}."
 
 
 class GenerationSettings(Settings):
