@@ -20,7 +20,7 @@ from anchorlm.engine import LocalEngine, runtime
 from anchorlm.fitting import fit_inferenceguard, save_critic
 from anchorlm.guard import ScorerSettings, build_scorer
 from anchorlm.judging import Judge, RubricJudge, Scorer
-from anchorlm.records import Response, as_messages, wilson
+from anchorlm.records import Artifact, Response, as_messages, wilson
 from benchmarks._report import report
 
 HARMFUL = ("harmful-plain", "harmful-framed", "jailbreak")
@@ -28,6 +28,8 @@ OTHERS = ("harmless", "look-alike", "domain")
 LENGTH = 64
 BEAMS = 16
 BLOCK = 8
+BUDGETS = (0.0, 2.0)
+"""The cost model's own line, and one that no answer has passed by its first block."""
 CRITIC_PROMPTS = 60
 """Harmful and harmless training prompts of each kind on which the critic's rollouts are made."""
 
@@ -82,14 +84,37 @@ def sample(split: str, domain: str, partition: str, n: int) -> list[zoo.Item]:
 
 def critic(target: LocalEngine, domain: str, cost: Scorer, reward: Scorer, folder: Path, prompts: int) -> str:
     """A critic of this target, fitted on training prompts."""
+    return str(save_critic(fitted(target, domain, cost, reward, prompts, 0.0, None), folder))
+
+
+def fitted(
+    target: LocalEngine, domain: str, cost: Scorer, reward: Scorer, prompts: int, budget: float, journal: Path | None
+) -> Artifact:
     harmful = [item.prompt for split in HARMFUL for item in sample(split, domain, "train", prompts)]
     harmless = [item.prompt for split in OTHERS for item in sample(split, domain, "train", prompts)]
-    artifact = fit_inferenceguard(
-        target, cost, reward, harmful, harmless, rollouts=3, block=BLOCK, max_new_tokens=LENGTH
-    )
-    figures = artifact.figures
-    print(f"critic of a-{domain}: {json.dumps({k: v for k, v in figures.items() if k != 'reliability'})}", flush=True)
-    return str(save_critic(artifact, folder))
+    return fit_inferenceguard(
+        target, cost, reward, harmful, harmless, budget=budget, rollouts=3, block=BLOCK, max_new_tokens=LENGTH,
+        journal=journal,
+    )  # fmt: skip
+
+
+def critics(domains: Sequence[str], cost: Scorer, reward: Scorer, prompts: int, folder: Path) -> None:
+    """What a critic tells after the first block, at the cost model's own line and where the first block decides less."""
+    rows = []
+    for domain in domains:
+        target = engine(f"a-{domain}")
+        for budget in BUDGETS:
+            figures = fitted(target, domain, cost, reward, prompts, budget, folder / f"{domain}.jsonl").figures
+            first = "auroc after the first block"
+            rows.append([
+                f"a-{domain}", budget, figures["states after the first block"],
+                f"{100 * figures['over budget after a block']:.1f}", f"{100 * figures['ended within budget']:.1f}",
+                *("-" if value is None else f"{value:.3f}" for value in (figures[first], figures[f"{first} of the budget left"])),
+            ])  # fmt: skip
+            print(rows[-1], flush=True)
+    columns = ["target", "budget", "states after the first block, held out", "states over budget already %",
+               "ended within %", "AUROC", "AUROC of the budget left alone"]  # fmt: skip
+    report("inferenceguard critics", columns, rows)
 
 
 def guards(
@@ -175,12 +200,17 @@ def main() -> None:
     parser.add_argument("--scorers", type=Path, help="folder with b-cost and b-reward, by default the zoo's")
     parser.add_argument("--domains", default=",".join(zoo.DOMAINS))
     parser.add_argument("--critic-prompts", type=int, default=CRITIC_PROMPTS)
+    parser.add_argument("--critics", action="store_true", help="what critics tell, and nothing else")
     parser.add_argument("--without", help="leaves out defenses whose name contains this")
     parser.add_argument("--only", help="defenses whose name contains this, and the undefended target")
     chosen = parser.parse_args()
     cost, reward = (
         scorer(chosen.scorers / name if chosen.scorers else zoo.path(name)) for name in ("b-cost", "b-reward")
     )
+    if chosen.critics:
+        with TemporaryDirectory() as folder:
+            critics(chosen.domains.split(","), cost, reward, chosen.critic_prompts, Path(folder))
+        return
     anchor = engine("b-chat")
     judge = RubricJudge(engine("b-judge"), template=zoo.JUDGE_TEMPLATE)
     rows: list[Row] = []
