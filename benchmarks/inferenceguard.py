@@ -109,12 +109,16 @@ def critics(domains: Sequence[str], cost: Scorer, reward: Scorer, prompts: int, 
             rows.append([
                 f"a-{domain}", budget, figures["states after the first block"],
                 f"{100 * figures['over budget after a block']:.1f}", f"{100 * figures['ended within budget']:.1f}",
-                *("-" if value is None else f"{value:.3f}" for value in (figures[first], figures[f"{first} of the budget left"])),
+                *(_three(figures[name]) for name in (first, f"{first} of the budget left")),
             ])  # fmt: skip
             print(rows[-1], flush=True)
     columns = ["target", "budget", "states after the first block, held out", "states over budget already %",
                "ended within %", "AUROC", "AUROC of the budget left alone"]  # fmt: skip
     report("inferenceguard critics", columns, rows)
+
+
+def _three(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def guards(
