@@ -99,7 +99,7 @@ def fitted(
 
 
 def critics(domains: Sequence[str], cost: Scorer, reward: Scorer, prompts: int, folder: Path) -> None:
-    """What a critic tells after the first block, at the cost model's own line and where the first block decides less."""
+    """What a critic tells after the first block, at the cost model's own line and where that block decides less."""
     rows = []
     for domain in domains:
         target = engine(f"a-{domain}")
@@ -147,7 +147,6 @@ def guards(
         "ARGS + Lagrangian": lambda: Guard(target, "args", **scored, w=KNOBS["args"]["w"]),
         "controlled decoding": lambda: Guard(target, "controlled_decoding", **beams, block=BLOCK),
         "RE-Control": lambda: Guard(target, "re_control", critic=artifact(), generation=length),
-        "RE-Control + safety": lambda: Guard(target, "re_control", critic=artifact(), weight=5, generation=length),
         "InferenceGuard": lambda: Guard(target, "inferenceguard", **ours),
         "InferenceGuard + critic": lambda: Guard(target, "inferenceguard", critic=artifact(), **ours),
         "InferenceGuard, reward first": lambda: Guard(
