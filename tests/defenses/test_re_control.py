@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from factories import tiny_model
+from factories import ARCHITECTURES, tiny_model
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -117,7 +117,7 @@ def test_batched_is_one_at_a_time_and_streamed_is_whole(target: LocalEngine, fol
         assert "".join(event.text for event in one.stream(prompt) if hasattr(event, "text")) == response.text
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox", "opt", "falcon", "phi", "gemma2", "qwen2", "mistral"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_is_edited_after_its_last_block(architecture: str, tmp_path: Path) -> None:
     engine = LocalEngine(tiny_model(architecture))
     settings = {"threshold": 0.5, "budget": BUDGET, "block": 3, "gamma": 1.0, "scorers": "none"}

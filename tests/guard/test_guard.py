@@ -238,11 +238,11 @@ def test_what_a_guard_cannot_take_is_one_sentence(arguments: dict[str, Any], sen
         Guard(**{"target": TARGET, **arguments})
 
 
-def test_a_judge_may_be_a_model_a_path_or_an_engine() -> None:
+def test_a_judge_may_be_a_model_a_path_or_an_engine(tmp_path: Path) -> None:
     for judge in (TARGET, TARGET.model):
         assert Guard(TARGET, "best_of_n", judge=judge).defense.judge.name.startswith("rubric:")
     with pytest.raises(UserError, match="no-such-judge"):
-        Guard(TARGET, "best_of_n", judge=Path("no-such-judge"))
+        Guard(TARGET, "best_of_n", judge=tmp_path / "no-such-judge")
 
 
 class Talking(Defense):
