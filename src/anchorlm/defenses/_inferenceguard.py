@@ -150,6 +150,8 @@ class InferenceGuard(Defense):
                         "critic."
                     )
         await self._check_refusal(settings)
+        if settings.budget < self.settings.budget:  # the guard's own is what is said if something fails
+            await self._check_refusal(self.settings.model_copy(update={"budget": settings.budget}))
         prompt = self.target.model.encode(request.messages)
         room = room_for(self.target, len(prompt), request.generation)
         work = Work(request, settings, prompt, room)
@@ -160,13 +162,9 @@ class InferenceGuard(Defense):
         """The mode that looks at whole responses before it speaks."""
         settings, limit = work.settings, self._limit(work.settings)
         best: Beam | None = None
-        skipped: list[int] = []
-        sizes = list(settings.sizes)
+        sizes, skipped = self._sizes(work)
         while sizes:
             n = sizes.pop(0)
-            if not self._fits(work, n):
-                skipped.append(n)
-                continue
             found = await self._search(work, n)
             ended = [beam for beam in found.beams if beam.reason is not None]
             for decision in self._decisions(work, n, found, ended):
@@ -175,11 +173,11 @@ class InferenceGuard(Defense):
                 best = comfortable[0]
                 break
             best = min([*([best] if best else []), *ended], key=lambda beam: beam.cost, default=None)
-            if self._heard(work, n, best):
+            if self._heard(work, n, ended):
                 break
             if not work.guided:
                 work.guided = True  # what the gate did not see, the cost model or the judge did
-                sizes = list(settings.sizes)
+                sizes, _ = self._sizes(work)
         if best is None or best.reason is None or not admit(best.cost, limit):
             safest = f": the safest response costs {work.least:.3f}" if work.least < inf else ""
             turned = f"; the judge turned down {work.vetoed}" if work.vetoed else ""
@@ -198,18 +196,20 @@ class InferenceGuard(Defense):
         said = ""
         while True:
             best: Beam | None = None
-            for n in settings.sizes:
-                if not self._fits(work, n):
-                    continue
+            sizes, _ = self._sizes(work)
+            while sizes:
+                n = sizes.pop(0)
                 found = await self._search(work, n, out, rounds=1)
                 for decision in self._decisions(work, n, found, found.beams):
                     yield decision
                 best = min([*([best] if best else []), *found.beams[:1]], key=lambda beam: beam.cost, default=None)
                 if best is not None and best.cost <= settings.budget - settings.comfort:
                     break
-                if self._heard(work, n, best):
+                if self._heard(work, n, found.beams[:1]):
                     break
-                work.guided = True
+                if not work.guided:
+                    work.guided = True
+                    sizes, _ = self._sizes(work)
             if best is None or not admit(best.cost, limit) or not self._text(best).startswith(said):
                 break
             before = 0 if out is None else len(out.tokens)
@@ -226,13 +226,19 @@ class InferenceGuard(Defense):
         yield Decision("fallback", {"why": "no further block within budget was found: the text ends here"})
         yield work.finished("refusal", len(out.tokens))
 
-    def _heard(self, work: Work, n: int, best: Beam | None) -> bool:
-        """Whether the judge's word ends the search without comfort: on what a search found, and on a draft behind a
+    def _heard(self, work: Work, n: int, found: Sequence[Beam]) -> bool:
+        """Whether the judge's word ends the search without comfort: on what this search found, and on a draft behind a
         closed gate. A calibrated limit may still refuse it, but does not lead to another search.
         """
-        if self.team.judge is None or best is None or not admit(best.cost, work.settings.budget):
+        if self.team.judge is None or not any(admit(beam.cost, work.settings.budget) for beam in found):
             return False
         return n > 1 or not work.guided
+
+    def _sizes(self, work: Work) -> tuple[list[int], list[int]]:
+        """The searches that the engines can hold, a single beam if there is none; and those that they cannot."""
+        sizes = work.settings.sizes
+        fits = [n for n in sizes if self._fits(work, n)]
+        return fits or [1], [n for n in sizes if n not in fits]
 
     def _fits(self, work: Work, n: int) -> bool:
         """Whether the engines can hold a search: a long prompt is searched with fewer beams, not turned down."""
