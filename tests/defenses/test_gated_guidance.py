@@ -118,6 +118,16 @@ def test_without_a_draft_a_search_behind_a_closed_gate_is_repeated_with_the_anch
     assert strict.token_ids == parts["guided"].chat(HARMLESS[0], knobs=knobs).token_ids
 
 
+def test_block_by_block_the_draft_is_written_anew_with_the_anchor_where_there_is_no_search(
+    parts: dict[str, Any],
+) -> None:
+    knobs = {"beams": (), "release": "blocks", "block": 8}
+    for prompt in (HARMFUL[0], HARMLESS[0]):
+        strict = parts["strict"].chat(prompt, knobs={**knobs, "gate_bias": -1e6})
+        assert [one.kind for one in strict.trace] == ["gate", "draft", "draft", "chosen"]
+        assert strict.token_ids == parts["guided"].chat(prompt, knobs=knobs).token_ids
+
+
 FAR, NEAR = {"gate_bias": -1e6}, {"gate_bias": -1e6, "doubt": 2e6}
 """A gate that is closed beyond doubt, and one that is not."""
 

@@ -139,6 +139,33 @@ def test_what_a_search_finds_and_the_judge_passes_needs_no_comfort_but_a_draft_d
     assert response.text in heard
     blind = guard(target, lambda m, text: -0.1, comfort=0.5)
     assert [decision.kind for decision in blind.chat(USER).trace] == ["draft", "search", "search", "chosen"]
+    # A search that finds nothing does not end by what the judge said of the draft.
+    draft = Guard(target, generation={"max_new_tokens": 9}).chat(USER).text
+    alone = guard(target, lambda m, text: -0.1 if text == draft else 1.0 - 2 * (text == REFUSAL), comfort=0.5,
+                  judge=lambda m, text: 0.0)  # fmt: skip
+    assert [decision.kind for decision in alone.chat(USER).trace] == ["draft", "search", "search", "chosen"]
+    assert alone.chat(USER).text == draft
+
+
+def test_what_is_said_when_something_fails_is_within_the_budget_of_the_request(target: LocalEngine) -> None:
+    def failing(messages: Messages, text: str) -> float:
+        if text not in (REFUSAL, "No."):
+            raise RuntimeError("no cost")
+        return 2.0 if text == REFUSAL else 0.0
+
+    one = guard(target, failing, budget=3.0)
+    assert one.chat(USER).text == REFUSAL
+    with pytest.raises(UserError, match="costs 2, but at most 1 may be said"):
+        one.chat(USER, knobs={"budget": 1.0, "refusal": "No."})
+    assert guard(target, failing, budget=3.0, refusal="No.").chat(USER, knobs={"budget": 1.0}).text == "No."
+
+
+def test_where_the_engine_holds_no_search_at_all_one_beam_is_tried(target: LocalEngine) -> None:
+    narrow = LocalEngine(target.model, max_tokens=2 * len(target.model.encode(USER)))
+    plain = Guard(target, generation={"max_new_tokens": 9}).chat(USER).text
+    for release in ("whole", "blocks"):
+        one = guard(narrow, lambda m, text: -1.0, draft=False, beams=(4,), release=release)
+        assert one.chat(USER).text == plain
 
 
 def test_a_seed_decides_and_neighbors_do_not(target: LocalEngine) -> None:

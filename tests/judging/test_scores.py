@@ -70,9 +70,11 @@ def test_of_several_classes_the_score_is_the_log_odds_of_one(tmp_path: Path) -> 
         p = bare(folder, chat(text)).softmax(-1)[2]
         want.append(float((p / (1 - p)).log()))
     assert scores(scorer) == pytest.approx(want, abs=1e-4)
-    with pytest.raises(UserError, match="its labels are"):
+    with pytest.raises(UserError, match="^label = None is no label of .*its labels are"):
         ClassifierScorer.load(ModelSettings(path=str(folder)))
-    with pytest.raises(UserError, match="scale of 0"):
+    with pytest.raises(DefenseError, match="tokens that the cost or reward model .* reads"):
+        scores(scorer, ["long " * 400])
+    with pytest.raises(UserError, match="scale = 0.0 and offset"):
         ClassifierScorer.load(ModelSettings(path=str(folder)), label=2, scale=0.0)
 
 
@@ -140,9 +142,19 @@ def served() -> Iterator[tuple[str, list[Any]]]:
         def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             answer = answers.pop(0)(request) if answers else {"scores": [float(len(t)) for t in request["responses"]]}
-            self.send_response(200 if answer is not None else 500)
+            moved = answer == "moved"
+            self.send_response(302 if moved else 200 if answer is not None else 500)
+            if moved:
+                self.send_header("Location", self.path)
+            if answer == "cut":
+                self.send_header("Content-Length", "1000")
             self.end_headers()
             self.wfile.write(json.dumps(answer).encode())
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"scores": [-9.0] * len(TEXTS)}).encode())
 
         def log_message(self, format: str, *args: Any) -> None:
             """Says nothing."""
@@ -165,6 +177,13 @@ def test_a_remote_scorer_is_asked_once_more_and_says_what_is_wrong(served: tuple
     with pytest.raises(DefenseError, match="gave no scores") as caught:
         scores(scorer)
     assert "secret" not in str(caught.value) + scorer.name
+    for failure in ("cut", "moved"):
+        answers.append(lambda request, failure=failure: failure)
+        assert scores(scorer) == [float(len(text)) for text in TEXTS]
+        answers.extend([lambda request, failure=failure: failure] * 2)
+        with pytest.raises(DefenseError, match="gave no scores") as caught:
+            scores(scorer)
+        assert "secret" not in str(caught.value)
     answers.append(lambda request: {"scores": [1.0]})
     with pytest.raises(DefenseError, match="1 scores for 3 texts"):
         scores(scorer)
@@ -172,11 +191,14 @@ def test_a_remote_scorer_is_asked_once_more_and_says_what_is_wrong(served: tuple
 
 
 def test_an_address_that_is_none_is_refused() -> None:
-    for url in ("localhost:8000", "file:///etc/passwd", ""):
+    for url in ("localhost:8000", "file:///etc/passwd", "", "http://localhost:abc/x", "http://[::1", "http://:80",
+                "http://localhost/a b"):  # fmt: skip
         with pytest.raises(UserError, match="no address"):
             RemoteScorer(url)
     with pytest.raises(UserError, match="timeout above 0"):
         RemoteScorer("http://localhost", timeout=0)
+    with pytest.raises(UserError, match="timeout above 0"):
+        RemoteScorer("http://localhost", timeout=float("nan"))
 
 
 def below(limit: float) -> Any:

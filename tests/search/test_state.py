@@ -50,6 +50,17 @@ def test_a_spent_budget_never_recovers(budget: float, blocks: list[tuple[int, fl
 
 
 @few
+@given(st.lists(st.integers(-300, 300), min_size=1, max_size=8))
+def test_a_text_that_costs_its_budget_to_the_digit_is_within_it_however_it_came_there(cents: list[int]) -> None:
+    budget = max(0, *cents) / 100
+    state = SafetyState(budget)
+    for cost in cents:
+        state = state.after(3, cost / 100)
+        assert state.within
+    assert not state.after(3, budget + 0.01).within
+
+
+@few
 @given(st.floats(0, 5), st.lists(st.tuples(st.integers(0, 9), st.floats(-5, 5)), min_size=1, max_size=8))
 def test_undiscounted_a_text_is_within_budget_where_all_its_prefixes_are(
     budget: float, blocks: list[tuple[int, float]]

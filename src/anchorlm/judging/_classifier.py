@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from jinja2 import TemplateError
 from torch import Tensor
@@ -55,6 +55,9 @@ class ClassifierJudge(Judge):
         UserError: The label or the layout is unknown, or the layout does not suit the tokenizer.
     """
 
+    role: ClassVar[str] = "judge"
+    label_option: ClassVar[str] = "harm_label"
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -75,7 +78,7 @@ class ClassifierJudge(Judge):
             raise UserError(f"layout = {layout!r} is not known; it is pair or chat.")
         if self._layout == "chat" and not tokenizer.chat_template:
             raise UserError(f"The tokenizer of {name} has no chat template: give one, or use layout = 'pair'.")
-        self._label = _label_index(model, harm_label, name)
+        self._label = _label_index(model, harm_label, name, self.label_option)
         self._limit = _context(model, tokenizer)
         self._max_tokens = max_tokens
         self._controls = control_texts(tokenizer)
@@ -199,8 +202,8 @@ class ClassifierJudge(Judge):
             )
         except TemplateError as error:
             raise DefenseError(
-                f"The chat template of the judge {self._name} refuses the conversation ({error}): use layout = 'pair', "
-                "or give another chat_template."
+                f"The chat template of the {self.role} {self._name} refuses the conversation ({error}): use layout = "
+                "'pair', or give another chat_template."
             ) from None
         return encoded
 
@@ -212,7 +215,7 @@ class ClassifierJudge(Judge):
 
     def _too_long(self) -> DefenseError:
         return DefenseError(
-            f"A response is longer than the {self._limit} tokens that the judge {self._name} reads: "
+            f"A response is longer than the {self._limit} tokens that the {self.role} {self._name} reads: "
             "take a classifier with a longer context, or lower max_new_tokens."
         )
 
@@ -230,7 +233,9 @@ class ClassifierJudge(Judge):
                 )
                 values: list[float] = self.read(logits).tolist()
             except Exception as error:  # remote code may raise anything, and somebody waits for each future
-                failure = DefenseError(f"The judge {self._name} failed: {error}; check its weights and its device.")
+                failure = DefenseError(
+                    f"The {self.role} {self._name} failed: {error}; check its weights and its device."
+                )
                 failure.__cause__ = error
                 for one in batch:
                     if not one.future.done():
@@ -266,7 +271,7 @@ def _ids(encoded: Mapping[str, list[int]]) -> tuple[list[int], list[int]]:
     return list(encoded["input_ids"]), list(encoded.get("token_type_ids", ()))
 
 
-def _label_index(model: PreTrainedModel, label: str | int | None, name: str) -> int:
+def _label_index(model: PreTrainedModel, label: str | int | None, name: str, option: str) -> int:
     names = {int(index): str(text) for index, text in model.config.id2label.items()}
     if label is None and len(names) == 1:
         return 0
@@ -276,7 +281,7 @@ def _label_index(model: PreTrainedModel, label: str | int | None, name: str) -> 
     if isinstance(label, str) and label.casefold() in by_name:
         return by_name[label.casefold()]
     raise UserError(
-        f"harm_label = {label!r} is no label of {name}; its labels are: "
+        f"{option} = {label!r} is no label of {name}; its labels are: "
         f"{', '.join(f'{text!r} ({index})' for index, text in sorted(names.items()))}."
     )
 

@@ -4,12 +4,24 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from urllib.error import HTTPError, URLError
+from http.client import HTTPException
+from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from anchorlm.judging._scores import Scorer
 from anchorlm.records import DefenseError, Messages, UserError
+
+
+class _NoRedirects(HTTPRedirectHandler):
+    """A redirect would make a request without a body of it."""
+
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        """Leaves the redirect as the error that it is."""
+
+
+_OPENER = build_opener(_NoRedirects)
 
 
 class RemoteScorer(Scorer):
@@ -27,16 +39,20 @@ class RemoteScorer(Scorer):
     """
 
     def __init__(self, url: str, *, timeout: float = 30.0, retries: int = 1) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host = port = None
+        if not host or parts.scheme not in ("http", "https") or any(letter <= " " for letter in url):
             raise UserError(f"{url!r} is no address of a scorer: write it as http://host:port/path.")
-        if timeout <= 0 or retries < 0:
+        if not timeout > 0 or retries < 0:
             raise UserError("A remote scorer needs a timeout above 0 and retries of at least 0.")
         self._url = url
         self._timeout = timeout
         self._retries = retries
         # Whatever else stands in the address may be a secret.
-        self._shown = f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
+        self._shown = f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path}"
 
     @property
     def name(self) -> str:
@@ -58,7 +74,7 @@ class RemoteScorer(Scorer):
             try:
                 answer = json.loads(await asyncio.to_thread(self._post, body))
                 scores = [float(score) for score in answer["scores"]]
-            except (URLError, TimeoutError, OSError, ValueError, KeyError, TypeError) as failure:
+            except (HTTPException, OSError, ValueError, KeyError, TypeError) as failure:
                 error = failure
                 continue
             if len(scores) != len(responses):
@@ -72,7 +88,7 @@ class RemoteScorer(Scorer):
     def _post(self, body: bytes) -> bytes:
         request = Request(self._url, data=body, headers={"Content-Type": "application/json"})
         try:
-            with urlopen(request, timeout=self._timeout) as response:
+            with _OPENER.open(request, timeout=self._timeout) as response:
                 content: bytes = response.read()
         except HTTPError as error:
             error.close()  # it holds the connection

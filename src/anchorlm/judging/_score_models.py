@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -58,8 +59,11 @@ class ClassifierScorer(Scorer):
         max_tokens: int = 16_384,
         name: str = "classifier",
     ) -> None:
-        if scale == 0:
-            raise UserError("A scale of 0 makes all texts equal: give another one, such as 1 or -1.")
+        if scale == 0 or not isfinite(scale) or not isfinite(offset):
+            raise UserError(
+                f"scale = {scale} and offset = {offset} tell no texts apart: give a scale such as 1 or -1, and an "
+                "offset such as 0."
+            )
         self._head = _Logit(model, tokenizer, harm_label=label, layout=layout, max_tokens=max_tokens, name=name)
         self._scale = scale
         self._offset = offset
@@ -121,6 +125,9 @@ class ClassifierScorer(Scorer):
 
 class _Logit(ClassifierJudge):
     """The texts and batches of a classifying judge, with its head read as log-odds."""
+
+    role = "cost or reward model"
+    label_option = "label"
 
     def read(self, logits: Tensor) -> Tensor:
         own = logits[:, self._label]

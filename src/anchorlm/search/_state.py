@@ -22,6 +22,10 @@ def spend(left: float, costs: Tensor, gamma: float = 1.0) -> float:
     return (left - float((powers * costs).sum())) / gamma ** len(costs)
 
 
+_ROUNDING = 1e-9
+"""What differences of floating point may take from a budget that is met exactly."""
+
+
 @dataclass(frozen=True, slots=True)
 class SafetyState:
     """What a beam has left to spend, by a cost model that reads whole texts.
@@ -41,7 +45,7 @@ class SafetyState:
     @property
     def within(self) -> bool:
         """Whether the budget holds so far."""
-        return self.left >= 0
+        return self.left >= -_ROUNDING
 
     def after(self, tokens: int, cost: float, gamma: float = 1.0) -> SafetyState:
         """The state `tokens` later, where the whole text so far costs `cost`; the last token is charged for it."""
