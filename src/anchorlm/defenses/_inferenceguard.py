@@ -179,10 +179,7 @@ class InferenceGuard(Defense):
                 work.guided = True  # what the gate did not see, the cost model or the judge did
                 sizes, _ = self._sizes(work)
         if best is None or best.reason is None or not admit(best.cost, limit):
-            safest = f": the safest response costs {work.least:.3f}" if work.least < inf else ""
-            turned = f"; the judge turned down {work.vetoed}" if work.vetoed else ""
-            short = f"; the engines have no room for {skipped} beams" if skipped else ""
-            for event in work.refusal(f"nothing within {limit:.3f} was found{safest}{turned}{short}"):
+            for event in work.refusal(f"nothing within {limit:.3f} was found{work.told_of(skipped)}"):
                 yield event
             return
         yield Decision("chosen", {"cost": best.cost, "reward": best.reward, "limit": limit})
@@ -193,10 +190,10 @@ class InferenceGuard(Defense):
         """The mode that speaks block by block: what is out is within budget as it stands, and stays out."""
         settings, limit = work.settings, self._limit(work.settings)
         out: Beam | None = None
-        said = ""
+        said, told = "", 0
         while True:
             best: Beam | None = None
-            sizes, _ = self._sizes(work)
+            sizes, skipped = self._sizes(work)
             while sizes:
                 n = sizes.pop(0)
                 found = await self._search(work, n, out, rounds=1)
@@ -212,19 +209,21 @@ class InferenceGuard(Defense):
                     sizes, _ = self._sizes(work)
             if best is None or not admit(best.cost, limit) or not self._text(best).startswith(said):
                 break
-            before = 0 if out is None else len(out.tokens)
-            yield TextDelta(self._text(best)[len(said) :], best.tokens[before:], best.scores[before:])
-            out, said = best, self._text(best)
+            out, before, said = best, said, self._text(best)
+            if said != before or out.reason is not None:  # tokens wait for a character that they make whole
+                yield TextDelta(said[len(before) :], out.tokens[told:], out.scores[told:])
+                told = len(out.tokens)
             if out.reason is not None:
                 yield Decision("chosen", {"cost": out.cost, "limit": limit})
                 yield work.finished(out.reason, len(out.tokens))
                 return
-        if out is None:
-            for event in work.refusal("no first block within budget was found"):
+        why = f"block within {limit:.3f} was found{work.told_of(skipped)}"
+        if not said:
+            for event in work.refusal(f"no first {why}"):
                 yield event
             return
-        yield Decision("fallback", {"why": "no further block within budget was found: the text ends here"})
-        yield work.finished("refusal", len(out.tokens))
+        yield Decision("fallback", {"why": f"no further {why}; the text ends here"})
+        yield work.finished("refusal", told)
 
     def _heard(self, work: Work, n: int, found: Sequence[Beam]) -> bool:
         """Whether the judge's word ends the search without comfort: on what this search found, and on a draft behind a

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -61,6 +61,17 @@ class Work:
     def finished(self, reason: FinishReason, tokens: int) -> Finished:
         """The last event."""
         return Finished(reason, Usage(len(self.prompt), tokens, self.generated))
+
+    def told_of(self, skipped: Sequence[int]) -> str:
+        """What else is to be said where nothing was found.
+
+        Args:
+            skipped: Beams of the searches for which the engines had no room.
+        """
+        safest = f": the safest response costs {self.least:.3f}" if self.least < inf else ""
+        turned = f"; the judge turned down {self.vetoed}" if self.vetoed else ""
+        short = f"; the engines have no room for {list(skipped)} beams" if skipped else ""
+        return f"{safest}{turned}{short}"
 
     def refusal(self, why: str) -> Iterator[Event]:
         """What is said instead."""
