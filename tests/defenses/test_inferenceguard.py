@@ -160,6 +160,18 @@ def test_what_is_said_when_something_fails_is_within_the_budget_of_the_request(t
     assert guard(target, failing, budget=3.0, refusal="No.").chat(USER, knobs={"budget": 1.0}).text == "No."
 
 
+def test_an_engine_that_is_target_and_anchor_must_hold_the_rows_of_both(target: LocalEngine) -> None:
+    def never(messages: Messages, text: str) -> float:
+        return -1.0 if text == REFUSAL else 1.0
+
+    both = LocalEngine(target.model, max_rows=8)
+    one = Guard(both, "inferenceguard", anchor=both, proposal="alignbeam", cost=never, reward=reward,
+                generation={"max_new_tokens": 9}, **SMALL)  # fmt: skip
+    response = one.chat(USER)
+    assert [each.data["beams"] for each in response.trace if each.kind in ("draft", "search")] == [1, 4]
+    assert "no room for [8] beams" in response.trace[-1].data["why"]
+
+
 def test_where_the_engine_holds_no_search_at_all_one_beam_is_tried(target: LocalEngine) -> None:
     narrow = LocalEngine(target.model, max_tokens=2 * len(target.model.encode(USER)))
     plain = Guard(target, generation={"max_new_tokens": 9}).chat(USER).text

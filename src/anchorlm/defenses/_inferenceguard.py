@@ -241,12 +241,16 @@ class InferenceGuard(Defense):
 
     def _fits(self, work: Work, n: int) -> bool:
         """Whether the engines can hold a search: a long prompt is searched with fewer beams, not turned down."""
-        needs = [(self.target, n, len(work.prompt) + work.room)]
-        if n > 1 and self.guidance is not None and self.team.anchor is not None and work.settings.alpha > 0:
-            needs.append((self.team.anchor, *self.guidance.needs(work.request, work.settings, n)))
-        return n == 1 or all(
-            rows <= getattr(engine, "max_rows", rows) and rows * length <= getattr(engine, "max_tokens", rows * length)
-            for engine, rows, length in needs
+        if n == 1:
+            return True
+        needs: dict[Engine, list[tuple[int, int]]] = {self.target: [(n, len(work.prompt) + work.room)]}
+        if self.guidance is not None and self.team.anchor is not None and work.settings.alpha > 0:
+            # One engine may play both roles.
+            needs.setdefault(self.team.anchor, []).append(self.guidance.needs(work.request, work.settings, n))
+        return all(
+            sum(rows for rows, _ in each) <= getattr(engine, "max_rows", inf)
+            and sum(rows * length for rows, length in each) <= getattr(engine, "max_tokens", inf)
+            for engine, each in needs.items()
         )
 
     async def _search(self, work: Work, n: int, after: Beam | None = None, rounds: int | None = None) -> Found:
