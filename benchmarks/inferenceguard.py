@@ -28,8 +28,6 @@ OTHERS = ("harmless", "look-alike", "domain")
 LENGTH = 64
 BEAMS = 16
 BLOCK = 8
-BUDGETS = (0.0, 2.0)
-"""The cost model's own line, and one that no answer has passed by its first block."""
 CRITIC_PROMPTS = 60
 """Harmful and harmless training prompts of each kind on which the critic's rollouts are made."""
 
@@ -96,29 +94,6 @@ def fitted(
         target, cost, reward, harmful, harmless, budget=budget, rollouts=3, block=BLOCK, max_new_tokens=LENGTH,
         journal=journal,
     )  # fmt: skip
-
-
-def critics(domains: Sequence[str], cost: Scorer, reward: Scorer, prompts: int, folder: Path) -> None:
-    """What a critic tells after the first block, at the cost model's own line and where that block decides less."""
-    rows = []
-    for domain in domains:
-        target = engine(f"a-{domain}")
-        for budget in BUDGETS:
-            figures = fitted(target, domain, cost, reward, prompts, budget, folder / f"{domain}.jsonl").figures
-            first = "auroc after the first block"
-            rows.append([
-                f"a-{domain}", budget, figures["states after the first block"],
-                f"{100 * figures['over budget after a block']:.1f}", f"{100 * figures['ended within budget']:.1f}",
-                *(_three(figures[name]) for name in (first, f"{first} of the budget left")),
-            ])  # fmt: skip
-            print(rows[-1], flush=True)
-    columns = ["target", "budget", "states after the first block, held out", "states over budget already %",
-               "ended within %", "AUROC", "AUROC of the budget left alone"]  # fmt: skip
-    report("inferenceguard critics", columns, rows)
-
-
-def _three(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 def guards(
@@ -203,17 +178,12 @@ def main() -> None:
     parser.add_argument("--scorers", type=Path, help="folder with b-cost and b-reward, by default the zoo's")
     parser.add_argument("--domains", default=",".join(zoo.DOMAINS))
     parser.add_argument("--critic-prompts", type=int, default=CRITIC_PROMPTS)
-    parser.add_argument("--critics", action="store_true", help="what critics tell, and nothing else")
     parser.add_argument("--without", help="leaves out defenses whose name contains this")
     parser.add_argument("--only", help="defenses whose name contains this, and the undefended target")
     chosen = parser.parse_args()
     cost, reward = (
         scorer(chosen.scorers / name if chosen.scorers else zoo.path(name)) for name in ("b-cost", "b-reward")
     )
-    if chosen.critics:
-        with TemporaryDirectory() as folder:
-            critics(chosen.domains.split(","), cost, reward, chosen.critic_prompts, Path(folder))
-        return
     anchor = engine("b-chat")
     judge = RubricJudge(engine("b-judge"), template=zoo.JUDGE_TEMPLATE)
     rows: list[Row] = []
