@@ -108,7 +108,7 @@ def searching(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--n", type=int, default=30, help="prompts of each harmful split, for the comparison")
+    parser.add_argument("--n", type=int, default=30, help="prompts of each harmful split, for the comparison; 0: none")
     parser.add_argument("--partition", default="dev", help="dev, or test once everything is settled")
     parser.add_argument("--domains", default=",".join(zoo.DOMAINS))
     parser.add_argument("--critic-prompts", type=int, default=CRITIC_PROMPTS)
@@ -133,7 +133,8 @@ def main() -> None:
     report("critics", columns, figures)
     columns = ["target", "budget", "critic", "beams", "n", "s/prompt", "found %", "reward", "complied %",
                "found % without, same time", "reward without, same time"]  # fmt: skip
-    report("critics in equal time", columns, rows)
+    if rows:
+        report("critics in equal time", columns, rows)
 
 
 if __name__ == "__main__":
