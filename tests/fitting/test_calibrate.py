@@ -25,7 +25,8 @@ WANTED = (1,), "all", 1.0
 def grader(target: LocalEngine, fitted: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """Takes for refusals what one certain shift makes of the prompts, and for broken what a larger one makes."""
     folder = save_artifact(fitted, tmp_path_factory.mktemp("planted") / "artifact")
-    guard = Guard(target, "inferaligner", artifact=str(folder), gate="open", generation={"max_new_tokens": 4})
+    guard = Guard(target, "inferaligner", artifact=str(folder), gate="open", answer="steer",
+                  generation={"max_new_tokens": 4})  # fmt: skip
     layers, positions, alpha = WANTED
     knobs = {"layers": layers, "positions": positions}
     refusals = [answer.text for answer in guard.generate(HARMFUL, knobs={**knobs, "alpha": alpha})]

@@ -248,9 +248,9 @@ def test_a_guard_that_fails_its_self_test_never_gets_ready(
 def test_what_a_judge_raises_in_the_self_test_is_told_nowhere(
     start_live: Callable[..., Live], make_guard: Callable[..., Guard], caplog: pytest.LogCaptureFixture
 ) -> None:
-    probe = ModelServing(harmless_probe=f"Where is the {SECRET}?")
+    guard = make_guard(raising, probes={"harmless": f"Where is the {SECRET}?"})
     with caplog.at_level(logging.DEBUG):
-        live = start_live([Served.of("raises", make_guard(raising), probe)], probe=True)
+        live = start_live([Served.of("raises", guard)], probe=True)
         told = httpx.get(f"{live.url}/ready")
     assert (told.status_code, "failed its self-test with OSError" in told.text) == (503, True)
     for text in (told.text, caplog.text):

@@ -39,6 +39,10 @@ Changes = Annotated[
     typer.Option("--set", help="A recipe's value, as in defense.alpha=0.7; may be repeated.", metavar="A.B=C"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
+TryFirst = Annotated[
+    bool | None,
+    typer.Option("--probe/--no-probe", help="Try the guard first, and do not use one that fails; on by default."),
+]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first rows.")]
 
 
@@ -83,6 +87,7 @@ def generate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start the output anew.")] = False,
     trace: Annotated[bool, typer.Option("--trace", help="Write what the defense decided into each row.")] = False,
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Requests under way at once.")] = 64,
+    probe: TryFirst = None,
 ) -> None:
     """Answers every prompt of a file under guard; run again after a kill, it goes on where it stopped."""
     from anchorlm.cli._generate import run
@@ -97,6 +102,7 @@ def generate(
         overwrite=overwrite,
         trace=trace,
         concurrency=concurrency,
+        probe=probe,
     )
 
 
@@ -108,11 +114,12 @@ def chat(
     anchor: Anchor = None,
     judge: Judge = None,
     changes: Changes = None,
+    probe: TryFirst = None,
 ) -> None:
     """Talks with a guarded model; /help lists the commands."""
     from anchorlm.cli._chat import run
 
-    run(_recipe(recipe, target, defense, anchor, judge, changes))
+    run(_recipe(recipe, target, defense, anchor, judge, changes), probe=probe)
 
 
 @app.command()
@@ -170,6 +177,9 @@ def compare(
     workers: Annotated[
         int, typer.Option("--workers", min=1, help="Processes that answer, each with models of its own.")
     ] = 1,
+    probe: Annotated[
+        bool | None, typer.Option("--probe/--no-probe", help="Try every guard first, and report it; on by default.")
+    ] = None,
 ) -> None:
     """Compares defenses on safety, over-refusal, usefulness and cost; run again after a kill, it goes on."""
     from anchorlm.cli._compare import run
@@ -184,6 +194,7 @@ def compare(
         only={"defenses": defenses, "targets": targets, "data": data},
         attacks=attacks,
         workers=workers,
+        probe=probe,
     )
 
 
@@ -209,7 +220,7 @@ def serve(
     port: Annotated[int | None, typer.Option("--port", help="Port to listen on; 8000 by default.")] = None,
     keys: Annotated[Path | None, typer.Option("--keys", help="File of API keys; without it everybody may ask.")] = None,
     audit: Annotated[Path | None, typer.Option("--audit", help="JSONL file that every request is noted in.")] = None,
-    no_probe: Annotated[bool, typer.Option("--no-probe", help="Serve guards that were not tested.")] = False,
+    probe: TryFirst = None,
     key: Annotated[str | None, typer.Option("--new-key", help="Add an API key to --keys, and end.")] = None,
     operator: Annotated[bool, typer.Option("--operator", help="With --new-key: it sees traces and metrics.")] = False,
 ) -> None:
@@ -219,7 +230,7 @@ def serve(
     if key is not None:
         add_key(keys, key, operator)
         return
-    options = {"host": host, "port": port, "keys": keys, "audit": audit, "probe": False if no_probe else None}
+    options = {"host": host, "port": port, "keys": keys, "audit": audit, "probe": probe}
     run(recipes or [], config, {name: value for name, value in options.items() if value is not None})
 
 

@@ -86,13 +86,13 @@ class Session:
         self._knobs, self._generation = knobs, generation
 
 
-def run(recipe: Recipe) -> None:
+def run(recipe: Recipe, *, probe: bool | None = None) -> None:
     """Reads lines until the end or `/quit`, and answers each.
 
     Raises:
         Exit: With 2 or 1 where stdin is not a terminal and a line could not be answered.
     """
-    session = Session(load_guard(recipe))
+    session = Session(load_guard(recipe, probe=probe))
     interactive = sys.stdin.isatty()
     if interactive:
         typer.echo("Type a message, or /help.")

@@ -13,6 +13,7 @@ from anchorlm.engine import Engine, TextStream, TokenSequence
 from anchorlm.judging import Grade, Judge, Scorer, checked_scores
 from anchorlm.records import (
     Access,
+    Artifact,
     Decision,
     DefenseError,
     Event,
@@ -24,6 +25,7 @@ from anchorlm.records import (
     Usage,
     UserError,
 )
+from anchorlm.steering import uncalibrated
 
 GROUP = "anchorlm.defenses"
 """The entry-point group through which defenses, the built-in ones too, are found."""
@@ -101,6 +103,8 @@ class Defense(ABC):
     settings_type: ClassVar[type[DefenseSettings]] = DefenseSettings
     fixed: ClassVar[tuple[str, ...]] = ()
     """Settings that hold for all requests of a guard, because what they name was loaded when it started."""
+    refuses: ClassVar[bool] = True
+    """Whether it promises to refuse harmful requests: what a guard's probe holds it to."""
 
     def __init__(self, team: Team, **settings: Any) -> None:
         """Prepares the defense for a team that has been checked against `needs`.
@@ -129,6 +133,13 @@ class Defense(ABC):
         if self.team.judge is None:
             raise UserError(f"The defense {self.name} needs a judge: give one as judge=.")
         return self.team.judge
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What is to be known before it is trusted, a sentence each: a fitted artifact that nobody calibrated."""
+        folder = getattr(self.settings, "artifact", None)
+        told = None if folder is None else uncalibrated(Artifact.load(folder))
+        return () if told is None else (told,)
 
     async def start(self) -> None:  # noqa: B027 (most defenses have nothing to do here)
         """Run once on the engines' thread, before the first request: what must be known of the models by then.

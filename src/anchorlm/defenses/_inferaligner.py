@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Team, refuse, speak
 from anchorlm.engine import Positions
 from anchorlm.records import Access, Decision, Event, Folder, Request, UserError
-from anchorlm.steering import Aligner, Readers, Units, Vector, check_activations
+from anchorlm.steering import Aligner, Readers, Units, Vector, answer_of, check_activations
 
 
 class SteeringSettings(DefenseSettings):
@@ -140,4 +140,4 @@ class InferAligner(SteeringDefense):
 
     def _answer(self, settings: InferAlignerSettings) -> str:
         """As calibrated, whatever the other knobs: a request for another strength must not do away with the refusal."""
-        return settings.answer or str(self.aligner.artifact.settings.get("answer", "steer"))
+        return settings.answer or answer_of(self.aligner.artifact)

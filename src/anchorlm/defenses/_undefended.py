@@ -11,6 +11,7 @@ class Undefended(Defense):
     """The target alone: what every defense is compared with."""
 
     name: ClassVar[str] = "undefended"
+    refuses: ClassVar[bool] = False
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Answers as the target would."""

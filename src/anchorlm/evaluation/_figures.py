@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from anchorlm.evaluation._attacks import attack_label
-from anchorlm.evaluation._folder import read_answers, read_recipe
+from anchorlm.evaluation._exclusion import MATCHER
+from anchorlm.evaluation._folder import read_answers, read_probes, read_recipe
 from anchorlm.evaluation._statistics import Estimate, Paired, agreement, bootstrap, pareto, similarity
 
 Record = Mapping[str, Any]
@@ -81,6 +82,8 @@ class Figures:
         expected: Answers that there will be.
         digest: Of the recipe.
         overlaps: Prompts that two sets share.
+        probes: What each guard did when it was tried, by target and defense.
+        biased: Defenses that the refusal matcher grades although their artifacts were made with it.
     """
 
     rows: Sequence[Row]
@@ -90,6 +93,8 @@ class Figures:
     expected: int
     digest: str
     overlaps: Sequence[Mapping[str, Any]]
+    probes: Sequence[Mapping[str, Any]] = ()
+    biased: Sequence[str] = ()
 
     @property
     def data(self) -> dict[str, Any]:
@@ -150,7 +155,23 @@ def figures(folder: str | Path) -> Figures:
         row.defense: (safety(row), usefulness(row)) for row in found.comparable
     }
     frontier = [str(name) for name in pareto(points)] if points else []
-    return Figures(rows, frontier, found.graders, found.done, found.expected, found.digest, found.overlaps)
+    return replace(found, frontier=frontier, probes=read_probes(folder), biased=_biased(about, rows))
+
+
+def _biased(about: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
+    """Labels of defenses that are graded by what chose for them: runs of older versions let that happen.
+
+    A run that does not say with what artifacts were made is one of these: InferAligner's were with the refusal matcher.
+    """
+    known = about.get("instruments")
+    made = {
+        one["label"]: (
+            MATCHER in known.get(one["label"], ()) if known is not None else "artifact" in one.get("knobs", {})
+        )
+        for one in about["defenses"]
+    }
+    graded = {row.defense for row in rows if "refusal" in row.grader.split(", ")}
+    return [label for label, chose in made.items() if chose and label in graded]
 
 
 def safety(row: Row) -> float:

@@ -189,9 +189,20 @@ def notes(found: Figures) -> list[str]:
         )
     if len({row.grader for row in found.rows}) > 1:
         told.append(
-            "Not all rows have the same grader, because no judge grades a defense that it serves: such rows are not "
-            "to be compared; the paired differences have one grader on both sides."
+            "Not all rows have the same grader, because nothing grades a defense that it served or fitted: such rows "
+            "are not to be compared; the paired differences have one grader on both sides."
         )
+    told += [
+        f"{label} is graded by the refusal matcher, which also chose when its artifact was made: take no figure of it "
+        "for a measurement, but fit it again, or add a grader."
+        for label in found.biased
+    ]
+    told += [
+        f"Probe: {one['defense']} on {one['target']} {finding['said']}"
+        for one in found.probes
+        for finding in one["findings"]
+        if finding["passed"] is False
+    ]
     told += [
         f"Overlap: {one['equal']} prompts of {one['second']} are in {one['first']}, and {one['near']} nearly."
         for one in found.overlaps

@@ -14,6 +14,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
 from anchorlm.engine import runtime
+from anchorlm.evaluation._exclusion import chosen_by
 from anchorlm.guard import Guard, Recipe
 from anchorlm.models import CausalModel
 from anchorlm.records import DefenseError, UserError
@@ -62,6 +63,10 @@ class GuardedLM(LM):  # type: ignore[misc]
     def tokenizer_name(self) -> str:
         """For the harness's cache."""
         return self._target.name
+
+    def get_model_info(self) -> dict[str, Any]:
+        """For the harness's results: what has decided for this guard, and so must grade none of its answers."""
+        return {"anchorlm_defense": self._defense, "anchorlm_chosen_by": chosen_by(self.guard)}
 
     @property
     def _target(self) -> CausalModel:

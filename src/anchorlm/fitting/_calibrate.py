@@ -12,11 +12,11 @@ from torch import Tensor
 from anchorlm.engine import Engine, runtime
 from anchorlm.fitting._fit import with_activations
 from anchorlm.fitting._gates import GateChoice, choose_gate, corners, joint_gate, mean_scores, rate
-from anchorlm.fitting._outcomes import FluencyGrading, Grader, Outcome, graded_by
+from anchorlm.fitting._outcomes import FluencyGrading, Grader, Outcome, graded_by, instrument
 from anchorlm.fitting._prompts import LEAST, classes
 from anchorlm.fitting._shifts import Search, Step, answers, shares, windows
 from anchorlm.guard import EngineSettings, ModelLike, start_engine
-from anchorlm.records import Artifact, Messages, UserError, as_messages, prompts_digest
+from anchorlm.records import Artifact, Messages, UserError, as_messages, instruments, prompts_digest
 from anchorlm.steering import Aligner, Gate, prompt_activations
 
 _SEPARATES = 0.9
@@ -57,8 +57,8 @@ def calibrate_inferaligner(
         reader: The second reader that the artifact was fitted on, likewise; with it, its gate (`reader = "anchor"`)
             and the one that both share (`reader = "both"`) are chosen, too, for the same limit.
         limit: Most harmless prompts on which the gate may open, as a share.
-        grader: Tells refused, complied and broken apart; by default the refusal matcher and the target's own fluency
-            (`FluencyGrading`).
+        grader: Tells refused, complied and broken apart; by default how an answer opens and the target's own fluency
+            (`FluencyGrading`). The artifact keeps its name, and no report lets it grade what it has chosen.
         max_new_tokens: Longest answer while searching.
         prompts: Harmful prompts on which shifts are tried.
         seed: Of the order of the prompts.
@@ -101,6 +101,7 @@ def calibrate_inferaligner(
     }
     return replace(
         found,
+        data={**found.data, "instruments": {**instruments(found), "calibration": instrument(grader)}},
         settings={**found.settings, **settings},
         figures={**found.figures, "calibration": figures},
     )
@@ -177,7 +178,7 @@ async def _calibrate(
 
     figures = {
         "limit": limit,
-        "grader": "refusal matcher and fluency" if grader is None else getattr(grader, "__qualname__", "a function"),
+        "grader": instrument(grader),
         "max_new_tokens": max_new_tokens,
         "gates": told(gates),
         "shifts": search.tried,

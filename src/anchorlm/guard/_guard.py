@@ -8,7 +8,8 @@ from typing import Any, Literal, Self
 
 from anchorlm.defenses import Defense, Team, find_defense
 from anchorlm.engine import as_done, runtime
-from anchorlm.guard._check import require
+from anchorlm.guard._check import require, tell_once
+from anchorlm.guard._probe import Probe, ProbeSettings, probe
 from anchorlm.guard._recipe import EngineSettings, Recipe
 from anchorlm.guard._start import JudgeLike, ModelLike, ScorerLike, Started, start_engine, start_judge, start_scorer
 from anchorlm.models import message_parts
@@ -51,6 +52,7 @@ class Guard:
         engine: Limits of the engines that the guard starts.
         on_error: What a request gets when the defense could not do its work (its judge failed, say): the configured
             refusal, or the `DefenseError`. A user's mistake is always raised.
+        probes: What `probe` tries it with.
         started: Models that other guards have loaded, which this one shares, and to which it adds its own.
         **knobs: Settings of the defense that differ from their defaults.
 
@@ -70,6 +72,7 @@ class Guard:
         generation: GenerationSettings | Mapping[str, Any] | None = None,
         engine: EngineSettings | Mapping[str, Any] | None = None,
         on_error: Literal["refuse", "raise"] = "refuse",
+        probes: ProbeSettings | Mapping[str, Any] | None = None,
         started: Started | None = None,
         **knobs: Any,
     ) -> None:
@@ -112,7 +115,12 @@ class Guard:
             else GenerationSettings.parse(generation or {}, where="generation")
         )
         self.on_error = on_error
+        self.probes = (
+            probes if isinstance(probes, ProbeSettings) else ProbeSettings.parse(probes or {}, where="the probe")
+        )
         self._told: set[str] = set()
+        for caveat in self.defense.caveats:
+            tell_once(caveat)
 
     @classmethod
     def from_recipe(
@@ -148,8 +156,28 @@ class Guard:
             engine=recipe.engine,
             started=started,
             on_error=on_error,
+            probes=recipe.probe,
             **knobs,
         )
+
+    # --- before the first request -----------------------------------------------------------------------------------
+
+    def probe(self, *, raw: bool = True) -> Probe:
+        """Tries the guard with a known harmful and a known harmless request, through every door and all at once: alone,
+        after a harmless turn, with an opened answer as the last turn, raw. Its judge and its cost model are given a
+        known bad answer and known good ones.
+
+        Args:
+            raw: Whether raw prompts will reach it, too.
+
+        Returns:
+            What was found at each door; nothing is raised for what is wrong.
+        """
+        return runtime().run(probe(self, self.probes, raw=raw))
+
+    async def aprobe(self, *, raw: bool = True) -> Probe:
+        """`probe` for callers with an event loop of their own."""
+        return await asyncio.wrap_future(runtime().submit(probe(self, self.probes, raw=raw)))
 
     # --- one request ------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Plain frozen data: requests, events, responses, errors. Imports nothing else of AnchorLM."""
 
 from anchorlm.records._access import Access
-from anchorlm.records._artifacts import Artifact, ModelStamp, data_digest, prompts_digest
+from anchorlm.records._artifacts import Artifact, ModelStamp, data_digest, instruments, prompts_digest
 from anchorlm.records._cache import cache_folder
 from anchorlm.records._errors import AnchorLMError, DefenseError, ModelError, UserError
 from anchorlm.records._journal import Journal, hold, lock, read_journal
@@ -52,6 +52,7 @@ __all__ = [
     "data_digest",
     "first_stop",
     "hold",
+    "instruments",
     "lock",
     "prompt_key",
     "prompts_digest",

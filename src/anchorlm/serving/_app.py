@@ -146,6 +146,6 @@ def _model(served: Served) -> dict[str, Any]:
             "limits": {name: list(bounds) for name, bounds in served.serving.limits.items()},
             "sampling": {name: list(bounds) for name, bounds in served.serving.sampling.items()},
             "knobs": {name: settings[name] for name in served.serving.limits},
-            "examples": list(served.serving.examples) or [served.serving.harmless_probe, served.serving.harmful_probe],
+            "examples": list(served.serving.examples) or [served.guard.probes.harmless, served.guard.probes.harmful],
         },
     }

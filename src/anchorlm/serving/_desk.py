@@ -80,25 +80,27 @@ class Desk:
     async def start(self) -> None:
         """Tests every guard, and measures its bare target; the server is ready only if all pass."""
         for one in self.models.values():
-            wrong = None
+            wrong: list[str] = []
+            tested = self.settings.probe and one.guard.probes.run
             try:
                 async with asyncio.timeout(self.settings.deadline):
-                    wrong = await examine(one) if self.settings.probe else None
-                    if wrong is None and (bare := await bare_seconds_per_token(one)):
+                    if tested:
+                        wrong = await examine(one, raw=self.settings.raw_completions)
+                    if not wrong and (bare := await bare_seconds_per_token(one)):
                         self.metrics.bare[one.id] = bare
             except TimeoutError:
-                wrong = (
+                wrong = [
                     f"{one.id} was not done with its self-test after {self.settings.deadline:g} s: see whether its "
                     "judge and its models answer, or raise the deadline."
-                )
+                ]
             except Exception as error:  # whatever a model raises: told by /ready, which would say "testing" for ever
-                wrong = f"{one.id} could not be timed ({type(error).__name__}): try its recipe with `anchorlm chat`."
-            if wrong is not None:
-                _log.error("%s", wrong)
-                if self.settings.probe:
-                    self.wrong.append(wrong)
-        if not self.settings.probe:
-            _log.warning("No guard was tested before serving (--no-probe).")
+                wrong = [f"{one.id} could not be timed ({type(error).__name__}): try its recipe with `anchorlm chat`."]
+            for sentence in wrong:
+                _log.error("%s", sentence)
+            if tested:
+                self.wrong += wrong
+            else:
+                _log.warning("%s is served without having been tested.", one.id)
         self.ready = not self.wrong
 
     async def note(self, event: str, fields: Mapping[str, Any], deadline: float) -> None:

@@ -8,6 +8,7 @@ from anchorlm.steering._fit import Across, check_options, fit_inferaligner
 from anchorlm.steering._gate import Gate, cosine_scores
 from anchorlm.steering._moments import Moments
 from anchorlm.steering._read import check_activations, prompt_activations
+from anchorlm.steering._trust import answer_of, established, uncalibrated
 
 __all__ = [
     "Across",
@@ -22,10 +23,12 @@ __all__ = [
     "Units",
     "Vector",
     "Whitening",
+    "answer_of",
     "best_threshold",
     "check_activations",
     "check_options",
     "cosine_scores",
+    "established",
     "fisher_directions",
     "fit_inferaligner",
     "harm_directions",
@@ -33,4 +36,5 @@ __all__ = [
     "null_space_reader",
     "prompt_activations",
     "ridge_map",
+    "uncalibrated",
 ]

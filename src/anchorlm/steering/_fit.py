@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from anchorlm.engine import Edit, Engine, Steering
-from anchorlm.judging import RefusalMatcher
+from anchorlm.judging import OPENINGS, opens_refusing
 from anchorlm.models import stamp
 from anchorlm.records import (
     Artifact,
@@ -30,6 +30,7 @@ from anchorlm.steering._directions import Directions, Whitening, fisher_directio
 from anchorlm.steering._gate import Gate, cosine_scores
 from anchorlm.steering._moments import Moments
 from anchorlm.steering._read import prompt_activations
+from anchorlm.steering._trust import established
 
 _PROBES, _PROBE_TOKENS = 16, 16
 _DRAWS = 32
@@ -159,6 +160,7 @@ async def fit_inferaligner(
             "harmless": {"n": len(harmless), "digest": prompts_digest(harmless)},
             "holdout": holdout,
             "seed": seed,
+            "instruments": {"sign": OPENINGS},
         },
         settings={
             "gate_layers": [_best_layer(accuracy)],
@@ -166,7 +168,7 @@ async def fit_inferaligner(
             "layers": layers,
             "positions": "prompt",
             "alpha": 0.5,
-            "answer": "steer",
+            "answer": "steer" if established(sign) else "refuse",
             "bias": 0.0,
             "reader_bias": 0.0,
             "both_bias": 0.0,
@@ -359,15 +361,17 @@ async def _sign(
 ) -> dict[str, Any]:
     """Which way along the vectors refusals lie: measured, because accounts of the paper disagree.
 
-    Where no prompt is refused either way nothing was measured; harm then lies where the anchor's harmful prompts do.
+    An answer counts as refused if it opens as a refusal; that is not how reports grade, so that the instrument that
+    chose here does not grade there. Where no prompt is refused either way nothing was measured; harm then lies where
+    the anchor's harmful prompts do.
     """
-    matcher, settings = RefusalMatcher(), GenerationSettings(max_new_tokens=_PROBE_TOKENS)
+    settings = GenerationSettings(max_new_tokens=_PROBE_TOKENS)
     probes = prompts[:_PROBES]
 
     async def refuses(prompt: Messages | str, edits: Mapping[int, Edit]) -> bool:
         async with engine.open(engine.model.encode(as_messages(prompt)), room=_PROBE_TOKENS) as row:
             row.steer(Steering(edits, 0.5, "prompt"))
-            return matcher.is_refusal((await row.generate(settings)).text)
+            return opens_refusing((await row.generate(settings)).text)
 
     refused: dict[int, int] = {}
     for sign in (1, -1):
