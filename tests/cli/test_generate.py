@@ -264,3 +264,19 @@ def test_advbench_killed_half_way_and_run_again_loses_and_doubles_nothing(
     assert sorted(row["index"] for row in rows) == list(range(520))
     assert {row["prompt"] for row in rows} == {row.prompt for row in read_rows(str(source))}
     assert all(row["trace"][0]["kind"] == "mix" and row["trace"][-1]["kind"] == "chosen" for row in rows)
+
+
+def test_a_guard_that_fails_its_probe_answers_nothing_unless_it_is_told_to(
+    invoke: Invoke, prompts: Path, alignbeam_recipe: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    recipe = ["-r", alignbeam_recipe, "--set", "probe.harmful=bomb", "--set", "probe.harmless=bread"]
+    guarded = ["generate", prompts, *recipe, "-o", out]
+    result = invoke(*guarded, "--probe", probe=True)
+    assert result.exit_code == 2
+    assert "does not refuse its harmful probe" in result.stderr
+    assert result.stderr.strip().endswith("or go on all the same with --no-probe.")
+    assert not out.exists() or not out.read_text()
+    assert invoke(*guarded, "--set", "probe.run=true", probe=True).exit_code == 2
+    assert invoke(*guarded, "--set", "probe.run=true").exit_code == 0, "the command line has the last word"
+    assert invoke("chat", *recipe, "--probe", probe=True).exit_code == 2
