@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import (
 )
 
 from anchorlm.models import CausalModel
+from anchorlm.records import Artifact
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n{% endfor %}"
@@ -153,6 +155,13 @@ def tiny_model(
     """A two-layer model with random weights and, unless another is given, `tiny_tokenizer()`."""
     tokenizer = tokenizer or tiny_tokenizer()
     return CausalModel.wrap(tiny_weights(architecture, seed=seed, **overrides), tokenizer, name=f"tiny-{architecture}")
+
+
+def shown(artifact: Artifact) -> Artifact:
+    """An InferAligner as it is fitted where its vectors were shown to make the target refuse, which no random one is."""
+    sign = {"sign": 1, "measured": True, "refused towards": 16, "refused away": 0, "n": 16}
+    settings, figures = {**artifact.settings, "answer": "steer"}, {**artifact.figures, "sign": sign}
+    return replace(artifact, settings=settings, figures=figures)
 
 
 def greedy(model: PreTrainedModel, ids: Sequence[int], new: int, stops: Sequence[int] = (0,)) -> list[int]:

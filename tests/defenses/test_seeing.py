@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("PIL", reason="images need Pillow: pip install 'anchorlm[images]'")
 
-from factories import tiny_model
+from factories import shown, tiny_model
 from llava import by_transformers, inputs_of, picture, save_llava, shown
 
 from anchorlm import Guard
@@ -35,7 +35,8 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> LocalEngine:
 
 @pytest.fixture(scope="module")
 def artifact(target: LocalEngine, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return runtime().run(fit_inferaligner(target, target, HARMFUL, HARMLESS)).save(tmp_path_factory.mktemp("artifact"))
+    made = shown(runtime().run(fit_inferaligner(target, target, HARMFUL, HARMLESS)))
+    return made.save(tmp_path_factory.mktemp("artifact"))
 
 
 def guard(target: LocalEngine, defense: str = "undefended", **options: Any) -> Guard:
