@@ -157,8 +157,8 @@ def tiny_model(
     return CausalModel.wrap(tiny_weights(architecture, seed=seed, **overrides), tokenizer, name=f"tiny-{architecture}")
 
 
-def shown(artifact: Artifact) -> Artifact:
-    """An InferAligner as it is fitted where its vectors were shown to make the target refuse, which no random one is."""
+def trusted(artifact: Artifact) -> Artifact:
+    """An InferAligner as it is where its vectors were shown to make the target refuse, as no random one is."""
     sign = {"sign": 1, "measured": True, "refused towards": 16, "refused away": 0, "n": 16}
     settings, figures = {**artifact.settings, "answer": "steer"}, {**artifact.figures, "sign": sign}
     return replace(artifact, settings=settings, figures=figures)

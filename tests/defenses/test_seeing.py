@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("PIL", reason="images need Pillow: pip install 'anchorlm[images]'")
 
-from factories import shown, tiny_model
+from factories import tiny_model, trusted
 from llava import by_transformers, inputs_of, picture, save_llava, shown
 
 from anchorlm import Guard
@@ -35,7 +35,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> LocalEngine:
 
 @pytest.fixture(scope="module")
 def artifact(target: LocalEngine, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = shown(runtime().run(fit_inferaligner(target, target, HARMFUL, HARMLESS)))
+    made = trusted(runtime().run(fit_inferaligner(target, target, HARMFUL, HARMLESS)))
     return made.save(tmp_path_factory.mktemp("artifact"))
 
 
