@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from anchorlm.evaluation import CompareRecipe, compare, figures
+from anchorlm.evaluation._exclusion import chosen_by
 from anchorlm.evaluation._tables import notes
 from anchorlm.fitting import fit_inferaligner, save_artifact
+from anchorlm.guard import Guard
 from anchorlm.records import UserError
 from tests.fitting.conftest import HARMFUL, HARMLESS
 
@@ -101,3 +103,10 @@ def test_a_guard_that_fails_its_probe_is_a_result_and_no_end(
 def test_whether_guards_are_tried_changes_no_answer(write_recipe: Write, tmp_path: Path) -> None:
     file = write_recipe()
     assert CompareRecipe.load(file).digest == CompareRecipe.load(file, probe={"harmful": "Other words"}).digest
+
+
+def test_a_guard_names_all_that_has_decided_for_it(model: Path, artifact: Callable[..., Path]) -> None:
+    folder = str(artifact({"sign": "refusal-openings", "calibration": "judge:rubric:org/judge"}))
+    assert chosen_by(Guard(str(model), "inferaligner", artifact=folder)) == ["refusal-openings", "rubric:org/judge"]
+    assert chosen_by(Guard(str(model), "best_of_n", judge="refusal")) == ["refusal-matcher"]
+    assert chosen_by(Guard(str(model))) == []
