@@ -326,6 +326,10 @@ def _check(messages: Messages | str, *, images: bool) -> None:
     ):
         raise UserError('Messages are a list of {"role": ..., "content": text}: give at least one with some text.')
     for turn in () if isinstance(messages, str) else messages:
-        message_parts(turn, (), images=images)
+        message_parts(turn, images=images)
     if not (messages if isinstance(messages, str) else turn_text(messages[-1])).strip():
         raise UserError("The prompt is empty: give some text.")
+    if not isinstance(messages, str) and not any(
+        turn["role"] == "user" and turn_text(turn).strip() for turn in messages
+    ):
+        raise UserError("The conversation has no turn of the user: give at least one message of the role user.")
