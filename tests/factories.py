@@ -155,8 +155,12 @@ def tiny_model(
     return CausalModel.wrap(tiny_weights(architecture, seed=seed, **overrides), tokenizer, name=f"tiny-{architecture}")
 
 
-def greedy(model: PreTrainedModel, ids: Sequence[int], new: int, stops: Sequence[int] = (0,)) -> list[int]:
-    """What transformers' own `generate` writes after `ids`, cut before the token that ends it."""
+def greedy(
+    model: PreTrainedModel, ids: Sequence[int], new: int, stops: Sequence[int] = (0,), size: int = 300
+) -> list[int]:
+    """What transformers' own `generate` writes after `ids` with a tokenizer of `size` entries, cut before the token
+    that ends it.
+    """
     prompt = torch.tensor([list(ids)])
     output = model.generate(
         prompt,
@@ -165,6 +169,7 @@ def greedy(model: PreTrainedModel, ids: Sequence[int], new: int, stops: Sequence
         do_sample=False,
         eos_token_id=list(stops),
         pad_token_id=0,
+        suppress_tokens=[*range(size, model.get_output_embeddings().weight.shape[0])] or None,
     )
     written = output[0, len(ids) :].tolist()
     ends = [index for index, token in enumerate(written) if token in stops]

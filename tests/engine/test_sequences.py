@@ -19,7 +19,8 @@ ENGINES = {name: LocalEngine(model, prefill_tokens=16) for name, model in MODELS
 
 def from_scratch(model: CausalModel, ids: list[int]) -> torch.Tensor:
     with torch.inference_mode():
-        return model.model(torch.tensor([ids]), use_cache=False).logits[0, -1]
+        logits = model.model(torch.tensor([ids]), use_cache=False).logits[0, -1]
+    return logits.index_fill(0, torch.tensor(model.silent_ids), -torch.inf)
 
 
 def same(left: torch.Tensor, right: torch.Tensor) -> bool:

@@ -57,7 +57,7 @@ def by_hand(
     finally:
         for handle in handles:
             handle.remove()
-    return logits, torch.stack(outputs)
+    return logits.index_fill(0, torch.tensor(model.silent_ids), -torch.inf), torch.stack(outputs)
 
 
 def same(left: Tensor, right: Tensor) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from anchorlm.models._ends import TurnEnds
 from anchorlm.models._images import ImageReader
 from anchorlm.models._loading import load_model, load_outline, load_processor, load_tokenizer
 from anchorlm.models._settings import ModelSettings
@@ -117,9 +118,17 @@ class CausalModel:
         return self.vocabulary.stop | set(self._chat.markers.stops)
 
     @cached_property
-    def stop_texts(self) -> tuple[str, ...]:
-        """Texts with which another turn begins, where the chat template marks turns by text and not by tokens."""
-        return self._chat.markers.stop_texts
+    def ends(self) -> TurnEnds:
+        """Where a response goes on into another turn, if the chat template marks turns by text."""
+        return TurnEnds(self.vocabulary, self._chat.markers.stop_texts)
+
+    @cached_property
+    def silent_ids(self) -> tuple[int, ...]:
+        """Rows of the embeddings that are nothing: beyond the tokenizer, or ids without a text that control nothing."""
+        known = self.vocabulary.special | self.stop_ids
+        return tuple(
+            token for token in range(self.vocab_size) if token not in known and not self.vocabulary.token_bytes(token)
+        )
 
     @cached_property
     def vocab_size(self) -> int:

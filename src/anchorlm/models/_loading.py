@@ -36,7 +36,7 @@ _DTYPES: dict[str, torch.dtype | str] = {
 
 
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
-    """The fast tokenizer of a checkpoint, with one chat template: `chat_template` (its text, a file, or the name of one of its own) if given."""
+    """The fast tokenizer of a checkpoint with one chat template: `chat_template` says which, or gives another."""
     path, template = settings.path, settings.chat_template
     check_folder(path)
     source, revision = _tokenizer_source(path, settings.revision)

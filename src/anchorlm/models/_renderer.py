@@ -1,4 +1,4 @@
-"""Renders chat templates in a process of its own, which may be killed: run as a script, it knows nothing of the package.
+"""Renders chat templates in a process of its own, which may be killed; it imports nothing of this package.
 
 A template is a program of whoever made the checkpoint. A line of JSON on standard input asks for one rendering, a line
 on standard output answers.
@@ -15,10 +15,11 @@ from functools import lru_cache
 from typing import Any
 
 from jinja2 import Environment, Template, TemplateError, TemplateSyntaxError, UndefinedError
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import Node, Scope
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 SECONDS = 2.0
