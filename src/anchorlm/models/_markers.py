@@ -2,16 +2,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
-from anchorlm.models._rendering import TemplateFailedError, TemplateRefusedError, rendered
-
-Write = Callable[[list[dict[str, str]], bool], str]
-"""Writes a conversation, with or without the model's turn opened at its end."""
+from anchorlm.models._rendering import EndlessTemplateError, TemplateFailedError, TemplateRefusedError, rendered
 
 _TAG = re.compile(r"<<?[^<>\n]{1,60}>>?|\[[^\[\]\n]{1,60}\]")
 """What brackets make stand out wherever it is written: `[INST]`, `<<SYS>>`, `<|im_end|>`."""
@@ -152,11 +150,12 @@ def find_markers(tokenizer: PreTrainedTokenizerBase, template: str) -> TurnMarke
     """
     added = {str(token.content): index for index, token in tokenizer.added_tokens_decoder.items()}
     found = _Found(added)
-    for roles in _PROBES:
-        turns = [{"role": role, "content": word} for role, word in zip(roles, _SENTINELS, strict=False)]
-        for opens in (True, False):
-            if (text := _try(tokenizer, template, turns, opens)) is not None:
-                found.look(text, turns, opens=opens)
+    with suppress(EndlessTemplateError):  # which is said where the template is used; more tries take more time
+        for roles in _PROBES:
+            turns = [{"role": role, "content": word} for role, word in zip(roles, _SENTINELS, strict=False)]
+            for opens in (True, False):
+                if (text := _try(tokenizer, template, turns, opens)) is not None:
+                    found.look(text, turns, opens=opens)
     return found.markers()
 
 
@@ -165,6 +164,8 @@ def _try(tokenizer: PreTrainedTokenizerBase, template: str, turns: list[dict[str
     for form in (turns, parts):
         try:
             text = rendered(tokenizer, form, template=template, opens=opens)
+        except EndlessTemplateError:
+            raise
         except TemplateRefusedError:
             return None
         except TemplateFailedError:

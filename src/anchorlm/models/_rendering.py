@@ -34,7 +34,7 @@ class TemplateFailedError(Exception):
     """The template cannot be run."""
 
 
-class _EndlessError(TemplateFailedError):
+class EndlessTemplateError(TemplateFailedError):
     """The template took more time or memory than a rendering may."""
 
 
@@ -65,7 +65,7 @@ def rendered(
     if "refuses" in answer:
         raise TemplateRefusedError(answer["refuses"])
     if "endless" in answer:
-        raise _EndlessError(answer["endless"])
+        raise EndlessTemplateError(answer["endless"])
     if "fails" in answer:
         raise TemplateFailedError(answer["fails"])
     return answer["text"]

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from anchorlm.models._markers import TurnMarkers, find_markers
-from anchorlm.models._rendering import TemplateFailedError, TemplateRefusedError, rendered
+from anchorlm.models._rendering import EndlessTemplateError, TemplateFailedError, TemplateRefusedError, rendered
 from anchorlm.records import Messages, UserError, turn_text
 
 PLAIN_TEMPLATE = (
@@ -126,6 +126,8 @@ class ChatWriter:
         for form in _forms(roles):
             try:
                 text = self._rendered(form(words))
+            except EndlessTemplateError as error:
+                raise _sentence(error) from None
             except (TemplateRefusedError, TemplateFailedError) as error:
                 first = first or error
                 continue
