@@ -27,14 +27,16 @@ def writing(text: str) -> Iterator[None]:
     """The model answers "hi" with a given text whatever its weights say: its output layer adds to those logits."""
     start = len(MODEL.encode([{"role": "user", "content": "hi"}]))
     script = TOKENIZER(text, add_special_tokens=False)["input_ids"]
-    seen: dict[str, torch.Tensor] = {}
+    seen: dict[str, torch.Tensor | None] = {}
 
     def watch(module: object, args: object, kwargs: dict[str, torch.Tensor]) -> None:
-        seen["positions"] = kwargs["position_ids"]
+        seen["positions"] = kwargs.get("position_ids")
 
     def say(module: object, args: object, output: torch.Tensor) -> torch.Tensor:
+        if (positions := seen["positions"]) is None:
+            return output  # the engine's check at its start
         output = output.clone()
-        for row, position in enumerate(seen["positions"][:, -1].tolist()):
+        for row, position in enumerate(positions[:, -1].tolist()):
             if 0 <= position + 1 - start < len(script):
                 output[row, -1, script[position + 1 - start]] = 1e4
         return output
