@@ -155,6 +155,11 @@ def tiny_model(
     return CausalModel.wrap(tiny_weights(architecture, seed=seed, **overrides), tokenizer, name=f"tiny-{architecture}")
 
 
+def heard(model: CausalModel, logits: torch.Tensor) -> torch.Tensor:
+    """Logits (..., V) of transformers as the engine gives them: rows that are no token are out of the question."""
+    return logits.index_fill(-1, torch.tensor(model.silent_ids, dtype=torch.long), -torch.inf)
+
+
 def greedy(
     model: PreTrainedModel, ids: Sequence[int], new: int, stops: Sequence[int] = (0,), size: int = 300
 ) -> list[int]:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 import torch
-from factories import greedy, random_ids, tiny_model
+from factories import greedy, heard, random_ids, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +20,7 @@ ENGINES = {name: LocalEngine(model, prefill_tokens=16) for name, model in MODELS
 def from_scratch(model: CausalModel, ids: list[int]) -> torch.Tensor:
     with torch.inference_mode():
         logits = model.model(torch.tensor([ids]), use_cache=False).logits[0, -1]
-    return logits.index_fill(0, torch.tensor(model.silent_ids), -torch.inf)
+    return heard(model, logits)
 
 
 def same(left: torch.Tensor, right: torch.Tensor) -> bool:

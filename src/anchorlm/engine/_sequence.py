@@ -196,8 +196,8 @@ class LocalSequence:
         end = self.prompt_length + self.settled
         want = self._generation(settings)
         if not want.remaining:
-            for token in self.row.tokens[end:]:
-                yield token
+            for held in self.row.tokens[end:]:
+                yield held
             return
         want.emitted = end
         queue: asyncio.Queue[int | None] = asyncio.Queue()
