@@ -164,8 +164,17 @@ def trusted(artifact: Artifact) -> Artifact:
     return replace(artifact, settings=settings, figures=figures)
 
 
-def greedy(model: PreTrainedModel, ids: Sequence[int], new: int, stops: Sequence[int] = (0,)) -> list[int]:
-    """What transformers' own `generate` writes after `ids`, cut before the token that ends it."""
+def heard(model: CausalModel, logits: torch.Tensor) -> torch.Tensor:
+    """Logits (..., V) of transformers as the engine gives them: rows that are no token are out of the question."""
+    return logits.index_fill(-1, torch.tensor(model.silent_ids, dtype=torch.long), -torch.inf)
+
+
+def greedy(
+    model: PreTrainedModel, ids: Sequence[int], new: int, stops: Sequence[int] = (0,), size: int = 300
+) -> list[int]:
+    """What transformers' own `generate` writes after `ids` with a tokenizer of `size` entries, cut before the token
+    that ends it.
+    """
     prompt = torch.tensor([list(ids)])
     output = model.generate(
         prompt,
@@ -174,6 +183,7 @@ def greedy(model: PreTrainedModel, ids: Sequence[int], new: int, stops: Sequence
         do_sample=False,
         eos_token_id=list(stops),
         pad_token_id=0,
+        suppress_tokens=[*range(size, model.get_output_embeddings().weight.shape[0])] or None,
     )
     written = output[0, len(ids) :].tolist()
     ends = [index for index, token in enumerate(written) if token in stops]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from factories import tiny_model, tiny_tokenizer, tiny_weights, trusted
+from factories import heard, tiny_model, tiny_tokenizer, tiny_weights, trusted
 from torch import Tensor
 
 from anchorlm.defenses import InferAligner
@@ -64,7 +64,7 @@ def by_hand(model: CausalModel, prompt: str, shifts: Mapping[int, Tensor], posit
     try:
         while len(ids) < len(start) + NEW:
             with torch.inference_mode():
-                token = int(model.model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
+                token = int(heard(model, model.model(torch.tensor([ids]), use_cache=False).logits[0, -1]).argmax())
             if token in model.stop_ids:
                 break
             ids.append(token)

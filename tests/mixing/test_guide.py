@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from factories import tiny_model, tiny_tokenizer
+from factories import heard, tiny_model, tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -28,7 +28,7 @@ def from_scratch(ids: list[int]) -> Tensor:
     """The anchor's distributions after the prompt and after each of `ids`, by one plain forward."""
     with torch.inference_mode():
         logits = ANCHOR.model(input_ids=torch.tensor([PROMPT + ids]), use_cache=False).logits[0]
-    return logits[len(PROMPT) - 1 :].softmax(-1)
+    return heard(ANCHOR, logits[len(PROMPT) - 1 :]).softmax(-1)
 
 
 def expected(response: bytes, kind: Kind) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Team, room_for, speak
-from anchorlm.engine import TextStream, TokenSequence
+from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Speech, Team, room_for, speak
+from anchorlm.engine import TokenSequence
 from anchorlm.mixing import token_text
 from anchorlm.records import (
     Access,
@@ -18,7 +18,6 @@ from anchorlm.records import (
     Event,
     Finished,
     Request,
-    TextDelta,
     TokenScore,
     Usage,
     UserError,
@@ -86,7 +85,6 @@ class SafeDecoding(Defense):
         # An expert that sees nothing reads `[image]` in an image's place.
         blind = self.anchor.model.processor is None and not isinstance(request.messages, str)
         asked = self.anchor.model.encode(request.conversation if blind else request.messages)
-        text = TextStream(self.target.model.vocabulary)
         steps: list[dict[str, Any]] = []
         async with (
             self.target.open(prompt, room=generation.max_new_tokens) as row,
@@ -98,7 +96,7 @@ class SafeDecoding(Defense):
                     f"The prompt has {expert.prompt_length} tokens, but {self.anchor.model.name} reads {limit} with "
                     f"the {count} that it steers: shorten the prompt, or choose an anchor with a longer context."
                 )
-            token = None
+            speech, ended = Speech(row, self.target.model.vocabulary), False
             for _ in range(count):
                 logits = await gather(row.logits(), _expert_logits(expert))
                 p, aligned = (part[: self._size].softmax(dim=-1) for part in logits)
@@ -107,24 +105,27 @@ class SafeDecoding(Defense):
                 token = int(tokens[best])
                 named = token_text(self.target.model.vocabulary, token)
                 steps.append({"token": named, "probability": round(float(mixed[best]), 4), "sample_space": len(tokens)})
-                if token in stops:
+                if ended := token in stops:
                     break
-                row.append([token])
-                expert.append([token])
                 score: list[TokenScore] = []
                 if generation.logprobs is not None:  # what is outside the sample space cannot be chosen
                     score = scored(torch.zeros_like(p).scatter(0, tokens, mixed).log(), token, generation)
-                yield TextDelta(text.feed(token), (token,), tuple(score))
+                row.append([token], score)
+                expert.append([token])
+                if ended := row.end_turn():
+                    break
+                for piece in speech.due():
+                    yield piece
             expert.close()
             yield Decision("mix", {"steps": steps})
             left = room - len(steps)
             steered = len(row.ids) - len(prompt)
-            if token in stops or left <= 0:
-                if rest := text.flush():
-                    yield TextDelta(rest)
-                yield Finished("stop" if token in stops else "length", Usage(len(prompt), steered, steered))
+            if ended or left <= 0:
+                for piece in speech.rest():
+                    yield piece
+                yield Finished("stop" if ended else "length", Usage(len(prompt), steered, steered))
                 return
-            async for event in speak(row, self.target, generation.model_copy(update={"max_new_tokens": left}), text):
+            async for event in speak(row, self.target, generation.model_copy(update={"max_new_tokens": left}), speech):
                 yield event
 
     @property

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -32,6 +33,12 @@ from anchorlm.records import (
 )
 
 _log = logging.getLogger("anchorlm")
+
+_LONG = 4_000
+"""Characters of a conversation that are written down on the engines' thread: a millisecond."""
+
+_MANY = 16
+"""Turns, likewise: a template may take time for each pair of them."""
 
 
 class Guard:
@@ -194,6 +201,7 @@ class Guard:
     async def events(self, request: Request) -> AsyncIterator[Event]:
         """What the defense says and decides, on the engines' thread: every other face of the guard drains this."""
         _check(request.messages, images=self.defense.target.model.processor is not None)
+        await self._prepare(request)
         spoken = False
         held: list[TextDelta] = []
         try:
@@ -219,6 +227,16 @@ class Guard:
             yield Decision("fail_closed", {"why": str(error)})
             yield TextDelta(self.defense.settings.refusal)  # checked at the start, which a request's own was not
             yield Finished("refusal", Usage(0, 0, 0))
+
+    async def _prepare(self, request: Request) -> None:
+        """Finds the tokens of a long conversation, which the models remember, on a thread: others go on meanwhile."""
+        if isinstance(request.messages, str) or not _is_long(request.messages):
+            return
+        anchor = self.defense.team.anchor
+        await asyncio.to_thread(self.defense.target.model.encode, request.messages)
+        if anchor is not None:
+            with suppress(UserError):  # which the defense tells, if it asks its anchor at all
+                await asyncio.to_thread(anchor.model.encode, request.conversation)
 
     async def respond(self, request: Request) -> Response:
         """The whole response, on the engines' thread."""
@@ -347,6 +365,12 @@ def _asked(messages: Messages | str, raw: bool) -> Messages | str:
     return messages if raw else as_messages(messages)
 
 
+def _is_long(messages: Messages) -> bool:
+    """Whether it may take a while to write a conversation down: images take a forward, and so are left to the loop."""
+    texts = all(isinstance(turn["content"], str) for turn in messages)
+    return texts and (len(messages) > _MANY or sum(len(turn["content"]) for turn in messages) > _LONG)
+
+
 def _check(messages: Messages | str, *, images: bool) -> None:
     """Before any defense wraps it into something that looks like a prompt."""
     if not isinstance(messages, str) and not (
@@ -354,6 +378,10 @@ def _check(messages: Messages | str, *, images: bool) -> None:
     ):
         raise UserError('Messages are a list of {"role": ..., "content": text}: give at least one with some text.')
     for turn in () if isinstance(messages, str) else messages:
-        message_parts(turn, (), images=images)
+        message_parts(turn, images=images)
     if not (messages if isinstance(messages, str) else turn_text(messages[-1])).strip():
         raise UserError("The prompt is empty: give some text.")
+    if not isinstance(messages, str) and not any(
+        turn["role"] == "user" and turn_text(turn).strip() for turn in messages
+    ):
+        raise UserError("The conversation has no turn of the user: give at least one message of the role user.")

@@ -8,14 +8,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from anchorlm.judging._base import Grade, Judge
 from anchorlm.judging._conversation import request_text
 from anchorlm.judging._reading import Reader
-from anchorlm.models import ModelSettings, contents, control_texts, load_classifier, without_specials
+from anchorlm.models import (
+    ModelSettings,
+    TemplateFailedError,
+    TemplateRefusedError,
+    contents,
+    control_texts,
+    load_classifier,
+    rendered,
+    without_specials,
+)
 from anchorlm.records import DefenseError, Message, Messages, UserError
 
 Layout = Literal["pair", "chat"]
@@ -197,14 +205,13 @@ class ClassifierJudge(Judge):
 
     def _render(self, turns: Messages) -> Mapping[str, list[int]]:
         try:
-            encoded: Mapping[str, list[int]] = self._tokenizer.apply_chat_template(
-                turns, tokenize=True, return_dict=True
-            )
-        except TemplateError as error:
+            text = rendered(self._tokenizer, turns, opens=False)
+        except (TemplateRefusedError, TemplateFailedError) as error:
             raise DefenseError(
                 f"The chat template of the {self.role} {self._name} refuses the conversation ({error}): use layout = "
                 "'pair', or give another chat_template."
             ) from None
+        encoded: Mapping[str, list[int]] = self._tokenizer(text, add_special_tokens=False)
         return encoded
 
     def _encode_pair(self, prompt: str, answer: str) -> tuple[list[int], list[int]]:

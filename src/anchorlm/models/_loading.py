@@ -22,6 +22,7 @@ from transformers.quantizers.auto import AutoQuantizationConfig
 
 from anchorlm.models._places import adapter_base, adapter_heads, check_adapter, check_folder, check_repository
 from anchorlm.models._settings import ModelSettings
+from anchorlm.models._template import chosen_template
 from anchorlm.records import UserError
 
 _log = logging.getLogger("anchorlm")
@@ -35,7 +36,7 @@ _DTYPES: dict[str, torch.dtype | str] = {
 
 
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
-    """The fast tokenizer of a checkpoint, with `chat_template` (its text, or a file) in place of its own if given."""
+    """The fast tokenizer of a checkpoint with one chat template: `chat_template` says which, or gives another."""
     path, template = settings.path, settings.chat_template
     check_folder(path)
     source, revision = _tokenizer_source(path, settings.revision)
@@ -47,9 +48,16 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
         raise UserError(f"No tokenizer could be loaded from {path!r}{_why(error, path)}.") from None
     if not tokenizer.is_fast:
         raise UserError(f"{path!r} has only a slow tokenizer: convert it once with save_pretrained of its fast class.")
+    if isinstance(tokenizer.chat_template, dict) and (template is None or _is_name(template)):
+        return chosen_template(tokenizer, repr(path), template)
     if template is not None:
         tokenizer.chat_template = template if "{" in template else _read_template(template)
     return tokenizer
+
+
+def _is_name(template: str) -> bool:
+    """Whether it says which of several templates, and neither is one nor a file with one."""
+    return "{" not in template and not Path(template).is_file()
 
 
 def load_processor(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> Any | None:
@@ -71,7 +79,7 @@ def load_processor(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase) 
     if getattr(processor, "image_processor", None) is None:
         return None  # transformers gives the tokenizer where there is no processor
     processor.tokenizer = tokenizer
-    if settings.chat_template is not None or not processor.chat_template:
+    if settings.chat_template is not None or not isinstance(processor.chat_template, str):
         processor.chat_template = tokenizer.chat_template
     tokenizer.chat_template = processor.chat_template
     return processor
