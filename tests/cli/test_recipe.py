@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
-from cli.conftest import Invoke
+from click.testing import Result
+
+Invoke = Callable[..., Result]
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -239,12 +239,13 @@ def _misfit(model: PreTrainedModel, saved: dict[str, Tensor]) -> str | None:
     return None
 
 
-def _lacking(wrapped: nn.Module, missing: list[str]) -> list[str]:
+def _lacking(wrapped: Any, missing: list[str]) -> list[str]:
     """What of an adapter's own weights was not saved; a weight that stands in several places is saved once."""
     named = dict(wrapped.named_parameters(remove_duplicate=False))
     lost = set(missing)
     loaded = {id(each) for name, each in named.items() if name not in lost}
-    own = [name for name in missing if ".default" in name and "expert" not in name]
+    parts = (wrapped.base_model.prefix, "modules_to_save", "trainable_tokens_delta")
+    own = [name for name in missing if any(part in name for part in parts) and "expert" not in name]
     return [name for name in own if name in named and id(named[name]) not in loaded]
 
 
