@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -13,9 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from anchorlm.models._ends import TurnEnds
 from anchorlm.models._images import ImageReader
-from anchorlm.models._loading import load_model, load_outline, load_processor, load_tokenizer
+from anchorlm.models._loading import load_model, load_outline, load_processor
+from anchorlm.models._places import Origin, origin
 from anchorlm.models._settings import ModelSettings
 from anchorlm.models._template import ChatWriter, chosen_template, encode_text, response_lead
+from anchorlm.models._tokenizers import load_tokenizer
 from anchorlm.records import Messages, UserError
 from anchorlm.tokens import ByteVocabulary
 
@@ -35,6 +37,7 @@ class CausalModel:
         tokenizer: Its fast tokenizer.
         vocabulary: The tokenizer's ids as bytes.
         processor: The transformers processor of a model that reads images; None for text alone.
+        origin: The files that it was loaded from; None for a model that came without.
     """
 
     name: str
@@ -42,6 +45,7 @@ class CausalModel:
     tokenizer: PreTrainedTokenizerBase
     vocabulary: ByteVocabulary
     processor: Any = None
+    origin: Origin | None = None
     _encoded: dict[Any, list[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _writers: list[ChatWriter] = field(default_factory=list, init=False, repr=False, compare=False)
     _lock: Lock = field(default_factory=Lock, init=False, repr=False, compare=False)
@@ -62,7 +66,8 @@ class CausalModel:
         """`from_pretrained` for settings that came from a recipe."""
         tokenizer = load_tokenizer(settings)
         processor = load_processor(settings, tokenizer)
-        return cls.wrap(load_model(settings), tokenizer, name=settings.path, processor=processor)
+        model = cls.wrap(load_model(settings), tokenizer, name=settings.path, processor=processor)
+        return replace(model, origin=origin(settings))
 
     @classmethod
     def outline(cls, settings: ModelSettings) -> Self:
@@ -75,7 +80,8 @@ class CausalModel:
         """
         tokenizer = load_tokenizer(settings)
         processor = load_processor(settings, tokenizer)
-        return cls.wrap(load_outline(settings), tokenizer, name=settings.path, processor=processor)
+        model = cls.wrap(load_outline(settings), tokenizer, name=settings.path, processor=processor)
+        return replace(model, origin=origin(settings))
 
     @classmethod
     def wrap(
