@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -115,28 +115,30 @@ class Means:
 
 
 async def read_ways(aligner: Aligner, reader: Reader, engine: Engine, asked: Ways, step: Step) -> Seen:
-    """Reads every request with one reader."""
+    """Reads every request with one reader; what several of them have in common is read once."""
     what = "Reading the prompts" if reader == "target" else "Reading them with the second reader"
-    total, done = sum(map(len, asked.shown)), 0
+    gates = {True: aligner.raw_gates.get(reader), False: aligner.gates[reader]}
+    depth, width = len(aligner.gates[reader].bias), max(len(shown) for some in asked.shown for shown in some)
+    alike = as_texts if reader == "anchor" else list
+    requests = [[alike(shown) for shown in some] for some in asked.shown]
+    single = {look.key: replace(look, turns=0) for some in requests for shown in some for look in shown}
+    scores: dict[object, Tensor] = {}
+    keys = iter(single)
+    async for (activations,) in each_look(engine, [[look] for look in single.values()]):
+        key = next(keys)
+        gate = gates[single[key].raw]
+        scores[key] = torch.full((depth,), -torch.inf) if gate is None else gate.scores(activations)
+        step(what, len(scores), len(single))
     kept: list[tuple[Tensor, Tensor]] = []
-    width = max(len(shown) for some in asked.shown for shown in some)
-    for some in asked.shown:
-        rows, raws = [], []
-        shown = [as_texts(one) for one in some] if reader == "anchor" else some
-        kinds = iter(shown)
-        async for found in each_look(engine, shown):
-            depth = len(aligner.gates[reader].bias)
-            scores, raw = torch.full((width, depth), -torch.inf), torch.full((depth,), -torch.inf)
-            for place, (look, activations) in enumerate(zip(next(kinds), found, strict=True)):
+    for some in requests:
+        found, raw = torch.full((len(some), width, depth), -torch.inf), torch.full((len(some), depth), -torch.inf)
+        for row, shown in enumerate(some):
+            for place, look in enumerate(shown):
                 if look.raw:
-                    raw = aligner.raw_gates[reader].scores(activations)
+                    raw[row] = scores[look.key]
                 else:
-                    scores[place] = aligner.gates[reader].scores(activations)
-            rows.append(scores)
-            raws.append(raw)
-            done += 1
-            step(what, done, total)
-        kept.append((torch.stack(rows), torch.stack(raws)))
+                    found[row, place] = scores[look.key]
+        kept.append((found, raw))
     return Seen((kept[0][0], kept[1][0]), (kept[0][1], kept[1][1]))
 
 

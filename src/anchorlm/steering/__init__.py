@@ -1,19 +1,26 @@
 """Directions of harm in the residual stream, gates that read them, shifts that follow."""
 
 from anchorlm.steering._across import RidgeMap, matching_layer, ridge_map
-from anchorlm.steering._aligner import BIASES, Aligner, Reader, Readers, Reading, Units, Vector
+from anchorlm.steering._aligner import Aligner, Reader, Readers, Reading, Units, Vector
 from anchorlm.steering._companions import best_threshold, null_space_reader
 from anchorlm.steering._directions import Directions, Whitening, fisher_directions, harm_directions
 from anchorlm.steering._fit import Across, check_options, fit_inferaligner
 from anchorlm.steering._gate import Gate, cosine_scores
-from anchorlm.steering._looks import Look, as_texts, check_activations, each_look, looks, prompt_activations
+from anchorlm.steering._looks import (
+    Look,
+    as_texts,
+    check_activations,
+    each_look,
+    look_activations,
+    looks,
+    prompt_activations,
+)
 from anchorlm.steering._moments import Moments
 from anchorlm.steering._talks import ANSWERED, FORMS, REFUSED, earlier_turns, in_form, told
 from anchorlm.steering._trust import answer_of, established, uncalibrated
 
 __all__ = [
     "ANSWERED",
-    "BIASES",
     "FORMS",
     "REFUSED",
     "Across",
@@ -42,6 +49,7 @@ __all__ = [
     "fit_inferaligner",
     "harm_directions",
     "in_form",
+    "look_activations",
     "looks",
     "matching_layer",
     "null_space_reader",

@@ -24,6 +24,9 @@ Readers = Literal["target", "anchor", "both"]
 LAYERS: dict[Reader, str] = {"target": "gate_layers", "anchor": "reader_gate_layers"}
 """What an artifact calls the layers of each gate."""
 
+_RAW: dict[Reader, str] = {"target": "text_gate", "anchor": "reader_text_gate"}
+"""What an artifact calls the gates of texts without a template."""
+
 BIASES: dict[Readers, tuple[str, str]] = {
     "target": ("bias", "text_bias"),
     "anchor": ("reader_bias", "reader_text_bias"),
@@ -82,7 +85,7 @@ class Aligner:
     Attributes:
         artifact: What was fitted.
         gates: Those that tell harm from the activations of the target, and of the second reader if there is one.
-        raw_gates: The same for texts that are read without a template.
+        raw_gates: The same for texts that are read without a template, if it was fitted on any.
     """
 
     artifact: Artifact
@@ -105,11 +108,12 @@ class Aligner:
         found = artifact if isinstance(artifact, Artifact) else Artifact.load(artifact, KIND)
         found.require("target", stamp(target.model))
         gates: dict[Reader, Gate] = {"target": _gate(found, "gate")}
-        raw: dict[Reader, Gate] = {"target": _gate(found, "text_gate", "gate")}
         if anchor is not None:
             gates["anchor"] = _gate(found, "reader_gate")
-            raw["anchor"] = _gate(found, "reader_text_gate", "reader_gate")
             found.require("reader", stamp(anchor.model))
+        raw = {
+            one: _gate(found, name) for one, name in _RAW.items() if one in gates and f"{name}.bias" in found.tensors
+        }
         return cls(found, gates, raw)
 
     @property
@@ -159,7 +163,7 @@ class Aligner:
         Raises:
             DefenseError: The activations are not numbers, or a part of the request cannot be read.
         """
-        shown = looks(request)
+        shown = self._shown(request)
         if readers == "target":
             found = await self._readings("target", target, shown, row=row, layers=layers, bias=bias)
         elif anchor is None:
@@ -173,6 +177,11 @@ class Aligner:
             )
             found = [self._joint(look, parts, bias) for look, *parts in zip(shown, *pairs, strict=True)]
         return replace(max(found, key=lambda one: one.score - one.threshold), looks=len(found))
+
+    def _shown(self, request: Messages | str) -> list[Look]:
+        """What there is to read; without a gate for raw texts these are read as turns only."""
+        raw = self.raw_gates.keys() == self.gates.keys()
+        return [look for look in looks(request) if raw or not look.raw]
 
     async def _readings(
         self,
@@ -290,10 +299,7 @@ class Aligner:
         return self._edits[kind, layers]
 
 
-def _gate(artifact: Artifact, name: str, instead: str | None = None) -> Gate:
-    """A gate of an artifact, or one instead of it where the artifact was made before there was one of that name."""
-    if instead is not None and f"{name}.direction" not in artifact.tensors:
-        name = instead
+def _gate(artifact: Artifact, name: str) -> Gate:
     if f"{name}.direction" not in artifact.tensors:
         raise UserError("The artifact has no gate for a second reader: fit it again with `anchorlm fit inferaligner`.")
     return Gate(*(artifact.tensors[f"{name}.{part}"] for part in ("direction", "bias", "scale")))

@@ -39,6 +39,11 @@ class Look:
         """Whether it is read without a template."""
         return isinstance(self.prompt, str)
 
+    @property
+    def key(self) -> tuple[bool, str]:
+        """Equal for looks at the same."""
+        return self.raw, prompt_key(self.prompt)
+
 
 def looks(request: Messages | str) -> list[Look]:
     """Everything that a gate reads of a request; the worst of it decides. The first is the request as it stands.
@@ -83,7 +88,7 @@ def _distinct(found: Sequence[Look]) -> list[Look]:
     seen: dict[object, Look] = {}
     for look in found:
         # Beginnings differ by their length; that of one turn may be a turn by itself.
-        seen.setdefault(look.turns if look.turns > 1 else (look.raw, prompt_key(look.prompt)), look)
+        seen.setdefault(look.turns if look.turns > 1 else look.key, look)
     return list(seen.values())
 
 
