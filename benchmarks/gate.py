@@ -1,8 +1,8 @@
 """What InferAligner's gate sees in conversations and in raw texts, on the embedded specialists.
 
 `python -m benchmarks.gate` reads the sealed test with the artifacts that come with the models: four kinds of
-conversation and raw texts, harmful and harmless, with the target's own gate and with `reader = "both"`; then what becomes
-of harmful raw texts that have begun their answer, under every defense behind the gate. `--n 20` is a try.
+conversation and raw texts, harmful and harmless, with the target's own gate and with `reader = "both"`; then what
+becomes of harmful raw texts that have begun their answer, under every defense behind the gate. `--n 20` is a try.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from anchorlm import CausalModel, Guard, zoo
 from anchorlm.cli._embedded import ANCHOR, COMPOSED, COST, GATED, JUDGE, KNOBS, REWARD
-from anchorlm.engine import LocalEngine, runtime
+from anchorlm.engine import LocalEngine, as_done, runtime
 from anchorlm.judging import RubricJudge
 from anchorlm.records import Messages, wilson
 from anchorlm.steering import Aligner, Readers
@@ -78,7 +78,8 @@ def opened(aligner: Aligner, readers: Readers, target: LocalEngine, anchor: Loca
     """On how many requests the gate opens."""
 
     async def read() -> int:
-        return sum([(await aligner.read(request, readers, target, anchor)).open for request in requests])
+        work = (aligner.read(request, readers, target, anchor) for request in requests)
+        return sum([one.open async for one in as_done(work, 64)])
 
     return runtime().run(read())
 
