@@ -75,9 +75,9 @@ def test_everything_tried_is_kept_with_counts_and_intervals(calibrated: Artifact
 
 
 def test_where_no_shift_makes_refusals_the_fixed_one_is_given(target: LocalEngine, fitted: Artifact) -> None:
-    found = calibrate_inferaligner(fitted, target, HARMFUL, HARMLESS, limit=0.1, max_new_tokens=2, prompts=8,
+    found = calibrate_inferaligner(fitted, target, HARMFUL, HARMLESS, limit=0.5, max_new_tokens=2, prompts=8,
                                    grader=lambda messages, text: "complied")  # fmt: skip
-    assert found.settings["answer"] == "refuse"
+    assert found.settings["answer"] == found.settings["talk_answer"] == "refuse"
     figures = found.figures["calibration"]
     assert figures["steered"]["refused"]["hits"] == 0
     assert figures["guarded"]["refused"]["hits"] > 0
