@@ -183,7 +183,6 @@ async def fit_inferaligner(
             "positions": "prompt",
             "alpha": 0.5,
             "answer": "steer" if established(sign) else "refuse",
-            "answer": "steer",
             "talk_answer": "refuse",
             "bias": 0.0,
             "reader_bias": 0.0,
