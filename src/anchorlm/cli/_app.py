@@ -285,6 +285,18 @@ def zoo_build(
     build(out, seed, scale)
 
 
+@zoo.command("fit")
+def zoo_fit(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Specialists, such as a-finance; none: all.")
+    ] = None,
+) -> None:
+    """Fits InferAligner anew to the embedded specialists, and puts each artifact beside its weights."""
+    from anchorlm.cli._zoo import fit
+
+    fit(names or [])
+
+
 def _recipe(
     recipe: Path | None,
     target: str | None,

@@ -88,8 +88,8 @@ class Guidance:
         """
         if self.aligner is None or settings.gate == "always":
             return None
-        return await self.aligner.read_by(
-            settings.gate_reader, row, anchor, request.conversation, bias=settings.gate_bias
+        return await self.aligner.read(
+            request.messages, settings.gate_reader, self._defense.target, anchor, row=row, bias=settings.gate_bias
         )
 
     async def open(
