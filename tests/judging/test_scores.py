@@ -72,7 +72,7 @@ def test_of_several_classes_the_score_is_the_log_odds_of_one(tmp_path: Path) -> 
     assert scores(scorer) == pytest.approx(want, abs=1e-4)
     with pytest.raises(UserError, match="^label = None is no label of .*its labels are"):
         ClassifierScorer.load(ModelSettings(path=str(folder)))
-    with pytest.raises(DefenseError, match="tokens that the cost or reward model .* reads"):
+    with pytest.raises(DefenseError, match="the cost or reward model .* reads 256"):
         scores(scorer, ["long " * 400])
     with pytest.raises(UserError, match="scale = 0.0 and offset"):
         ClassifierScorer.load(ModelSettings(path=str(folder)), label=2, scale=0.0)
