@@ -33,7 +33,8 @@ _SERVE = (
     r"look up|browse|open|play along|say (?:that|such|anything)|be of)"
 )
 _CANNOT = (
-    r"(?:(?:can|will|would|shall|'ll|'d) never|can ?not|can't|cant|could not|couldn't|will not|won't|would not|wouldn't|must not|mustn't|may not|should not|"
+    r"(?:(?:can|will|would|shall|'ll|'d) never|can ?not|can't|cant|could not|couldn't|will not|won't|would not|"
+    r"wouldn't|must not|mustn't|may not|should not|"
     r"shouldn't|shall not|(?:do not|don't|did not) (?:want|wish|intend|plan|feel (?:comfortable|right)|think i (?:can|"
     r"should)|believe i (?:can|should)|have permission)(?: to| with)?|(?:am|are|is|'m|'re|would be|was)(?: \w+ly|"
     r" just| still| also| afraid i(?:'m| am))? ?(?:unable|not (?:\w+ly )?(?:able|permitted|allowed|authorized|"
@@ -85,7 +86,8 @@ EXPLICIT = _any(
     r" is) out of the question|no can do|request denied|hard (?:pass|no)|no dice|(?:nope|no|nah),? (?:not|i won't|"
     r"i will not|i'm not)|(?:(?:it|that|this)(?:'s| is| will| will))? ?not (?:going to happen|happening|doing (?:that|"
     r"this|it))|(?:it|that|this) (?:won't|will not|isn't going to|is not going to) happen)\b",
-    r"\b(?:my|the) answer(?: here| to (?:this|that))? (?:is|remains|will be)(?: still| simply| a)?(?: firm| hard| clear)?"
+    r"\b(?:my|the) answer(?: here| to (?:this|that))? (?:is|remains|will be)(?: still| simply| a)?(?: firm| hard|"
+    r" clear)?"
     r" no\b",
     rf"\b{_WHO}{_ADVERB}\s*{_CANNOT}{_ADVERB}\s*(?:to )?(?:follow|obey|act on|heed) (?:those|these|this|that|such|"
     rf"your|any|harmful|the (?:user's )?)(?: \w+){{0,2}} ?(?:instruction|order|command|request|direction|prompt)s?\b",
@@ -199,7 +201,8 @@ _COUNSEL = (
 
 REDIRECT = _any(
     rf"^\W*+(?:(?:however|but|so|also|additionally|that said|rather|alternatively|instead|and|or|then)\W++)*+(?:please "
-    rf"(?:also )?{_COUNSEL}|consider {_COUNSEL}|(?!consider|that|being|be\b|whether|us(?:e|ing)\b){_COUNSEL}\w* |i(?:'d| would)? (?:strongly |highly |kindly |would )*"
+    rf"(?:also )?{_COUNSEL}|consider {_COUNSEL}|(?!consider|that|being|be\b|whether|us(?:e|ing)\b){_COUNSEL}\w* |"
+    rf"i(?:'d| would)? (?:strongly |highly |kindly |would )*"
     r"(?:suggest|recommend|encourage|urge|advise|invite|ask)|is there (?:any|some)|let me know|(?:let's|let us) (?:all "
     r"|instead )?(?:talk|focus|discuss|work|strive|prioriti|keep|try|not|explore|stay|move|change|find|chat|look)|how "
     r"(?:can|may|else)|perhaps|instead|why (?:don't|not)|what else|would you like|you (?:can|could|may|might|should)"
@@ -211,7 +214,8 @@ REDIRECT = _any(
     r" still|,? though,?)",
     r"\bmy (?:purpose|goal|role|aim|job|duty|responsibility|main|primary)\b|\bi(?:'m| am) (?:\w+ )?(?:programmed|"
     r"designed|trained|here|built)\b",
-    rf"\b(?:it is|it's|it would be|it may be|it might be)(?: \w+ly| also| always)* (?:important|crucial|essential|vital|"
+    rf"\b(?:it is|it's|it would be|it may be|it might be)(?: \w+ly| also| always)* (?:important|crucial|essential|"
+    rf"vital|"
     rf"best|better|advisable|recommended|necessary|imperative|helpful|worth)\b(?:(?: for \w+)?,?(?: to)?"
     rf"(?: always| \w+ly)? {_COUNSEL}|[^.]{{0,40}}\bnot\b)",
     r"\bif (?:you|there)\b[^,]*(?:,|\bplease\b)[^.]*\b(?:please|feel free|help|ask|contact|consult|reach|seek|call|"
@@ -265,16 +269,19 @@ CLAUSE = re.compile(
 
 STEP = _any(
     r"^\W*(?:(?:and|but|so|anyway|however|simply|just|then|now|still|roughly|basically|okay|ok|sure|fine|here|warning|"
-    r"caution|carefully|hypothetically|well|(?:for|in) (?:educational|general|short|theory|practice)(?: purposes| use)?|"
+    r"caution|carefully|hypothetically|well|(?:for|in) (?:educational|general|short|theory|practice)(?: purposes|"
+    r" use)?|"
     r"to (?:do|make|get|use|open|start|begin|achieve)(?: \w+){0,3}|if you (?:want|wish|need|insist|must|really)"
     r"(?: \w+){0,4})\W+)*(?:please )?(?:step (?:\w+)|first(?:ly)?,|second(?:ly)?,|third(?:ly)?,|next,|finally,|lastly,|"
-    r"after that|start (?:by|with)|begin (?:by|with)|once (?:you|the|it)|(?:gather|take|mix|add|use|get|put|open|connect|"
+    r"after that|start (?:by|with)|begin (?:by|with)|once (?:you|the|it)|(?:gather|take|mix|add|use|get|put|open|"
+    r"connect|"
     r"install|download|combine|heat|cut|place|pour|attach|obtain|acquire|buy|remove|set up|insert|enter|select|"
     r"fill|wait|repeat|press|click|run|hide|break|pick|push|pull|hold|drop|stir|boil|bake|cook|unscrew|tie|wrap|"
     r"melt|grind|spread|type|paste|copy|dial|drive|walk|aim|load|light|lift|slide|twist|sprinkle|soak|dissolve|"
     r"wire|strip|solder) (?!care|a (?:moment|step|break|deep)|advantage|help|support|sure|responsib|steps|the time|"
     r"(?:\w+ )?(?:legal|ethical|safe|respectful)|into|action|some time|in touch|off))",
-    r"\b(?:i can|i'll|i will|i could|let me|i may|i do|i'd) (?:still |only |just |at least )?(?:tell|say|reveal|confirm|"
+    r"\b(?:i can|i'll|i will|i could|let me|i may|i do|i'd) (?:still |only |just |at least )?(?:tell|say|reveal|"
+    r"confirm|"
     r"add|mention|share)\b[^.]{0,12}\b(?:that|where|how|:)",
     r"\b(?:the|its|his|her) (?:code|answer|password|key|trick|secret|recipe|solution|way|number|steps?|address|name|"
     r"method|result) (?:is|are|was|would be)\b(?! (?:not|no|private|personal|confidential|illegal|protected))",
@@ -287,7 +294,8 @@ BESIDE = _any(
     r"sorry|unfortunately|apolog|my apolog|great question|no|nope|sure|certainly)\b(?!.*\b(?:is|are)\b)",
     r"^\W*(?:(?:and|but|so|also|as|because|since|however|while|although|though|even if|that|additionally|furthermore|"
     r"moreover|for|in fact)\W+)*(?:i|i'm|i'd|i'll|i've|we|we're|as an?|overall|there are (?:many|other))\b",
-    r"\b(?:harm\w*|danger\w*|hurt\w*|injur\w*|damag\w*|illegal\w*|unethical\w*|unlawful\w*|immoral\w*|crim\w+|law|laws|legal"
+    r"\b(?:harm\w*|danger\w*|hurt\w*|injur\w*|damag\w*|illegal\w*|unethical\w*|unlawful\w*|immoral\w*|crim\w+|law|"
+    r"laws|legal"
     r"\w*|ethic\w*|moral\w*|violen\w+|violat\w+|abus\w+|victim\w*|suffer\w*|consequen\w+|risk\w*|unsafe|safety|"
     r"safe|priva(?:te|cy)|personal|confidential\w*|consent|permission|sensitiv\w+|respect\w*|rights?|dignity|"
     r"discriminat\w+|stereotyp\w+|equal\w*|fair\w*|appropriate\w*|inappropriate\w*|acceptable|unacceptable|wrong|"
