@@ -5,7 +5,7 @@ from anchorlm.records._artifacts import Artifact, ModelStamp, data_digest, promp
 from anchorlm.records._cache import cache_folder
 from anchorlm.records._errors import AnchorLMError, DefenseError, ModelError, UserError
 from anchorlm.records._journal import Journal, hold, lock, read_journal
-from anchorlm.records._rates import wilson
+from anchorlm.records._rates import clustered, effective_size, wilson
 from anchorlm.records._requests import (
     Folder,
     GenerationSettings,
@@ -49,7 +49,9 @@ __all__ = [
     "UserError",
     "as_messages",
     "cache_folder",
+    "clustered",
     "data_digest",
+    "effective_size",
     "first_stop",
     "hold",
     "lock",
