@@ -16,7 +16,7 @@ from anchorlm.fitting._outcomes import FluencyGrading, Grader, Outcome, graded_b
 from anchorlm.fitting._prompts import LEAST, classes
 from anchorlm.fitting._shifts import Search, Step, answers, shares, windows
 from anchorlm.guard import EngineSettings, ModelLike, start_engine
-from anchorlm.records import Artifact, Messages, UserError, as_messages, prompts_digest
+from anchorlm.records import Artifact, Messages, UserError, as_messages, prompts_digest, sketches
 from anchorlm.steering import Aligner, Gate, prompt_activations
 
 _SEPARATES = 0.9
@@ -95,8 +95,8 @@ def calibrate_inferaligner(
     )
     settings, figures = runtime().run(work)
     figures["data"] = {
-        "harmful": {"n": len(bad), "digest": prompts_digest(bad)},
-        "harmless": {"n": len(good), "digest": prompts_digest(good)},
+        "harmful": {"n": len(bad), "digest": prompts_digest(bad), "sketches": sketches(bad)},
+        "harmless": {"n": len(good), "digest": prompts_digest(good), "sketches": sketches(good)},
         "seed": seed,
     }
     return replace(

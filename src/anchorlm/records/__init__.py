@@ -20,6 +20,7 @@ from anchorlm.records._requests import (
 )
 from anchorlm.records._responses import Decision, Event, Finished, FinishReason, Response, TextDelta, TokenScore, Usage
 from anchorlm.records._rows import BadRow, Row, read_rows
+from anchorlm.records._sketches import likeness, plain, sketch, sketches
 from anchorlm.records._toml import read_toml
 
 __all__ = [
@@ -54,12 +55,16 @@ __all__ = [
     "effective_size",
     "first_stop",
     "hold",
+    "likeness",
     "lock",
+    "plain",
     "prompt_key",
     "prompts_digest",
     "read_journal",
     "read_rows",
     "read_toml",
+    "sketch",
+    "sketches",
     "turn_text",
     "wilson",
 ]
