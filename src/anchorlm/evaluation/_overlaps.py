@@ -74,8 +74,8 @@ def fitted_overlaps(fitted: Mapping[str, Path], sets: Mapping[str, Sequence[Case
     found = []
     drawn = {name: {text: sketch(text) for text in sorted({plain(case.prompt) for case in cases})}
              for name, cases in sets.items()}  # fmt: skip
-    first = {folder: name for name, folder in reversed(fitted.items())}  # several defenses may share an artifact
-    for folder, name in reversed(first.items()):
+    first = {folder: name for name, folder in reversed(list(fitted.items()))}  # several defenses may share an artifact
+    for folder, name in reversed(list(first.items())):
         known = _kept(folder)
         for second, own in drawn.items():
             best = {text: max((likeness(one, other) for other in known), default=0.0) for text, one in own.items()}
