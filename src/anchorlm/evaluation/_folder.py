@@ -15,7 +15,7 @@ from anchorlm.evaluation._attacks import attack_data, attack_label, parse_attack
 from anchorlm.evaluation._cases import Case, digest
 from anchorlm.evaluation._contestants import FITTED, Contestant, Pool, contestants
 from anchorlm.evaluation._exclusion import artifact_instruments
-from anchorlm.evaluation._overlaps import overlaps
+from anchorlm.evaluation._overlaps import fitted_overlaps, overlaps
 from anchorlm.evaluation._recipe import CompareRecipe
 from anchorlm.guard import JudgeSettings, ScorerSettings
 from anchorlm.models import ModelSettings
@@ -308,7 +308,10 @@ def _overlaps(setting: Setting, pool: Pool) -> list[dict[str, Any]]:
     """Prompts that fitting data and test data, or two test sets, share."""
     target = next(iter(setting.recipe.targets))
     fitted = {name: pool.cases(one, target, None) for name, one in setting.recipe.fitted_on.items()}
-    return [asdict(one) for one in overlaps({**fitted, **setting.cases[target]})]
+    found = overlaps({**fitted, **setting.cases[target]}) + fitted_overlaps(
+        artifacts(setting, pool), setting.cases[target]
+    )
+    return [asdict(one) for one in found]
 
 
 def _models(*settings: ModelSettings | JudgeSettings | ScorerSettings | None) -> Iterator[ModelSettings]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import wrap_future
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,12 +30,14 @@ from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr
 from inspect_ai.solver import TaskState, generate
 from inspect_ai.tool import ToolChoice, ToolInfo
 
+from anchorlm.engine import runtime
 from anchorlm.evaluation._attacks import parse_attack, seeded
 from anchorlm.evaluation._cases import Kind, load_cases
 from anchorlm.evaluation._exclusion import MATCHER, chosen_by
 from anchorlm.evaluation._graders import RefusalGrader, is_correct
+from anchorlm.evaluation._stops import given_out, with_stops
 from anchorlm.guard import Guard, Recipe
-from anchorlm.records import Message, Response, TokenScore, UserError, prompt_key
+from anchorlm.records import Message, Request, Response, TokenScore, UserError, prompt_key
 
 _UNSERVED = ("frequency_penalty", "presence_penalty", "logit_bias", "best_of")
 
@@ -98,10 +101,14 @@ class GuardedModel(ModelAPI):
             seed = self.guard.generation.seed + choices * self._asked[key]
             self._asked[key] += 1
         settings = _generation(config)
-        responses = [await self.guard.achat(messages, **settings, seed=seed + number) for number in range(choices)]
+        asked = [
+            with_stops(self.guard.request(messages, **settings, seed=seed + number), config.stop_seqs)
+            for number in range(choices)
+        ]
+        responses = [await wrap_future(runtime().submit(self.guard.respond(one))) for one in asked]
         return ModelOutput(
             model=self.model_name,
-            choices=[self._choice(one, config.stop_seqs or []) for one in responses],
+            choices=[self._choice(*pair) for pair in zip(asked, responses, strict=True)],
             usage=_usage(responses),
             metadata={
                 "anchorlm": [_told(one, self.guard.defense.name) for one in responses],
@@ -109,14 +116,11 @@ class GuardedModel(ModelAPI):
             },
         )
 
-    def _choice(self, response: Response, stops: list[str]) -> ChatCompletionChoice:
-        text, reason = response.text, _STOPS[response.finish_reason]
-        ends = [place for stop in stops if (place := text.find(stop)) >= 0]
-        if ends:
-            text, reason = text[: min(ends)], "stop"
+    def _choice(self, request: Request, response: Response) -> ChatCompletionChoice:
+        text, reason = given_out(self.guard, request, response)
         return ChatCompletionChoice(
             message=ChatMessageAssistant(content=text, model=self.model_name),
-            stop_reason=reason,
+            stop_reason=_STOPS[reason],
             logprobs=None if response.scores is None else self._logprobs(response.scores, len(text.encode())),
         )
 

@@ -15,6 +15,7 @@ from lm_eval.api.registry import register_model
 
 from anchorlm.engine import runtime
 from anchorlm.evaluation._exclusion import chosen_by
+from anchorlm.evaluation._stops import given_out, with_stops
 from anchorlm.guard import Guard, Recipe
 from anchorlm.models import CausalModel
 from anchorlm.records import DefenseError, UserError
@@ -73,7 +74,7 @@ class GuardedLM(LM):  # type: ignore[misc]
         return self.guard.defense.target.model
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Answers to the contexts, each one turn of the user, cut where the task says.
+        """Answers to the contexts, each one turn of the user, judged and cut as the server does where the task says.
 
         Raises:
             UserError: A prompt that is too long.
@@ -82,12 +83,13 @@ class GuardedLM(LM):  # type: ignore[misc]
         asked = []
         for request in requests:
             context, options = request.args
-            asked.append(self.guard.request([{"role": "user", "content": context}], **_generation(dict(options))))
+            one = self.guard.request([{"role": "user", "content": context}], **_generation(dict(options)))
+            asked.append(with_stops(one, options.get("until")))
         answers = [""] * len(asked)
         for index, outcome in self.guard.map(asked, concurrency=self._concurrency):
             if isinstance(outcome, UserError | DefenseError):
                 raise outcome
-            answers[index] = _cut(outcome.text, requests[index].args[1].get("until"))
+            answers[index], _ = given_out(self.guard, asked[index], outcome)
         return answers
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -148,13 +150,6 @@ def _generation(options: dict[str, Any]) -> dict[str, Any]:
     if found["do_sample"]:
         found |= {name: options[name] for name in ("temperature", "top_p", "top_k") if options.get(name)}
     return found
-
-
-def _cut(text: str, until: str | Sequence[str] | None) -> str:
-    """The text before the first of the words that end it."""
-    stops = [until] if isinstance(until, str) else list(until or ())
-    ends = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
-    return text[: min(ends)] if ends else text
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from anchorlm.fitting._prompts import LEAST, classes
 from anchorlm.fitting._shifts import Search, Step, answers, shares, windows
 from anchorlm.fitting._ways import Means, Seen, gate_data, read_ways, ways
 from anchorlm.guard import EngineSettings, ModelLike, start_engine
-from anchorlm.records import Artifact, Messages, UserError, as_messages, instruments, prompts_digest
+from anchorlm.records import Artifact, Messages, UserError, as_messages, instruments, prompts_digest, sketches
 from anchorlm.steering import FORMS, REFUSED, Aligner, in_form
 
 _SEPARATES = 0.9
@@ -94,8 +94,8 @@ def calibrate_inferaligner(
     )
     settings, figures = runtime().run(work)
     figures["data"] = {
-        "harmful": {"n": len(bad), "digest": prompts_digest(bad)},
-        "harmless": {"n": len(good), "digest": prompts_digest(good)},
+        "harmful": {"n": len(bad), "digest": prompts_digest(bad), "sketches": sketches(bad)},
+        "harmless": {"n": len(good), "digest": prompts_digest(good), "sketches": sketches(good)},
         "seed": seed,
     }
     return replace(

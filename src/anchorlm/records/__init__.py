@@ -5,7 +5,7 @@ from anchorlm.records._artifacts import Artifact, ModelStamp, data_digest, instr
 from anchorlm.records._cache import cache_folder
 from anchorlm.records._errors import AnchorLMError, DefenseError, ModelError, UserError
 from anchorlm.records._journal import Journal, hold, lock, read_journal
-from anchorlm.records._rates import wilson
+from anchorlm.records._rates import clustered, effective_size, wilson
 from anchorlm.records._requests import (
     Folder,
     GenerationSettings,
@@ -20,6 +20,7 @@ from anchorlm.records._requests import (
 )
 from anchorlm.records._responses import Decision, Event, Finished, FinishReason, Response, TextDelta, TokenScore, Usage
 from anchorlm.records._rows import BadRow, Row, read_rows
+from anchorlm.records._sketches import likeness, plain, sketch, sketches
 from anchorlm.records._toml import read_toml
 
 __all__ = [
@@ -49,16 +50,22 @@ __all__ = [
     "UserError",
     "as_messages",
     "cache_folder",
+    "clustered",
     "data_digest",
+    "effective_size",
     "first_stop",
     "hold",
     "instruments",
+    "likeness",
     "lock",
+    "plain",
     "prompt_key",
     "prompts_digest",
     "read_journal",
     "read_rows",
     "read_toml",
+    "sketch",
+    "sketches",
     "turn_text",
     "wilson",
 ]

@@ -21,6 +21,7 @@ from anchorlm.records import (
     as_messages,
     prompt_key,
     prompts_digest,
+    sketches,
     wilson,
 )
 from anchorlm.steering._across import RidgeMap, matching_layer, ridge_map
@@ -170,8 +171,8 @@ async def fit_inferaligner(
             "reader": stamp((reader or anchor).model),
         },
         data={
-            "harmful": {"n": len(harmful), "digest": prompts_digest(harmful)},
-            "harmless": {"n": len(harmless), "digest": prompts_digest(harmless)},
+            "harmful": {"n": len(harmful), "digest": prompts_digest(harmful), "sketches": sketches(harmful)},
+            "harmless": {"n": len(harmless), "digest": prompts_digest(harmless), "sketches": sketches(harmless)},
             "holdout": holdout,
             "seed": seed,
             "instruments": {"sign": OPENINGS},
