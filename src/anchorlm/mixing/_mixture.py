@@ -60,7 +60,7 @@ class Mixture:
         return best
 
     def summary(self, vocabulary: ByteVocabulary, top: int) -> dict[str, Any]:
-        """For the trace: the weight, the likeliest tokens of target, anchor and mixture, and a remark if there is one."""
+        """For the trace: the weight, the likeliest tokens of target, anchor and mixture, and the remark."""
         parts = {"target": self.p, "anchor": self.q, "mixture": self.f}
         tops = {name: None if part is None else _top(part, vocabulary, top) for name, part in parts.items()}
         return {"weight": self.weight, **tops} | ({} if self.remark is None else {"remark": self.remark})

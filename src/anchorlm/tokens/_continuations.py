@@ -10,9 +10,9 @@ from torch import Tensor
 
 from anchorlm.tokens._vocabulary import ByteVocabulary
 
-_CHECKED = 1024
+_CHECKED = 512
 """Anchor tokens that are encoded in their context at a step: the most probable of those that it may change."""
-_FLOOR = 1e-6
+_FLOOR = 1e-5
 """Probability below which a token is not."""
 _CONTEXTS = 256
 """Contexts that are remembered; the one longest not used is forgotten."""
@@ -99,15 +99,26 @@ class Continuations:
             spread[context.own] += rest[self._live()].sum()
         spread.index_add_(0, context.targets, mass[context.ids])
 
-    def extend(self, spread: Tensor, mass: Tensor, written: Written, rest: bytes, *, literal: bool = False) -> None:
-        """As `follow`, for a token that begins before the end: with the bytes `rest`, beyond which it goes."""
+    def extend(
+        self, spread: Tensor, mass: Tensor, written: Written, rest: bytes, *, weight: float, literal: bool = False
+    ) -> None:
+        """As `follow`, for a token that begins before the end: with the bytes `rest`, beyond which it goes.
+
+        Args:
+            spread: Is added to.
+            mass: (A,), how probable each anchor token is.
+            written: The response.
+            rest: The end of it with which the token begins.
+            weight: By which the probabilities are multiplied.
+            literal: As for `follow`.
+        """
         longer = self._anchor.by_bytes[self._anchor.extending(rest)]
         if literal and self._own is not None:
             longer = longer[self._own[longer]]
         if len(longer):
             context = self._context(written, rest, literal)
-            self._resolve(context, mass, longer, written, len(rest))
-            spread.index_add_(0, context.targets, mass[context.ids])
+            self._resolve(context, mass, longer, written, len(rest), weight)
+            spread.index_add_(0, context.targets, mass[context.ids] * weight)
 
     def _context(self, written: Written, rest: bytes, literal: bool) -> _Context:
         key = (written, rest, literal)
@@ -121,13 +132,16 @@ class Continuations:
             self._known.popitem(last=False)
         return context
 
-    def _resolve(self, context: _Context, mass: Tensor, among: Tensor, written: Written, skip: int) -> None:
+    def _resolve(
+        self, context: _Context, mass: Tensor, among: Tensor, written: Written, skip: int, weight: float = 1.0
+    ) -> None:
         """Encodes those of the tokens `among` that matter and have not been encoded in this context."""
         values = mass[among]
-        fresh = (values > _FLOOR) & ~context.seen[among]
-        new = among[fresh]
-        if len(new) > _CHECKED:
-            new = new[values[fresh].topk(_CHECKED).indices]
+        matter = (values > _FLOOR / weight).nonzero().flatten()
+        if len(matter) > _CHECKED:
+            matter = matter[values[matter].topk(_CHECKED).indices]
+        new = among[matter]
+        new = new[~context.seen[new]]
         if not len(new):
             return
         pieces = [written.data + self._anchor.bytes[index][skip:] for index in new.tolist()]

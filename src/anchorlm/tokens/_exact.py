@@ -25,6 +25,7 @@ class ExactProjection:
 
     Attributes:
         probs: (V_target,), sums to 1. Mass that was not followed to the end lies where it would go if the text ended.
+            NaN where no text is possible whose tokens begin with those that were written.
         residual: How much mass that is: no entry's event is misjudged by more.
         forwards: How many continuations the anchor was asked about.
     """
@@ -45,7 +46,7 @@ async def exact_projection(
     max_forwards: int = 4096,
     batch: int = 64,
 ) -> ExactProjection:
-    """The law of the target's next token given those so far: of the first one of what the anchor says, in the beginning.
+    """The law of the target's next token given those so far; in the beginning, of the first one of what the anchor says.
 
     Continuations are expanded, the most probable first, until their bytes leave the next canonical target token no
     choice, or contradict those that were written.
@@ -106,8 +107,8 @@ async def exact_projection(
             guesses[guess] -= negative
     total = settled + guesses
     undecided = float(-sum(entry[0] for entry in waiting) + pruned)
-    probs = total / total.sum()
-    return ExactProjection(probs, undecided / (undecided + float(settled.sum())), forwards)
+    known = undecided + float(settled.sum())
+    return ExactProjection(total / total.sum(), undecided / known if known else 0.0, forwards)
 
 
 class _Place:

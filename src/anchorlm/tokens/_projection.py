@@ -166,11 +166,11 @@ class Projection:
         elif expanded is None or continuation is None or not len(expanded):
             spread = self._scatter(probs)
         else:
-            rows = []
-            for n, row in enumerate(probs.cpu()):
-                here = (expanded[:, 0] == n).cpu()
-                rows.append(self._whole(row, Written(), expanded.cpu()[here], continuation.cpu()[here]))
-            spread = torch.stack(rows).to(probs.device)
+            spread = torch.zeros(len(probs), self.target_size + 1)
+            for n, (row, into) in enumerate(zip(probs.cpu(), spread, strict=True)):
+                here = expanded[:, 0] == n
+                self._whole(into, row, Written(), expanded[here], continuation[here])
+            spread = spread.to(probs.device)
         kept = spread[:, :-1]
         mass = kept.sum(-1, keepdim=True)
         # A float32 softmax over so many entries misses 1 by 1e-5; a shared vocabulary's rows stay exactly as they are.
@@ -247,9 +247,9 @@ class Projection:
         likely = steps[range(len(encoded.tail)), encoded.tail].double().flip(0).cumprod(0).flip(0).clamp(min=_LEAST)
         rest = encoded.pending
         for step, token, weight in zip(steps, encoded.tail, likely.tolist(), strict=False):
-            self._continuations.extend(spread, step / weight, place, rest, literal=literal)
+            self._continuations.extend(spread, step, place, rest, weight=1 / weight, literal=literal)
             rest = rest[len(self.anchor.token_bytes(token)) :]
-        spread += self._whole(steps[-1], place, expanded, continuation, literal=literal)
+        self._whole(spread, steps[-1], place, expanded, continuation, literal=literal)
         return _normalized(spread).to(device)
 
     def project_opening(self, probs: Tensor, lead: bytes) -> Tensor:
@@ -268,7 +268,8 @@ class Projection:
         stops = sorted(self.anchor.stop)
         ends = row[stops]
         row[stops] = 0
-        spread = self._whole(row, Written(lead))
+        spread = torch.zeros(self.target_size + 1)
+        self._whole(spread, row, Written(lead))
         spread.index_add_(0, self._on(row.device)[0][stops], ends)  # a response that is empty has no lead
         return _normalized(spread).to(probs.device)
 
@@ -301,18 +302,18 @@ class Projection:
 
     def _whole(
         self,
+        spread: Tensor,
         row: Tensor,
         written: Written,
         expanded: Tensor | None = None,
         continuation: Tensor | None = None,
         *,
         literal: bool = False,
-    ) -> Tensor:
-        """(V_target + 1,): where the tokens that begin after `written` lead; some of them together with the next."""
-        spread = torch.zeros(self.target_size + 1)
+    ) -> None:
+        """Adds to `spread` where the tokens that begin after `written` lead; some of them together with the next."""
         if expanded is None or continuation is None or not len(expanded):
             self._continuations.follow(spread, row, written, literal=literal)
-            return spread
+            return
         heads = expanded[:, 1].cpu()
         others = row.clone()
         others[heads] = 0
@@ -320,7 +321,6 @@ class Projection:
         for head, follows in zip(heads.tolist(), continuation.float().cpu(), strict=True):
             place = Written(written.data + self.anchor.token_bytes(head), written.tokens)
             self._continuations.follow(spread, follows * row[head], place)
-        return spread
 
     def _literal(self, written: tuple[int, ...], tail: tuple[int, ...]) -> bool:
         """Whether the open end of the response stands in tokens of both vocabularies."""

@@ -47,7 +47,9 @@ class Twins:
         """Whether no token that one of them lacks stands in the response, or may be under way at its end."""
         if self._loose is None:
             return True
-        under_way = any(response[-count:] in self._prefixes for count in range(1, min(self._longest, len(response)) + 1))
+        under_way = any(
+            response[-count:] in self._prefixes for count in range(1, min(self._longest, len(response)) + 1)
+        )
         return not under_way and self._loose.search(response) is None
 
     @cached_property

@@ -156,7 +156,7 @@ class ByteVocabulary:
 
     @cached_property
     def strings(self) -> dict[str, int]:
-        """The ids by the strings of their tokens, which say more than bytes: a byte token and a letter may look alike."""
+        """The ids by the strings of their tokens, which tell a byte token from a letter."""
         return self._tokenizer.get_vocab(True)
 
     @cached_property
