@@ -46,7 +46,7 @@ async def exact_projection(
     max_forwards: int = 4096,
     batch: int = 64,
 ) -> ExactProjection:
-    """The law of the target's next token given those so far; in the beginning, of the first one of what the anchor says.
+    """The law of the target's next token given those so far: the next one of what the anchor says.
 
     Continuations are expanded, the most probable first, until their bytes leave the next canonical target token no
     choice, or contradict those that were written.
