@@ -1,4 +1,4 @@
-"""Sampled truth on real tokenizers: texts of a law over the anchor's tokens, cut by the target, counted (issue 18, B8)."""
+"""Sampled truth on real tokenizers: texts of a law over the anchor's tokens, cut by the target, counted."""
 
 from __future__ import annotations
 
