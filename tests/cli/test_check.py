@@ -200,7 +200,7 @@ ALIGNBEAM = {"name": "alignbeam", "candidates": 5}
 LIMITS = {
     "more candidates than rows": (ALIGNBEAM, {"max_rows": 4}),
     "more tokens than there is room for": (ALIGNBEAM, {"max_tokens": 40}),
-    "an anchor that looks ahead": ({**ALIGNBEAM, "projection": "lookahead"}, {"max_rows": 40}),
+    "an anchor that looks ahead": ({**ALIGNBEAM, "projection": "lookahead"}, {"max_rows": 12}),
     "many samples": ({"name": "best_of_n", "n": 9}, {"max_rows": 8}),
     "one long answer": ({"name": "undefended"}, {"max_tokens": 8}),
 }

@@ -118,7 +118,7 @@ class Guidance:
         if settings.alpha > 0:
             ids = anchor.model.encode(request.conversation)
             sequence = await stack.enter_async_context(
-                anchor.open(ids, rows=rows * _rows_each(settings), room=_room(settings))
+                anchor.open(ids, rows=_rows(rows, settings), room=_room(settings))
             )
             guide = Guide(sequence, self.translator(settings))
         return MixedSequence(
@@ -135,7 +135,7 @@ class Guidance:
         """The rows, and tokens of each, that the anchor's engine must hold to guide so many responses at once."""
         model = self._defense.anchor.model
         length = len(model.encode(request.conversation)) + _room(settings)
-        return rows * _rows_each(settings), min(length, model.context_length)
+        return _rows(rows, settings), min(length, model.context_length)
 
     def translator(self, settings: MixtureSettings) -> Translator:
         """The way from the anchor's vocabulary to the target's, built when a projection is first asked for."""
@@ -154,8 +154,8 @@ class Guidance:
         return Translator(projection, anchor, target)
 
 
-def _rows_each(settings: MixtureSettings) -> int:
-    return 1 + LOOKAHEAD_ROWS if settings.projection == "lookahead" else 1
+def _rows(guided: int, settings: MixtureSettings) -> int:
+    return guided + (LOOKAHEAD_ROWS if settings.projection == "lookahead" else 0)
 
 
 def _room(settings: MixtureSettings) -> int:
