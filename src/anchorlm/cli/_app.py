@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anchorlm.cli._errors import OneSentence
+from anchorlm.cli._exit import run_and_exit
 from anchorlm.cli._fit_guard import calibrate, fit
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the firs
 
 
 def main() -> None:
-    """Runs the command line."""
-    app()
+    """Runs the command line, and ends the process."""
+    run_and_exit(app)
 
 
 def _version(wanted: bool) -> None:
@@ -210,6 +211,7 @@ def serve(
     keys: Annotated[Path | None, typer.Option("--keys", help="File of API keys; without it everybody may ask.")] = None,
     audit: Annotated[Path | None, typer.Option("--audit", help="JSONL file that every request is noted in.")] = None,
     no_probe: Annotated[bool, typer.Option("--no-probe", help="Serve guards that were not tested.")] = False,
+    no_scores: Annotated[bool, typer.Option("--no-scores", help="Tell clients no figures of the defense.")] = False,
     key: Annotated[str | None, typer.Option("--new-key", help="Add an API key to --keys, and end.")] = None,
     operator: Annotated[bool, typer.Option("--operator", help="With --new-key: it sees traces and metrics.")] = False,
 ) -> None:
@@ -219,8 +221,10 @@ def serve(
     if key is not None:
         add_key(keys, key, operator)
         return
-    options = {"host": host, "port": port, "keys": keys, "audit": audit, "probe": False if no_probe else None}
-    run(recipes or [], config, {name: value for name, value in options.items() if value is not None})
+    options = {"host": host, "port": port, "keys": keys, "audit": audit}
+    off = {"probe": no_probe, "scores": no_scores}
+    given = {name: value for name, value in options.items() if value is not None}
+    run(recipes or [], config, given | {name: False for name, wanted in off.items() if wanted})
 
 
 @zoo.command("list")

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from anchorlm.guard import Guard, Recipe, Started
 from anchorlm.records import UserError, read_toml
 
 try:
-    from anchorlm.serving import ModelServing, Served, Server, ServerSettings, new_key
+    from anchorlm.serving import ModelServing, Served, Server, ServerSettings, new_key, own_output
 except ModuleNotFoundError as error:
     raise UserError(f"The server needs {error.name}: pip install 'anchorlm[serve]'.") from None
 
@@ -48,19 +49,28 @@ def run(recipes: Sequence[Path], config: Path | None, changes: dict[str, Any]) -
     """
     quiet_libraries()
     settings = _settings(config, changes)
-    started: Started = []
-    served = []
-    with busy("Loading the models"):
-        for id, recipe in described(recipes, bare=settings.private):
-            guard = Guard.from_recipe(recipe, started=started)
-            serving = ModelServing.parse(recipe.serve, where=f"the section serve of {id}")
-            if not recipes and not settings.private:
-                serving = floored(serving, guard)
-            served.append(Served.of(id, guard, serving, judge_timeout=settings.patience))
-    server = Server(served, settings, listening=lambda address: _greet(address, served, settings))
+    found = described(recipes, bare=settings.private)
+    names = [
+        ModelServing.parse(recipe.serve, where=f"the section serve of {id}").id or id for id, recipe in found
+    ]  # before a weight is loaded
+    server = Server(
+        _loaded(found, settings, floor=not recipes and not settings.private),
+        settings,
+        listening=lambda address: _greet(address, names, settings),
+    )
     server.serve_forever()
     for wrong in server.application.state.desk.wrong:
         complain(wrong)
+
+
+def _loaded(found: Sequence[tuple[str, Recipe]], settings: ServerSettings, *, floor: bool) -> Iterator[Served]:
+    """The guards of some recipes, each loaded as it is asked for."""
+    started: Started = []
+    with busy("Loading the models"):
+        for id, recipe in found:
+            guard = Guard.from_recipe(recipe, started=started)
+            serving = ModelServing.parse(recipe.serve, where=f"the section serve of {id}")
+            yield Served.of(id, guard, floored(serving, guard) if floor else serving, judge_timeout=settings.patience)
 
 
 def add_key(file: Path | None, name: str, operator: bool) -> None:
@@ -105,7 +115,9 @@ def floored(serving: ModelServing, guard: Guard) -> ModelServing:
     return serving.model_copy(update={"limits": limits, "sampling": {"temperature": (0.0, 1.0)}})
 
 
-def _greet(address: str, served: Sequence[Served], settings: ServerSettings) -> None:
-    typer.echo(f"Serving {', '.join(one.id for one in served)} at {address}/v1 (Ctrl-C ends it gently).")
+def _greet(address: str, names: Sequence[str], settings: ServerSettings) -> None:
+    # Where the audit log goes to stdout, nothing else does.
+    elsewhere = settings.audit.file is not None and own_output(settings.audit.file) == sys.stdout.fileno()
+    typer.echo(f"Serving {', '.join(names)} at {address}/v1 (Ctrl-C ends it gently).", err=elsewhere)
     if settings.playground:
-        typer.echo(f"The playground is at {address}/")
+        typer.echo(f"The playground is at {address}/", err=elsewhere)

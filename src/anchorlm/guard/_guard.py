@@ -49,6 +49,8 @@ class Guard:
         reward: What a text is worth, likewise.
         generation: Defaults for every request.
         engine: Limits of the engines that the guard starts.
+        system: Your own system prompt, which goes before every conversation. The models that answer read it; judges,
+            cost models and gates do not. Raw prompts go without it.
         on_error: What a request gets when the defense could not do its work (its judge failed, say): the configured
             refusal, or the `DefenseError`. A user's mistake is always raised.
         started: Models that other guards have loaded, which this one shares, and to which it adds its own.
@@ -69,6 +71,7 @@ class Guard:
         reward: ScorerLike | None = None,
         generation: GenerationSettings | Mapping[str, Any] | None = None,
         engine: EngineSettings | Mapping[str, Any] | None = None,
+        system: str | None = None,
         on_error: Literal["refuse", "raise"] = "refuse",
         started: Started | None = None,
         **knobs: Any,
@@ -111,6 +114,7 @@ class Guard:
             if isinstance(generation, GenerationSettings)
             else GenerationSettings.parse(generation or {}, where="generation")
         )
+        self.system = _checked_system(system)
         self.on_error = on_error
         self._told: set[str] = set()
 
@@ -146,6 +150,7 @@ class Guard:
             reward=recipe.reward,
             generation=recipe.generation,
             engine=recipe.engine,
+            system=recipe.serve.get("system"),
             started=started,
             on_error=on_error,
             **knobs,
@@ -159,7 +164,8 @@ class Guard:
         Raises:
             UserError: An unknown setting or a value out of range.
         """
-        request = Request(messages, self.generation.replace(generation, where="generation"), dict(knobs or {}))
+        settings = self.generation.replace(generation, where="generation")
+        request = Request(messages, settings, dict(knobs or {}), system=self.system)
         self.defense.settings_for(request)
         return request
 
@@ -311,6 +317,17 @@ class Guard:
             return index, await self.respond(request)
         except (UserError, DefenseError) as error:
             return index, error
+
+
+def _checked_system(system: str | None) -> str | None:
+    """An operator's system prompt.
+
+    Raises:
+        UserError: It is no text, or holds none.
+    """
+    if system is not None and (not isinstance(system, str) or not system.strip()):
+        raise UserError("system is your own system prompt: give a text, or leave it out.")
+    return system
 
 
 def _asked(messages: Messages | str, raw: bool) -> Messages | str:

@@ -3,7 +3,7 @@
 from anchorlm.records._access import Access
 from anchorlm.records._artifacts import Artifact, ModelStamp, data_digest, prompts_digest
 from anchorlm.records._cache import cache_folder
-from anchorlm.records._errors import AnchorLMError, DefenseError, ModelError, UserError
+from anchorlm.records._errors import AnchorLMError, DefenseError, ModelError, TooLongError, UserError
 from anchorlm.records._journal import Journal, hold, lock, read_journal
 from anchorlm.records._rates import wilson
 from anchorlm.records._requests import (
@@ -15,6 +15,7 @@ from anchorlm.records._requests import (
     Settings,
     as_messages,
     first_stop,
+    keys_beside,
     prompt_key,
     turn_text,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "Settings",
     "TextDelta",
     "TokenScore",
+    "TooLongError",
     "Usage",
     "UserError",
     "as_messages",
@@ -52,6 +54,7 @@ __all__ = [
     "data_digest",
     "first_stop",
     "hold",
+    "keys_beside",
     "lock",
     "prompt_key",
     "prompts_digest",

@@ -5,7 +5,7 @@ from anchorlm.serving._errors import ApiError
 from anchorlm.serving._keys import Keys, KeySettings, new_key
 from anchorlm.serving._served import Served
 from anchorlm.serving._server import Server
-from anchorlm.serving._settings import AuditSettings, ModelServing, ServerSettings
+from anchorlm.serving._settings import AuditSettings, ModelServing, ServerSettings, own_output
 
 __all__ = [
     "ApiError",
@@ -18,4 +18,5 @@ __all__ = [
     "ServerSettings",
     "create_app",
     "new_key",
+    "own_output",
 ]
