@@ -216,15 +216,21 @@ def serve(
     operator: Annotated[bool, typer.Option("--operator", help="With --new-key: it sees traces and metrics.")] = False,
 ) -> None:
     """Puts guarded models behind OpenAI's API, with a page to try them on."""
-    from anchorlm.cli._serve import add_key, run
-
     if key is not None:
+        from anchorlm.cli._serve import add_key
+
         add_key(keys, key, operator)
         return
     options = {"host": host, "port": port, "keys": keys, "audit": audit}
     off = {"probe": no_probe, "scores": no_scores}
     given = {name: value for name, value in options.items() if value is not None}
-    run(recipes or [], config, given | {name: False for name, wanted in off.items() if wanted})
+    changes = given | {name: False for name, wanted in off.items() if wanted}
+    from anchorlm.cli._bind import bind
+
+    sockets = bind(config, changes)
+    from anchorlm.cli._serve import run
+
+    run(recipes or [], config, changes, sockets)
 
 
 @zoo.command("list")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 import sys
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -8,11 +9,12 @@ from typing import Any
 
 import typer
 
+from anchorlm.cli._bind import server_settings
 from anchorlm.cli._embedded import recipe as zoo_recipe
 from anchorlm.cli._errors import complain
 from anchorlm.cli._loading import busy, quiet_libraries
 from anchorlm.guard import Guard, Recipe, Started
-from anchorlm.records import UserError, read_toml
+from anchorlm.records import UserError
 
 try:
     from anchorlm.serving import ModelServing, Served, Server, ServerSettings, new_key, own_output
@@ -36,19 +38,25 @@ _PROMPTS = {
 """The second example is a request that the specialist has unlearned to refuse."""
 
 
-def run(recipes: Sequence[Path], config: Path | None, changes: dict[str, Any]) -> None:
+def run(
+    recipes: Sequence[Path],
+    config: Path | None,
+    changes: dict[str, Any],
+    sockets: list[socket.socket] | None = None,
+) -> None:
     """Serves until it is told to end.
 
     Args:
         recipes: TOML files; none: the embedded medical specialist, guarded and, for whoever is at this machine, bare.
         config: TOML file of the server's settings.
         changes: Settings that were given on the command line.
+        sockets: Those of `bind`; none: the server binds its own.
 
     Raises:
         UserError: A recipe, setting or key file that does not fit, or an address that is taken.
     """
     quiet_libraries()
-    settings = _settings(config, changes)
+    settings = server_settings(config, changes)
     found = described(recipes, bare=settings.private)
     names = [
         ModelServing.parse(recipe.serve, where=f"the section serve of {id}").id or id for id, recipe in found
@@ -57,6 +65,7 @@ def run(recipes: Sequence[Path], config: Path | None, changes: dict[str, Any]) -
         _loaded(found, settings, floor=not recipes and not settings.private),
         settings,
         listening=lambda address: _greet(address, names, settings),
+        sockets=sockets,
     )
     server.serve_forever()
     for wrong in server.application.state.desk.wrong:
@@ -84,13 +93,6 @@ def add_key(file: Path | None, name: str, operator: bool) -> None:
     key = new_key(file, name, operator=operator)
     typer.echo(key)
     complain(f"This key is shown only now; {file} holds its hash. Start the server with --keys {file}.")
-
-
-def _settings(config: Path | None, changes: dict[str, Any]) -> ServerSettings:
-    data = {} if config is None else read_toml(config, "The server's settings")
-    if (audit := changes.pop("audit", None)) is not None:
-        data["audit"] = {**data.get("audit", {}), "file": audit}
-    return ServerSettings.parse({**data, **changes}, where="the server's settings")
 
 
 def described(recipes: Sequence[Path], *, bare: bool) -> list[tuple[str, Recipe]]:

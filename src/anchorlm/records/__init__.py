@@ -4,7 +4,7 @@ from anchorlm.records._access import Access
 from anchorlm.records._artifacts import Artifact, ModelStamp, data_digest, prompts_digest
 from anchorlm.records._cache import cache_folder
 from anchorlm.records._errors import AnchorLMError, DefenseError, ModelError, TooLongError, UserError
-from anchorlm.records._journal import Journal, hold, lock, read_journal
+from anchorlm.records._journal import Journal, append_line, hold, lock, read_journal
 from anchorlm.records._rates import wilson
 from anchorlm.records._requests import (
     Folder,
@@ -49,6 +49,7 @@ __all__ = [
     "TooLongError",
     "Usage",
     "UserError",
+    "append_line",
     "as_messages",
     "cache_folder",
     "data_digest",

@@ -46,6 +46,8 @@ class _NoStack(logging.Filter):
                 return False
             record.msg, record.args = "A request failed unexpectedly: %s", (kind.__name__ if kind else "unknown",)
             record.exc_info = record.exc_text = None
+        elif record.args == (0,):
+            return False  # so many tasks were cut off at the end
         else:
             record.msg, record.args = without_paths(record.getMessage()), ()
         return True
@@ -67,15 +69,21 @@ class Server(uvicorn.Server):
         served: The guards; what is no sequence is gone through, and so loaded, once the server can be reached.
         settings: Limits and habits.
         listening: Told the address as soon as the guards are loaded; they are still being tested then.
+        sockets: Those of `listen`, for `serve_forever`; by default it binds its own.
 
     Raises:
         UserError: As `create_app`.
     """
 
     def __init__(
-        self, served: Iterable[Served], settings: ServerSettings, listening: Callable[[str], None] = lambda _: None
+        self,
+        served: Iterable[Served],
+        settings: ServerSettings,
+        listening: Callable[[str], None] = lambda _: None,
+        sockets: list[socket.socket] | None = None,
     ) -> None:
         self._settings = settings
+        self._sockets = sockets
         self._listening = listening
         self._told = False
         self._renewing: asyncio.Task[None] | None = None
@@ -174,7 +182,7 @@ class Server(uvicorn.Server):
             UserError: The address cannot be listened on, or the guards cannot be loaded.
             KeyboardInterrupt: Ctrl-C, once everything is over.
         """
-        sockets = listen(self._settings)
+        sockets = self._sockets or listen(self._settings)
         # A loop that is not closed: what hangs on one of its threads must not keep the process from ending.
         factory = self.config.get_loop_factory()
         loop = factory() if factory is not None else asyncio.new_event_loop()
