@@ -128,9 +128,9 @@ class Ask(_Object):
     store: Any = Field(default=None, description="Ignored.")
     service_tier: Any = Field(default=None, description="Ignored.")
 
-    @field_validator("stop")
+    @field_validator("stop", mode="before")
     @classmethod
-    def _few(cls, stop: str | list[str] | None) -> str | list[str] | None:
+    def _few(cls, stop: Any) -> Any:
         if isinstance(stop, list) and len(stop) > 16:
             raise ValueError("at most 16 texts can stop an answer")
         return stop
