@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import pytest
@@ -16,6 +16,8 @@ from servers import Live
 
 from anchorlm.guard import Guard
 from anchorlm.serving import Served
+
+T = TypeVar("T")
 
 BAR = 0.2
 """Seconds."""
@@ -41,7 +43,7 @@ BODIES = {
     "one long word": chat(messages=[{"role": "user", "content": "a" * 900_000}]),
     "many words": chat(messages=[{"role": "user", "content": "word " * 190_000}]),
     "many control tokens": chat(messages=[{"role": "user", "content": "<|user|>" * 120_000}]),
-    "many stops": chat(messages=[TURN], stop=["x"] * 200_000),
+    "many stops": chat(messages=[TURN], stop=["x"] * 150_000),
     "many knobs": chat(messages=[TURN], anchorlm={f"k{number}": 1 for number in range(60_000)}),
     "many names": chat(messages=[TURN], **{f"k{number}": 1 for number in range(60_000)}),
     "no json": b"{" * 990_000,
@@ -78,6 +80,21 @@ class Health:
                 time.sleep(0.01)
 
 
+def calm(live: Live, attack: Callable[[], T]) -> T:
+    """What comes of an attack, during which `/health` answers in time.
+
+    It may have three attempts: what an attack does, it does each time, and what else this machine is busy with, not.
+    """
+    worst = []
+    for _ in range(3):
+        with Health(live.url) as health:
+            found = attack()
+        worst.append(max(health.times))
+        if worst[-1] < BAR:
+            return found
+    raise AssertionError(f"/health took {worst} seconds")
+
+
 @pytest.fixture(scope="module")
 def open_server(start_live: Callable[..., Live], plain: Guard) -> Live:
     return start_live([Served.of("plain", plain)])
@@ -90,15 +107,14 @@ def connected(live: Live) -> socket.socket:
 @pytest.mark.parametrize("name", BODIES)
 def test_a_body_that_takes_long_to_read_holds_nobody_up(open_server: Live, name: str) -> None:
     headers = {"Content-Type": "application/json"}
-    with Health(open_server.url) as health:
-        time.sleep(0.05)
-        for _ in range(3):
-            answer = httpx.post(
-                f"{open_server.url}/v1/chat/completions", content=BODIES[name], headers=headers, timeout=60
-            )
+    url = f"{open_server.url}/v1/chat/completions"
+
+    def attack() -> httpx.Response:
+        return [httpx.post(url, content=BODIES[name], headers=headers, timeout=60) for _ in range(3)][-1]
+
+    answer = calm(open_server, attack)
     assert answer.status_code == 400
     assert len(answer.text) < 2_000
-    assert max(health.times) < BAR
 
 
 @pytest.mark.parametrize(("name", "code"), [("28,000 messages", "too_many_turns"), ("25,000 parts in one turn",
@@ -113,40 +129,46 @@ def test_turns_and_parts_are_bounded(open_server: Live, name: str, code: str) ->
     "endless", [b"X-A: " + b"a" * 65_000, b"a" * 65_000, b"X-A: b\r\n" * 8_000, b"X-A: b\r\n c\r\n" * 5_000]
 )
 def test_headers_without_an_end_are_cut_off_and_take_no_memory(open_server: Live, endless: bytes) -> None:
-    sent = 0
-    with Health(open_server.url) as health, ExitStack() as stack:
-        for connection in [stack.enter_context(connected(open_server)) for _ in range(2)]:
-            with suppress(ConnectionError):
-                connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n")
-                for _ in range(500):
-                    connection.sendall(endless)
-                    sent += len(endless)
-                    time.sleep(0.001)
-    assert sent < 2 * 32e6, "the connection is closed"
-    assert max(health.times) < BAR
+    def attack() -> int:
+        sent = 0
+        with ExitStack() as stack:
+            for connection in [stack.enter_context(connected(open_server)) for _ in range(2)]:
+                with suppress(ConnectionError):
+                    connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n")
+                    for _ in range(500):
+                        connection.sendall(endless)
+                        sent += len(endless)
+                        time.sleep(0.001)
+        return sent
+
+    assert calm(open_server, attack) < 2 * 20e6, "the connections are closed"
 
 
 def test_a_request_whose_headers_are_too_long_is_told_so(open_server: Live) -> None:
-    for size, status in ((20_000, 200), (600_000, 400)):  # what comes at one time is read at one time
-        answer = httpx.get(f"{open_server.url}/health", headers={"X-A": "a" * size})
-        assert answer.status_code == status
+    assert httpx.get(f"{open_server.url}/health", headers={"X-A": "a" * 20_000}).status_code == 200
+    with connected(open_server) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-A: " + b"a" * 40_000)
+        assert connection.recv(100).split()[1] == b"400"
 
 
 def test_headers_that_come_letter_by_letter_hold_nobody_up(open_server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("anchorlm.serving._protocol.HEAD_PATIENCE", 0.5)
-    with Health(open_server.url) as health, ExitStack() as stack:
-        slow = [stack.enter_context(connected(open_server)) for _ in range(20)]
-        end = time.monotonic() + 1.5
-        while time.monotonic() < end:
+
+    def attack() -> None:
+        with ExitStack() as stack:
+            slow = [stack.enter_context(connected(open_server)) for _ in range(20)]
+            end = time.monotonic() + 1.5
+            while time.monotonic() < end:
+                for connection in slow:
+                    with suppress(OSError):
+                        connection.sendall(b"G")
+                time.sleep(0.01)
             for connection in slow:
-                with suppress(OSError):
-                    connection.sendall(b"G")
-            time.sleep(0.01)
-        for connection in slow:
-            connection.settimeout(5)
-            with suppress(ConnectionError):
-                assert connection.recv(1) == b"", "it is closed"
-    assert max(health.times) < BAR
+                connection.settimeout(5)
+                with suppress(ConnectionError):
+                    assert connection.recv(1) == b"", "it is closed"
+
+    calm(open_server, attack)
 
 
 def test_one_protocol_is_chosen_and_not_what_happens_to_be_installed(open_server: Live) -> None:

@@ -102,7 +102,7 @@ def test_every_defense_that_encodes_a_prompt_reads_the_operators(target: LocalEn
         "goal_priority": {"template": "{prompt}"},
         "safe_decoding": {"anchor": target},
         "alignbeam": {"anchor": target, "judge": CallableJudge(lambda m, r: 0.0)},
-        "best_of_n": {"reward": CallableScorer(lambda m, r: 0.0)},
+        "best_of_n": {"judge": CallableJudge(lambda m, r: 0.0)},
     }
     for name, team in teams.items():
         guards = [Guard(target, name, generation={"max_new_tokens": 2}, system=one, **team) for one in (None, OPERATOR)]
