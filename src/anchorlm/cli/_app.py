@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anchorlm.cli._errors import OneSentence
+from anchorlm.cli._exit import run_and_exit
 from anchorlm.cli._fit_guard import calibrate, fit
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the firs
 
 
 def main() -> None:
-    """Runs the command line."""
-    app()
+    """Runs the command line, and ends the process."""
+    run_and_exit(app)
 
 
 def _version(wanted: bool) -> None:
@@ -231,17 +232,26 @@ def serve(
     keys: Annotated[Path | None, typer.Option("--keys", help="File of API keys; without it everybody may ask.")] = None,
     audit: Annotated[Path | None, typer.Option("--audit", help="JSONL file that every request is noted in.")] = None,
     probe: TryFirst = None,
+    no_scores: Annotated[bool, typer.Option("--no-scores", help="Tell clients no figures of the defense.")] = False,
     key: Annotated[str | None, typer.Option("--new-key", help="Add an API key to --keys, and end.")] = None,
     operator: Annotated[bool, typer.Option("--operator", help="With --new-key: it sees traces and metrics.")] = False,
 ) -> None:
     """Puts guarded models behind OpenAI's API, with a page to try them on."""
-    from anchorlm.cli._serve import add_key, run
-
     if key is not None:
+        from anchorlm.cli._serve import add_key
+
         add_key(keys, key, operator)
         return
     options = {"host": host, "port": port, "keys": keys, "audit": audit, "probe": probe}
-    run(recipes or [], config, {name: value for name, value in options.items() if value is not None})
+    changes = {name: value for name, value in options.items() if value is not None}
+    if no_scores:
+        changes["scores"] = False
+    from anchorlm.cli._bind import bind
+
+    sockets = bind(config, changes)
+    from anchorlm.cli._serve import run
+
+    run(recipes or [], config, changes, sockets)
 
 
 @zoo.command("list")

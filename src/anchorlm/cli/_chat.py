@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from anchorlm.cli._errors import complain
+from anchorlm.cli._exit import patient
 from anchorlm.cli._loading import load_guard
 from anchorlm.cli._recipes import parse_changes
 from anchorlm.guard import Guard, Recipe
@@ -110,6 +111,7 @@ def run(recipe: Recipe, *, probe: bool | None = None) -> None:
         except KeyboardInterrupt:
             if not interactive:
                 raise
+            patient()
             typer.echo("\n(stopped)")
     if failed and not interactive:
         raise typer.Exit(failed)

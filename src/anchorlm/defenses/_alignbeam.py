@@ -42,7 +42,7 @@ class AlignBeam(Defense):
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Mixes, primes, extends, finishes, judges (steps 1 to 6 of the paper)."""
         settings: AlignBeamSettings = self.settings_for(request)
-        prompt = self.target.model.encode(request.messages)
+        prompt = self.target.model.encode(request.prompt)
         async with AsyncExitStack() as stack:
             row = await stack.enter_async_context(
                 self.target.open(prompt, rows=settings.candidates, room=request.generation.max_new_tokens)

@@ -45,7 +45,7 @@ class ARGS(Defense):
         """Scores k texts for each token."""
         settings: ARGSSettings = self.settings_for(request)
         model = self.target.model
-        prompt = model.encode(request.messages)
+        prompt = model.encode(request.prompt)
         room = room_for(self.target, len(prompt), request.generation)
         ended = False
         async with self.target.open(prompt, room=room) as row:

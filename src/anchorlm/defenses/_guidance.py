@@ -116,7 +116,7 @@ class Guidance:
         """
         guide = None
         if settings.alpha > 0:
-            ids = anchor.model.encode(request.conversation)
+            ids = anchor.model.encode(request.prompt_text)
             sequence = await stack.enter_async_context(
                 anchor.open(ids, rows=_rows(rows, settings), room=_room(settings))
             )
@@ -134,7 +134,7 @@ class Guidance:
     def needs(self, request: Request, settings: MixtureSettings, rows: int) -> tuple[int, int]:
         """The rows, and tokens of each, that the anchor's engine must hold to guide so many responses at once."""
         model = self._defense.anchor.model
-        length = len(model.encode(request.conversation)) + _room(settings)
+        length = len(model.encode(request.prompt_text)) + _room(settings)
         return _rows(rows, settings), min(length, model.context_length)
 
     def translator(self, settings: MixtureSettings) -> Translator:

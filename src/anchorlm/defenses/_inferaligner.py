@@ -105,7 +105,7 @@ class InferAligner(SteeringDefense):
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Reads the gate on the unsteered prompt; only if it opens the prompt is read again, shifted."""
         settings: InferAlignerSettings = self.settings_for(request)
-        prompt = self.target.model.encode(request.messages)
+        prompt = self.target.model.encode(request.prompt)
         async with self.target.open(prompt, room=request.generation.max_new_tokens) as row:
             opened = settings.gate == "open"
             if settings.gate == "auto":

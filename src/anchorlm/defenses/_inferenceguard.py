@@ -152,7 +152,7 @@ class InferenceGuard(Defense):
         await self._check_refusal(settings)
         if settings.budget < self.settings.budget:  # the guard's own is what is said if something fails
             await self._check_refusal(self.settings.model_copy(update={"budget": settings.budget}))
-        prompt = self.target.model.encode(request.messages)
+        prompt = self.target.model.encode(request.prompt)
         room = room_for(self.target, len(prompt), request.generation)
         work = Work(request, settings, prompt, room)
         async for event in self._whole(work) if settings.release == "whole" else self._blocks(work):

@@ -19,6 +19,7 @@ from anchorlm.records import (
     Finished,
     Request,
     TokenScore,
+    TooLongError,
     Usage,
     UserError,
 )
@@ -79,12 +80,12 @@ class SafeDecoding(Defense):
         """Steers m tokens greedily, then lets the target go on."""
         settings: SafeDecodingSettings = self.settings_for(request)
         generation, stops = request.generation, self.target.model.stop_ids
-        prompt = self.target.model.encode(request.messages)
+        prompt = self.target.model.encode(request.prompt)
         room = room_for(self.target, len(prompt), generation)
         count = min(settings.mixed_tokens, room)
         # An expert that sees nothing reads `[image]` in an image's place.
         blind = self.anchor.model.processor is None and not isinstance(request.messages, str)
-        asked = self.anchor.model.encode(request.conversation if blind else request.messages)
+        asked = self.anchor.model.encode(request.prompt_text if blind else request.prompt)
         steps: list[dict[str, Any]] = []
         async with (
             self.target.open(prompt, room=generation.max_new_tokens) as row,
@@ -92,7 +93,7 @@ class SafeDecoding(Defense):
         ):
             limit = self.anchor.model.context_length
             if expert.prompt_length + count > limit:  # said before the first token, which could not be taken back
-                raise UserError(
+                raise TooLongError(
                     f"The prompt has {expert.prompt_length} tokens, but {self.anchor.model.name} reads {limit} with "
                     f"the {count} that it steers: shorten the prompt, or choose an anchor with a longer context."
                 )

@@ -17,7 +17,7 @@ class _Steered(SteeringDefense):
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Steers, or not, and speaks."""
-        prompt = self.target.model.encode(request.messages)
+        prompt = self.target.model.encode(request.prompt)
         async with self.target.open(prompt, room=request.generation.max_new_tokens) as row:
             steering, decision = await self._steering(row, request, self.settings_for(request))
             yield decision

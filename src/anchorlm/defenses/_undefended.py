@@ -16,7 +16,7 @@ class Undefended(Defense):
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Answers as the target would."""
         self.settings_for(request)
-        ids = self.target.model.encode(request.messages)
+        ids = self.target.model.encode(request.prompt)
         async with self.target.open(ids, room=request.generation.max_new_tokens) as row:
             async for event in speak(row, self.target, request.generation):
                 yield event

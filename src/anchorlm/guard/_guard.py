@@ -57,6 +57,8 @@ class Guard:
         reward: What a text is worth, likewise.
         generation: Defaults for every request.
         engine: Limits of the engines that the guard starts.
+        system: Your own system prompt, which goes before every conversation. The models that answer read it; judges,
+            cost models and gates do not. Raw prompts go without it.
         on_error: What a request gets when the defense could not do its work (its judge failed, say): the configured
             refusal, or the `DefenseError`. A user's mistake is always raised.
         probes: What `probe` tries it with.
@@ -78,6 +80,7 @@ class Guard:
         reward: ScorerLike | None = None,
         generation: GenerationSettings | Mapping[str, Any] | None = None,
         engine: EngineSettings | Mapping[str, Any] | None = None,
+        system: str | None = None,
         on_error: Literal["refuse", "raise"] = "refuse",
         probes: ProbeSettings | Mapping[str, Any] | None = None,
         started: Started | None = None,
@@ -121,6 +124,7 @@ class Guard:
             if isinstance(generation, GenerationSettings)
             else GenerationSettings.parse(generation or {}, where="generation")
         )
+        self.system = _checked_system(system)
         self.on_error = on_error
         self.probes = (
             probes if isinstance(probes, ProbeSettings) else ProbeSettings.parse(probes or {}, where="the probe")
@@ -161,6 +165,7 @@ class Guard:
             reward=recipe.reward,
             generation=recipe.generation,
             engine=recipe.engine,
+            system=recipe.serve.get("system"),
             started=started,
             on_error=on_error,
             probes=recipe.probe,
@@ -194,7 +199,8 @@ class Guard:
         Raises:
             UserError: An unknown setting or a value out of range.
         """
-        request = Request(messages, self.generation.replace(generation, where="generation"), dict(knobs or {}))
+        settings = self.generation.replace(generation, where="generation")
+        request = Request(messages, settings, dict(knobs or {}), system=self.system)
         self.defense.settings_for(request)
         return request
 
@@ -233,10 +239,10 @@ class Guard:
         if isinstance(request.messages, str) or not _is_long(request.messages):
             return
         anchor = self.defense.team.anchor
-        await asyncio.to_thread(self.defense.target.model.encode, request.messages)
+        await asyncio.to_thread(self.defense.target.model.encode, request.prompt)
         if anchor is not None:
             with suppress(UserError):  # which the defense tells, if it asks its anchor at all
-                await asyncio.to_thread(anchor.model.encode, request.conversation)
+                await asyncio.to_thread(anchor.model.encode, request.prompt_text)
 
     async def respond(self, request: Request) -> Response:
         """The whole response, on the engines' thread."""
@@ -357,6 +363,17 @@ class Guard:
             return index, await self.respond(request)
         except (UserError, DefenseError) as error:
             return index, error
+
+
+def _checked_system(system: str | None) -> str | None:
+    """An operator's system prompt.
+
+    Raises:
+        UserError: It is no text, or holds none.
+    """
+    if system is not None and (not isinstance(system, str) or not system.strip()):
+        raise UserError("system is your own system prompt: give a text, or leave it out.")
+    return system
 
 
 def _asked(messages: Messages | str, raw: bool) -> Messages | str:

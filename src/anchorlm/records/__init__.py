@@ -3,8 +3,8 @@
 from anchorlm.records._access import Access
 from anchorlm.records._artifacts import Artifact, ModelStamp, data_digest, instruments, prompts_digest
 from anchorlm.records._cache import cache_folder
-from anchorlm.records._errors import AnchorLMError, DefenseError, ModelError, UserError
-from anchorlm.records._journal import Journal, hold, lock, read_journal
+from anchorlm.records._errors import AnchorLMError, DefenseError, ModelError, TooLongError, UserError
+from anchorlm.records._journal import Journal, append_line, hold, lock, read_journal
 from anchorlm.records._rates import clustered, effective_size, wilson
 from anchorlm.records._requests import (
     Folder,
@@ -15,6 +15,7 @@ from anchorlm.records._requests import (
     Settings,
     as_messages,
     first_stop,
+    keys_beside,
     prompt_key,
     turn_text,
 )
@@ -46,8 +47,10 @@ __all__ = [
     "Settings",
     "TextDelta",
     "TokenScore",
+    "TooLongError",
     "Usage",
     "UserError",
+    "append_line",
     "as_messages",
     "cache_folder",
     "clustered",
@@ -56,6 +59,7 @@ __all__ = [
     "first_stop",
     "hold",
     "instruments",
+    "keys_beside",
     "likeness",
     "lock",
     "plain",
