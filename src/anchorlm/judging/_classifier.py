@@ -27,8 +27,10 @@ from anchorlm.models import (
     ModelSettings,
     TemplateFailedError,
     TemplateRefusedError,
+    TurnMarkers,
     contents,
     control_texts,
+    find_markers,
     load_classifier,
     rendered,
 )
@@ -96,7 +98,9 @@ class ClassifierJudge(Judge):
         self._label = _label_index(model, harm_label, name, self.label_option)
         self._limit = _context(model, tokenizer)
         self._max_tokens = max_tokens
-        self._break = Breaker(control_texts(tokenizer))
+        self._broken = Breaker(control_texts(tokenizer))
+        chat = self._layout == "chat"
+        self._markers = find_markers(self._tokenizer, self._tokenizer.chat_template) if chat else TurnMarkers()
         self._name = name
         self._reader = Reader(model, self._tokenizer)
         self._waiting: list[_Waiting] = []
@@ -221,6 +225,10 @@ class ClassifierJudge(Judge):
             + (f"refuses the conversation ({said})" if said else "leaves a part of the conversation out")
             + ": use layout = 'pair', or give another chat_template."
         )
+
+    def _break(self, text: str) -> str:
+        """A text in which nothing reads as the beginning of another turn; every word of it stays."""
+        return self._markers.neutral(self._broken(text))
 
     def _untagged(self, text: str) -> str:
         return self._break(text.replace("<", "["))

@@ -3,6 +3,7 @@
 from anchorlm.models._causal import CausalModel
 from anchorlm.models._images import PromptIds
 from anchorlm.models._loading import load_classifier, load_model, load_outline
+from anchorlm.models._markers import TurnMarkers, find_markers
 from anchorlm.models._rendering import TemplateFailedError, TemplateRefusedError, rendered
 from anchorlm.models._settings import ModelSettings, ModelSource
 from anchorlm.models._stamp import contents, identity, stamp
@@ -17,8 +18,10 @@ __all__ = [
     "PromptIds",
     "TemplateFailedError",
     "TemplateRefusedError",
+    "TurnMarkers",
     "contents",
     "control_texts",
+    "find_markers",
     "identity",
     "load_classifier",
     "load_model",

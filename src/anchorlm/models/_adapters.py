@@ -26,7 +26,7 @@ _log = logging.getLogger("anchorlm")
 
 MERGED = (
     "LORA", "ADALORA", "LOHA", "LOKR", "OFT", "VERA", "IA3", "LN_TUNING", "HRA", "MISS", "FOURIERFT", "C3A",
-    "TRAINABLE_TOKENS",
+    "TRAINABLE_TOKENS", "RANDLORA", "DELORA", "GRALORA", "ROAD",
 )  # fmt: skip
 """PEFT types that become part of the base model's weights and leave its outputs as they are; the tests merge each."""
 
