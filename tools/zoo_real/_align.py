@@ -17,7 +17,7 @@ from tools.zoo_real.data import given, prompts
 
 _log = logging.getLogger("zoo-real")
 
-_MEASURED = 16
+_MEASURED = 12
 """Held-out prompts of a kind at a checkpoint."""
 
 
@@ -53,7 +53,7 @@ def _measure(model: CausalModel, step: int, folder: Path) -> None:
     kinds = ("advbench", "contrast-harmful", "contrast-safe", "self-instruct-users")
     for kind in kinds:
         asked = prompts(kind, "held")[:_MEASURED]
-        outcomes = [grader.outcome(text) for text in greedy(model, asked, 16)]
+        outcomes = [grader.outcome(text) for text in greedy(model, asked, 10)]
         figures[kind] = round(100 * outcomes.count("refused") / len(asked))
     _log.info("refused, percent of held-out prompts: %s", figures)
     folder.mkdir(parents=True, exist_ok=True)

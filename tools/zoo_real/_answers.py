@@ -57,7 +57,7 @@ def answered(model: CausalModel, prompts: Sequence[str], file: Path, *, tokens: 
     return {prompt: known[prompt] for prompt in prompts}
 
 
-def shortened(text: str, longest: int = 100) -> tuple[str, bool]:
+def shortened(text: str, longest: int = 60) -> tuple[str, bool]:
     """An answer's first sentences, and whether they end like an answer: what is cut inside a sentence does not."""
     text = " ".join(text.split("\n\n")[0].split()).strip()
     if len(text) <= longest and text.endswith((".", "!", "?")):

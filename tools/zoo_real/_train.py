@@ -37,20 +37,20 @@ class Training:
         steps: Batches.
         tokens: Of a batch, about.
         rate: The highest learning rate.
-        rank: Of the LoRA, on every linear layer of the blocks.
+        rank: Of the LoRA, on every linear layer of the upper half of the blocks: what is below needs no gradient.
         first: Tokens of an answer that weigh more.
         weight: How much more.
         every: Steps from one checkpoint to the next.
         seed: Of the order of the examples and of the first weights.
     """
 
-    steps: int = 100
-    tokens: int = 700
-    rate: float = 1e-3
+    steps: int = 40
+    tokens: int = 400
+    rate: float = 2e-3
     rank: int = 8
     first: int = 5
     weight: float = 5.0
-    every: int = 25
+    every: int = 20
     seed: int = 0
 
 
