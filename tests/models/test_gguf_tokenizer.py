@@ -16,7 +16,9 @@ from anchorlm.records import UserError
 
 DATA = Path(os.environ.get("ANCHORLM_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 pytest.importorskip("gguf", reason="pip install 'anchorlm[gguf]'")
-shared = pytest.mark.skipif(not (DATA / "gguf").is_dir(), reason=f"no vocabularies at {DATA / 'gguf'}; set ANCHORLM_DATA")
+shared = pytest.mark.skipif(
+    not (DATA / "gguf").is_dir(), reason=f"no vocabularies at {DATA / 'gguf'}; set ANCHORLM_DATA"
+)
 
 
 def vectors(stem: Path) -> list[tuple[str, list[int]]]:

@@ -103,11 +103,11 @@ def train(
             _log.info("step %d of %d, loss %.3f, %.0f s", step + 1, training.steps, float(loss), perf_counter() - began)
         if (step + 1) % training.every == 0 or step + 1 == training.steps:
             lora.eval()
-            measure(model, step + 1)
             folder.mkdir(parents=True, exist_ok=True)
             kept = {"adapter": get_peft_model_state_dict(lora), "optimizer": optimizer.state_dict(), "step": step + 1}
             torch.save(kept, state)
             lora.save_pretrained(str(folder))
+            measure(model, step + 1)
     lora.eval()
     return model
 

@@ -1,6 +1,7 @@
 """A checkpoint as AnchorLM sees it; how to run it is the engine's business."""
 
 from anchorlm.models._causal import CausalModel
+from anchorlm.models._convert import convert
 from anchorlm.models._images import PromptIds
 from anchorlm.models._loading import load_classifier, load_model, load_outline, load_tokenizer
 from anchorlm.models._settings import ModelSettings, ModelSource
@@ -15,6 +16,7 @@ __all__ = [
     "PromptIds",
     "contents",
     "control_texts",
+    "convert",
     "identity",
     "load_classifier",
     "load_model",

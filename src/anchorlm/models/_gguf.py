@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from anchorlm.records import UserError
 
@@ -63,14 +67,16 @@ def gguf_file(path: str, name: str | None = None) -> Path | None:
         return place
     if name is not None:
         if not place.is_dir():
-            raise UserError(f"gguf_file names a file in a folder, but {path!r} is none: download the file, give its path.")
+            raise UserError(f"gguf_file names a file in a folder, but {path!r} is none: give the file as path.")
         if Path(name).name != name or not (place / name).is_file():
             raise UserError(f"There is no file {name!r} in {path!r}: give the name of one of its GGUF files.")
         return place / name
     if place.is_dir() and not any((place / one).is_file() for one in ("config.json", "adapter_config.json")):
         found = sorted(one.name for one in place.glob(f"*{SUFFIX}"))
         if found:
-            raise UserError(f"{path!r} holds GGUF files: say which with gguf_file, for example gguf_file = {found[0]!r}.")
+            raise UserError(
+                f"{path!r} holds GGUF files: say which with gguf_file, for example gguf_file = {found[0]!r}."
+            )
     return None
 
 
@@ -88,14 +94,12 @@ def read_header(file: Path) -> Header:
             f"{str(file)!r} is one of {parts} parts of a model: put them together with `llama-gguf-split --merge`."
         )
     if header.size is not None and state.st_size < header.size:
-        raise UserError(
-            f"{str(file)!r} is cut short ({state.st_size:,} of {header.size:,} bytes): download it again."
-        )
+        raise UserError(f"{str(file)!r} is cut short ({state.st_size:,} of {header.size:,} bytes): download it again.")
     known = _architectures()
     if header.architecture not in known:
         raise UserError(
-            f"{str(file)!r} holds a model of the architecture {header.architecture!r}, which transformers does not read "
-            "from GGUF: give the checkpoint that it was made from."
+            f"{str(file)!r} holds a model of the architecture {header.architecture!r}, which transformers does not "
+            "read from GGUF: give the checkpoint that it was made from."
         )
     return header
 
@@ -128,10 +132,13 @@ def load_weights(file: Path, kind: Any, options: dict[str, Any]) -> tuple[PreTra
         UserError: As `read_header`; or the file has weights that have no place in the model.
     """
     config = load_config(file)
+    if options.get("dtype") == "auto":
+        options = {**options, "dtype": torch.bfloat16}
     options = {name: value for name, value in options.items() if name not in ("revision", "use_safetensors")}
-    model, report = kind.from_pretrained(
-        str(file.parent), gguf_file=file.name, config=config, output_loading_info=True, **options
-    )
+    with _bar_as_the_others():
+        model, report = kind.from_pretrained(
+            str(file.parent), gguf_file=file.name, config=config, output_loading_info=True, **options
+        )
     # From here on it is a model like any other: it can be saved, merged and trained.
     model.hf_quantizer = None
     model.is_quantized = False
@@ -141,14 +148,30 @@ def load_weights(file: Path, kind: Any, options: dict[str, Any]) -> tuple[PreTra
     return model, report
 
 
+def check_options(file: Path, dtype: str | None, quantization: object) -> None:
+    """Whether the weights can be read as is asked for.
+
+    Raises:
+        UserError: They cannot.
+    """
+    if dtype == "float16":
+        # Gemma's activations overflow there, and nothing in the file says which models' do.
+        raise UserError(f"{str(file)!r} is GGUF, which is read in float32 or bfloat16: give one of these as dtype.")
+    if quantization is not None:
+        raise UserError(
+            f"{str(file)!r} is GGUF, whose weights are quantized already and become numbers again: leave quantization "
+            "out."
+        )
+
+
 def _check_positions(header: Header) -> None:
     """Transformers' reader leaves scaled positions out without a word, and the model would be another one."""
     scaling = header.metadata.get(f"{header.architecture}.rope.scaling.type", "none")
     lost = scaling not in ("none", "") and header.architecture not in ("gpt-oss",)
     if lost or any(name.startswith("rope_") for name in header.tensors):
         raise UserError(
-            f"{str(header.file)!r} scales its positions ({scaling if lost else 'rope_freqs'}), which transformers leaves "
-            "out when it reads GGUF: give the checkpoint that it was made from."
+            f"{str(header.file)!r} scales its positions ({scaling if lost else 'rope_freqs'}), which transformers "
+            "leaves out when it reads GGUF: give the checkpoint that it was made from."
         )
 
 
@@ -236,7 +259,7 @@ def _bytes(kind: int, shape: tuple[int, ...]) -> int | None:
     """The bytes of a tensor; None where its type is not known here."""
     sizes = _gguf().GGML_QUANT_SIZES
     try:
-        per, length = sizes[_gguf().GGMLQuantizationType(kind)]
+        per, length = map(int, sizes[_gguf().GGMLQuantizationType(kind)])
     except (KeyError, ValueError):
         return None
     number = 1
@@ -261,3 +284,17 @@ def _architectures() -> frozenset[str]:
 
     renamed = {"qwen2moe", "qwen3moe", "gpt-oss", "minimax-m2"}
     return frozenset({*GGUF_SUPPORTED_ARCHITECTURES, *renamed} - {"general", "tokenizer"})
+
+
+@contextmanager
+def _bar_as_the_others() -> Iterator[None]:
+    """The reader shows its bar even where transformers was told to show none."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    shown = reader.tqdm
+    if not transformers_logging.is_progress_bar_enabled():
+        reader.tqdm = partial(shown, disable=True)
+    try:
+        yield
+    finally:
+        reader.tqdm = shown

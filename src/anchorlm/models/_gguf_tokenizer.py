@@ -49,8 +49,8 @@ def gguf_tokenizer(header: Header) -> PreTrainedTokenizerBase:
         raise UserError(f"{str(header.file)!r} holds no tokenizer: give the checkpoint that it was made from.")
     if kind not in _KINDS:
         raise UserError(
-            f"{str(header.file)!r} has a tokenizer of the kind {kind!r}, but only {', '.join(_KINDS)} are read from GGUF: "
-            "give the checkpoint that it was made from."
+            f"{str(header.file)!r} has a tokenizer of the kind {kind!r}, but only {', '.join(_KINDS)} are read from "
+            "GGUF: give the checkpoint that it was made from."
         )
     vocabulary = _Vocabulary(
         _distinct(tokens),
@@ -59,10 +59,7 @@ def gguf_tokenizer(header: Header) -> PreTrainedTokenizerBase:
         list(meta.get("merges") or []),
     )
     pre = str(meta.get("pre") or "default")
-    if kind == "gpt2":
-        backend = _byte_level(header, vocabulary, pre)
-    else:
-        backend = _sentencepiece(vocabulary, meta, kind)
+    backend = _byte_level(header, vocabulary, pre) if kind == "gpt2" else _sentencepiece(vocabulary, meta, kind)
     _add(backend, vocabulary, str(header.metadata.get("general.name", "")).lower())
     roles = {role: _token(vocabulary, meta.get(f"{key}_token_id")) for role, key in _ROLES.items()}
     begins = bool(meta.get("add_bos_token", kind == "llama" or (kind == "gpt2" and pre in BEGINS)))
@@ -134,9 +131,7 @@ def _sentencepiece(vocabulary: _Vocabulary, meta: dict[str, Any], kind: str) -> 
     if kind == "gemma4":
         backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[^\n]+|\n+"), "isolated")
     strip = [decoders.Strip(" ", 1, 0)] if prefix else []
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
-    )
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
     return backend
 
 

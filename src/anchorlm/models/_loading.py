@@ -20,6 +20,8 @@ from transformers import (
 )
 from transformers.quantizers.auto import AutoQuantizationConfig
 
+from anchorlm.models._gguf import check_options, gguf_file, load_config, load_weights, read_header
+from anchorlm.models._gguf_tokenizer import gguf_tokenizer
 from anchorlm.models._places import adapter_base, adapter_heads, check_adapter, check_folder, check_repository
 from anchorlm.models._settings import ModelSettings
 from anchorlm.records import UserError
@@ -36,13 +38,18 @@ _DTYPES: dict[str, torch.dtype | str] = {
 
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     """The fast tokenizer of a checkpoint, with `chat_template` (its text, or a file) in place of its own if given."""
-    path, template = settings.path, settings.chat_template
+    path, template = _place(settings), settings.chat_template
     check_folder(path)
     source, revision = _tokenizer_source(path, settings.revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=revision, trust_remote_code=settings.trust_remote_code
-        )
+        if (file := gguf_file(source)) is not None:
+            tokenizer = gguf_tokenizer(read_header(file))
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(
+                source, revision=revision, trust_remote_code=settings.trust_remote_code
+            )
+    except UserError:
+        raise
     except Exception as error:  # what a damaged file makes the libraries raise has no common class
         raise UserError(f"No tokenizer could be loaded from {path!r}{_why(error, path)}.") from None
     if not tokenizer.is_fast:
@@ -55,6 +62,8 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
 def load_processor(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> Any | None:
     """What prepares a checkpoint's images, with the tokenizer and the chat template of its text; None without one."""
     base, _ = _adapter_chain(settings)
+    if gguf_file(base) is not None:
+        return None
     revision = settings.revision if base == settings.path else None
     try:
         if not hasattr(_config(base, revision, settings), "vision_config"):
@@ -109,7 +118,10 @@ def load_model(settings: ModelSettings, kind: Any = None) -> PreTrainedModel:
         heads = adapter_heads(adapters)
         if heads and kind is not None:
             options["num_labels"] = next(iter(heads.values()))
-        model, report = (kind or _auto(config)).from_pretrained(base, **options, output_loading_info=True)
+        if (file := gguf_file(base)) is not None:
+            model, report = load_weights(file, kind or _auto(config), options)
+        else:
+            model, report = (kind or _auto(config)).from_pretrained(base, **options, output_loading_info=True)
         missing = {key for key in report["missing_keys"] if key.partition(".")[0] not in heads}
         if missing and settings.quantization is None:
             # transformers would go on with random weights in their place.
@@ -144,6 +156,8 @@ def load_outline(settings: ModelSettings, kind: Any = None) -> PreTrainedModel:
             model: PreTrainedModel = (kind or _auto(config)).from_config(
                 config, attn_implementation=settings.attention, trust_remote_code=settings.trust_remote_code
             )
+    except UserError:
+        raise
     except Exception as error:  # likewise
         raise UserError(f"{settings.path!r} could not be read{_why(error, base)}.") from None
     check_repository(base, revision)
@@ -165,6 +179,8 @@ def load_classifier(
 
 
 def _config(base: str, revision: str | None, settings: ModelSettings) -> Any:
+    if (file := gguf_file(base)) is not None:
+        return load_config(file)
     return AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=settings.trust_remote_code)
 
 
@@ -192,6 +208,15 @@ def _with_adapter(model: PreTrainedModel, adapter: str, base: str) -> PeftModel:
             ) from None
 
 
+def _place(settings: ModelSettings) -> str:
+    """The path, down to the file of a folder that is named."""
+    file = gguf_file(settings.path, settings.gguf_file)
+    if file is None:
+        return settings.path
+    check_options(file, settings.dtype, settings.quantization)
+    return str(file)
+
+
 def _tokenizer_source(path: str, revision: str | None) -> tuple[str, str | None]:
     """An adapter's folder may leave its tokenizer with the base model."""
     while (folder := Path(path)).is_dir() and not (folder / "tokenizer.json").is_file():
@@ -203,7 +228,7 @@ def _tokenizer_source(path: str, revision: str | None) -> tuple[str, str | None]
 
 def _adapter_chain(settings: ModelSettings) -> tuple[str, list[str]]:
     """The base model, and the adapters to put on it in order: a base may itself be a folder of an adapter."""
-    path = settings.path
+    path = _place(settings)
     check_folder(path)
     chain = [settings.adapter] if settings.adapter else []
     while (folder := Path(path)).is_dir() and (folder / "adapter_config.json").is_file():

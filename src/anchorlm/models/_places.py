@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.utils import has_file
 
+from anchorlm.models._gguf import gguf_file
 from anchorlm.records import UserError
 
 _log = logging.getLogger("anchorlm")
@@ -23,6 +24,8 @@ def check_folder(path: str) -> None:
     Raises:
         UserError: There is no such folder, or it has no configuration or no safetensors.
     """
+    if gguf_file(path) is not None:
+        return
     folder = Path(path)
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if not folder.exists() and looks_local:
@@ -44,7 +47,7 @@ def check_repository(path: str, revision: str | None, stem: str = "model", pickl
     Raises:
         UserError: It has only pickled ones.
     """
-    if Path(path).is_dir():
+    if Path(path).exists():
         return
     try:
         if any(has_file(path, f"{stem}.safetensors{index}", revision=revision) for index in ("", ".index.json")):
@@ -77,7 +80,7 @@ def check_adapter(adapter: str, model: PreTrainedModel, base: str) -> None:
             raise UserError(
                 f"The adapter {adapter!r} does not fit {base!r} ({misfit}): give the base model that it was trained on."
             )
-    if named and Path(named).name.casefold() != Path(base).name.casefold():
+    if named and not Path(base).is_file() and Path(named).name.casefold() != Path(base).name.casefold():
         _log.warning(
             "The adapter %r names %r as its base model and is put on %r: make sure that they are the same.",
             adapter, named, base,
@@ -142,4 +145,4 @@ def adapter_base(folder: Path) -> str:
             "path, and the adapter as adapter."
         )
     beside = (folder / name).resolve()
-    return str(beside) if beside.is_dir() else str(name)
+    return str(beside) if beside.exists() else str(name)
