@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from factories import tiny_tokenizer, tiny_weights
+from peft import LoraConfig, get_peft_model
 
 gguf = pytest.importorskip("gguf", reason="pip install 'anchorlm[gguf]'")
 
@@ -131,6 +132,36 @@ def test_the_outline_knows_everything_but_the_weights(file: Path, loaded: Causal
     assert all(parameter.is_meta for parameter in outline.model.parameters())
     one, other = stamp(outline), stamp(loaded)
     assert (one.shapes, one.tokenizer, one.template) == (other.shapes, other.tokenizer, other.template)
+
+
+def test_artifacts_bind_to_the_file(file: Path, loaded: CausalModel, tmp_path: Path) -> None:
+    outline = stamp(CausalModel.outline(ModelSettings(path=str(file))))
+    assert outline.files
+    assert stamp(loaded).files == outline.files
+    assert stamp(CausalModel.from_pretrained(file, dtype="bfloat16")).difference(outline) is None
+    other = bytearray(file.read_bytes())
+    other[-1] ^= 1
+    (tmp_path / "tiny.gguf").write_bytes(other)
+    assert stamp(CausalModel.outline(ModelSettings(path=str(tmp_path / "tiny.gguf")))).difference(outline) is not None
+
+
+def test_an_adapter_may_name_a_file_next_to_it(file: Path, loaded: CausalModel, tmp_path: Path) -> None:
+    lora = get_peft_model(
+        CausalModel.from_pretrained(file).model,
+        LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM"),
+    )
+    lora.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    saved = tmp_path / "adapter" / "adapter_config.json"
+    saved.write_text(
+        json.dumps(json.loads(saved.read_text("utf-8")) | {"base_model_name_or_path": "../tiny.gguf"}), "utf-8"
+    )
+    (tmp_path / "tiny.gguf").write_bytes(file.read_bytes())
+    ids = loaded.encode(TURN)
+    with torch.inference_mode():
+        want = lora(input_ids=torch.tensor([ids])).logits[0]
+    for settings in ({"path": str(tmp_path / "adapter")}, {"path": str(file), "adapter": str(tmp_path / "adapter")}):
+        torch.testing.assert_close(logits(CausalModel.load(ModelSettings(**settings)), ids), want, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(want, logits(loaded, ids), atol=1e-3)
 
 
 def test_a_converted_folder_is_the_same_model(file: Path, loaded: CausalModel, tmp_path: Path) -> None:

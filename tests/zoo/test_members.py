@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from anchorlm import Guard
+from anchorlm.models import ModelSettings, load_classifier
 from anchorlm.records import UserError
 from anchorlm.zoo import artifact, items, members, path
 from anchorlm.zoo._evaluation import answerer, load
@@ -26,10 +28,12 @@ def test_a_member_is_an_ordinary_folder_with_a_card(name: str) -> None:
     folder = path(name)
     assert (folder / "README.md").read_text(encoding="utf-8").startswith("---\nlicense: apache-2.0")
     assert (folder / "tokenizer_config.json").exists()
-    assert len(list(folder.glob("*.safetensors"))) == 1
+    heads = ["score.safetensors"] if name in ("b-cost", "b-reward") else []
+    kind = "adapter_model" if (folder / "adapter_config.json").exists() else "model"
+    assert sorted(file.name for file in folder.glob("*.safetensors")) == [f"{kind}.safetensors", *heads]
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if (path(n) / "config.json").exists()])
+@pytest.mark.parametrize("name", [n for n in NAMES if (path(n) / "model.safetensors").exists()])
 def test_a_full_member_loads_by_its_folder_alone(name: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(path(name))
     assert model.dtype == torch.float32
@@ -88,3 +92,17 @@ def test_the_artifact_beside_a_specialist_is_its_own_and_names_no_place(name: st
 
 def test_models_that_nothing_was_fitted_to_have_no_artifact() -> None:
     assert artifact("a-chat") is None
+
+
+@pytest.mark.parametrize("name", ["b-cost", "b-reward"])
+def test_transformers_opens_a_scorer_whole_from_wherever_it_is_called(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, report = AutoModelForSequenceClassification.from_pretrained(path(name), output_loading_info=True)
+    assert not any(report.values())
+    assert model.config.num_labels == 1
+    ours = load_classifier(ModelSettings(path=str(path(name))))[0]
+    ids = torch.tensor([[50, 60, 70]])
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids).logits, model.eval()(ids).logits, atol=1e-3, rtol=1e-3)

@@ -106,7 +106,8 @@ def train(
             folder.mkdir(parents=True, exist_ok=True)
             kept = {"adapter": get_peft_model_state_dict(lora), "optimizer": optimizer.state_dict(), "step": step + 1}
             torch.save(kept, state)
-            lora.save_pretrained(str(folder))
+            lora.peft_config["default"].base_model_name_or_path = f"../{Path(model.name).name}"
+            lora.save_pretrained(str(folder), save_embedding_layers=False)
             measure(model, step + 1)
     lora.eval()
     return model

@@ -139,6 +139,16 @@ def convert(
 
 
 @app.command()
+def recipe(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Such as knob; none: lists all.")] = None,
+) -> None:
+    """Prints a recipe to start from: anchorlm recipe finance-llama3 > guard.toml."""
+    from anchorlm.cli._recipe_files import run
+
+    run(name)
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Looks at this machine: versions, device, memory, caches, embedded models, and a tiny run."""
     from anchorlm.cli._doctor import run

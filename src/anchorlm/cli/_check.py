@@ -167,12 +167,13 @@ def _artifact(found: Findings, folder: str, target: CausalModel | None, reads: b
     if target is None:
         return False
     known = stamp(target)
-    compared = "architecture, tokenizer, chat template"
-    compared += " and the shapes of the weights" if known.shapes and artifact.models["target"].shapes else ""
-    found.notes.append(
-        f"artifact: {compared} were compared with the target's; whether its weights are the same is seen when it is "
-        "loaded."
-    )
+    if not (known.files and artifact.models["target"].files):
+        compared = "architecture, tokenizer, chat template"
+        compared += " and the shapes of the weights" if known.shapes and artifact.models["target"].shapes else ""
+        found.notes.append(
+            f"artifact: {compared} were compared with the target's; whether its weights are the same is seen when it "
+            "is loaded."
+        )
     before = len(found.gaps)
     found.attempt("artifact", lambda: artifact.require("target", known))
     return len(found.gaps) == before

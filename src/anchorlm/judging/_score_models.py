@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 from transformers import (
@@ -153,12 +153,19 @@ class _SafeRLHF:
 
         self._kind = WithScoreHead
 
+    key_mapping: ClassVar = {r"^score_head\.": "score."}
+
     def from_pretrained(self, path: str, **options: Any) -> Any:
-        model, report = self._kind.from_pretrained(path, key_mapping={r"^score_head\.": "score."}, **options)
+        model, report = self._kind.from_pretrained(path, key_mapping=self.key_mapping, **options)
+        self.settle(model, report)
+        return model, report
+
+    @staticmethod
+    def settle(model: Any, report: dict[str, Any]) -> None:
+        """A head without a bias, and a normalizer, are no faults of a checkpoint."""
         if "score.bias" in report["missing_keys"]:
             nn.init.zeros_(model.score.bias)
             report["missing_keys"] = set(report["missing_keys"]) - {"score.bias"}
-        return model, report
 
     def from_config(self, config: Any, **options: Any) -> Any:
         return self._kind._from_config(config, attn_implementation=options.get("attn_implementation"))

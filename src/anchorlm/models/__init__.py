@@ -3,10 +3,11 @@
 from anchorlm.models._causal import CausalModel
 from anchorlm.models._convert import convert
 from anchorlm.models._images import PromptIds
-from anchorlm.models._loading import load_classifier, load_model, load_outline, load_tokenizer
+from anchorlm.models._loading import load_classifier, load_model, load_outline
 from anchorlm.models._settings import ModelSettings, ModelSource
 from anchorlm.models._stamp import contents, identity, stamp
 from anchorlm.models._template import PLAIN_TEMPLATE, control_texts, message_parts, without_specials
+from anchorlm.models._tokenizers import load_tokenizer
 
 __all__ = [
     "PLAIN_TEMPLATE",

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -12,9 +12,11 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from anchorlm.models._images import ImageReader
-from anchorlm.models._loading import load_model, load_outline, load_processor, load_tokenizer
+from anchorlm.models._loading import load_model, load_outline, load_processor
+from anchorlm.models._places import Origin, origin
 from anchorlm.models._settings import ModelSettings
 from anchorlm.models._template import control_texts, encode_text, plain_turns, render, response_lead, without_specials
+from anchorlm.models._tokenizers import load_tokenizer
 from anchorlm.records import Messages, UserError
 from anchorlm.tokens import ByteVocabulary
 
@@ -34,6 +36,7 @@ class CausalModel:
         tokenizer: Its fast tokenizer.
         vocabulary: The tokenizer's ids as bytes.
         processor: The transformers processor of a model that reads images; None for text alone.
+        origin: The files that it was loaded from; None for a model that came without.
     """
 
     name: str
@@ -41,6 +44,7 @@ class CausalModel:
     tokenizer: PreTrainedTokenizerBase
     vocabulary: ByteVocabulary
     processor: Any = None
+    origin: Origin | None = None
     _encoded: dict[Any, list[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _lock: Lock = field(default_factory=Lock, init=False, repr=False, compare=False)
 
@@ -60,7 +64,8 @@ class CausalModel:
         """`from_pretrained` for settings that came from a recipe."""
         tokenizer = load_tokenizer(settings)
         processor = load_processor(settings, tokenizer)
-        return cls.wrap(load_model(settings), tokenizer, name=settings.path, processor=processor)
+        model = cls.wrap(load_model(settings), tokenizer, name=settings.path, processor=processor)
+        return replace(model, origin=origin(settings))
 
     @classmethod
     def outline(cls, settings: ModelSettings) -> Self:
@@ -73,7 +78,8 @@ class CausalModel:
         """
         tokenizer = load_tokenizer(settings)
         processor = load_processor(settings, tokenizer)
-        return cls.wrap(load_outline(settings), tokenizer, name=settings.path, processor=processor)
+        model = cls.wrap(load_outline(settings), tokenizer, name=settings.path, processor=processor)
+        return replace(model, origin=origin(settings))
 
     @classmethod
     def wrap(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -116,7 +117,7 @@ def load_config(file: Path) -> Any:
     if (eot := header.metadata.get("tokenizer.ggml.eot_token_id")) is not None:
         ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
         config.eos_token_id = [*dict.fromkeys([one for one in (*ends, int(eot)) if one is not None])]
-    config.name_or_path = ""  # transformers takes the model's name, which is no path
+    config.name_or_path = str(file)  # transformers takes the model's name, which is no path
     return config
 
 
@@ -142,10 +143,23 @@ def load_weights(file: Path, kind: Any, options: dict[str, Any]) -> tuple[PreTra
     # From here on it is a model like any other: it can be saved, merged and trained.
     model.hf_quantizer = None
     model.is_quantized = False
+    model.name_or_path = str(file)  # and not its folder: what adapters name as their base
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.generation_config.eos_token_id = model.config.eos_token_id
     return model, report
+
+
+def file_digest(file: Path) -> str:
+    """Names what the file holds, every byte of it; read once a process as long as the file stays as it is."""
+    state = file.stat()
+    return _digest(file, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=32)
+def _digest(file: Path, _size: int, _changed: int) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def check_options(file: Path, dtype: str | None, quantization: object) -> None:

@@ -1,21 +1,135 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from peft import PeftConfig
-from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel
+from huggingface_hub import snapshot_download
 from transformers.utils import has_file
+from transformers.utils.peft_utils import find_adapter_config_file
 
-from anchorlm.models._gguf import gguf_file
+from anchorlm.models._gguf import check_options, file_digest, gguf_file
+from anchorlm.models._settings import ModelSettings
+from anchorlm.models._weights import INDEX, WEIGHTS, digest, digest_of, weight_files
 from anchorlm.records import UserError
 
-_log = logging.getLogger("anchorlm")
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 _PICKLED = "only pickled weights, which can run code: convert them once with save_pretrained"
+
+_OF_TRAINING = {"base_model_name_or_path", "revision", "peft_version", "inference_mode", "auto_mapping", "task_type"}
+"""What of an adapter's settings changes no output."""
+
+
+class Kind(Enum):
+    """What lies at a path."""
+
+    CHECKPOINT = auto()
+    ADAPTER = auto()
+
+
+def kind_of(path: str, revision: str | None = None) -> Kind:
+    """Of what kind the model at a path is: every way to load one asks here.
+
+    Raises:
+        UserError: It is a folder that holds no model.
+    """
+    check_folder(path)
+    if gguf_file(path) is not None:
+        return Kind.CHECKPOINT
+    if (folder := Path(path)).is_dir():
+        return Kind.ADAPTER if (folder / ADAPTER).is_file() else Kind.CHECKPOINT
+    try:
+        found = find_adapter_config_file(path, revision=revision)
+    except (OSError, ValueError):  # gated, or not there: whoever wants a file of it says so
+        found = None
+    return Kind.ADAPTER if found else Kind.CHECKPOINT
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model comes from.
+
+    Attributes:
+        base: The checkpoint: a folder or an id of the Hub.
+        revision: Of the checkpoint on the Hub.
+        adapters: The folders of the adapters on it, in the order in which they are put on.
+    """
+
+    base: str
+    revision: str | None = None
+    adapters: tuple[str, ...] = ()
+
+    @cached_property
+    def digest(self) -> str:
+        """Names the weights of checkpoint and adapters as they are stored; empty where they are not here.
+
+        Raises:
+            UserError: A file is damaged.
+        """
+        if (file := gguf_file(self.base)) is not None:
+            parts: list[Any] = [file_digest(file)]
+        elif (files := weight_files(self.base, self.revision)) is not None:
+            parts = [digest(files)]
+        else:
+            return ""
+        for adapter in self.adapters:
+            settings = _read(Path(adapter) / ADAPTER)
+            kept = {name: value for name, value in settings.items() if value and name not in _OF_TRAINING}
+            kept = {name: sorted(value) if name == "target_modules" else value for name, value in kept.items()}
+            parts += [kept, digest([Path(adapter) / ADAPTER_WEIGHTS])]
+        return digest_of(parts)
+
+
+def origin(settings: ModelSettings) -> Origin:
+    """The checkpoint that a model comes down to, and the adapters to put on it: a base may itself be an adapter.
+
+    Raises:
+        UserError: A folder is not there or holds no model, or an adapter does not name its base.
+    """
+    path, revision = _place(settings), settings.revision
+    chain = [adapter_folder(settings.adapter)] if settings.adapter else []
+    while kind_of(path, revision) is Kind.ADAPTER:
+        folder = adapter_folder(path, revision)
+        if folder in chain:
+            raise UserError(f"The adapter {folder!r} names itself as its base model: give the base as path.")
+        chain.insert(0, folder)
+        if _is_whole(path, revision):
+            break
+        path, revision = adapter_base(folder)
+    return Origin(path, revision, tuple(chain))
+
+
+def _place(settings: ModelSettings) -> str:
+    """The path, down to the file of a folder that is named."""
+    file = gguf_file(settings.path, settings.gguf_file)
+    if file is None:
+        return settings.path
+    check_options(file, settings.dtype, settings.quantization)
+    return str(file)
+
+
+def adapter_folder(path: str, revision: str | None = None) -> str:
+    """The folder of an adapter; one of the Hub is downloaded.
+
+    Raises:
+        UserError: There is none, or only a pickled one.
+    """
+    check_folder(path)
+    if Path(path).is_dir():
+        return path
+    check_repository(path, revision, "adapter_model", "adapter_model")
+    wanted = [ADAPTER, ADAPTER_WEIGHTS, "*token*", "*.jinja", "vocab.*", "merges.txt", "added_tokens.json"]
+    try:
+        return str(snapshot_download(path, revision=revision, allow_patterns=wanted))
+    except Exception as error:  # of the Hub, in many classes
+        said = str(error).strip().partition("\n")[0].rstrip(".")
+        raise UserError(
+            f"The adapter {path!r} could not be loaded ({said}): check its name, your access and the network."
+        ) from None
 
 
 def check_folder(path: str) -> None:
@@ -34,9 +148,9 @@ def check_folder(path: str) -> None:
         raise UserError(f"{path!r} is a file: give the folder that holds config.json and the safetensors.")
     if not folder.is_dir():
         return
-    if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+    if not (folder / "config.json").is_file() and not (folder / ADAPTER).is_file():
         raise UserError(f"{path!r} holds no config.json: give the folder that holds it beside the safetensors.")
-    if not any(folder.glob("*.safetensors")):
+    if not any(folder.glob("*.safetensors")) and not (folder / INDEX).is_file():
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
         raise UserError(f"{path!r} holds {_PICKLED if pickled else 'no weights: download its *.safetensors'}.")
 
@@ -59,90 +173,51 @@ def check_repository(path: str, revision: str | None, stem: str = "model", pickl
         raise UserError(f"{path!r} holds {_PICKLED}, or name a revision of it that has safetensors.")
 
 
-def check_adapter(adapter: str, model: PreTrainedModel, base: str) -> None:
-    """Whether an adapter is there, as safetensors, and could have been trained on a model; its weights are not read.
+def adapter_base(folder: str) -> tuple[str, str | None]:
+    """The base model that an adapter names, and its revision; a folder of that name next to the adapter comes first.
 
     Raises:
-        UserError: It is not there, is pickled, or does not fit the model.
+        UserError: It names none, or a folder that is not here.
     """
-    check_folder(adapter)
-    try:
-        named = PeftConfig.from_pretrained(adapter).base_model_name_or_path
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{adapter!r} is no PEFT adapter: give the folder or Hub id of one.") from None
-    check_repository(adapter, None, "adapter_model", "adapter_model")
-    file = Path(adapter) / "adapter_model.safetensors"
-    if file.parent.is_dir():
-        # peft would fall back to pickled weights, which can run code.
-        if not file.is_file():
-            raise UserError(f"{adapter!r} holds no adapter_model.safetensors: save the adapter as safetensors.")
-        if misfit := _misfit(model, file):
-            raise UserError(
-                f"The adapter {adapter!r} does not fit {base!r} ({misfit}): give the base model that it was trained on."
-            )
-    if named and not Path(base).is_file() and Path(named).name.casefold() != Path(base).name.casefold():
-        _log.warning(
-            "The adapter %r names %r as its base model and is put on %r: make sure that they are the same.",
-            adapter, named, base,
-        )  # fmt: skip
-
-
-def adapter_heads(adapters: Sequence[str]) -> dict[str, int]:
-    """The modules that adapters on disk bring whole, as those of classifiers do their head, with the rows of each."""
-    heads: dict[str, int] = {}
-    for adapter in adapters:
-        file = Path(adapter) / "adapter_model.safetensors"
-        if not file.is_file():
-            continue
-        try:
-            with safe_open(file, framework="pt") as saved:
-                for key in saved.keys():  # noqa: SIM118
-                    name = key.removeprefix("base_model.model.")
-                    if name.endswith(".weight") and ".lora_" not in name and name.count(".") == 1:
-                        heads[name.removesuffix(".weight")] = saved.get_slice(key).get_shape()[0]
-        except SafetensorError:
-            continue  # `check_adapter` says what is wrong with it
-    return heads
-
-
-def _misfit(model: PreTrainedModel, file: Path) -> str | None:
-    """What of a LoRA adapter's weights has no place in the model; the file's header knows all names and shapes."""
-    if hasattr(model.config, "vision_config"):
-        return None  # their modules have had several names
-    try:
-        with safe_open(file, framework="pt") as saved:
-            for key in saved.keys():  # noqa: SIM118
-                name, _, part = key.removeprefix("base_model.model.").partition(".lora_")
-                side = {"A.weight": -1, "B.weight": 0}.get(part)
-                if side is None or "expert" in name:  # those are stored one by one or fused
-                    continue
-                try:
-                    place = model.get_submodule(name)
-                    sizes = [getattr(place, size) for size in ("in_features", "out_features") if hasattr(place, size)]
-                    sizes = sizes or list(place.weight.shape)
-                except AttributeError:
-                    return f"which has no {name}"
-                if (size := saved.get_slice(key).get_shape()[side]) not in sizes:
-                    return f"{name} is {' x '.join(map(str, sizes))} there, and not {size} wide"
-    except SafetensorError as error:
-        raise UserError(f"{str(file)!r} is no whole file of safetensors ({error}): download it again.") from None
-    return None
-
-
-def adapter_base(folder: Path) -> str:
-    """The base model that an adapter's folder names; a folder beside it, if there is one of that name.
-
-    Raises:
-        UserError: It names none.
-    """
-    try:
-        name = json.loads((folder / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path")
-    except ValueError:
-        raise UserError(f"{str(folder / 'adapter_config.json')!r} is no JSON: download the adapter again.") from None
+    settings = _read(Path(folder) / ADAPTER)
+    name = settings.get("base_model_name_or_path")
     if not name:
         raise UserError(
-            f"The adapter in {str(folder)!r} does not name its base model in adapter_config.json: give the base as "
-            "path, and the adapter as adapter."
+            f"The adapter in {folder!r} does not name its base model in {ADAPTER}: give the base as path, and the "
+            "adapter as adapter."
         )
-    beside = (folder / name).resolve()
-    return str(beside) if beside.exists() else str(name)
+    if (near := (Path(folder) / name).resolve()).exists():
+        return str(near), None
+    try:
+        check_folder(str(name))
+    except UserError as error:
+        said = str(error).partition(":")[0]
+        raise UserError(
+            f"{said}, which the adapter {folder!r} names as its base model: give the base as path, and the adapter as "
+            "adapter."
+        ) from None
+    return str(name), settings.get("revision")
+
+
+def _is_whole(path: str, revision: str | None) -> bool:
+    """Whether a checkpoint lies in the same place as an adapter, as transformers has it then."""
+    if Path(path).is_dir():
+        has = [(Path(path) / name).is_file() for name in ("config.json", WEIGHTS, INDEX)]
+        if not (Path(path) / ADAPTER_WEIGHTS).is_file():
+            return False
+    else:
+        try:
+            has = [has_file(path, name, revision=revision) for name in ("config.json", WEIGHTS, INDEX)]
+        except OSError:
+            return False
+    return has[0] and any(has[1:])
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise UserError(f"{str(file)!r} is no JSON: download the adapter again.")
+    return settings

@@ -15,10 +15,15 @@ _VOLATILE = ("_name_or_path", "_commit_hash", "transformers_version", "architect
 
 
 def stamp(model: CausalModel) -> ModelStamp:
-    """What the model is known by: its shape, its vocabulary, its chat template and two values of each of its weights.
+    """What the model is known by: its shape, its vocabulary, its chat template, and the files that it was loaded from.
 
-    Of a `CausalModel.outline` everything but the values.
+    For a model without files two values of each of its weights stand. Of a `CausalModel.outline` they are not read.
+    The files are read once a process.
     """
+    return _stamp(model, "" if model.origin is None else model.origin.digest)
+
+
+def _stamp(model: CausalModel, files: str) -> ModelStamp:
     parameters = sorted(model.model.named_parameters())
     sample: list[float] = []
     for _, parameter in parameters:
@@ -37,6 +42,7 @@ def stamp(model: CausalModel) -> ModelStamp:
         shapes="" if packed else _digest([(name, list(each.shape)) for name, each in parameters]),
         dtype=str(model.model.dtype).removeprefix("torch."),
         sample=tuple(sample),
+        files=files,
         revision=getattr(model.model.config, "_commit_hash", None),
     )
 
@@ -46,7 +52,7 @@ def identity(model: CausalModel) -> dict[str, Any]:
 
     Unlike a stamp it is not to be recognized in another number format. It reads all weights once.
     """
-    known = stamp(model).identity
+    known = _stamp(model, "").identity
     del known["sample"]
     return known | {"weights": contents(model.model)}
 

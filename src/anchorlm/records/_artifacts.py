@@ -38,6 +38,8 @@ class ModelStamp:
         shapes: Digest of the names and shapes of the weights; empty where quantization packs them.
         dtype: Number format in which it was loaded.
         sample: Some of its weights; empty where they were not read, because only the configuration was looked at.
+        files: Digest of the files of its weights, adapters included; empty where it has none. Two models of the same
+            files are the same in every number format.
         revision: Commit of the Hub's repository, where it came from there; only shown, because weights are compared.
     """
 
@@ -51,11 +53,12 @@ class ModelStamp:
     dtype: str
     sample: tuple[float, ...]
     revision: str | None = None
+    files: str = ""
 
     @property
     def identity(self) -> dict[str, Any]:
         """Everything but where it came from, as plain JSON data: equal for equal models."""
-        return {name: value for name, value in asdict(self).items() if name not in ("name", "revision")}
+        return {name: value for name, value in asdict(self).items() if name not in ("name", "revision", "files")}
 
     def difference(self, other: ModelStamp) -> str | None:
         """In what `other` is another model, in a few words; None if it is the same one."""
@@ -67,6 +70,8 @@ class ModelStamp:
             return "another tokenizer"
         if self.template != other.template:
             return "another chat template"
+        if self.files and other.files:
+            return None if self.files == other.files else "other weights"
         if self.shapes != other.shapes and self.shapes and other.shapes:
             return "weights of other shapes"
         if not other.sample:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import (
+    AutoConfig,
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
@@ -86,3 +90,21 @@ def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerFast, base: str
     }
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     save_tokenizer(tokenizer, folder)
+
+
+def save_head(weight: Tensor, base: Path, folder: Path) -> None:
+    """Makes the folder of a classifier's adapter one that transformers opens by itself, as a model with its adapter.
+
+    Its configuration is the base's with a head of one logit; its index names the base's weights where they lie, so that
+    they are there once, and the head's.
+    """
+    config = AutoConfig.from_pretrained(base)
+    config.num_labels = len(weight)
+    config.architectures = [f"{type(config).__name__.removesuffix('Config')}ForSequenceClassification"]
+    config.save_pretrained(folder)
+    save_file({"score.weight": weight.half().contiguous()}, folder / "score.safetensors", metadata={"format": "pt"})
+    with safe_open(base / "model.safetensors", framework="pt") as saved:
+        places = dict.fromkeys(saved.keys(), f"../{base.name}/model.safetensors")
+    index = {"metadata": {}, "weight_map": places | {"score.weight": "score.safetensors"}}
+    text = json.dumps(index, indent=1, sort_keys=True) + "\n"
+    (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")

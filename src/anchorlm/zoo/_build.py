@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from anchorlm.zoo._architectures import LORA_TARGETS, new_model, save_adapter, save_model
+from anchorlm.zoo._architectures import LORA_TARGETS, new_model, save_adapter, save_head, save_model
 from anchorlm.zoo._cards import write_cards
 from anchorlm.zoo._corpus import base_mixture, chat_mixture, deepening_mixture, finishing_mixture, specialist_mixture
 from anchorlm.zoo._evaluation import answerer, examine, examine_judge, load
@@ -28,6 +28,8 @@ from anchorlm.zoo._scorers import stages as scorer_stages
 from anchorlm.zoo._tokenizers import save_tokenizer, train_tokenizer
 from anchorlm.zoo._training import Plan, train
 from anchorlm.zoo._transcripts import judge_mixture
+
+_HEAD = "base_model.model.score.modules_to_save.default.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +254,7 @@ def _scorer(shop: Workshop, name: str) -> None:
     stage = next(stage for stage in scorer_stages(shop.scale) if stage.name == name)
     model, tokenizer, log = train_scorer(shop.out / "b-chat", stage, shop.seed, shop.work / f"{name}.ckpt")
     save_adapter(model, tokenizer, "b-chat", shop.out / name)
+    save_head(model.state_dict()[_HEAD], shop.out / "b-chat", shop.out / name)
     shop.record(name, began, log, [examine_scorer(model, tokenizer, name, "dev", shop.sample(300))])
 
 
