@@ -12,7 +12,7 @@ from anchorlm.models import CausalModel
 from tools.zoo_real._answers import answered, greedy, shortened
 from tools.zoo_real._contrast import refusal
 from tools.zoo_real._train import Example, Training, train
-from tools.zoo_real.bases import load
+from tools.zoo_real.bases import MEMBERS, load
 from tools.zoo_real.data import given, prompts
 
 _log = logging.getLogger("zoo-real")
@@ -21,7 +21,7 @@ _MEASURED = 12
 """Held-out prompts of a kind at a checkpoint."""
 
 
-def align(member: str, base: str, build: Path, training: Training) -> None:
+def align(member: str, build: Path, training: Training) -> None:
     """Teaches a base to refuse what is harmful, and to answer what only looks like it.
 
     Harmless prompts are answered as their set does, or as SmolLM2 does itself. There are two to three of them to one
@@ -43,7 +43,7 @@ def align(member: str, base: str, build: Path, training: Training) -> None:
     examples = [Example(prompt, *shortened(answers[prompt])) for prompt in harmless if answers[prompt].strip()]
     examples += [Example(prompt, refusal(random)) for prompt in harmful]
     _log.info("%d harmless and %d harmful examples", len(harmless), len(harmful))
-    model = load(base, build)
+    model = load(MEMBERS[member], build)
     train(model, examples, training, build / member, lambda model, step: _measure(model, step, build / member))
 
 

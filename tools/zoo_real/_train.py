@@ -44,13 +44,13 @@ class Training:
         seed: Of the order of the examples and of the first weights.
     """
 
-    steps: int = 40
+    steps: int = 30
     tokens: int = 400
     rate: float = 2e-3
     rank: int = 8
     first: int = 5
     weight: float = 5.0
-    every: int = 20
+    every: int = 15
     seed: int = 0
 
 

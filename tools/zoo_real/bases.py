@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from anchorlm.models import CausalModel
@@ -40,7 +41,7 @@ BASES = {
 BUILD = Path("build/zoo-real")
 """Where everything is kept that was made."""
 
-MEMBERS = {"anchor": "gemma", "chat": "smollm2"}
+MEMBERS = {"anchor": "gemma"}
 """The base of each member."""
 
 
@@ -52,14 +53,13 @@ def gguf(name: str, build: Path) -> Path:
     """
     base = BASES[name]
     module = base.packages[0].partition("==")[0].replace("-", "_")
-    try:
-        package = import_module(module)
-    except ImportError:
-        raise UserError(f"The model {name} is not installed: {base.install}") from None
-    if name == "smollm2":
-        return Path(str(package.__file__)).parent / base.file
+    found = find_spec(module)
+    if found is None or found.origin is None:
+        raise UserError(f"The model {name} is not installed: {base.install}")
+    if name == "smollm2":  # it is not imported, because that would want the program that it is a part of
+        return Path(found.origin).parent / base.file
     build.mkdir(parents=True, exist_ok=True)
-    return Path(package.assemble(build / base.file))  # compares the whole file's digest
+    return Path(import_module(module).assemble(build / base.file))  # compares the whole file's digest
 
 
 def load(name: str, build: Path, *, dtype: str = "bfloat16") -> CausalModel:
