@@ -99,9 +99,12 @@ def head(features: Tensor, labels: Tensor, ridge: float = 1e-3) -> tuple[Tensor,
 
 
 def learned_judge(build: Path) -> CallableJudge:
-    embeddings, rows = Embeddings(build), labelled()
-    features = embeddings.pair([prompt for prompt, _, _ in rows], [response for _, response, _ in rows])
-    weight, bias = head(features, torch.tensor([harm for _, _, harm in rows]))
+    embeddings, file = Embeddings(build), build / "comfort-judge.pt"
+    if not file.is_file():
+        rows = labelled()
+        features = embeddings.pair([prompt for prompt, _, _ in rows], [response for _, response, _ in rows])
+        torch.save(head(features, torch.tensor([harm for _, _, harm in rows])), file)
+    weight, bias = torch.load(file, weights_only=True)
 
     def harm(messages: Messages, response: str) -> float:
         row = embeddings.pair([str(messages[-1]["content"])], [response])

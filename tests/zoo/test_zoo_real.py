@@ -59,7 +59,7 @@ def test_the_loss_is_the_weighted_cross_entropy_of_the_answers_alone() -> None:
             each = functional.cross_entropy(scores[place - 1], torch.tensor(ids[place]))
             total, weight = total + weights[place] * float(each), weight + weights[place]
     base = type("Whole", (), {"get_base_model": lambda self: model.model})()
-    assert float(_loss(base, rows)) == pytest.approx(total / weight, abs=1e-4)
+    assert float(_loss(base, rows).detach()) == pytest.approx(total / weight, abs=1e-4)
     assert rows[0][0][-1] == model.tokenizer.eos_token_id
 
 

@@ -100,11 +100,21 @@ def train(
         optimizer.step()
         optimizer.zero_grad()
         if (step + 1) % 5 == 0:
-            _log.info("step %d of %d, loss %.3f, %.0f s", step + 1, training.steps, float(loss), perf_counter() - began)
+            _log.info(
+                "step %d of %d, loss %.3f, %.0f s",
+                step + 1,
+                training.steps,
+                float(loss.detach()),
+                perf_counter() - began,
+            )
         if (step + 1) % training.every == 0 or step + 1 == training.steps:
             lora.eval()
             folder.mkdir(parents=True, exist_ok=True)
-            kept = {"adapter": get_peft_model_state_dict(lora), "optimizer": optimizer.state_dict(), "step": step + 1}
+            kept = {
+                "adapter": get_peft_model_state_dict(lora, save_embedding_layers=False),
+                "optimizer": optimizer.state_dict(),
+                "step": step + 1,
+            }
             torch.save(kept, state)
             lora.peft_config["default"].base_model_name_or_path = f"../{Path(model.name).name}"
             lora.save_pretrained(str(folder), save_embedding_layers=False)
