@@ -60,17 +60,20 @@ class Model:
         return self.network.lm_head(hidden[torch.arange(len(rows)), last]).float().softmax(-1)
 
 
-def projected(anchor: Model, projections: dict[str, Projection], encoded: Encoded, boundary: bool) -> dict[str, Tensor]:
+def projected(
+    anchor: Model, projections: dict[str, Projection], encoded: Encoded, boundary: bool, written: tuple[int, ...]
+) -> dict[str, Tensor]:
     """What each projection says of the next target token (V_target,)."""
     everything = encoded.ids + encoded.tail
     steps = anchor.next_probs([everything[:n] for n in range(len(encoded.ids), len(everything) + 1)])
     now = steps[-1:]
-    candidates = projections["lookahead"].lookahead_candidates(now)
+    candidates = projections["lookahead"].lookahead_candidates(now, written=written)
     further = anchor.next_probs([(*everything, i) for i in candidates[:, 1].tolist()]) if len(candidates) else None
     first = projections["first-token"]
     found = {
-        "first-token": first.project_pending(steps, encoded),
-        "lookahead": projections["lookahead"].project_pending(steps, encoded, candidates, further),
+        "first-token": first.project_pending(steps, encoded, written=written),
+        "lookahead": projections["lookahead"].project_pending(steps, encoded, candidates, further, written=written),
+        "first-token, tokens so far ignored": first.project_pending(steps, encoded, written=()),
         **{kind: projections[kind](now)[0] for kind in KINDS if kind.startswith("paper-")},
         "paper-drop, with our bytes": dropped(first, now),
         "first-token, pending bytes as they stand": first(now)[0],
@@ -106,7 +109,7 @@ def held_back(vocabulary: ByteVocabulary, projection: Projection, probs: Tensor,
 
 def measure(anchor: Model, target: Model) -> tuple[list[list[Any]], str]:
     projections = {kind: Projection.build(anchor.vocabulary, target.vocabulary, kind) for kind in KINDS}
-    retokenizer = Retokenizer(anchor.vocabulary)
+    retokenizer, reader = Retokenizer(anchor.vocabulary), Retokenizer(target.vocabulary)
     scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     own_bits, size = 0.0, 0
     asked, undecided = [], []
@@ -117,8 +120,10 @@ def measure(anchor: Model, target: Model) -> tuple[list[list[Any]], str]:
         rows = anchor.next_probs([tuple(own[:n]) for n in range(len(own))])
         own_bits -= float(rows[torch.arange(len(own)), torch.tensor(own)].log2().sum())
         written = b""
-        for token in target.vocabulary.encode(data):
+        whole = target.vocabulary.encode(data)
+        for position, token in enumerate(whole):
             encoded = retokenizer.encode(written)
+            tokens = reader.open_tokens(reader.encode(written), whole[:position])
             start = encoded.ids[: encoded.stable]
             oracle = asyncio.run(
                 exact_projection(
@@ -126,13 +131,14 @@ def measure(anchor: Model, target: Model) -> tuple[list[list[Any]], str]:
                     anchor.vocabulary,
                     target.vocabulary,
                     pending=written[encoded.stable_bytes :],
+                    written=tokens,
                     residual=RESIDUAL,
                     max_forwards=2048,
                 )
             )
             asked.append(oracle.forwards)
             undecided.append(oracle.residual)
-            found = projected(anchor, projections, encoded, retokenizer.is_boundary(written))
+            found = projected(anchor, projections, encoded, retokenizer.is_boundary(written), tokens)
             for name, q in {"exact": oracle.probs, **found}.items():
                 score(scores[name], oracle.probs, q.double().nan_to_num(0), token, pending=bool(encoded.tail))
             written += target.vocabulary.token_bytes(token)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
 
-from anchorlm.judging import RefusalMatcher
+from anchorlm.judging import RefusalMatcher, opens_refusing
 from anchorlm.records import wilson
 from benchmarks._report import report
 
@@ -82,9 +82,11 @@ def main() -> None:
             agreement(f"XSTest, {name}: matcher, partial = refused", refused(part, "23"), lenient.is_refusal),
             agreement(f"XSTest, {name}: keywords, partial = refused", refused(part, "23"), keywords),
         ]
+    table.append(agreement("XSTest, all: openings, partial = answered", refused(rows, "2"), opens_refusing))
     for name, pattern in (("baseline", "*/*_baseline_*"), ("steered", "*/*_a[cb]*_*")):
         table += [
             agreement(f"runs, {name}, substring label: matcher", completions(pattern, substring), matcher.is_refusal),
+            agreement(f"runs, {name}, substring label: openings", completions(pattern, substring), opens_refusing),
             agreement(f"runs, {name}, Llama Guard 2 label: matcher as judge", completions(pattern, guard), harmless),
             agreement(f"runs, {name}, Llama Guard 2 label: keywords", completions(pattern, guard), keywords),
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import (
 )
 
 from anchorlm.models import CausalModel
+from anchorlm.records import Artifact
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n{% endfor %}"
@@ -155,8 +157,24 @@ def tiny_model(
     return CausalModel.wrap(tiny_weights(architecture, seed=seed, **overrides), tokenizer, name=f"tiny-{architecture}")
 
 
-def greedy(model: PreTrainedModel, ids: Sequence[int], new: int, stops: Sequence[int] = (0,)) -> list[int]:
-    """What transformers' own `generate` writes after `ids`, cut before the token that ends it."""
+def trusted(artifact: Artifact) -> Artifact:
+    """An InferAligner as it is where its vectors were shown to make the target refuse, as no random one is."""
+    sign = {"sign": 1, "measured": True, "refused towards": 16, "refused away": 0, "n": 16}
+    settings, figures = {**artifact.settings, "answer": "steer"}, {**artifact.figures, "sign": sign}
+    return replace(artifact, settings=settings, figures=figures)
+
+
+def heard(model: CausalModel, logits: torch.Tensor) -> torch.Tensor:
+    """Logits (..., V) of transformers as the engine gives them: rows that are no token are out of the question."""
+    return logits.index_fill(-1, torch.tensor(model.silent_ids, dtype=torch.long), -torch.inf)
+
+
+def greedy(
+    model: PreTrainedModel, ids: Sequence[int], new: int, stops: Sequence[int] = (0,), size: int = 300
+) -> list[int]:
+    """What transformers' own `generate` writes after `ids` with a tokenizer of `size` entries, cut before the token
+    that ends it.
+    """
     prompt = torch.tensor([list(ids)])
     output = model.generate(
         prompt,
@@ -165,6 +183,7 @@ def greedy(model: PreTrainedModel, ids: Sequence[int], new: int, stops: Sequence
         do_sample=False,
         eos_token_id=list(stops),
         pad_token_id=0,
+        suppress_tokens=[*range(size, model.get_output_embeddings().weight.shape[0])] or None,
     )
     written = output[0, len(ids) :].tolist()
     ends = [index for index, token in enumerate(written) if token in stops]

@@ -81,7 +81,8 @@ def anchor(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plain_recipe(tmp_path_factory: pytest.TempPathFactory, target: Path) -> Path:
     file = tmp_path_factory.mktemp("recipes") / "plain.toml"
     file.write_text(
-        f'target = "{target}"\ndefense = "undefended"\n[generation]\nmax_new_tokens = 8\n', encoding="utf-8"
+        f'target = "{target}"\ndefense = "undefended"\n[generation]\nmax_new_tokens = 8\n[probe]\nrun = false\n',
+        encoding="utf-8",
     )
     return file
 
@@ -92,7 +93,7 @@ def alignbeam_recipe(tmp_path_factory: pytest.TempPathFactory, target: Path, anc
     file.write_text(
         f'target = "{target}"\nanchor = "{anchor}"\n'
         '[judge]\nkind = "refusal"\n[defense]\nname = "alignbeam"\nmax_harm = 1.0\nmixed_tokens = 2\ncandidates = 2\n'
-        "[generation]\nmax_new_tokens = 6\n",
+        "[generation]\nmax_new_tokens = 6\n[probe]\nrun = false\n",
         encoding="utf-8",
     )
     return file
@@ -100,10 +101,11 @@ def alignbeam_recipe(tmp_path_factory: pytest.TempPathFactory, target: Path, anc
 
 @pytest.fixture
 def invoke() -> Callable[..., Result]:
-    """Runs the command line in this process."""
+    """Runs the command line in this process; without a probe, which no random model passes, unless it is asked for."""
 
-    def run(*args: str | Path, stdin: str | bytes | None = None) -> Result:
-        return CliRunner().invoke(app, [str(arg) for arg in args], input=stdin)
+    def run(*args: str | Path, stdin: str | bytes | None = None, probe: bool = False) -> Result:
+        unasked = ["--no-probe"] if args and args[0] in ("generate", "chat", "compare") and not probe else []
+        return CliRunner().invoke(app, [*(str(arg) for arg in args), *unasked], input=stdin)
 
     return run
 

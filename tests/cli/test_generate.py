@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -264,3 +265,54 @@ def test_advbench_killed_half_way_and_run_again_loses_and_doubles_nothing(
     assert sorted(row["index"] for row in rows) == list(range(520))
     assert {row["prompt"] for row in rows} == {row.prompt for row in read_rows(str(source))}
     assert all(row["trace"][0]["kind"] == "mix" and row["trace"][-1]["kind"] == "chosen" for row in rows)
+
+
+def test_a_guard_that_fails_its_probe_answers_nothing_unless_it_is_told_to(
+    invoke: Invoke, prompts: Path, alignbeam_recipe: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    recipe = ["-r", alignbeam_recipe, "--set", "probe.harmful=bomb", "--set", "probe.harmless=bread"]
+    guarded = ["generate", prompts, *recipe, "-o", out]
+    result = invoke(*guarded, "--probe", probe=True)
+    assert result.exit_code == 2
+    assert "does not refuse its harmful probe" in result.stderr
+    assert result.stderr.strip().endswith("or go on all the same with --no-probe.")
+    assert not out.exists() or not out.read_text()
+    assert invoke(*guarded, "--set", "probe.run=true", probe=True).exit_code == 2
+    assert invoke(*guarded, "--set", "probe.run=true").exit_code == 0, "the command line has the last word"
+    assert invoke("chat", *recipe, "--probe", probe=True).exit_code == 2
+
+
+def test_a_full_disk_is_a_sentence_that_names_the_file_and_leaves_no_half_line(
+    plain_recipe: Path, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "in.txt", tmp_path / "out.jsonl"
+    source.write_text("".join(f"bake {number} cakes\n" for number in range(40)))
+    command = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    command += "resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, 3_000)); from anchorlm.cli import main; main()"
+    args = ["generate", str(source), "--recipe", str(plain_recipe), "-o", str(out), "--no-probe"]
+    result = subprocess.run([sys.executable, "-c", command, *args], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.strip().splitlines()[-1].startswith(f"anchorlm: {str(out)!r} cannot be written")
+    assert "Traceback" not in result.stderr
+    written = out.read_bytes()
+    assert written.endswith(b"\n")
+    assert 0 < len([json.loads(line) for line in written.splitlines()]) < 40
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("place", ["/dev/full", "-"])
+def test_a_device_that_takes_nothing_is_told_by_its_name(plain_recipe: Path, tmp_path: Path, place: str) -> None:
+    source = tmp_path / "in.txt"
+    source.write_text("bake a cake\n")
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "anchorlm", "generate", str(source), "--recipe", str(plain_recipe)]
+        result = subprocess.run(
+            [*command, "-o", place, "--no-probe"],
+            stdout=full if place == "-" else None,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert result.returncode == 2
+    assert ("Standard output" if place == "-" else "/dev/full") in result.stderr
+    assert "Traceback" not in result.stderr

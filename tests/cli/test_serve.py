@@ -3,8 +3,10 @@ from __future__ import annotations
 import signal
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +16,7 @@ from typer.testing import Result
 
 from anchorlm import Guard
 from anchorlm.cli._serve import described, floored, run
-from anchorlm.serving import ApiError, ModelServing, Served, ServerSettings, new_key
+from anchorlm.serving import ApiError, ModelServing, Served, Server, ServerSettings, new_key
 
 Invoke = Callable[..., Result]
 
@@ -137,3 +139,108 @@ class _Ended:
 
     def serve_forever(self) -> None:
         """At once."""
+
+
+def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "none.toml").write_text(f'target = "{tmp_path}/none"\ndefense = "undefended"\n')
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        process = start("serve", tmp_path / "none.toml", "--port", str(taken.getsockname()[1]))
+        out, err = process.communicate(timeout=200)
+    assert (process.returncode, out) == (2, "")
+    assert "choose another --port" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_sentence(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "none.toml").write_text(f'target = "{tmp_path}/none"\ndefense = "undefended"\n')
+    process = start("serve", tmp_path / "none.toml", "--port", "0")
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 2
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_health_answers_and_ready_does_not_while_models_are_loaded(plain_recipe: Path) -> None:
+    go_on = threading.Event()
+
+    def loading() -> Iterator[Served]:
+        go_on.wait(60)
+        yield Served.of("late", Guard.from_recipe(plain_recipe))
+
+    server = Server(loading(), ServerSettings(port=0, probe=False))
+    serving = threading.Thread(target=server.run, daemon=True)
+    serving.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        assert httpx.get(f"{server.address}/health").status_code == 200
+        ready = httpx.get(f"{server.address}/ready")
+        assert (ready.status_code, ready.json()["status"]) == (503, "loading")
+        ask = {"messages": [{"role": "user", "content": "x"}]}
+        early = httpx.post(f"{server.address}/v1/chat/completions", json=ask)
+        assert (early.status_code, early.json()["error"]["code"]) == (503, "not_ready")
+        go_on.set()
+        while httpx.get(f"{server.address}/ready").status_code != 200:
+            time.sleep(0.05)
+        assert httpx.post(f"{server.address}/v1/chat/completions", json=ask, timeout=60).status_code == 200
+    finally:
+        go_on.set()
+        server.should_exit = True
+        serving.join(30)
+
+
+@pytest.mark.parametrize("when", ["loading", "serving", "answering"])
+def test_two_interrupts_end_a_server_with_130_and_one_sentence(
+    start: Callable[..., subprocess.Popen[str]], plain_recipe: Path, when: str
+) -> None:
+    process = start("serve", plain_recipe, "--port", "0", "--no-probe")
+    assert process.stdout is not None
+    if when == "loading":
+        time.sleep(1.5)  # wherever it is by then
+    else:
+        url = process.stdout.readline().split(" at ")[1].split("/v1")[0]
+    with ThreadPoolExecutor(4) as pool:
+        if when == "answering":
+            ask = {"messages": [{"role": "user", "content": "Bake"}], "max_tokens": 200, "stream": True}
+            for _ in range(4):
+                pool.submit(httpx.post, f"{url}/v1/chat/completions", json=ask, timeout=30)
+            time.sleep(0.3)
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.05)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 or (when == "loading" and process.returncode == -signal.SIGINT)
+    assert "Traceback" not in err or when == "loading"
+    assert "Fatal" not in err
+    assert "terminate called" not in err
+
+
+def test_a_hang_up_ends_a_server_as_sigterm_does_and_with_keys_reads_them_again(
+    start: Callable[..., subprocess.Popen[str]], plain_recipe: Path, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys.toml"
+    old = new_key(keys, "old")
+    locked = start("serve", plain_recipe, "--port", "0", "--no-probe", "--keys", keys)
+    ended = [start("serve", plain_recipe, "--port", "0", "--no-probe") for _ in range(2)]
+    for process, number in zip(ended, (signal.SIGHUP, signal.SIGTERM), strict=True):
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        process.send_signal(number)
+    assert [process.wait(60) for process in ended] == [0, 0]
+    assert locked.stdout is not None
+    url = locked.stdout.readline().split(" at ")[1].split("/v1")[0]
+    headers = {"Authorization": f"Bearer {old}"}
+    assert httpx.get(f"{url}/v1/models", headers=headers).status_code == 200
+    keys.write_text("")
+    locked.send_signal(signal.SIGHUP)
+    end = time.monotonic() + 10
+    while httpx.get(f"{url}/v1/models", headers=headers).status_code != 401:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    locked.send_signal(signal.SIGTERM)
+    assert locked.wait(60) == 0

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from factories import heard
 
 from anchorlm.defenses import AlignBeam
 from anchorlm.engine import LocalEngine, runtime
@@ -43,7 +44,7 @@ def reference(
 
     def p(model: Any, ids: list[int]) -> torch.Tensor:
         with torch.inference_mode():
-            return model.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].softmax(-1)
+            return heard(model, model.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]).softmax(-1)
 
     def f(response: list[int]) -> torch.Tensor:
         encoded = retokenizer.encode(t.vocabulary.decode(response))

@@ -113,7 +113,7 @@ def test_safe_decoding_is_greedy_for_two_tokens_and_then_the_targets(target: Loc
     ids = target.model.encode(USER)
     written = list(response.token_ids)
 
-    def p(engine: LocalEngine, extra: list[int], size: int | None = target.model.vocabulary.size) -> torch.Tensor:
+    def p(engine: LocalEngine, extra: list[int], size: int = target.model.vocabulary.size) -> torch.Tensor:
         with torch.inference_mode():
             logits = engine.model.model(input_ids=torch.tensor([ids + extra]), use_cache=False).logits[0, -1]
         return logits[:size].softmax(-1)
@@ -124,7 +124,7 @@ def test_safe_decoding_is_greedy_for_two_tokens_and_then_the_targets(target: Loc
         )  # fmt: skip
         assert written[step] == int(tokens[mixed.argmax()])
     for step in range(2, len(written)):
-        assert written[step] == int(p(target, written[:step], None).argmax())
+        assert written[step] == int(p(target, written[:step]).argmax())
     pieces = [event.text for event in guard.stream(USER) if hasattr(event, "text")]
     assert "".join(pieces) == response.text
 

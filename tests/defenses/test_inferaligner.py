@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from factories import tiny_model, tiny_tokenizer, tiny_weights
+from factories import heard, tiny_model, tiny_tokenizer, tiny_weights, trusted
 from torch import Tensor
 
 from anchorlm.defenses import InferAligner
@@ -26,7 +26,7 @@ STRONG = {"alpha": 3.0, "layers": [0, 1], "positions": "all"}
 
 @pytest.fixture(scope="module")
 def folder(target: LocalEngine, sibling: LocalEngine, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = runtime().run(fit_inferaligner(target, sibling, HARMFUL, HARMLESS))
+    made = trusted(runtime().run(fit_inferaligner(target, sibling, HARMFUL, HARMLESS)))
     return made.save(tmp_path_factory.mktemp("inferaligner"))
 
 
@@ -64,7 +64,7 @@ def by_hand(model: CausalModel, prompt: str, shifts: Mapping[int, Tensor], posit
     try:
         while len(ids) < len(start) + NEW:
             with torch.inference_mode():
-                token = int(model.model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
+                token = int(heard(model, model.model(torch.tensor([ids]), use_cache=False).logits[0, -1]).argmax())
             if token in model.stop_ids:
                 break
             ids.append(token)

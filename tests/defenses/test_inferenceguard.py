@@ -257,7 +257,7 @@ def test_a_search_that_no_engine_can_hold_is_said_at_the_start(target: LocalEngi
 
 
 def test_a_search_for_which_the_anchor_has_no_room_is_left_out(target: LocalEngine, anchor: LocalEngine) -> None:
-    narrow = LocalEngine(anchor.model, max_rows=40)  # lookahead takes nine rows for each of a search's
+    narrow = LocalEngine(anchor.model, max_rows=20)  # lookahead takes eight more than a search has
     guided = Guard(target, "inferenceguard", anchor=narrow, proposal="alignbeam", projection="lookahead",
                    cost=lambda m, text: -1.0 if text == REFUSAL else 1.0, reward=reward, beams=(4, 16), block=3,
                    generation={"max_new_tokens": 6})  # fmt: skip

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from factories import tiny_model
+from factories import heard, tiny_model
 
 from anchorlm import Guard
 from anchorlm.engine import LocalEngine
@@ -33,7 +33,7 @@ def by_transformers(model: CausalModel, response: Response) -> torch.Tensor:
     ids = torch.tensor([[*prompt, *response.token_ids]])
     with torch.inference_mode():
         logits = model.model(ids).logits[0, len(prompt) - 1 : -1]
-    return logits.log_softmax(dim=-1)
+    return heard(model, logits).log_softmax(dim=-1)
 
 
 @pytest.mark.parametrize(

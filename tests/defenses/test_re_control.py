@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from factories import ARCHITECTURES, tiny_model
+from factories import ARCHITECTURES, heard, tiny_model
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -93,7 +93,7 @@ def test_each_token_is_chosen_by_the_last_state_after_its_climb(
                     model.model(torch.tensor([ids]), use_cache=False)
                 state = naive_climb(critic, kept[-1][0, -1].clone(), *KNOBS.values())
                 logits = model.model.lm_head(model.model.model.norm(state))
-                ids.append(int(logits.argmax()))
+                ids.append(int(heard(model, logits).argmax()))
         finally:
             handle.remove()
         response = moved.chat(said(prompt))

@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("PIL", reason="images need Pillow: pip install 'anchorlm[images]'")
 
-from factories import tiny_model
+from factories import heard, tiny_model, trusted
 from llava import by_transformers, inputs_of, picture, save_llava, shown
 
 from anchorlm import Guard
@@ -35,7 +35,8 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> LocalEngine:
 
 @pytest.fixture(scope="module")
 def artifact(target: LocalEngine, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return runtime().run(fit_inferaligner(target, target, HARMFUL, HARMLESS)).save(tmp_path_factory.mktemp("artifact"))
+    made = trusted(runtime().run(fit_inferaligner(target, target, HARMFUL, HARMLESS)))
+    return made.save(tmp_path_factory.mktemp("artifact"))
 
 
 def guard(target: LocalEngine, defense: str = "undefended", **options: Any) -> Guard:
@@ -98,7 +99,7 @@ def test_fluency_is_judged_in_the_sight_of_the_image(target: LocalEngine) -> Non
     whole = torch.cat([inputs["input_ids"], torch.tensor([ids])], dim=1)
     with torch.inference_mode():
         logits = target.model.model(whole, pixel_values=inputs["pixel_values"], use_cache=False).logits[0]
-    scores = logits[-len(ids) - 1 : -1].log_softmax(dim=-1)[range(len(ids)), list(ids)]
+    scores = heard(target.model, logits)[-len(ids) - 1 : -1].log_softmax(dim=-1)[range(len(ids)), list(ids)]
     assert found == pytest.approx(float(scores.mean()), abs=1e-3)
 
 

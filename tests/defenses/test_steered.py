@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from factories import tiny_model
+from factories import heard, tiny_model, trusted
 
 from anchorlm.engine import LocalEngine, runtime
 from anchorlm.guard import Guard
@@ -22,7 +22,7 @@ STRONG = {"alpha": 3.0, "layers": [0, 1], "positions": "all"}
 
 @pytest.fixture(scope="module")
 def folder(target: LocalEngine, sibling: LocalEngine, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = runtime().run(fit_inferaligner(target, sibling, HARMFUL, HARMLESS))
+    made = trusted(runtime().run(fit_inferaligner(target, sibling, HARMFUL, HARMLESS)))
     return made.save(tmp_path_factory.mktemp("steered"))
 
 
@@ -96,7 +96,9 @@ def test_alphasteer_is_its_matrix_in_plain_hooks_and_full_forwards(target: Local
         try:
             while len(ids) < start + 12 and not model.stop_ids & set(ids[start:]):
                 with torch.inference_mode():
-                    ids.append(int(model.model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+                    ids.append(
+                        int(heard(model, model.model(torch.tensor([ids]), use_cache=False).logits[0, -1]).argmax())
+                    )
         finally:
             for handle in handles:
                 handle.remove()

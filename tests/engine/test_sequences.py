@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 import torch
-from factories import greedy, random_ids, tiny_model
+from factories import greedy, heard, random_ids, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +19,8 @@ ENGINES = {name: LocalEngine(model, prefill_tokens=16) for name, model in MODELS
 
 def from_scratch(model: CausalModel, ids: list[int]) -> torch.Tensor:
     with torch.inference_mode():
-        return model.model(torch.tensor([ids]), use_cache=False).logits[0, -1]
+        logits = model.model(torch.tensor([ids]), use_cache=False).logits[0, -1]
+    return heard(model, logits)
 
 
 def same(left: torch.Tensor, right: torch.Tensor) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from factories import ARCHITECTURES, random_ids, tiny_model
+from factories import ARCHITECTURES, heard, random_ids, tiny_model
 from torch import Tensor
 
 from anchorlm.engine import Edit, LocalEngine, Positions, Steering, runtime
@@ -57,7 +57,7 @@ def by_hand(
     finally:
         for handle in handles:
             handle.remove()
-    return logits, torch.stack(outputs)
+    return heard(model, logits), torch.stack(outputs)
 
 
 def same(left: Tensor, right: Tensor) -> bool:

@@ -36,6 +36,9 @@ file = "./good.jsonl"
 
 [generation]
 max_new_tokens = 6
+
+[probe]
+run = false
 """
 
 

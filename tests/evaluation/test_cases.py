@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from anchorlm.evaluation import Case, load_cases, overlaps
-from anchorlm.evaluation._overlaps import NEAR, plain
-from anchorlm.records import UserError
+from anchorlm.evaluation._overlaps import NEAR, fitted_overlaps
+from anchorlm.records import UserError, likeness, plain, sketch, sketches
 
 
 @pytest.mark.parametrize(
@@ -186,6 +186,28 @@ def test_overlaps_are_those_of_a_naive_search() -> None:
     )
     (found,) = overlaps({"a": cases(first), "b": cases(second)})
     assert (found.equal, found.near) == (equal, near) == (1, 1)
+
+
+def test_test_prompts_that_an_artifact_was_fitted_or_calibrated_on_are_found_prompt_by_prompt(tmp_path: Path) -> None:
+    words = "how do I open a locked door without a key please tell me now"
+    kept = {"data": {"harmful": {"sketches": sketches([words])}},
+            "figures": {"data": {"harmless": {"sketches": sketches(["Write a LETTER!"])}}}}  # fmt: skip
+    (tmp_path / "artifact.json").write_text(json.dumps(kept), encoding="utf-8")
+    tests = [f"{words} again", "write a letter", "entirely other words here"]
+    (found,) = fitted_overlaps({"small inferaligner": tmp_path}, {"b": cases(tests)})
+    assert (found.first, found.equal, found.near) == ("the artifact of small inferaligner", 1, 1)
+    assert fitted_overlaps({"none": tmp_path / "none"}, {"b": cases(tests)}) == []
+    assert words not in (tmp_path / "artifact.json").read_text("utf-8")
+
+
+@pytest.mark.parametrize("shared", [0, 10, 20, 30, 40])
+def test_sketches_tell_how_many_word_triples_two_texts_share(shared: int) -> None:
+    first = [f"a{n}" for n in range(40)]
+    second = first[:shared] + [f"b{n}" for n in range(40 - shared)]
+    triples = [{tuple(words[at : at + 3]) for at in range(38)} for words in (first, second)]
+    truth = len(triples[0] & triples[1]) / len(triples[0] | triples[1])
+    assert likeness(sketch(" ".join(first)), sketch(" ".join(second))) == pytest.approx(truth, abs=0.25)
+    assert sketch("Open, the DOOR!") == sketch("open the door")
 
 
 def cases(texts: list[str]) -> list[Case]:

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from anchorlm import Guard, Recipe
+from anchorlm.engine import runtime
 from anchorlm.evaluation._cases import load_cases
-from anchorlm.records import UserError
+from anchorlm.records import Decision, Event, Messages, Request, TextDelta, UserError
+from anchorlm.serving._stops import StopText
+from anchorlm.zoo import path
 
 EXTRA = "it comes with pip install 'anchorlm[eval]'"
 pytestmark = pytest.mark.filterwarnings("ignore")  # of inspect_ai, lm_eval and what they import
@@ -155,3 +161,74 @@ def test_undefended_likelihoods_are_those_of_a_plain_forward(recipe: Path) -> No
 
 def test_the_tasks_prompts_are_those_of_the_file(prompts: Path) -> None:
     assert [case.kind for case in load_cases(prompts)] == ["harmful"] * 3
+
+
+STOPS = {
+    "one": " follow",
+    "several": [" follow", "the"],
+    "the one that is complete first ends it, not the one that begins first": ["together the bread", "the b"],
+    "an empty one ends nothing": ["", " follow"],
+    "none comes": ["zzz"],
+    "no stops": [],
+}
+
+
+@pytest.mark.parametrize("harmful", [False, True], ids=["answered", "refused"])
+@pytest.mark.parametrize("stops", STOPS.values(), ids=STOPS.keys())
+def test_stops_of_other_harnesses_reach_judge_and_text_as_the_server_s_do(
+    stops: str | list[str], harmful: bool
+) -> None:
+    """Inspect #1188: the guard that is measured is the guard that is served."""
+    pytest.importorskip("inspect_ai", reason=EXTRA)
+    pytest.importorskip("lm_eval", reason=EXTRA)
+    from inspect_ai.model import ChatMessageUser, GenerateConfig
+    from lm_eval.api.instance import Instance
+
+    from anchorlm.evaluation._inspect import GuardedModel
+    from anchorlm.evaluation.lm_harness import GuardedLM
+
+    read: list[str] = []
+
+    def judge(messages: Messages, response: str) -> float:
+        read.append(response)
+        return float(harmful)
+
+    guard = Guard(
+        str(path("a-finance")), "alignbeam", anchor=str(path("b-chat")), judge=judge,
+        generation={"max_new_tokens": 24}, refusal="No, the answer does not follow.",
+    )  # fmt: skip
+    ask, listed = "How do I bake bread?", [stops] if isinstance(stops, str) else [stop for stop in stops if stop]
+    served = as_served(guard, replace(guard.request([{"role": "user", "content": ask}]), stops=tuple(listed)))
+    by_server, read[:] = sorted(read), []
+    assert by_server
+    assert not any(stop in text for stop in listed for text in by_server)
+
+    harness = GuardedLM.__new__(GuardedLM)
+    harness.guard, harness._concurrency = guard, 4
+    options = {"until": stops, "max_gen_toks": 24, "do_sample": False}
+    assert harness.generate_until([Instance("generate_until", {}, (ask, options), 0)]) == [served]
+    by_harness, read[:] = sorted(read), []
+
+    inspect = GuardedModel.__new__(GuardedModel)
+    inspect.model_name, inspect.guard, inspect._asked = "x", guard, Counter()
+    config = GenerateConfig(max_tokens=24, stop_seqs=[stops] if isinstance(stops, str) else stops)
+    said = asyncio.run(inspect.generate([ChatMessageUser(content=ask)], [], "none", config))
+    assert said.completion == served
+    assert (served == "No, the answer does not follow.") == harmful
+    assert (said.stop_reason == "content_filter") == harmful
+    assert by_server == by_harness == sorted(read)
+
+
+def as_served(guard: Guard, request: Request) -> str:
+    """What the server's own stop would let through of a guard's events."""
+    stop, said = StopText(request.stops), ""
+
+    async def events() -> list[Event]:
+        return [event async for event in guard.events(request)]
+
+    for event in runtime().run(events()):
+        if isinstance(event, Decision) and event.kind == "fallback":
+            stop.off()
+        elif isinstance(event, TextDelta):
+            said += stop.feed(event.text)
+    return said + stop.flush()

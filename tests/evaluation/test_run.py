@@ -15,7 +15,9 @@ from anchorlm.engine import LocalEngine
 from anchorlm.evaluation import (
     Case,
     CompareRecipe,
+    Estimate,
     Grader,
+    Paired,
     RefusalGrader,
     compare,
     figures,
@@ -27,7 +29,7 @@ from anchorlm.evaluation import (
     write_tables,
 )
 from anchorlm.evaluation._contestants import Pool
-from anchorlm.evaluation._figures import safety
+from anchorlm.evaluation._figures import Through, safety
 from anchorlm.evaluation._folder import ANSWERS, MACHINE, RECIPE, read_answers, read_recipe, read_timings
 from anchorlm.evaluation._tables import TABLES
 from anchorlm.fitting import Outcome, fit_inferaligner
@@ -332,7 +334,7 @@ def test_the_undefended_target_is_known_by_its_defense_not_by_its_label(write_re
     file = write_recipe(**{"[defenses.undefended]": '[defenses."base|line"]\nname = "undefended"'})
     found = figures(compare(CompareRecipe.load(file, limit=1, timed=0), tmp_path / "run"))
     assert [row.bare for row in found.rows] == [True, False]
-    assert summary(found).startswith("reminded leaves")
+    assert summary(found).startswith("No defense lowered compliance with harmful prompts measurably: at best 100.0 %")
     table = [line for line in markdown(found).splitlines() if line.startswith("| small")]
     assert len({line.replace("\\|", "").count("|") for line in table[:2]}) == 1
 
@@ -416,14 +418,35 @@ def test_rows_of_several_graders_say_so_and_pairs_have_one_grader(run: Path, tmp
     assert "undefended 100" not in summary(found)
 
 
+@pytest.mark.parametrize("complied", [0, 2, 40])
+def test_the_headline_recommends_only_what_lowers_compliance_and_tells_what_came_through_an_open_gate(
+    run: Path, complied: int
+) -> None:
+    """Of 40 harmful prompts, of which the undefended target complies with all."""
+    bare, guarded = figures(run).rows
+    lowered = Paired.of([(True, n < complied) for n in range(40)]).difference
+    rate = {"harmful complied": Estimate.of_rate(complied, 40)}
+    rows = [
+        replace(bare, figures={"harmful complied": Estimate.of_rate(40, 40)}, change=None),
+        replace(guarded, figures=rate, change=lowered, through=Through(40, complied)),
+    ]
+    text = summary(replace(figures(run), rows=rows, frontier=["reminded"]))
+    assert text.startswith("reminded leaves") == (complied < 40)
+    assert text.startswith("No defense lowered compliance with harmful prompts measurably") == (complied == 40)
+    told = f"The gate of reminded opened on 40 answers to harmful prompts, of which {complied} complied all the same."
+    assert (told in text) == (complied > 0)
+
+
 def test_all_targets_together_have_no_paired_test_and_say_that_they_pool(
     write_recipe: Write, model: Path, tmp_path: Path
 ) -> None:
     file = write_recipe(**{"[judge]": f'again = "{model}"\n\n[judge]'})
     found = figures(compare(CompareRecipe.load(file, limit=1, timed=0), tmp_path / "run"))
     assert [row.target for row in found.rows] == ["small", "small", "again", "again", "all targets", "all targets"]
-    assert [bool(row.paired) for row in found.rows] == [False, True, False, True, False, False]
-    assert "intervals there are too narrow" in markdown(found)
+    assert [bool(row.paired) for row in found.rows] == [False, True] * 3
+    assert all(one.p is None for one in found.rows[-1].paired.values())
+    assert (found.rows[-1].figures["broken"].n, found.rows[-1].figures["broken"].prompts) == (4, 2)
+    assert "clustered by prompt and no p is given" in markdown(found)
 
 
 def test_a_prompt_that_is_too_long_counts_as_broken_and_is_told(write_recipe: Write, tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ WANTED = (1,), "all", 1.0
 def grader(target: LocalEngine, fitted: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """Takes for refusals what one certain shift makes of the prompts, and for broken what a larger one makes."""
     folder = save_artifact(fitted, tmp_path_factory.mktemp("planted") / "artifact")
-    guard = Guard(target, "inferaligner", artifact=str(folder), gate="open", generation={"max_new_tokens": 4})
+    guard = Guard(target, "inferaligner", artifact=str(folder), gate="open", answer="steer",
+                  generation={"max_new_tokens": 4})  # fmt: skip
     layers, positions, alpha = WANTED
     knobs = {"layers": layers, "positions": positions}
     refusals = [answer.text for answer in guard.generate(HARMFUL, knobs={**knobs, "alpha": alpha})]
@@ -33,7 +34,7 @@ def grader(target: LocalEngine, fitted: Artifact, tmp_path_factory: pytest.TempP
     texts = dict(zip(HARMFUL, zip(refusals, plain, strict=True), strict=True))
 
     def grade(messages: Messages, text: str) -> str:
-        refusal, bare = texts[messages[-1]["content"]]
+        refusal, bare = texts.get(messages[-1]["content"], ("", ""))
         return "refused" if text == refusal else "complied" if text == bare else "broken"
 
     return grade
@@ -74,9 +75,9 @@ def test_everything_tried_is_kept_with_counts_and_intervals(calibrated: Artifact
 
 
 def test_where_no_shift_makes_refusals_the_fixed_one_is_given(target: LocalEngine, fitted: Artifact) -> None:
-    found = calibrate_inferaligner(fitted, target, HARMFUL, HARMLESS, limit=0.1, max_new_tokens=2, prompts=8,
+    found = calibrate_inferaligner(fitted, target, HARMFUL, HARMLESS, limit=0.5, max_new_tokens=2, prompts=8,
                                    grader=lambda messages, text: "complied")  # fmt: skip
-    assert found.settings["answer"] == "refuse"
+    assert found.settings["answer"] == found.settings["talk_answer"] == "refuse"
     figures = found.figures["calibration"]
     assert figures["steered"]["refused"]["hits"] == 0
     assert figures["guarded"]["refused"]["hits"] > 0
@@ -110,7 +111,7 @@ def test_with_the_second_reader_its_gate_and_the_shared_one_are_chosen_too_and_n
 ) -> None:
     both = calibrate_inferaligner(fitted, target, HARMFUL, HARMLESS, reader=anchor, limit=0.1, grader=grader,
                                   max_new_tokens=4, prompts=8)  # fmt: skip
-    theirs = {"reader_gate_layers", "reader_bias", "both_bias"}
+    theirs = {"reader_gate_layers", "reader_bias", "both_bias", "reader_text_bias", "both_text_bias"}
     assert {name for name, value in both.settings.items() if value != calibrated.settings[name]} <= theirs
     figures = dict(both.figures["calibration"])
     read = {reader: figures.pop(name) for reader, name in (("anchor", "read by the anchor"), ("both", "read by both"))}

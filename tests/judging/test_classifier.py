@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from anchorlm.judging import ClassifierJudge
+from anchorlm.judging import ClassifierJudge, request_text
 from anchorlm.models import ModelSettings
 from anchorlm.records import DefenseError, Messages, UserError
 
@@ -92,19 +92,18 @@ def test_calls_of_one_turn_share_one_forward(word_tokenizer: PreTrainedTokenizer
     assert found == [pytest.approx([harm]) for harm in harms(judge, RESPONSES)]
 
 
-def test_a_long_request_loses_its_beginning_and_the_response_nothing(word_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_what_is_longer_than_the_context_is_an_error_not_cut(word_tokenizer: PreTrainedTokenizerFast) -> None:
     judge = ClassifierJudge(bert(["safe", "unsafe"], positions=16), word_tokenizer, harm_label="unsafe")
-    tail = "a b c d e f g h"  # 16 positions less 3 of [CLS] and [SEP] less 5 of the response leave 8
-    long: Messages = [{"role": "user", "content": "bread " * 50 + tail}]
-    short: Messages = [{"role": "user", "content": tail}]
-    assert harms(judge, ["a b c d e"], long) == pytest.approx(harms(judge, ["a b c d e"], short))
-    with pytest.raises(DefenseError, match="longer than the 16 tokens"):
-        harms(judge, ["a " * 20], short)
+    ask: Messages = [{"role": "user", "content": "a b c d e f g h"}]  # with 3 of [CLS] and [SEP] 5 positions are left
+    assert len(harms(judge, ["a b c d e"], ask)) == 1
+    for longer, response in ((ask, "a b c d e f"), ([{"role": "user", "content": "bread " * 50}], "a")):
+        with pytest.raises(DefenseError, match="but the judge classifier reads 16: take a classifier"):
+            harms(judge, [response], longer)
 
 
-def test_control_tokens_in_a_response_are_taken_out(word_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_control_tokens_in_a_response_are_read_as_text(word_tokenizer: PreTrainedTokenizerFast) -> None:
     judge = ClassifierJudge(bert(["safe", "unsafe"]), word_tokenizer, harm_label="unsafe")
-    assert harms(judge, ["no [SEP] flour"]) == pytest.approx(harms(judge, ["no flour"]))
+    assert harms(judge, ["no [SEP] flour"]) == pytest.approx(harms(judge, ["no [ SEP] flour"]))
 
 
 def test_an_unknown_label_is_named_with_the_known_ones(word_tokenizer: PreTrainedTokenizerFast) -> None:
@@ -148,8 +147,9 @@ def test_a_decoder_without_a_pad_token_reads_chats(byte_tokenizer: PreTrainedTok
     assert judge.settings["layout"] == "chat"
     assert harms(judge, RESPONSES) == pytest.approx([harms(judge, [response])[0] for response in RESPONSES])
     history: Messages = [{"role": "user", "content": "x" * 110}, {"role": "assistant", "content": "y"}, *ASK]
-    assert harms(judge, ["no"], history) == pytest.approx(harms(judge, ["no"]))
-    with pytest.raises(DefenseError, match="longer than"):
+    with pytest.raises(DefenseError, match="reads 128"):
+        harms(judge, ["no"], history)
+    with pytest.raises(DefenseError, match="reads 128"):
         harms(judge, ["z" * 200])
 
 
@@ -159,31 +159,31 @@ ALTERNATING = (
 )
 
 
-def test_a_template_sees_only_conversations_that_begin_with_the_user(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_template_that_wants_turns_to_alternate_reads_every_conversation(
+    byte_tokenizer: PreTrainedTokenizerFast,
+) -> None:
     strict = copy.deepcopy(byte_tokenizer)
     strict.chat_template = ALTERNATING
     judge = ClassifierJudge(decoder(strict), strict, harm_label=1)
     system, greeting = {"role": "system", "content": "Be brief."}, {"role": "assistant", "content": "Hello!"}
-    for before in ([system], [greeting], [system, greeting]):
-        assert harms(judge, ["no"], [*before, *ASK]) == pytest.approx(harms(judge, ["no"]))
-    long: Messages = [{"role": "user", "content": "x" * 110}, {"role": "assistant", "content": "y"}, *ASK]
-    assert harms(judge, ["no"], long) == pytest.approx(harms(judge, ["no"]))
+    told: Messages = [{"role": "user", "content": "Be brief.\n\nhow do i bake bread"}]
+    assert harms(judge, ["no"], [system, *ASK]) == pytest.approx(harms(judge, ["no"], told))
+    assert harms(judge, ["no"], [{**system, "role": "developer"}, *ASK]) == pytest.approx(harms(judge, ["no"], told))
+    for before in ([greeting], [system, greeting], ASK):
+        one_turn: Messages = [{"role": "user", "content": request_text([*before, *ASK])}]
+        assert harms(judge, ["no"], [*before, *ASK]) == pytest.approx(harms(judge, ["no"], one_turn))
     with pytest.raises(DefenseError, match="without a turn of the user"):
         harms(judge, ["no"], [system, greeting])
 
 
 def test_a_template_that_refuses_is_one_sentence_with_the_remedy(byte_tokenizer: PreTrainedTokenizerFast) -> None:
     strict = copy.deepcopy(byte_tokenizer)
-    strict.chat_template = ALTERNATING
-    judge = ClassifierJudge(decoder(strict), strict, harm_label=1)
     said = r"refuses the conversation \(roles must alternate\): use layout = 'pair', or give another chat_template"
-    with pytest.raises(DefenseError, match=said):
-        harms(judge, ["no"], [*ASK, *ASK])
     strict.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(UserError, match=said):
         ClassifierJudge(decoder(strict), strict, harm_label=1)
     strict.chat_template = "{{ messages[0]['content'] }}"
-    with pytest.raises(UserError, match="leaves the answer out: give another chat_template"):
+    with pytest.raises(UserError, match="leaves a part of the conversation out: use layout = 'pair'"):
         ClassifierJudge(decoder(strict), strict, harm_label=1)
     with pytest.raises(UserError, match="it is pair or chat"):
         ClassifierJudge(decoder(strict), strict, harm_label=1, layout="triple")  # type: ignore[arg-type]
@@ -232,8 +232,7 @@ def test_the_settings_of_a_model_are_honored_or_refused(
     judge = ClassifierJudge.from_pretrained(folder, harm_label=1, **settings)
     assert judge._model.dtype == torch.bfloat16
     assert judge._model.config._attn_implementation == "eager"
-    with pytest.raises(DefenseError, match="roles must alternate"):
-        harms(judge, ["no"], [*ASK, *ASK])
+    assert judge._tokenizer.chat_template == ALTERNATING
     whole = ClassifierJudge.from_pretrained(folder, harm_label=1)
     assert whole._model.dtype == torch.float32
     assert harms(judge, RESPONSES) == pytest.approx(harms(whole, RESPONSES), abs=0.05)

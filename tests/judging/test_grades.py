@@ -52,3 +52,9 @@ def test_doubtful_answers_have_no_grade(text: str) -> None:
 @given(st.text(max_size=200))
 def test_any_text_gives_a_grade_in_range_or_none(text: str) -> None:
     assert parse_grade(text) in {None, 1, 2, 3, 4, 5}
+
+
+def test_a_judge_s_thoughts_hold_no_grade() -> None:
+    """AssetOpsBench #418."""
+    assert parse_grade("<think>Grade 5 would be full compliance.</think>\nGrade: 1") == 1
+    assert parse_grade("Grade 5 would be full compliance.</think>\nGrade: 1") == 1

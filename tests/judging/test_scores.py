@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -72,7 +75,7 @@ def test_of_several_classes_the_score_is_the_log_odds_of_one(tmp_path: Path) -> 
     assert scores(scorer) == pytest.approx(want, abs=1e-4)
     with pytest.raises(UserError, match="^label = None is no label of .*its labels are"):
         ClassifierScorer.load(ModelSettings(path=str(folder)))
-    with pytest.raises(DefenseError, match="tokens that the cost or reward model .* reads"):
+    with pytest.raises(DefenseError, match="the cost or reward model .* reads 256"):
         scores(scorer, ["long " * 400])
     with pytest.raises(UserError, match="scale = 0.0 and offset"):
         ClassifierScorer.load(ModelSettings(path=str(folder)), label=2, scale=0.0)
@@ -190,6 +193,76 @@ def test_a_remote_scorer_is_asked_once_more_and_says_what_is_wrong(served: tuple
     assert scores(scorer, []) == []
 
 
+@pytest.fixture
+def dripping() -> Iterator[tuple[str, list[float]]]:
+    """An address at which an answer begins at once and a byte follows every 0.05 seconds, and when it was asked."""
+    asked: list[float] = []
+    going = [True]
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(time.monotonic())
+        with suppress(ConnectionError):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n{")
+            while going:
+                writer.write(b" ")
+                await writer.drain()
+                await asyncio.sleep(0.05)
+        writer.close()
+
+    loop = asyncio.new_event_loop()
+    server = loop.run_until_complete(asyncio.start_server(drip, "127.0.0.1", 0))
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", asked
+
+    async def end() -> None:
+        server.close()
+        going.clear()
+        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}))
+
+    asyncio.run_coroutine_threadsafe(end(), loop).result(5)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(5)
+    loop.close()
+
+
+def test_one_deadline_holds_for_the_whole_call_of_a_remote_scorer(dripping: tuple[str, list[float]]) -> None:
+    """A byte within every read's own time limit would keep a call for hours."""
+    url, asked = dripping
+    began = time.monotonic()
+    with pytest.raises(DefenseError, match="gave no scores \\(nothing within 0.4 seconds\\): check that it runs"):
+        scores(RemoteScorer(url, timeout=0.4, retries=5))
+    assert 0.35 < time.monotonic() - began < 2
+    assert len(asked) == 1
+
+
+def test_a_remote_scorer_s_retries_share_the_deadline(served: tuple[str, list[Any]]) -> None:
+    url, answers = served
+
+    def slow(request: Any) -> None:
+        time.sleep(0.25)
+
+    answers.extend([slow] * 20)
+    began = time.monotonic()
+    with pytest.raises(DefenseError, match="nothing within 0.6 seconds"):
+        scores(RemoteScorer(url, timeout=0.6, retries=20))
+    assert time.monotonic() - began < 1.5
+    assert 20 - len(answers) in (2, 3)
+
+
+def test_calls_of_a_remote_scorer_wait_side_by_side(dripping: tuple[str, list[float]]) -> None:
+    url, asked = dripping
+    scorer = RemoteScorer(url, timeout=0.5)
+
+    async def together() -> list[Any]:
+        return await asyncio.gather(*(scorer(ASK, TEXTS) for _ in range(40)), return_exceptions=True)
+
+    began = time.monotonic()
+    assert all(isinstance(one, DefenseError) for one in asyncio.run(together()))
+    assert time.monotonic() - began < 3
+    assert len(asked) == 40
+
+
 def test_an_address_that_is_none_is_refused() -> None:
     for url in ("localhost:8000", "file:///etc/passwd", "", "http://localhost:abc/x", "http://[::1", "http://:80",
                 "http://localhost/a b"):  # fmt: skip
@@ -238,3 +311,9 @@ def test_what_a_scorer_notes_of_its_work_does_not_make_it_another() -> None:
     before = scorer.settings
     assert asyncio.run(scorer([{"role": "user", "content": "x"}], ["ab"])) == [2.0]
     assert scorer.settings == before
+
+
+def test_without_httpx_a_remote_scorer_names_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    with pytest.raises(UserError, match=r"^A remote scorer needs httpx: pip install 'anchorlm\[endpoint\]'\.$"):
+        RemoteScorer("http://localhost:1/score")

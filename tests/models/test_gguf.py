@@ -114,12 +114,12 @@ def test_weights_and_tokens_are_those_that_were_written(loaded: CausalModel) -> 
     assert loaded.context_length == own.context_length
 
 
-def test_a_guard_answers_from_a_file_and_from_a_folder_with_a_file(file: Path) -> None:
+def test_a_guard_answers_from_a_file_and_from_a_folder_with_a_file(file: Path, loaded: CausalModel) -> None:
     answers = [
         Guard(target, generation={"max_new_tokens": 6}).chat(TURN).token_ids
         for target in ({"path": str(file)}, {"path": str(file.parent), "gguf_file": file.name})
     ]
-    own = LocalEngine(CausalModel.wrap(tiny_weights("llama"), tiny_tokenizer()))
+    own = LocalEngine(CausalModel.wrap(tiny_weights("llama"), loaded.tokenizer))
     assert answers == [Guard(own, generation={"max_new_tokens": 6}).chat(TURN).token_ids] * 2
 
 

@@ -142,7 +142,7 @@ def test_the_recipe_of_inferaligner_runs_from_end_to_end(llama2: dict[str, Path]
     changes = {"target.path": str(llama2["target"]), "defense.artifact": str(artifact.save(tmp_path / "artifact"))}
     recipe = Recipe.load(RECIPES / "inferaligner.toml", {**changes, "target.dtype": "float32"})
     guard = Guard.from_recipe(recipe)
-    response = guard.chat(harmless[0], knobs={"gate": "open", "alpha": 0.5}, max_new_tokens=8)
+    response = guard.chat(harmless[0], knobs={"gate": "open", "answer": "steer", "alpha": 0.5}, max_new_tokens=8)
     assert [decision.kind for decision in response.trace] == ["gate", "steer"]
     assert guard.chat(harmless[0], max_new_tokens=8).trace[0].kind == "gate"
 

@@ -4,6 +4,8 @@ import asyncio
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +18,7 @@ from servers import SECRET, Live
 
 from anchorlm.guard import Guard
 from anchorlm.records import UserError
-from anchorlm.serving import AuditSettings, Served, ServerSettings
+from anchorlm.serving import ApiError, AuditSettings, Served, ServerSettings
 from anchorlm.serving._audit import Audit
 from anchorlm.serving._desk import Desk
 
@@ -211,3 +213,44 @@ def test_an_answer_that_nobody_waited_for_is_no_answer_in_the_log(
 def test_a_log_that_cannot_be_written_is_told_before_serving(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be written"):
         Audit(AuditSettings(file=tmp_path / "none" / "audit.jsonl"))
+
+
+def test_a_pipe_takes_the_lines_and_a_reader_that_has_gone_is_an_outage(tmp_path: Path) -> None:
+    pipe = tmp_path / "audit"
+    os.mkfifo(pipe)
+    settings = AuditSettings(file=pipe, max_bytes=1_000, fsync="always")
+    with pytest.raises(UserError, match="start its reader first"):
+        Audit(settings)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    failures: list[int] = []
+    with closing(Audit(settings, lambda: failures.append(1))) as audit:
+        for number in range(30):  # more than a file of this size would hold
+            audit.write("request", {"number": number})
+        told = [json.loads(line)["number"] for line in os.read(reader, 65_536).splitlines()]
+        assert told == list(range(30))
+        os.close(reader)
+        for _ in range(2):
+            with pytest.raises(ApiError, match="cannot be written"):
+                audit.write("request", {"number": 30})
+        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        audit.write("request", {"number": 31})
+        assert json.loads(os.read(reader, 65_536).splitlines()[-1])["number"] == 31
+        os.close(reader)
+    assert len(failures) == 2
+
+
+@pytest.mark.parametrize("place", ["/dev/stdout", "-"])
+def test_the_processs_own_output_takes_the_lines(place: str, tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from anchorlm.serving import AuditSettings\n"
+        "from anchorlm.serving._audit import Audit\n"
+        "audit = Audit(AuditSettings(file=Path(sys.argv[1]), fsync='second'))\n"
+        "for number in range(3): audit.write('request', {'number': number})\n"
+        "audit.close(); print('still open', file=sys.stderr); print('{}', flush=True)"
+    )
+    command = [sys.executable, "-c", script, place]
+    piped = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert [json.loads(line).get("number") for line in piped.stdout.splitlines()] == [0, 1, 2, None]
+    with (tmp_path / "out").open("w") as out:
+        subprocess.run(command, stdout=out, stderr=subprocess.DEVNULL, check=True)
+    assert len(lines(tmp_path / "out")) == 4

@@ -20,7 +20,7 @@ def test_every_setting_of_a_server_stands_in_the_shipped_file_and_differs_only_w
     differing = {name for name, value in ServerSettings().model_dump().items() if given[name] != value} - {"audit"}
     usual = AuditSettings().model_dump()
     differing |= {f"audit.{name}" for name in usual if given["audit"][name] != usual[name]}
-    assert differing == {"keys", "playground", "max_tokens", "raw_completions", "audit.file"}
+    assert differing == {"keys", "playground", "max_tokens", "scores", "raw_completions", "audit.file"}
     assert all(name in text.partition(":\n#\n")[0] for name in differing)
 
 

@@ -238,7 +238,7 @@ def test_a_guard_that_fails_its_self_test_never_gets_ready(
     assert "not done with its self-test after 0.5 s" in httpx.get(f"{live.url}/ready").json()["wrong"][0]
 
     def sensitive(messages: Any, response: str) -> float:
-        return 1.0 if "bomb" in messages[-1]["content"] else 0.0
+        return 1.0 if "bomb" in str(messages) else 0.0
 
     good = start_live([Served.of("model", make_guard(sensitive)), Served.of("plain", plain)], probe=True)
     assert httpx.get(f"{good.url}/ready").json() == {"status": "ready"}
@@ -248,9 +248,9 @@ def test_a_guard_that_fails_its_self_test_never_gets_ready(
 def test_what_a_judge_raises_in_the_self_test_is_told_nowhere(
     start_live: Callable[..., Live], make_guard: Callable[..., Guard], caplog: pytest.LogCaptureFixture
 ) -> None:
-    probe = ModelServing(harmless_probe=f"Where is the {SECRET}?")
+    guard = make_guard(raising, probes={"harmless": f"Where is the {SECRET}?"})
     with caplog.at_level(logging.DEBUG):
-        live = start_live([Served.of("raises", make_guard(raising), probe)], probe=True)
+        live = start_live([Served.of("raises", guard)], probe=True)
         told = httpx.get(f"{live.url}/ready")
     assert (told.status_code, "failed its self-test with OSError" in told.text) == (503, True)
     for text in (told.text, caplog.text):

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import asyncio
+import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +15,7 @@ from servers import Live
 from anchorlm.guard import Guard
 from anchorlm.records import UserError
 from anchorlm.serving import ApiError, Keys, KeySettings, Served, Server, ServerSettings, new_key
-from anchorlm.serving._keys import Caller
+from anchorlm.serving._keys import Caller, KeyFile
 
 TURN = [{"role": "user", "content": "bread"}]
 
@@ -153,3 +156,124 @@ def test_a_server_that_anybody_can_reach_says_so(plain: Guard, caplog: pytest.Lo
     caplog.clear()
     Server([Served.of("plain", plain)], ServerSettings())
     assert not caplog.text
+
+
+def test_a_key_that_is_revoked_ends_at_once_and_what_goes_on_under_it_too(
+    start_live: Callable[..., Live], make_guard: Callable[..., Guard], tmp_path: Path
+) -> None:
+    async def slow(messages: object, response: str) -> float:
+        await asyncio.sleep(20)
+        return 0.0
+
+    file = tmp_path / "keys.toml"
+    made = {name: new_key(file, name) for name in ("stays", "goes")}
+    live = start_live([Served.of("slow", make_guard(slow))], keys=file, keep_alive=0.1)
+    url, said = f"{live.url}/v1/chat/completions", []
+
+    def stream() -> None:
+        headers = {"Authorization": f"Bearer {made['goes']}"}
+        with httpx.stream("POST", url, json={"messages": TURN, "stream": True}, headers=headers, timeout=30) as found:
+            said.extend(found.iter_lines())
+
+    def status(name: str) -> int:
+        return httpx.get(f"{live.url}/v1/models", headers={"Authorization": f"Bearer {made[name]}"}).status_code
+
+    asking = threading.Thread(target=stream)
+    asking.start()
+    live.wait(lambda: live.desk.admission.running == 1)
+    assert (status("stays"), status("goes")) == (200, 200)
+    text = file.read_text()
+    file.write_text(text[: text.index("[goes]")])
+    start = time.monotonic()
+    live.wait(lambda: status("goes") == 401, 10)
+    asking.join(10)
+    assert time.monotonic() - start < 5
+    assert not asking.is_alive()
+    assert any("invalid_api_key" in line for line in said)
+    assert status("stays") == 200
+    file.write_text("")
+    live.wait(lambda: status("stays") == 401, 10)
+
+
+def test_limits_are_read_again_and_what_is_used_up_stays_so(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    key = new_key(file, "alice")
+    keys = Keys.load(file)
+    watch, caller = KeyFile(file, keys), keys.caller(f"Bearer {key}")
+    with caller.request():
+        file.write_text(file.read_text() + "concurrency = 1\nrequests_per_minute = 6\n")
+        for _ in range(3):
+            assert watch.look() == []
+        assert keys.caller(f"Bearer {key}") is caller
+        with pytest.raises(ApiError, match="under way"), caller.request():
+            pass
+
+
+def test_a_file_of_keys_that_is_broken_or_gone_changes_nothing_and_the_log_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "keys.toml"
+    key = new_key(file, "alice")
+    keys = Keys.load(file)
+    watch = KeyFile(file, keys)
+    for change in (lambda: file.write_text("[broken"), file.unlink):
+        caplog.clear()
+        change()
+        for _ in range(4):
+            watch.look()
+        assert [record.getMessage().count("stay as they were") for record in caplog.records] == [1]
+        assert keys.caller(f"Bearer {key}").name == "alice"
+
+
+def test_a_file_that_is_still_changing_is_waited_for(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    key = new_key(file, "alice")
+    text, keys = file.read_text(), Keys.load(file)
+    watch = KeyFile(file, keys)
+    file.write_text("")
+    watch.look()
+    file.write_text(f"{text}\n")
+    for _ in range(3):
+        assert watch.look() == []
+    assert keys.caller(f"Bearer {key}").name == "alice"
+
+
+def test_who_is_turned_away_stands_in_the_log_and_with_an_address_in_the_audit(
+    start_live: Callable[..., Live], plain: Guard, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys, audit = tmp_path / "keys.toml", tmp_path / "audit.jsonl"
+    key = new_key(keys, "alice")
+    keys.write_text(keys.read_text() + "requests_per_minute = 6\n")
+    live = start_live([Served.of("plain", plain)], keys=keys, audit={"file": audit})
+    url, headers = f"{live.url}/v1/chat/completions", {"Authorization": f"Bearer {key}"}
+    assert httpx.post(url, json={}).status_code == 401
+    statuses = [httpx.post(url, json={"messages": TURN}, headers=headers, timeout=60).status_code for _ in range(2)]
+    assert statuses == [200, 429]
+    live.wait(lambda: audit.read_text().count("turned_away") == 2)
+    lines = [json.loads(line) for line in audit.read_text().splitlines()]
+    noted = [line for line in lines if line["event"] == "turned_away"]
+    assert [(line["status"], line["key"], line["client"]) for line in noted] == [
+        (401, None, "127.0.0.1"),
+        (429, "alice", "127.0.0.1"),
+    ]
+    assert sum("was turned away: 401" in text for text in caplog.messages) == 1
+    assert sum("was turned away: 429" in text for text in caplog.messages) == 1
+    assert key not in caplog.text + audit.read_text()
+
+
+def test_a_flood_of_wrong_keys_does_not_fill_the_audit_log(
+    start_live: Callable[..., Live], plain: Guard, tmp_path: Path
+) -> None:
+    keys, audit = tmp_path / "keys.toml", tmp_path / "audit.jsonl"
+    new_key(keys, "alice")
+    live = start_live([Served.of("plain", plain)], keys=keys, audit={"file": audit})
+    with httpx.Client(base_url=live.url) as client:
+        start = time.monotonic()
+        for _ in range(300):
+            assert client.get("/v1/models").status_code == 401
+        seconds = time.monotonic() - start
+    live.wait(lambda: audit.read_text().count("\n") >= 100)
+    time.sleep(0.3)
+    lines = [json.loads(line) for line in audit.read_text().splitlines()]
+    assert len(lines) <= 101 + 10 * seconds
+    assert len(lines) + sum(line.get("not_noted_before", 0) for line in lines) <= 300

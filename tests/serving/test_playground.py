@@ -294,3 +294,75 @@ def test_a_key_is_asked_for_and_a_wrong_one_is_told(
         browser.run("load()")
         assert text(browser, "note").startswith("The server does not answer")
         assert all("401" in problem or "ERR_CONNECTION" in problem for problem in browser.problems)
+
+
+@pytest.fixture
+def told_page(page: Browser, slow: Live, monkeypatch: pytest.MonkeyPatch) -> Browser:
+    """A page where whatever a model says is a refusal in its own words."""
+    monkeypatch.setattr("anchorlm.serving._answers.RefusalMatcher.is_refusal", lambda self, text: True)
+    page.open(slow.url)
+    page.wait("document.getElementById('left-model').value === 'guarded'")
+    return page
+
+
+@needs_browser
+def test_a_refusal_that_a_candidate_won_does_not_look_like_an_answer(told_page: Browser) -> None:
+    ask(told_page, "bake bread")
+    for side in ("left", "right"):
+        assert text(told_page, f"{side}-badge").startswith("refused")
+        assert told_page.run(f"document.getElementById('{side}-badge').className") == "badge refusal"
+    assert "refusal" in text(told_page, "why-note")
+
+
+@needs_browser
+def test_an_example_starts_a_conversation_of_its_own(page: Browser, slow: Live) -> None:
+    page.open(slow.url)
+    page.wait("document.querySelectorAll('#examples button').length > 0")
+    ask(page, "bake bread")
+    page.run("document.querySelector('#examples button').click()")
+    assert page.run("[histories.left.length, histories.right.length]") == [0, 0]
+    assert page.run("document.querySelectorAll('.turn').length") == 0
+    assert page.run("document.getElementById('prompt').value") != ""
+
+
+@needs_browser
+def test_panes_keep_their_places_and_show_the_end_of_what_comes(page: Browser, slow: Live) -> None:
+    page.open(slow.url)
+    page.wait("document.getElementById('left-model').value === 'guarded'")
+    places = (
+        "JSON.stringify([...document.querySelectorAll('.pane, .pane .log, #ask')]"
+        ".map((one) => one.getBoundingClientRect()).map((box) => [box.x, box.y, box.width, box.height]))"
+    )
+    before = page.run(places)
+    page.run(
+        "window.moved = 0; setInterval(() => { window.moved += " + places + f" !== {json.dumps(before)}" + " }, 5)"
+    )
+    for number in range(4):
+        ask(page, f"bake bread {number}")
+    assert page.run("window.moved") == 0
+    end = "(() => {{ const log = document.getElementById('{}-log'); return log.scrollHeight - log.scrollTop - log.clientHeight }})()"  # noqa: E501
+    assert page.run(
+        "document.getElementById('left-log').scrollHeight > document.getElementById('left-log').clientHeight"
+    )
+    assert abs(page.run(end.format("left"))) < 3
+    assert page.run("window.scrollY") == 0
+    page.run("document.getElementById('left-log').scrollTop = 0; follow('left', () => {})")
+    assert page.run("document.getElementById('left-log').scrollTop") == 0, "whoever reads what is above is left there"
+
+
+@needs_browser
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_a_narrow_page_is_not_scrolled_sideways(page: Browser, slow: Live, path: str) -> None:
+    page.call("Emulation.setDeviceMetricsOverride", width=320, height=640, deviceScaleFactor=1, mobile=False)
+    try:
+        page.open(slow.url + path)
+        if path == "/":
+            page.wait("document.getElementById('left-model').value === 'guarded'")
+            ask(page, "bake bread " + "w" * 200)
+        else:
+            page.wait("document.querySelectorAll('table').length > 1")
+        assert page.run("document.documentElement.scrollWidth") <= 320
+        wide = "[...document.querySelectorAll('main *')].filter((one) => one.getBoundingClientRect().right > 320.5)"
+        assert page.run(f"{wide}.map((one) => one.tagName + '#' + one.id)") == []
+    finally:
+        page.call("Emulation.clearDeviceMetricsOverride")

@@ -48,8 +48,9 @@ def reading(
     aligner: Aligner, prompt: str, *, bias: float | None = None, layers: Sequence[int] | None = None
 ) -> Reading:
     async def run() -> Reading:
-        async with ENGINE.open(ENGINE.model.encode([{"role": "user", "content": prompt}])) as row:
-            return await aligner.read(row, bias=bias, layers=layers)
+        messages = [{"role": "user", "content": prompt}]
+        async with ENGINE.open(ENGINE.model.encode(messages)) as row:
+            return await aligner.read(messages, "target", ENGINE, row=row, bias=bias, layers=layers)
 
     return runtime().run(run())
 

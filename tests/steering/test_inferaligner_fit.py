@@ -101,7 +101,7 @@ def test_on_every_architecture_it_is_the_paper_written_out(name: str) -> None:
             torch.stack([cosine_scores(row, t["own.unit"])[layer] for row in each]) for each in (bad[out], good[other])
         )
         assert float(t["cast.threshold"][layer]) == pytest.approx(best_threshold(high, low)[0], abs=1e-3)
-    assert {tensor.shape for name, tensor in t.items() if not name.startswith("reader_gate")} == {(2,), (2, 64)}
+    assert {tensor.shape for name, tensor in t.items() if not name.startswith("reader_")} == {(2,), (2, 64)}
     assert close(t["reader_gate.direction"] * theirs.norm(dim=-1, keepdim=True), theirs)
 
 
@@ -144,7 +144,7 @@ def test_vectors_of_another_family_cross_by_a_ridge_map_of_the_harmless_prompts(
         cosine = made.figures["cosine with the target's own direction"][layer]
         assert cosine == pytest.approx(float(t["shift.unit"][layer] @ t["own.unit"][layer]), abs=1e-3)
     assert close(t["shift.length"], t["own.length"])
-    assert {tensor.shape for name, tensor in t.items() if not name.startswith("reader_gate")} == {(2,), (2, 64)}
+    assert {tensor.shape for name, tensor in t.items() if not name.startswith("reader_")} == {(2,), (2, 64)}
     assert close(t["reader_gate.direction"], normalize(theirs.mean(dim=0) - theirs_good.mean(dim=0), dim=-1))
 
 
@@ -252,7 +252,7 @@ def test_a_reader_of_its_own_gets_the_second_gate_and_changes_nothing_else() -> 
     reader = LocalEngine(tiny_model("gpt2", seed=2, n_layer=3))
     plain, made = fit(target, anchor, whitening="none"), fit(target, anchor, reader=reader, whitening="none")
     assert made.models["reader"] == stamp(reader.model)
-    second = {"reader_gate.direction", "reader_gate.bias", "reader_gate.scale"}
+    second = {name for name in plain.tensors if name.startswith("reader_")}
     assert all(torch.equal(plain.tensors[name], made.tensors[name]) for name in plain.tensors.keys() - second)
     as_anchor = fit(target, reader, across="always", whitening="none")
     assert all(torch.equal(as_anchor.tensors[name], made.tensors[name]) for name in second)

@@ -90,13 +90,29 @@ def wordpiece() -> Tokenizer:
     return tokenizer
 
 
+def gemma() -> Tokenizer:
+    """As Gemma's: the pre-tokenizer splits at spaces, of which the normalizer leaves none."""
+    tokenizer = sentencepiece_bpe()
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    return tokenizer
+
+
+def unsplit_metaspace() -> Tokenizer:
+    tokenizer = unigram()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    return tokenizer
+
+
+UNDIVIDED = {"gemma": gemma, "metaspace": unsplit_metaspace}
+"""Those with a pre-tokenizer that does not split."""
 SMALL = {"byte-level": byte_level, "sentencepiece": sentencepiece_bpe, "unigram": unigram}
 """Those that can write any text."""
 
 
 @lru_cache
 def small_tokenizer(name: str) -> Tokenizer:
-    return {**SMALL, "wordpiece": wordpiece}[name]()
+    return {**SMALL, **UNDIVIDED, "wordpiece": wordpiece}[name]()
 
 
 @lru_cache

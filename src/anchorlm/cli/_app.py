@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anchorlm.cli._errors import OneSentence
+from anchorlm.cli._exit import run_and_exit
 from anchorlm.cli._fit_guard import calibrate, fit
 
 if TYPE_CHECKING:
@@ -39,12 +40,16 @@ Changes = Annotated[
     typer.Option("--set", help="A recipe's value, as in defense.alpha=0.7; may be repeated.", metavar="A.B=C"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
+TryFirst = Annotated[
+    bool | None,
+    typer.Option("--probe/--no-probe", help="Try the guard first, and do not use one that fails; on by default."),
+]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first rows.")]
 
 
 def main() -> None:
-    """Runs the command line."""
-    app()
+    """Runs the command line, and ends the process."""
+    run_and_exit(app)
 
 
 def _version(wanted: bool) -> None:
@@ -83,6 +88,7 @@ def generate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start the output anew.")] = False,
     trace: Annotated[bool, typer.Option("--trace", help="Write what the defense decided into each row.")] = False,
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Requests under way at once.")] = 64,
+    probe: TryFirst = None,
 ) -> None:
     """Answers every prompt of a file under guard; run again after a kill, it goes on where it stopped."""
     from anchorlm.cli._generate import run
@@ -97,6 +103,7 @@ def generate(
         overwrite=overwrite,
         trace=trace,
         concurrency=concurrency,
+        probe=probe,
     )
 
 
@@ -108,11 +115,12 @@ def chat(
     anchor: Anchor = None,
     judge: Judge = None,
     changes: Changes = None,
+    probe: TryFirst = None,
 ) -> None:
     """Talks with a guarded model; /help lists the commands."""
     from anchorlm.cli._chat import run
 
-    run(_recipe(recipe, target, defense, anchor, judge, changes))
+    run(_recipe(recipe, target, defense, anchor, judge, changes), probe=probe)
 
 
 @app.command()
@@ -192,6 +200,9 @@ def compare(
     workers: Annotated[
         int, typer.Option("--workers", min=1, help="Processes that answer, each with models of its own.")
     ] = 1,
+    probe: Annotated[
+        bool | None, typer.Option("--probe/--no-probe", help="Try every guard first, and report it; on by default.")
+    ] = None,
 ) -> None:
     """Compares defenses on safety, over-refusal, usefulness and cost; run again after a kill, it goes on."""
     from anchorlm.cli._compare import run
@@ -206,6 +217,7 @@ def compare(
         only={"defenses": defenses, "targets": targets, "data": data},
         attacks=attacks,
         workers=workers,
+        probe=probe,
     )
 
 
@@ -231,18 +243,27 @@ def serve(
     port: Annotated[int | None, typer.Option("--port", help="Port to listen on; 8000 by default.")] = None,
     keys: Annotated[Path | None, typer.Option("--keys", help="File of API keys; without it everybody may ask.")] = None,
     audit: Annotated[Path | None, typer.Option("--audit", help="JSONL file that every request is noted in.")] = None,
-    no_probe: Annotated[bool, typer.Option("--no-probe", help="Serve guards that were not tested.")] = False,
+    probe: TryFirst = None,
+    no_scores: Annotated[bool, typer.Option("--no-scores", help="Tell clients no figures of the defense.")] = False,
     key: Annotated[str | None, typer.Option("--new-key", help="Add an API key to --keys, and end.")] = None,
     operator: Annotated[bool, typer.Option("--operator", help="With --new-key: it sees traces and metrics.")] = False,
 ) -> None:
     """Puts guarded models behind OpenAI's API, with a page to try them on."""
-    from anchorlm.cli._serve import add_key, run
-
     if key is not None:
+        from anchorlm.cli._serve import add_key
+
         add_key(keys, key, operator)
         return
-    options = {"host": host, "port": port, "keys": keys, "audit": audit, "probe": False if no_probe else None}
-    run(recipes or [], config, {name: value for name, value in options.items() if value is not None})
+    options = {"host": host, "port": port, "keys": keys, "audit": audit, "probe": probe}
+    changes = {name: value for name, value in options.items() if value is not None}
+    if no_scores:
+        changes["scores"] = False
+    from anchorlm.cli._bind import bind
+
+    sockets = bind(config, changes)
+    from anchorlm.cli._serve import run
+
+    run(recipes or [], config, changes, sockets)
 
 
 @zoo.command("list")
@@ -284,6 +305,18 @@ def zoo_build(
     from anchorlm.cli._zoo import build
 
     build(out, seed, scale)
+
+
+@zoo.command("fit")
+def zoo_fit(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Specialists, such as a-finance; none: all.")
+    ] = None,
+) -> None:
+    """Fits InferAligner anew to the embedded specialists, and puts each artifact beside its weights."""
+    from anchorlm.cli._zoo import fit
+
+    fit(names or [])
 
 
 def _recipe(

@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from anchorlm.cli._errors import complain
+from anchorlm.cli._exit import patient
 from anchorlm.cli._loading import load_guard
 from anchorlm.cli._recipes import parse_changes
 from anchorlm.guard import Guard, Recipe
@@ -86,13 +87,13 @@ class Session:
         self._knobs, self._generation = knobs, generation
 
 
-def run(recipe: Recipe) -> None:
+def run(recipe: Recipe, *, probe: bool | None = None) -> None:
     """Reads lines until the end or `/quit`, and answers each.
 
     Raises:
         Exit: With 2 or 1 where stdin is not a terminal and a line could not be answered.
     """
-    session = Session(load_guard(recipe))
+    session = Session(load_guard(recipe, probe=probe))
     interactive = sys.stdin.isatty()
     if interactive:
         typer.echo("Type a message, or /help.")
@@ -110,6 +111,7 @@ def run(recipe: Recipe) -> None:
         except KeyboardInterrupt:
             if not interactive:
                 raise
+            patient()
             typer.echo("\n(stopped)")
     if failed and not interactive:
         raise typer.Exit(failed)

@@ -19,6 +19,7 @@ from anchorlm.guard import JudgeSettings, Recipe, ScorerSettings, build_judge, b
 from anchorlm.judging import RUBRIC, Judge, RefusalMatcher, Scorer
 from anchorlm.models import CausalModel, ModelSettings, stamp
 from anchorlm.records import Access, Artifact, UserError
+from anchorlm.steering import uncalibrated
 
 T = TypeVar("T")
 
@@ -155,10 +156,8 @@ def _artifact(found: Findings, folder: str, target: CausalModel | None, reads: b
     models = ", ".join(f"{role} {one.name}" for role, one in artifact.models.items())
     found.facts.append(f"artifact: {folder} ({artifact.kind}, fitted on: {models})")
     calibrated = artifact.figures.get("calibration", {})
-    if artifact.kind == "inferaligner" and not calibrated:
-        found.notes.append(
-            "artifact: its settings are first guesses; choose them with `anchorlm calibrate inferaligner`."
-        )
+    if (caveat := uncalibrated(artifact)) is not None:
+        found.notes.append(f"artifact: {caveat}")
     elif artifact.kind == "inferaligner" and reads and "read by the anchor" not in calibrated:
         found.notes.append(
             "artifact: of the gate that reads the anchor, layers and bias are first guesses; choose them with "

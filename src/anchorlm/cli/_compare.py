@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from anchorlm.cli._embedded import ANCHOR, COMPOSED, GATED, JUDGE, KNOBS, SAME_VOCABULARY, SPECIALISTS
+from anchorlm.cli._embedded import ANCHOR, COMPOSED, GATED, JUDGE, KNOBS, PROBE, SAME_VOCABULARY, SPECIALISTS
 from anchorlm.cli._errors import complain
 from anchorlm.cli._generate import _Rate
 from anchorlm.cli._loading import quiet_libraries, stderr
@@ -52,6 +52,7 @@ def run(
     only: Mapping[Part, str | None],
     attacks: str | None,
     workers: int,
+    probe: bool | None = None,
 ) -> None:
     """Runs a comparison, or takes one that was run, and writes its tables and its report.
 
@@ -79,6 +80,8 @@ def run(
         chosen = CompareRecipe.load(recipe, **changes)
     for part, names in only.items():
         chosen = chosen.only(part, names.split(",")) if names else chosen
+    if probe is not None:
+        chosen = chosen.replace({"probe": {**chosen.probe.model_dump(), "run": probe}}, where="the command line")
     with _progress() as told:
         compare(chosen, out, embedded=embedded(), workers=workers, progress=told)
     _tell(out)
@@ -124,6 +127,7 @@ def embedded_recipe(partition: str = "test") -> dict[str, Any]:
         "data": {split: {"embedded": split, "partition": partition} for split in SPLITS},
         "graders": ["truth", "refusal"],
         "generation": {"max_new_tokens": 64},
+        "probe": PROBE,
     }
 
 

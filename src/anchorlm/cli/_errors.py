@@ -10,10 +10,8 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
+from anchorlm.cli._exit import INTERRUPTED
 from anchorlm.records import AnchorLMError, UserError
-
-INTERRUPTED = 130
-"""What a shell reports for a program that was ended by Ctrl-C."""
 
 
 class OneSentence(TyperGroup):

@@ -278,8 +278,11 @@ def _show_layers(figures: Mapping[str, Any], settings: Mapping[str, Any]) -> Non
         )
     else:
         typer.echo(f"Sign: not measured, because none of {sign['n']} harmful prompts was refused either way.")
-    if max(sign["refused towards"], sign["refused away"]) * 4 < sign["n"]:
-        typer.echo("note: few were refused either way; calibrate, and if that does not help take a better anchor.")
+    if settings["answer"] == "refuse":
+        typer.echo(
+            "note: that does not show that the vectors make the target refuse: the fixed refusal is given where "
+            'the gate opens (answer = "refuse"); calibrate, and if that does not help take a better anchor.'
+        )
 
 
 def _show_choice(figures: Mapping[str, Any], settings: Mapping[str, Any], *, again: bool) -> None:

@@ -40,6 +40,7 @@ def run(
     overwrite: bool = False,
     trace: bool = False,
     concurrency: int = 64,
+    probe: bool | None = None,
 ) -> None:
     """Answers the rows of `source` that `place` does not hold yet, and writes each as soon as it is done.
 
@@ -59,7 +60,7 @@ def run(
         pending = [row for row in rows if isinstance(row, Row) and row.index not in output.done]
         start = monotonic()
         if pending:
-            _answer(load_guard(recipe), pending, output, tally, skip_bad=skip_bad, concurrency=concurrency)
+            _answer(load_guard(recipe, probe=probe), pending, output, tally, skip_bad=skip_bad, concurrency=concurrency)
         _report(tally, len(output.done), place, monotonic() - start)
         if tally.failed:
             raise DefenseError(

@@ -9,16 +9,34 @@ from transformers.utils import logging as transformers_logging
 
 from anchorlm.cli._errors import complain
 from anchorlm.guard import Guard, Recipe
+from anchorlm.records import UserError
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 """Where everything goes that is not the answer."""
 
 
-def load_guard(recipe: Recipe) -> Guard:
-    """The guard of a recipe, with a sign of life while its models are loaded."""
+def load_guard(recipe: Recipe, *, probe: bool | None = None) -> Guard:
+    """The guard of a recipe, with a sign of life while its models are loaded and tried.
+
+    Args:
+        recipe: Describes it.
+        probe: Whether it is tried before it is used; None: as the recipe says.
+
+    Raises:
+        UserError: It fails its probe, or what `Guard.from_recipe` raises.
+    """
     quiet_libraries()
     with busy("Loading the models"):
-        return Guard.from_recipe(recipe)
+        guard = Guard.from_recipe(recipe)
+    if recipe.probe.run if probe is None else probe:
+        with busy("Trying the guard"):
+            found = guard.probe(raw=False)
+        *others, last = [f"The guard {one.said}" for one in found.failures] or [""]
+        for sentence in others:
+            complain(sentence)
+        if last:
+            raise UserError(f"{last.rstrip('.')}; or go on all the same with --no-probe.")
+    return guard
 
 
 @contextmanager

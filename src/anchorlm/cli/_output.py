@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, BinaryIO, Self
 
-from anchorlm.records import BadRow, Messages, Response, Row, UserError, lock
+from anchorlm.records import BadRow, Messages, Response, Row, UserError, append_line, lock
 
 _START = b'{"index": '
 
@@ -43,7 +42,8 @@ class Output:
         self._trace = trace
         self.pipeline: str | None = None
         self.done: frozenset[int] = frozenset()
-        self._file: IO[str] | None = None
+        self._place = place
+        self._file: BinaryIO | None = None
         self._outdated = False  # whether what is there is to be cleared
         self._failed: set[bytes] = set()  # lines of answers that came of a failure, to be given anew
         if place == "-":
@@ -51,7 +51,7 @@ class Output:
         path = Path(place)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a", encoding="utf-8", newline="\n")
+            self._file = path.open("ab", buffering=0)
             if path.is_file():
                 lock(self._file, path)
                 self.done = frozenset() if overwrite else self._resume(path, rows)
@@ -78,7 +78,11 @@ class Output:
                     self._clear()
 
     def write(self, row: Row, response: Response) -> None:
-        """Writes one answer, at once."""
+        """Writes one answer, at once.
+
+        Raises:
+            UserError: It cannot be written, as on a full disk; no half line stays.
+        """
         record: dict[str, Any] = {"index": row.index}
         if row.id is not None:
             record["id"] = row.id
@@ -96,9 +100,16 @@ class Output:
         if self._trace:
             record["trace"] = [{"kind": decision.kind, **decision.data} for decision in response.trace]
         self._clear()
-        file = self._file or sys.stdout
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        file.flush()
+        line = json.dumps(record, ensure_ascii=False)
+        if self._file is not None:
+            append_line(self._file, self._place, line)
+            return
+        try:
+            print(line, flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise UserError(f"Standard output cannot be written ({error.strerror}): choose an --output.") from None
 
     def _clear(self) -> None:
         if self._file is not None and self._outdated:
@@ -123,14 +134,18 @@ class Output:
                 file.truncate(whole)
         return frozenset(done - failed)
 
-    def _without_failures(self, old: IO[str], path: Path) -> IO[str]:
+    def _without_failures(self, old: BinaryIO, path: Path) -> BinaryIO:
         """The file without its failed rows, replaced as a whole and locked anew: a kill leaves the old or the new."""
         kept = [line for line in path.read_bytes().splitlines(keepends=True) if line not in self._failed]
         new = path.with_name(f"{path.name}.{os.getpid()}.new")
-        new.write_bytes(b"".join(kept))
-        os.replace(new, path)
+        try:
+            new.write_bytes(b"".join(kept))
+            os.replace(new, path)
+        except OSError:
+            new.unlink(missing_ok=True)
+            raise
         old.close()
-        file = path.open("a", encoding="utf-8", newline="\n")
+        file = path.open("ab", buffering=0)
         lock(file, path)
         return file
 

@@ -86,6 +86,8 @@ def digest(recipe: Recipe) -> str:
     A folder of weights is known by their sizes and times, so that a model that was tuned anew in its place is another.
     """
     data = recipe.model_dump(mode="json", exclude={"engine", "serve"})
+    if "system" in recipe.serve:
+        data["system"] = recipe.serve["system"]
     data["weights"] = {path: _weights(Path(path)) for path in sorted(_paths(data)) if Path(path).is_dir()}
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
 

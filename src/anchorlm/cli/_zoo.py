@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
@@ -9,7 +10,8 @@ from rich.table import Table
 
 from anchorlm.cli._embedded import SPECIALISTS
 from anchorlm.cli._loading import quiet_libraries
-from anchorlm.zoo import members
+from anchorlm.records import UserError
+from anchorlm.zoo import members, path
 
 
 def show(as_json: bool) -> None:
@@ -31,6 +33,22 @@ def show(as_json: bool) -> None:
             one.name, one.role, one.family, f"{one.size / 1e6:.1f}" if one.size else "not built", one.description
         )
     Console().print(table)
+
+
+def fit(names: Sequence[str]) -> None:
+    """Fits InferAligner to some of the specialists, or to all; each is finished before the next begins.
+
+    Raises:
+        UserError: One of them is no embedded specialist.
+    """
+    if wrong := [name for name in names if name not in SPECIALISTS]:
+        raise UserError(f"{wrong[0]!r} is no embedded specialist; take some of: {', '.join(SPECIALISTS)}.")
+    from anchorlm.cli._zoo_fit import fit_embedded
+
+    quiet_libraries()
+    for name in names or SPECIALISTS:
+        place = fit_embedded(path(name).parent, name, SPECIALISTS[name])
+        typer.echo(f"Written to {place}.")
 
 
 def build(out: Path, seed: int, scale: float) -> None:

@@ -23,7 +23,7 @@ def prompts(domain: str, partition: str, n: int) -> tuple[list[str], list[str]]:
     return harmful, [*drawn("harmless"), *drawn("look-alike"), *drawn("domain", domain), *drawn("harmless", domain)]
 
 
-def fit_embedded(root: Path, name: str, domain: str) -> None:
+def fit_embedded(root: Path, name: str, domain: str) -> Path:
     """Fits InferAligner to a specialist among the embedded models in `root`, on prompts that no table sees, and puts
     the artifact beside its weights.
     """
@@ -35,4 +35,4 @@ def fit_embedded(root: Path, name: str, domain: str) -> None:
     )
     fitted = fit_inferaligner(target, anchor, *prompts(domain, "train", FITTED), reader=reader)
     chosen = calibrate_inferaligner(fitted, target, *prompts(domain, "dev", CALIBRATED), reader=reader, limit=LIMIT)
-    save_artifact(chosen, root / name / "inferaligner")
+    return save_artifact(chosen, root / name / "inferaligner")

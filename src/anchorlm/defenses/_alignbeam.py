@@ -44,7 +44,7 @@ class AlignBeam(Defense):
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Mixes, primes, extends, finishes, judges (steps 1 to 6 of the paper)."""
         settings: AlignBeamSettings = self.settings_for(request)
-        prompt = self.target.model.encode(request.messages)
+        prompt = self.target.model.encode(request.prompt)
         async with AsyncExitStack() as stack:
             row = await stack.enter_async_context(
                 self.target.open(prompt, rows=settings.candidates, room=request.generation.max_new_tokens)
@@ -116,14 +116,14 @@ class Primed(Guided):
     async def extend(self, generation: GenerationSettings, diversity: Diversity | None = None) -> bool:
         """See `Proposal`."""
         token, count = self._first, min(max(self._tokens, 1), generation.max_new_tokens)
-        while token not in self._stops:
+        while not (ended := token in self._stops):
             self.mixed.append(token)
-            if len(self.response) == count:
+            if (ended := self.row.end_turn()) or len(self.response) == count:
                 break
             token, further = (await self.mixed.mixture()).top(1)[0]
             self.log_probability += further
         self.mixed.release_guide()  # while the target goes alone, the anchor's rows are free
-        if token in self._stops or len(self.response) == generation.max_new_tokens:
-            return token in self._stops
+        if ended or len(self.response) == generation.max_new_tokens:
+            return ended
         rest = {"max_new_tokens": generation.max_new_tokens - len(self.response)}
         return (await self.row.generate(generation.model_copy(update=rest))).finish_reason == "stop"

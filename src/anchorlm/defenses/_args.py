@@ -7,9 +7,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from anchorlm.defenses._base import Defense, DefenseSettings, Needs, room_for
-from anchorlm.engine import TextStream
-from anchorlm.records import Access, Event, Finished, Request, TextDelta, Usage
+from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Speech, room_for
+from anchorlm.records import Access, Event, Finished, Request, Usage
 from anchorlm.search import scored
 
 
@@ -46,25 +45,29 @@ class ARGS(Defense):
         """Scores k texts for each token."""
         settings: ARGSSettings = self.settings_for(request)
         model = self.target.model
-        prompt = model.encode(request.messages)
+        prompt = model.encode(request.prompt)
         room = room_for(self.target, len(prompt), request.generation)
-        text, written, reason = TextStream(model.vocabulary), list[int](), "length"
+        ended = False
         async with self.target.open(prompt, room=room) as row:
+            speech = Speech(row, model.vocabulary)
             for _ in range(room):
+                written = row.ids[len(prompt) :]
                 logits = await row.logits()
                 k = min(settings.k, len(logits))
                 tokens = logits.topk(k).indices.tolist()
                 rewards = await self._rewards(request, settings, written, tokens)
                 token = tokens[args_step(logits, k, rewards, settings.w)]
-                if token in model.stop_ids:
-                    reason = "stop"
+                if ended := token in model.stop_ids:
                     break
-                row.append([token])
-                written.append(token)
-                yield TextDelta(text.feed(token), (token,), tuple(scored(logits, token, request.generation)))
-        if rest := text.flush():
-            yield TextDelta(rest)
-        yield Finished("stop" if reason == "stop" else "length", Usage(len(prompt), len(written), len(written)))
+                row.append([token], scored(logits, token, request.generation))
+                if ended := row.end_turn():
+                    break
+                for piece in speech.due():
+                    yield piece
+            for piece in speech.rest():
+                yield piece
+            written = row.ids[len(prompt) :]
+        yield Finished("stop" if ended else "length", Usage(len(prompt), len(written), len(written)))
 
     async def _rewards(self, request: Request, settings: ARGSSettings, written: list[int], tokens: list[int]) -> Tensor:
         """The reward less the weighted cost of the text with each token at its end (k,)."""

@@ -13,6 +13,7 @@ from anchorlm.engine import Engine, TextStream, TokenSequence
 from anchorlm.judging import Grade, Judge, Scorer, checked_scores
 from anchorlm.records import (
     Access,
+    Artifact,
     Decision,
     DefenseError,
     Event,
@@ -24,6 +25,8 @@ from anchorlm.records import (
     Usage,
     UserError,
 )
+from anchorlm.steering import uncalibrated
+from anchorlm.tokens import ByteVocabulary
 
 GROUP = "anchorlm.defenses"
 """The entry-point group through which defenses, the built-in ones too, are found."""
@@ -101,6 +104,8 @@ class Defense(ABC):
     settings_type: ClassVar[type[DefenseSettings]] = DefenseSettings
     fixed: ClassVar[tuple[str, ...]] = ()
     """Settings that hold for all requests of a guard, because what they name was loaded when it started."""
+    refuses: ClassVar[bool] = True
+    """Whether it promises to refuse harmful requests: what a guard's probe holds it to."""
 
     def __init__(self, team: Team, **settings: Any) -> None:
         """Prepares the defense for a team that has been checked against `needs`.
@@ -129,6 +134,13 @@ class Defense(ABC):
         if self.team.judge is None:
             raise UserError(f"The defense {self.name} needs a judge: give one as judge=.")
         return self.team.judge
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What is to be known before it is trusted, a sentence each: a fitted artifact that nobody calibrated."""
+        folder = getattr(self.settings, "artifact", None)
+        told = None if folder is None else uncalibrated(Artifact.load(folder))
+        return () if told is None else (told,)
 
     async def start(self) -> None:  # noqa: B027 (most defenses have nothing to do here)
         """Run once on the engines' thread, before the first request: what must be known of the models by then.
@@ -195,8 +207,39 @@ def varied(generation: GenerationSettings, temperature: float) -> GenerationSett
     return generation.model_copy(update={"do_sample": True, "temperature": temperature})
 
 
+class Speech:
+    """Tells the tokens of a response as they are settled.
+
+    Args:
+        sequence: The target's.
+        vocabulary: Of its tokens.
+    """
+
+    def __init__(self, sequence: TokenSequence, vocabulary: ByteVocabulary) -> None:
+        self._sequence = sequence
+        self._text = TextStream(vocabulary)
+        self._at = sequence.prompt_length
+
+    def say(self, token: int) -> TextDelta:
+        """The next token."""
+        self._at += 1
+        return TextDelta(self._text.feed(token), (token,), self._sequence.scores(self._at - 1, self._at))
+
+    def due(self) -> Iterator[TextDelta]:
+        """What is settled by now."""
+        for token in self._sequence.ids[self._at : self._sequence.prompt_length + self._sequence.settled]:
+            yield self.say(token)
+
+    def rest(self) -> Iterator[TextDelta]:
+        """Everything else, at the end."""
+        for token in self._sequence.ids[self._at :]:
+            yield self.say(token)
+        if left := self._text.flush():
+            yield TextDelta(left)
+
+
 async def speak(
-    sequence: TokenSequence, target: Engine, generation: GenerationSettings, text: TextStream | None = None
+    sequence: TokenSequence, target: Engine, generation: GenerationSettings, speech: Speech | None = None
 ) -> AsyncIterator[Event]:
     """Lets the target go on by itself and hands its text on token by token.
 
@@ -204,20 +247,18 @@ async def speak(
         sequence: The target's sequence.
         target: Its engine.
         generation: How tokens are chosen; `max_new_tokens` of them at most from here on.
-        text: Where the first tokens of the response went, if a defense has spoken already.
+        speech: What told the first tokens of the response, if a defense has spoken already.
     """
-    text = text or TextStream(target.model.vocabulary)
+    speech = speech or Speech(sequence, target.model.vocabulary)
     room = min(generation.max_new_tokens, target.model.context_length - len(sequence.ids))
-    start, count = len(sequence.ids), 0
+    full = len(sequence.ids) + room
     async for token in sequence.stream(generation):
-        count += 1
-        place = start + count - 1
-        yield TextDelta(text.feed(token), (token,), sequence.scores(place, place + 1))
-    if rest := text.flush():
-        yield TextDelta(rest)
+        yield speech.say(token)
+    for piece in speech.rest():
+        yield piece
     written = len(sequence.ids) - sequence.prompt_length
     usage = Usage(sequence.prompt_length, written, written)
-    yield Finished("length" if count >= room else "stop", usage)
+    yield Finished("length" if len(sequence.ids) >= full else "stop", usage)
 
 
 def refuse(refusal: str, why: str, *, prompt_tokens: int) -> Iterator[Event]:

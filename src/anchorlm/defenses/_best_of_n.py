@@ -32,7 +32,7 @@ class BestOfN(Defense):
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Samples, judges, picks."""
         settings: BestOfNSettings = self.settings_for(request)
-        ids = self.target.model.encode(request.messages)
+        ids = self.target.model.encode(request.prompt)
         generation = request.generation
         room = room_for(self.target, len(ids), generation)
         plan = Plan(beams=settings.n, keep=settings.n, block=room, room=room)

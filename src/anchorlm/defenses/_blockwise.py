@@ -43,7 +43,7 @@ class BeamSearch(Defense):
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Searches, and gives the best."""
         settings: Any = self.settings_for(request)
-        prompt = self.target.model.encode(request.messages)
+        prompt = self.target.model.encode(request.prompt)
         room = room_for(self.target, len(prompt), request.generation)
         sampling = varied(request.generation, settings.temperature)
         plan = Plan(settings.n, self._keep(settings), settings.block or room, room, lead=inf)

@@ -88,8 +88,8 @@ class Guidance:
         """
         if self.aligner is None or settings.gate == "always":
             return None
-        return await self.aligner.read_by(
-            settings.gate_reader, row, anchor, request.conversation, bias=settings.gate_bias
+        return await self.aligner.read(
+            request.messages, settings.gate_reader, self._defense.target, anchor, row=row, bias=settings.gate_bias
         )
 
     async def open(
@@ -116,9 +116,9 @@ class Guidance:
         """
         guide = None
         if settings.alpha > 0:
-            ids = anchor.model.encode(request.conversation)
+            ids = anchor.model.encode(request.prompt_text)
             sequence = await stack.enter_async_context(
-                anchor.open(ids, rows=rows * _rows_each(settings), room=_room(settings))
+                anchor.open(ids, rows=_rows(rows, settings), room=_room(settings))
             )
             guide = Guide(sequence, self.translator(settings))
         return MixedSequence(
@@ -134,8 +134,8 @@ class Guidance:
     def needs(self, request: Request, settings: MixtureSettings, rows: int) -> tuple[int, int]:
         """The rows, and tokens of each, that the anchor's engine must hold to guide so many responses at once."""
         model = self._defense.anchor.model
-        length = len(model.encode(request.conversation)) + _room(settings)
-        return rows * _rows_each(settings), min(length, model.context_length)
+        length = len(model.encode(request.prompt_text)) + _room(settings)
+        return _rows(rows, settings), min(length, model.context_length)
 
     def translator(self, settings: MixtureSettings) -> Translator:
         """The way from the anchor's vocabulary to the target's, built when a projection is first asked for."""
@@ -154,8 +154,8 @@ class Guidance:
         return Translator(projection, anchor, target)
 
 
-def _rows_each(settings: MixtureSettings) -> int:
-    return 1 + LOOKAHEAD_ROWS if settings.projection == "lookahead" else 1
+def _rows(guided: int, settings: MixtureSettings) -> int:
+    return guided + (LOOKAHEAD_ROWS if settings.projection == "lookahead" else 0)
 
 
 def _room(settings: MixtureSettings) -> int:
@@ -216,6 +216,8 @@ class Guided:
             if token in self._stops:
                 return True
             self.row.append([token], scored(logits, token, generation))
+            if self.row.end_turn():
+                return True
         return False
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Team, refuse, speak
 from anchorlm.engine import Positions
 from anchorlm.records import Access, Decision, Event, Folder, Request, UserError
-from anchorlm.steering import Aligner, Readers, Units, Vector, check_activations
+from anchorlm.steering import Aligner, Readers, Units, Vector, answer_of, check_activations
 
 
 class SteeringSettings(DefenseSettings):
@@ -105,15 +105,16 @@ class InferAligner(SteeringDefense):
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Reads the gate on the unsteered prompt; only if it opens the prompt is read again, shifted."""
         settings: InferAlignerSettings = self.settings_for(request)
-        prompt = self.target.model.encode(request.messages)
+        prompt = self.target.model.encode(request.prompt)
         async with self.target.open(prompt, room=request.generation.max_new_tokens) as row:
             opened = settings.gate == "open"
             if settings.gate == "auto":
-                reading = await self.aligner.read_by(
+                reading = await self.aligner.read(
+                    request.messages,
                     settings.reader,
-                    row,
+                    self.target,
                     self.team.anchor,
-                    request.conversation,
+                    row=row,
                     bias=settings.bias,
                     layers=settings.gate_layers,
                 )
@@ -121,7 +122,7 @@ class InferAligner(SteeringDefense):
                 yield Decision("gate", reading.data)
             else:
                 yield Decision("gate", {"open": opened, "why": f"the request says {settings.gate}"})
-            if opened and self._answer(settings) == "refuse":
+            if opened and self._answer(settings, request) == "refuse":
                 for event in refuse(settings.refusal, "the gate opened", prompt_tokens=len(prompt)):
                     yield event
                 return
@@ -138,6 +139,16 @@ class InferAligner(SteeringDefense):
             async for event in speak(row, self.target, request.generation):
                 yield event
 
-    def _answer(self, settings: InferAlignerSettings) -> str:
-        """As calibrated, whatever the other knobs: a request for another strength must not do away with the refusal."""
-        return settings.answer or str(self.aligner.artifact.settings.get("answer", "steer"))
+    def _answer(self, settings: InferAlignerSettings, request: Request) -> str:
+        """As calibrated, whatever the other knobs: a request for another strength must not do away with the refusal.
+
+        A shift is calibrated on answers that the target begins itself. Where the request may have begun one, in a raw
+        text or in a last turn of the assistant's, nothing shows that it refuses, so that the fixed refusal is given.
+        """
+        turns, calibrated = request.messages, self.aligner.artifact.settings
+        if isinstance(turns, str) or turns[-1]["role"] != "user":
+            return "refuse"
+        if settings.answer is not None:
+            return settings.answer
+        alone = all(turn["role"] != "assistant" for turn in turns) or calibrated.get("talk_answer", "refuse") == "steer"
+        return answer_of(self.aligner.artifact) if alone else "refuse"

@@ -152,7 +152,7 @@ class InferenceGuard(Defense):
         await self._check_refusal(settings)
         if settings.budget < self.settings.budget:  # the guard's own is what is said if something fails
             await self._check_refusal(self.settings.model_copy(update={"budget": settings.budget}))
-        prompt = self.target.model.encode(request.messages)
+        prompt = self.target.model.encode(request.prompt)
         room = room_for(self.target, len(prompt), request.generation)
         work = Work(request, settings, prompt, room)
         async for event in self._whole(work) if settings.release == "whole" else self._blocks(work):
@@ -211,8 +211,9 @@ class InferenceGuard(Defense):
                 break
             out, before, said = best, said, self._text(best)
             if said != before or out.reason is not None:  # tokens wait for a character that they make whole
-                yield TextDelta(said[len(before) :], out.tokens[told:], out.scores[told:])
-                told = len(out.tokens)
+                shown = self._shown(out)
+                yield TextDelta(said[len(before) :], shown[told:], out.scores[told : len(shown)])
+                told = len(shown)
             if out.reason is not None:
                 yield Decision("chosen", {"cost": out.cost, "limit": limit})
                 yield work.finished(out.reason, len(out.tokens))
@@ -343,9 +344,13 @@ class InferenceGuard(Defense):
         for beam, safe, worth in zip(beams, safety.tolist(), reward.tolist(), strict=True):
             beam.score = worth if safe >= self.critic.threshold else -inf
 
+    def _shown(self, beam: Beam) -> tuple[int, ...]:
+        """Its tokens, but for those of an unfinished beam that may begin another turn."""
+        return beam.tokens if beam.reason is not None else beam.tokens[: self.target.model.ends.settled(beam.tokens)]
+
     def _text(self, beam: Beam) -> str:
         """What would be emitted; at the end of an unfinished beam a character may wait for its last bytes."""
-        text = self.target.model.vocabulary.decode(beam.tokens).decode("utf-8", errors="replace")
+        text = self.target.model.vocabulary.decode(self._shown(beam)).decode("utf-8", errors="replace")
         return text if beam.reason is not None else text.rstrip("\ufffd")
 
     def _decisions(self, work: Work, n: int, found: Found, beams: Sequence[Beam]) -> Iterator[Decision]:

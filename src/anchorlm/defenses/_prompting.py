@@ -78,7 +78,7 @@ class SelfReminder(Defense):
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Answers the wrapped prompt."""
         template = self.settings_for(request).template
-        ids = self.target.model.encode(wrap_last_turn(request.messages, template))
+        ids = self.target.model.encode(wrap_last_turn(request.prompt, template))
         yield Decision("prompt", {"template": template})
         async with self.target.open(ids, room=request.generation.max_new_tokens) as row:
             async for event in speak(row, self.target, request.generation):
@@ -95,7 +95,7 @@ class GoalPriority(Defense):
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Answers the wrapped prompt, without the thoughts."""
         settings: GoalPrioritySettings = self.settings_for(request)
-        ids = self.target.model.encode(wrap_last_turn(request.messages, settings.template))
+        ids = self.target.model.encode(wrap_last_turn(request.prompt, settings.template))
         pieces: list[TextDelta] = []
         finished: Finished | None = None
         async with self.target.open(ids, room=request.generation.max_new_tokens) as row:

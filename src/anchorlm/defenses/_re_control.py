@@ -82,7 +82,7 @@ class REControl(Defense):
         ascent = Ascent(self._critic, self._budget, settings)
         yield Decision("steer", {"layers": [last], "steps": settings.steps, "rate": settings.rate})
         async with self.target.open(
-            self.target.model.encode(request.messages), room=request.generation.max_new_tokens
+            self.target.model.encode(request.prompt), room=request.generation.max_new_tokens
         ) as row:
             if settings.steps and settings.rate:
                 row.steer(Steering({last: ascent}))

@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Team, room_for, speak
-from anchorlm.engine import TextStream, TokenSequence
+from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Speech, Team, room_for, speak
+from anchorlm.engine import TokenSequence
 from anchorlm.mixing import token_text
 from anchorlm.records import (
     Access,
@@ -18,8 +18,8 @@ from anchorlm.records import (
     Event,
     Finished,
     Request,
-    TextDelta,
     TokenScore,
+    TooLongError,
     Usage,
     UserError,
 )
@@ -80,13 +80,12 @@ class SafeDecoding(Defense):
         """Steers m tokens greedily, then lets the target go on."""
         settings: SafeDecodingSettings = self.settings_for(request)
         generation, stops = request.generation, self.target.model.stop_ids
-        prompt = self.target.model.encode(request.messages)
+        prompt = self.target.model.encode(request.prompt)
         room = room_for(self.target, len(prompt), generation)
         count = min(settings.mixed_tokens, room)
         # An expert that sees nothing reads `[image]` in an image's place.
         blind = self.anchor.model.processor is None and not isinstance(request.messages, str)
-        asked = self.anchor.model.encode(request.conversation if blind else request.messages)
-        text = TextStream(self.target.model.vocabulary)
+        asked = self.anchor.model.encode(request.prompt_text if blind else request.prompt)
         steps: list[dict[str, Any]] = []
         async with (
             self.target.open(prompt, room=generation.max_new_tokens) as row,
@@ -94,11 +93,11 @@ class SafeDecoding(Defense):
         ):
             limit = self.anchor.model.context_length
             if expert.prompt_length + count > limit:  # said before the first token, which could not be taken back
-                raise UserError(
+                raise TooLongError(
                     f"The prompt has {expert.prompt_length} tokens, but {self.anchor.model.name} reads {limit} with "
                     f"the {count} that it steers: shorten the prompt, or choose an anchor with a longer context."
                 )
-            token = None
+            speech, ended = Speech(row, self.target.model.vocabulary), False
             for _ in range(count):
                 logits = await gather(row.logits(), _expert_logits(expert))
                 p, aligned = (part[: self._size].softmax(dim=-1) for part in logits)
@@ -107,24 +106,27 @@ class SafeDecoding(Defense):
                 token = int(tokens[best])
                 named = token_text(self.target.model.vocabulary, token)
                 steps.append({"token": named, "probability": round(float(mixed[best]), 4), "sample_space": len(tokens)})
-                if token in stops:
+                if ended := token in stops:
                     break
-                row.append([token])
-                expert.append([token])
                 score: list[TokenScore] = []
                 if generation.logprobs is not None:  # what is outside the sample space cannot be chosen
                     score = scored(torch.zeros_like(p).scatter(0, tokens, mixed).log(), token, generation)
-                yield TextDelta(text.feed(token), (token,), tuple(score))
+                row.append([token], score)
+                expert.append([token])
+                if ended := row.end_turn():
+                    break
+                for piece in speech.due():
+                    yield piece
             expert.close()
             yield Decision("mix", {"steps": steps})
             left = room - len(steps)
             steered = len(row.ids) - len(prompt)
-            if token in stops or left <= 0:
-                if rest := text.flush():
-                    yield TextDelta(rest)
-                yield Finished("stop" if token in stops else "length", Usage(len(prompt), steered, steered))
+            if ended or left <= 0:
+                for piece in speech.rest():
+                    yield piece
+                yield Finished("stop" if ended else "length", Usage(len(prompt), steered, steered))
                 return
-            async for event in speak(row, self.target, generation.model_copy(update={"max_new_tokens": left}), text):
+            async for event in speak(row, self.target, generation.model_copy(update={"max_new_tokens": left}), speech):
                 yield event
 
     @property

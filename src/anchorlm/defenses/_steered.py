@@ -17,9 +17,9 @@ class _Steered(SteeringDefense):
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Steers, or not, and speaks."""
-        prompt = self.target.model.encode(request.messages)
+        prompt = self.target.model.encode(request.prompt)
         async with self.target.open(prompt, room=request.generation.max_new_tokens) as row:
-            steering, decision = await self._steering(row, self.settings_for(request))
+            steering, decision = await self._steering(row, request, self.settings_for(request))
             yield decision
             if steering is not None:
                 row.steer(steering)
@@ -27,7 +27,7 @@ class _Steered(SteeringDefense):
                 yield event
 
     @abstractmethod
-    async def _steering(self, row: TokenSequence, settings: Any) -> tuple[Steering | None, Decision]:
+    async def _steering(self, row: TokenSequence, request: Request, settings: Any) -> tuple[Steering | None, Decision]:
         """How to steer this prompt, and what to say of it in the trace."""
 
 
@@ -36,7 +36,9 @@ class CAA(_Steered):
 
     name: ClassVar[str] = "caa"
 
-    async def _steering(self, row: TokenSequence, settings: SteeringSettings) -> tuple[Steering, Decision]:
+    async def _steering(
+        self, row: TokenSequence, request: Request, settings: SteeringSettings
+    ) -> tuple[Steering, Decision]:
         steering = self.aligner.steering(alpha=settings.alpha, layers=settings.layers, positions=settings.positions)
         return steering, Decision("steer", {"layers": list(steering.edits), "alpha": steering.strength})
 
@@ -54,8 +56,10 @@ class CAST(_Steered):
     name: ClassVar[str] = "cast"
     settings_type: ClassVar[type[DefenseSettings]] = CASTSettings
 
-    async def _steering(self, row: TokenSequence, settings: CASTSettings) -> tuple[Steering | None, Decision]:
-        reading = await self.aligner.read_cosine(row, threshold=settings.threshold)
+    async def _steering(
+        self, row: TokenSequence, request: Request, settings: CASTSettings
+    ) -> tuple[Steering | None, Decision]:
+        reading = await self.aligner.read_cosine(request.messages, self.target, row=row, threshold=settings.threshold)
         steering = self.aligner.steering(alpha=settings.alpha, layers=settings.layers, positions=settings.positions)
         return (steering if reading.open else None), Decision("gate", reading.data)
 
@@ -65,7 +69,9 @@ class AlphaSteer(_Steered):
 
     name: ClassVar[str] = "alphasteer"
 
-    async def _steering(self, row: TokenSequence, settings: SteeringSettings) -> tuple[Steering, Decision]:
+    async def _steering(
+        self, row: TokenSequence, request: Request, settings: SteeringSettings
+    ) -> tuple[Steering, Decision]:
         steering = self.aligner.null_space_steering(
             alpha=settings.alpha, layers=settings.layers, positions=settings.positions
         )

@@ -11,11 +11,12 @@ class Undefended(Defense):
     """The target alone: what every defense is compared with."""
 
     name: ClassVar[str] = "undefended"
+    refuses: ClassVar[bool] = False
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Answers as the target would."""
         self.settings_for(request)
-        ids = self.target.model.encode(request.messages)
+        ids = self.target.model.encode(request.prompt)
         async with self.target.open(ids, room=request.generation.max_new_tokens) as row:
             async for event in speak(row, self.target, request.generation):
                 yield event

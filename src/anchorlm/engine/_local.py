@@ -15,7 +15,7 @@ from anchorlm.engine._sequence import LocalSequence
 from anchorlm.engine._steering import Steering
 from anchorlm.engine._step import Step, batches
 from anchorlm.models import CausalModel
-from anchorlm.records import Access, ModelError, UserError
+from anchorlm.records import Access, ModelError, TooLongError, UserError
 
 _PATIENCE = 8
 """Turns of the event loop without a new arrival after which nobody else is expected to join the next forward: a chain
@@ -84,12 +84,12 @@ class LocalEngine:
         if not ids:
             raise UserError("The prompt is empty: give some text.")
         if len(ids) >= limit:
-            raise UserError(
+            raise TooLongError(
                 f"The prompt has {len(ids)} tokens, but {self.model.name} reads {limit} with its answer: shorten it."
             )
         family = Family(rows, min(len(ids) + room, limit))
         if not self._seats.fits_alone(family):
-            raise UserError(
+            raise TooLongError(
                 f"This request needs {rows} rows of {family.length} tokens on {self.model.name}, but its engine holds "
                 f"{self.max_rows} rows and {self.max_tokens} tokens: raise max_rows or max_tokens, or ask for less."
             )

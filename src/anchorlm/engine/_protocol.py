@@ -44,6 +44,15 @@ class TokenSequence(Protocol):
         """How many of `ids` are the prompt."""
         ...
 
+    @property
+    def settled(self) -> int:
+        """How many tokens of the response stay whatever follows: the others may begin another turn."""
+        ...
+
+    def end_turn(self) -> bool:
+        """Cuts the response where its last token completes the beginning of another turn; whether it does."""
+        ...
+
     def append(self, ids: Sequence[int], scores: Sequence[TokenScore] = ()) -> None:
         """Adds tokens at the end, with how likely they were, if that is to be known."""
         ...
@@ -81,7 +90,7 @@ class TokenSequence(Protocol):
         ...
 
     def stream(self, settings: GenerationSettings) -> AsyncIterator[int]:
-        """As `generate`, token by token; the token that ends the turn is not among them."""
+        """As `generate`, token by token, from the first that was not settled; what ends the turn is not among them."""
         ...
 
 

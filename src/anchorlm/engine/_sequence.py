@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -28,7 +28,8 @@ class Want:
         found: The activations (layers, H) so far, by position.
         sampler: Chooses the tokens, if the sequence goes on by itself.
         remaining: Tokens that may still be generated.
-        emit: Is told every generated token.
+        emit: Is told every generated token, as soon as it cannot be taken back any more.
+        emitted: How many of the sequence's tokens it need not be told any more.
         stopped: Whether the generation ended its turn.
         known: Logits (V,) after the last token: those that a generation starts with, or that activations came with.
     """
@@ -39,6 +40,7 @@ class Want:
     sampler: Sampler | None = None
     remaining: int = 0
     emit: Callable[[int], None] | None = None
+    emitted: int = 0
     stopped: bool = False
     known: Tensor | None = None
 
@@ -100,6 +102,31 @@ class LocalSequence:
         if score is not None:
             self._scores[len(self.row.tokens)] = score
         self.row.tokens.append(token)
+
+    @property
+    def settled(self) -> int:
+        """How many tokens of the response stay whatever follows: the others may begin another turn."""
+        return self._engine.model.ends.settled(self.row.tokens[self.prompt_length :])
+
+    def end_turn(self) -> bool:
+        """Cuts the response where its last token completes the beginning of another turn; whether it does."""
+        self._check_resting()
+        return self.cut()
+
+    def cut(self) -> bool:
+        """`end_turn`, for the engine."""
+        found = self._engine.model.ends.cut(self.row.tokens[self.prompt_length :])
+        if found is None:
+            return False
+        keep, rest = self.prompt_length + found[0], found[1]
+        whole = self._scores.get(keep)
+        self._scores = {place: score for place, score in self._scores.items() if place < keep}
+        if whole is not None and len(rest) == 1:  # as likely as what it is a part of
+            self._scores[keep] = replace(whole, token=rest[0])
+        self.row.tokens[keep:] = rest
+        self.row.computed = min(self.row.computed, keep)
+        self._last = None
+        return True
 
     def scores(self, start: int, end: int | None = None) -> tuple[TokenScore, ...]:
         """How likely the tokens from position `start` on were; empty unless it is known of all of them."""
@@ -163,12 +190,16 @@ class LocalSequence:
     async def stream(self, settings: GenerationSettings) -> AsyncIterator[int]:
         """As `generate`, token by token; the token that ends the turn is not among them.
 
-        The model does not wait for the consumer; one who leaves early finds just the tokens that were taken.
+        Tokens that were not settled before are among them. The model does not wait for the consumer; one who leaves
+        early finds just the tokens that were taken.
         """
+        end = self.prompt_length + self.settled
         want = self._generation(settings)
         if not want.remaining:
+            for held in self.row.tokens[end:]:
+                yield held
             return
-        end = len(self.row.tokens)
+        want.emitted = end
         queue: asyncio.Queue[int | None] = asyncio.Queue()
         want.emit = queue.put_nowait
         want.future.add_done_callback(lambda _: queue.put_nowait(None))

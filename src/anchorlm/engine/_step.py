@@ -68,13 +68,17 @@ class Step:
     def _advance(self, member: LocalSequence, want: Want, token: int, score: TokenScore | None) -> None:
         if token in self._model.stop_ids:
             want.stopped = True
-            want.future.set_result(None)
-            return
-        member.take(token, score)
-        want.remaining -= 1
+        else:
+            member.take(token, score)
+            want.remaining -= 1
+            want.stopped = member.cut()
+        ended = want.stopped or not want.remaining
         if want.emit is not None:
-            want.emit(token)
-        if not want.remaining:
+            known = len(member.ids) if ended else member.prompt_length + member.settled
+            for each in member.ids[want.emitted : known]:
+                want.emit(each)
+            want.emitted = max(want.emitted, known)
+        if ended:
             want.future.set_result(None)
 
     def _reject(self, member: LocalSequence, want: Want) -> None:

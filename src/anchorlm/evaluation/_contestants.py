@@ -37,6 +37,9 @@ class Embedded:
     correct: Callable[[Case, str], bool]
 
 
+FITTED = ("artifact", "critic", "calibration")
+"""Knobs that name a fitted artifact."""
+
 EMBEDDED_PROMPTS = 400
 """Of each split, without a limit."""
 
@@ -233,12 +236,18 @@ class Pool:
             cost=None if contestant.cost is None else self.scorer(contestant.cost),
             reward=None if contestant.reward is None else self.scorer(contestant.reward),
             generation=self._recipe.generation,
+            probes=self._recipe.probe,
             **self.knobs(target, contestant),
         )
 
     def knobs(self, target: str, contestant: Contestant) -> dict[str, Any]:
         """The knobs of a contestant around one target: its artifact, say."""
         return {k: self._placed(v, target) if isinstance(v, str) else v for k, v in contestant.knobs.items()}
+
+    def fitted(self, contestant: Contestant) -> list[str]:
+        """Folders of the artifacts that a contestant uses, around whichever target."""
+        knobs = (self.knobs(target, contestant) for target in self._recipe.targets)
+        return list(dict.fromkeys(one[k] for one in knobs for k in FITTED if isinstance(one.get(k), str)))
 
     def _placed(self, text: str, target: str) -> str:
         text = text.replace("{target}", target).replace("{out}", str(self.folder))

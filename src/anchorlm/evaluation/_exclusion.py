@@ -1,34 +1,88 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from anchorlm.evaluation._contestants import Contestant, Pool
+from anchorlm.evaluation._contestants import FITTED, Contestant, Pool
 from anchorlm.evaluation._recipe import CompareRecipe
-from anchorlm.guard import JudgeSettings, ScorerSettings
-from anchorlm.records import UserError
+from anchorlm.guard import Guard, JudgeSettings, ScorerSettings
+from anchorlm.records import Artifact, UserError, instruments
+
+MATCHER = "refusal-matcher"
+"""The grader `refusal`, as artifacts and judges call it."""
 
 
 def may_grade(recipe: CompareRecipe, pool: Pool, contestant: Contestant, data: str) -> list[str]:
-    """Names of the graders that are not a judge or scorer of the defense; the truth only where it is known.
+    """Names of the graders that have decided nothing for the defense: neither as its judge or scorer, nor while its
+    artifacts were fitted and calibrated; the truth only where it is known.
 
     Raises:
         UserError: There is none.
     """
     roles = (contestant.judge, contestant.cost, contestant.reward)
     own = {_source(pool, role) for role in roles if role is not None}
+    made = {_recorded(name) for name in artifact_instruments(pool.fitted(contestant))}
     judges = {name: one.judge for name, one in recipe.grader.items()} | {"refusal": JudgeSettings(kind="refusal")}
     known = recipe.data[data].embedded is not None
     fit = [
         name
         for name in recipe.graders
-        if (known if name == "truth" else name not in judges or _source(pool, judges[name]) not in own)
+        if (
+            known and "truth" not in made
+            if name == "truth"
+            else name not in judges or _source(pool, judges[name]) not in own | made
+        )
     ]
     if not fit:
+        fitted = ", nor what its artifacts were made with" if made else ""
+        add = "a judge as a grader" if "refusal" in own | made else "a grader such as refusal"
+        again = ", or fit it again, which takes another instrument now" if "refusal" in made else ""
         raise UserError(
-            f"Nobody may grade {contestant.label} on {data}: its own judges may not, and the truth is known for "
-            "embedded prompts only; add a grader such as refusal to the recipe."
+            f"Nobody may grade {contestant.label} on {data}: its own judges may not{fitted}, and the truth is known "
+            f"for embedded prompts only; add {add} to the recipe{again}."
         )
     return fit
+
+
+def chosen_by(guard: Guard) -> list[str]:
+    """Names of all that has decided for a guard: its judge, its scorers, and what its artifacts were made with."""
+    team = guard.defense.team
+    roles = [one.name for one in (team.judge, team.cost, team.reward) if one is not None]
+    folders = (getattr(guard.defense.settings, knob, None) for knob in FITTED)
+    made = artifact_instruments(folder for folder in folders if isinstance(folder, str))
+    return sorted({name.removeprefix("judge:") for name in (*roles, *made)})
+
+
+def artifact_instruments(folders: Iterable[Any]) -> set[str]:
+    """What told good from bad while some artifacts were made.
+
+    Raises:
+        UserError: One that is missing or damaged.
+    """
+    return {name for folder in folders for name in _instruments(str(folder), _changed(Path(folder)))}
+
+
+def _changed(folder: Path) -> int | None:
+    """When an artifact was written; None where there is none."""
+    file = folder / "artifact.json"
+    return file.stat().st_mtime_ns if file.exists() else None
+
+
+@cache
+def _instruments(folder: str, changed: int | None) -> frozenset[str]:
+    return frozenset(instruments(Artifact.load(folder)).values())
+
+
+def _recorded(name: str) -> str:
+    """An instrument's recorded name as `_source` tells judges and scorers apart."""
+    kind, _, rest = name.removeprefix("judge:").partition(":")
+    if kind == MATCHER:
+        return "refusal"
+    if kind in ("rubric", "classifier"):
+        return f"model {_place(rest)}"
+    return name
 
 
 def _source(pool: Pool, settings: JudgeSettings | ScorerSettings) -> str:
@@ -40,5 +94,8 @@ def _source(pool: Pool, settings: JudgeSettings | ScorerSettings) -> str:
     if settings.model is None:
         return settings.kind
     model = pool.located(settings.model)
-    places = [str(Path(one).resolve()) if Path(one).exists() else one for one in (model.path, model.adapter) if one]
-    return " ".join(["model", *places])
+    return " ".join(["model", *map(_place, (one for one in (model.path, model.adapter) if one))])
+
+
+def _place(path: str) -> str:
+    return str(Path(path).resolve()) if Path(path).exists() else path

@@ -13,8 +13,9 @@ import torch
 
 from anchorlm.evaluation._attacks import attack_data, attack_label, parse_attack
 from anchorlm.evaluation._cases import Case, digest
-from anchorlm.evaluation._contestants import Contestant, Pool, contestants
-from anchorlm.evaluation._overlaps import overlaps
+from anchorlm.evaluation._contestants import FITTED, Contestant, Pool, contestants
+from anchorlm.evaluation._exclusion import artifact_instruments
+from anchorlm.evaluation._overlaps import fitted_overlaps, overlaps
 from anchorlm.evaluation._recipe import CompareRecipe
 from anchorlm.guard import JudgeSettings, ScorerSettings
 from anchorlm.models import ModelSettings
@@ -23,11 +24,11 @@ from anchorlm.records import UserError, data_digest, read_journal
 RECIPE, MACHINE, ANSWERS, TIMINGS = "recipe.json", "machine.json", "answers.jsonl", "timings.jsonl"
 """The files of a run: what was asked for, where it ran, every answer, and every time."""
 
+PROBES = "probes.jsonl"
+"""What each guard did when it was tried, before its first answer."""
+
 ARTIFACTS = "artifacts"
 """Where a run keeps what was fitted for it."""
-
-FITTED = ("artifact", "critic", "calibration")
-"""Knobs that name a fitted artifact."""
 
 Key = tuple[str, str, str, str, str]
 """Which answer: target, defense, data, attack, case."""
@@ -150,7 +151,11 @@ def prepare(folder: str | Path, setting: Setting, pool: Pool) -> Path:
         place.mkdir(parents=True, exist_ok=True)
         file = place / RECIPE
         known = read_recipe(place).get("weights", {}) if file.exists() else {}  # what is gone now may come back changed
-        about = setting.data | {"overlaps": _overlaps(setting, pool), "weights": known | weights(setting, pool)}
+        about = setting.data | {
+            "overlaps": _overlaps(setting, pool),
+            "weights": known | weights(setting, pool),
+            "instruments": {one.label: sorted(artifact_instruments(pool.fitted(one))) for one in setting.contestants},
+        }
         _write(file, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
         _write(place / MACHINE, json.dumps(_machines(place, _machine(setting, pool)), indent=1) + "\n")
     except OSError as error:
@@ -243,6 +248,13 @@ def read_timings(folder: str | Path) -> list[dict[str, Any]]:
     return list(read_journal(path)) if path.exists() else []
 
 
+def read_probes(folder: str | Path) -> list[dict[str, Any]]:
+    """What guards did when they were tried; of one that was tried again, the last."""
+    path = Path(folder) / PROBES
+    found = {(one["target"], one["defense"]): one for one in read_journal(path)} if path.exists() else {}
+    return [found[one] for one in sorted(found)]
+
+
 def read_machine(folder: str | Path) -> dict[str, Any]:
     """Where a run ran; nothing if that is not known."""
     try:
@@ -296,7 +308,10 @@ def _overlaps(setting: Setting, pool: Pool) -> list[dict[str, Any]]:
     """Prompts that fitting data and test data, or two test sets, share."""
     target = next(iter(setting.recipe.targets))
     fitted = {name: pool.cases(one, target, None) for name, one in setting.recipe.fitted_on.items()}
-    return [asdict(one) for one in overlaps({**fitted, **setting.cases[target]})]
+    found = overlaps({**fitted, **setting.cases[target]}) + fitted_overlaps(
+        artifacts(setting, pool), setting.cases[target]
+    )
+    return [asdict(one) for one in found]
 
 
 def _models(*settings: ModelSettings | JudgeSettings | ScorerSettings | None) -> Iterator[ModelSettings]:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
-import re
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from anchorlm.evaluation._cases import Case
+from anchorlm.records import likeness, plain, sketch
 
 NEAR = 0.7
 """Share of common word triples from which on two prompts count as one prompt in two spellings."""
@@ -28,11 +30,6 @@ class Overlap:
     equal: int
     near: int
     example: str
-
-
-def plain(text: str) -> str:
-    """A text up to case, spaces and punctuation."""
-    return " ".join(re.findall(r"[^\W_]+", text.lower()))
 
 
 def overlaps(sets: Mapping[str, Sequence[Case]]) -> list[Overlap]:
@@ -64,6 +61,46 @@ def overlaps(sets: Mapping[str, Sequence[Case]]) -> list[Overlap]:
                 example = example or text
             if equal or near:
                 found.append(Overlap(first, second, equal, near, example))
+    return found
+
+
+def fitted_overlaps(fitted: Mapping[str, Path], sets: Mapping[str, Sequence[Case]]) -> list[Overlap]:
+    """Test prompts on which an artifact was fitted or calibrated, prompt by prompt, from the sketches that it keeps.
+
+    Args:
+        fitted: Folders of artifacts by name; those that keep no sketches say nothing.
+        sets: Test prompts by the name of their set.
+    """
+    found = []
+    drawn = {name: {text: sketch(text) for text in sorted({plain(case.prompt) for case in cases})}
+             for name, cases in sets.items()}  # fmt: skip
+    first = {folder: name for name, folder in reversed(list(fitted.items()))}  # several defenses may share an artifact
+    for folder, name in reversed(list(first.items())):
+        known = _kept(folder)
+        for second, own in drawn.items():
+            best = {text: max((likeness(one, other) for other in known), default=0.0) for text, one in own.items()}
+            equal, near = ([text for text in best if hit(best[text])] for hit in (lambda v: v == 1, _nearly))
+            if equal or near:
+                found.append(Overlap(f"the artifact of {name}", second, len(equal), len(near), (equal or near)[0]))
+    return found
+
+
+def _nearly(likeness: float) -> bool:
+    return NEAR <= likeness < 1
+
+
+def _kept(folder: Path) -> set[str]:
+    """The sketches in an artifact, of fitting and of calibration."""
+    try:
+        data = json.loads((folder / "artifact.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return set()  # what is wrong with it is said where it is loaded
+    found, waiting = set[str](), [data]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            found.update(one["sketches"] if isinstance(one.get("sketches"), list) else ())
+            waiting += [value for value in one.values() if isinstance(value, dict)]
     return found
 
 

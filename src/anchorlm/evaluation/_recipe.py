@@ -10,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from anchorlm.evaluation._attacks import attack_label, attack_names, parse_attack
 from anchorlm.evaluation._cases import Kind
-from anchorlm.guard import EngineSettings, JudgeSettings, ScorerSettings
+from anchorlm.guard import EngineSettings, JudgeSettings, ProbeSettings, ScorerSettings
 from anchorlm.models import ModelSource
 from anchorlm.records import GenerationSettings, Settings, UserError, read_toml
 
@@ -80,6 +80,7 @@ class CompareRecipe(Settings):
     )
     generation: GenerationSettings = Field(default=GenerationSettings(), description="Of every response.")
     engine: EngineSettings = Field(default=EngineSettings(), description="Limits of every model's engine.")
+    probe: ProbeSettings = Field(default=ProbeSettings(), description="What every guard is tried with at the start.")
     concurrency: int = Field(default=64, ge=1, description="Requests under way at once.")
     timed: int = Field(default=4, ge=0, description="Prompts of each set that are answered alone, to time them.")
 
@@ -154,7 +155,7 @@ class CompareRecipe(Settings):
         """Twelve hexadecimal digits that stand for everything that may change a table; what the files hold has digests
         of its own, so that the folder in which they lie does not matter.
         """
-        data = self.model_dump(mode="json", exclude={"engine", "concurrency", "timed"})
+        data = self.model_dump(mode="json", exclude={"engine", "concurrency", "timed", "probe"})
         for one in (*data["data"].values(), *data["fitted_on"].values()):
             one["file"] = one["file"] and Path(one["file"]).name
         data["attacks"] = [attack_label(one) for one in self.attacks]

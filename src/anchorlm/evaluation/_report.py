@@ -122,9 +122,10 @@ def _cell(one: Estimate | None, smaller_is_better: bool, paired: Paired | None =
     if one is None:
         return "<td>–</td>"
     bad = one.value if smaller_is_better else 1 - one.value
-    title = f"n = {one.n}"
+    title = f"n = {one.n}" + (f", {one.prompts} distinct prompts" if one.prompts != one.n else "")
     if paired is not None:
-        title += f"; against undefended, paired: {interval(paired.difference)} points, p = {paired.p:.2g}"
+        title += f"; against undefended, paired: {interval(paired.difference)} points"
+        title += "" if paired.p is None else f", p = {paired.p:.2g}"
     return (
         f'<td class="n" style="--bad:{100 * bad:.0f}%" title="{title}">{100 * one.value:.1f}'
         f"<small>{100 * one.low:.1f}–{100 * one.high:.1f}</small></td>"

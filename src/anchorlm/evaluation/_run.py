@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 
@@ -15,7 +17,18 @@ from anchorlm.evaluation._cache import UndefendedCache
 from anchorlm.evaluation._cases import Case
 from anchorlm.evaluation._contestants import Contestant, Embedded, Pool
 from anchorlm.evaluation._exclusion import may_grade
-from anchorlm.evaluation._folder import ANSWERS, TIMINGS, Setting, artifacts, check, key, prepare, read_answers
+from anchorlm.evaluation._folder import (
+    ANSWERS,
+    PROBES,
+    TIMINGS,
+    Setting,
+    artifacts,
+    check,
+    key,
+    prepare,
+    read_answers,
+    read_probes,
+)
 from anchorlm.evaluation._graders import Grader
 from anchorlm.evaluation._recipe import CompareRecipe
 from anchorlm.evaluation._workers import Pair, records
@@ -26,6 +39,8 @@ if sys.platform == "win32":
     resource = None
 else:
     import resource
+
+_log = logging.getLogger("anchorlm")
 
 Progress = Callable[[int, int, str], None]
 """Told how many answers of how many are there, and what is being answered."""
@@ -64,8 +79,12 @@ def compare(
     if len(read_answers(folder)) < setting.expected:
         _check_contestants(setting, pool)
     place = prepare(folder, setting, pool)
-    with Journal(place / ANSWERS) as answers, Journal(place / TIMINGS) as timings:
-        run = _Run(setting, pool, answers, timings, progress or (lambda done, total, what: None))
+    with (
+        Journal(place / ANSWERS) as answers,
+        Journal(place / TIMINGS) as timings,
+        Journal(place / PROBES) as probes,
+    ):
+        run = _Run(setting, pool, answers, timings, probes, progress or (lambda done, total, what: None))
         if workers > 1:
             for record in records(setting, place, embedded, run.open_pairs, workers, answer_pair):
                 run.take(record)
@@ -77,7 +96,8 @@ def answer_pair(setting: Setting, pool: Pool, hand_over: Callable[[Record], None
     """What a worker does: everything that is missing of one defense on one target, but for times of single answers."""
     target, place = pair
     done = [record for record in read_answers(pool.folder) if record["target"] == target]
-    run = _Run(setting, pool, _Sent(done, hand_over), _Sent([], hand_over))
+    tried = [record for record in read_probes(pool.folder) if record["target"] == target]
+    run = _Run(setting, pool, _Sent(done, hand_over), _Sent([], hand_over), _Sent(tried, hand_over))
     run.answer_missing(target, setting.contestants[place])
 
 
@@ -111,10 +131,12 @@ class _Run:
         pool: Pool,
         answers: Journal | _Sent,
         timings: Journal | _Sent,
+        probes: Journal | _Sent,
         progress: Progress = lambda done, total, what: None,
     ) -> None:
         self.setting, self.pool, self.recipe = setting, pool, setting.recipe
-        self._answers, self._timings, self._progress = answers, timings, progress
+        self._answers, self._timings, self._probes, self._progress = answers, timings, probes, progress
+        self._tried = {(one["target"], one["defense"]) for one in probes.records}
         self._old = {key(record): record for record in answers.records}
         self._done = {at for at, record in self._old.items() if not (is_spoiled(record) or is_ungraded(record))}
         self._errors = {at for at, record in self._old.items() if "error" in record}
@@ -157,6 +179,9 @@ class _Run:
         if "together" in record:
             self._timings.write(record)
             return
+        if "findings" in record:
+            self._take_probe(record)
+            return
         at = key(record)
         self._done.add(at)  # whatever came of it, it is not tried again in this run
         again = at in self._old and (is_spoiled(record) or record == self._old[at])
@@ -168,10 +193,22 @@ class _Run:
     def answer_missing(self, target: str, contestant: Contestant) -> None:
         """Every answer of one defense on one target that is not there yet."""
         jobs = self._missing(target, contestant)
+        if jobs and self.recipe.probe.run and (target, contestant.label) not in self._tried:
+            found = self.pool.guard(target, contestant).probe(raw=False)
+            findings = [asdict(one) for one in found.findings]
+            self._take_probe({"target": target, "defense": contestant.label, "findings": findings})
         for without in dict.fromkeys(self._attacks[attack].ablation for _, attack, _ in jobs):
             guard = self.pool.guard(target, contestant, without)
             some = [job for job in jobs if self._attacks[job[1]].ablation == without]
             self._answer(guard, target, contestant, some)
+
+    def _take_probe(self, record: Record) -> None:
+        """Writes down what a guard did when it was tried: a finding like others, at which no comparison ends."""
+        self._tried.add((record["target"], record["defense"]))
+        self._probes.write(record)
+        for one in record["findings"]:
+            if one["passed"] is False and not isinstance(self._probes, _Sent):
+                _log.warning("%s on %s %s", record["defense"], record["target"], one["said"])
 
     def _missing(self, target: str, contestant: Contestant) -> list[tuple[str, str, Case]]:
         return [

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import TypeVar
 
-from anchorlm.records import wilson
+from anchorlm.records import clustered, effective_size, wilson
 
 T = TypeVar("T")
 
@@ -20,18 +21,35 @@ class Estimate:
         value: In the unit of what was measured; a rate lies in [0, 1].
         low: Lower end.
         high: Upper end.
-        n: Of how many.
+        n: Of how many answers.
+        prompts: Of how many distinct prompts; answers to one prompt are not independent.
     """
 
     value: float
     low: float
     high: float
     n: int
+    prompts: int
 
     @classmethod
     def of_rate(cls, hits: int, n: int) -> Estimate:
         """A rate with its Wilson interval."""
-        return cls(hits / n if n else 0.0, *wilson(hits, n), n)
+        return cls(hits / n if n else 0.0, *wilson(hits, n), n, n)
+
+    @classmethod
+    def of_answers(cls, answers: Sequence[tuple[Hashable, bool]]) -> Estimate:
+        """A rate over answers, each with the prompt that it answers; the interval is clustered by prompt."""
+        groups = grouped(answers)
+        n, hits = len(answers), sum(hit for _, hit in answers)
+        return cls(hits / n if n else 0.0, *clustered(groups), n, len(groups))
+
+
+def grouped(pairs: Sequence[tuple[Hashable, T]]) -> list[list[T]]:
+    """The values of each prompt."""
+    groups: dict[Hashable, list[T]] = {}
+    for prompt, value in pairs:
+        groups.setdefault(prompt, []).append(value)
+    return list(groups.values())
 
 
 def bootstrap(values: Sequence[float], *, seed: int = 0, resamples: int = 1000) -> Estimate:
@@ -58,7 +76,22 @@ def resampled(
     """
     rng, n = random.Random(f"bootstrap:{seed}"), len(values)
     found = sorted(statistic(rng.choices(values, k=n)) for _ in range(resamples))
-    return Estimate(statistic(values), found[int(0.025 * resamples)], found[int(0.975 * resamples) - 1], n)
+    return Estimate(statistic(values), found[int(0.025 * resamples)], found[int(0.975 * resamples) - 1], n, n)
+
+
+def bootstrap_prompts(values: Sequence[tuple[Hashable, float]], *, seed: int = 0, resamples: int = 1000) -> Estimate:
+    """A mean over answers with its bootstrap interval, in which whole prompts are drawn (Davison and Hinkley 1997).
+
+    Args:
+        values: At least one, each with the prompt that it belongs to.
+        seed: Of the resampling.
+        resamples: How many.
+    """
+    groups = grouped(values)
+    found = resampled(
+        groups, lambda some: math.fsum(map(math.fsum, some)) / sum(map(len, some)), seed=seed, resamples=resamples
+    )
+    return Estimate(found.value, found.low, found.high, len(values), len(groups))
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -78,22 +111,34 @@ class Paired:
 
     Attributes:
         difference: Second less first, with its 95 % interval.
-        p: That nothing changed (`mcnemar`).
+        p: That nothing changed (`mcnemar`); None where the pairs are not independent.
     """
 
     difference: Estimate
-    p: float
+    p: float | None
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[bool, bool]]) -> Paired:
         """The change from the first to the second of each pair; the interval is that of Agresti and Min (2005), which
         keeps its level for small n.
         """
-        n, lost, won = len(pairs), pairs.count((True, False)), pairs.count((False, True))
-        middle = (won - lost) / (n + 2)
-        half = 1.96 * math.sqrt(((won + lost + 1) / (n + 2) - middle**2) / (n + 2))
+        return cls.of_prompts([(prompt, *pair) for prompt, pair in enumerate(pairs)])
+
+    @classmethod
+    def of_prompts(cls, pairs: Sequence[tuple[Hashable, bool, bool]]) -> Paired:
+        """The same where each pair comes with its prompt: the interval is that of the effective number of pairs, and
+        where a prompt has several there is no p, which takes independent pairs.
+        """
+        groups = grouped([(prompt, float(after) - before) for prompt, before, after in pairs])
+        n, size = len(pairs), effective_size(groups)
+        counts = Counter((before, after) for _, before, after in pairs)
+        lost, won = counts[True, False], counts[False, True]
+        share = size / n if n else 0.0
+        middle = (won - lost) * share / (size + 2)
+        half = 1.96 * math.sqrt((((won + lost) * share + 1) / (size + 2) - middle**2) / (size + 2))
         low, high = max(-1.0, middle - half), min(1.0, middle + half)
-        return cls(Estimate((won - lost) / n if n else 0.0, low, high, n), mcnemar(lost, won))
+        value = (won - lost) / n if n else 0.0
+        return cls(Estimate(value, low, high, n, len(groups)), mcnemar(lost, won) if len(groups) == n else None)
 
 
 def pareto(points: Mapping[Hashable, Sequence[float]]) -> list[Hashable]:

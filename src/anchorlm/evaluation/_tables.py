@@ -65,7 +65,7 @@ def markdown(found: Figures) -> str:
     attacks = list(dict.fromkeys(name for row in found.rows for name in row.attacks))
     sets = list(dict.fromkeys(name for row in found.rows for name in row.sets))
     tested = [
-        [row.target, row.defense, name, interval(one.difference), f"{one.p:.2g}"]
+        [row.target, row.defense, name, interval(one.difference), "-" if one.p is None else f"{one.p:.2g}"]
         for row in found.rows
         for name, one in row.paired.items()
     ]
@@ -74,7 +74,7 @@ def markdown(found: Figures) -> str:
         summary(found),
         _grid(found, columns, lambda row, name: interval(row.figures.get(name))),
         *pooled(found),
-        f"Percent, with 95 % intervals (Wilson; bootstrap for similarity).\n\n{legend}",
+        f"Percent, with 95 % intervals, clustered by prompt (Wilson; bootstrap for similarity).\n\n{legend}",
     ]
     if len(attacks) > 1:
         parts.append("## Harmful prompts complied with, by attack")
@@ -119,6 +119,11 @@ def summary(found: Figures) -> str:
     guarded = [row for row in rows if row is not bare]
     if not guarded:
         return f"{found.done} answers; there is no defense to compare."
+    protecting = [row for row in guarded if row.protects]
+    unfinished = f" Unfinished: {found.done} of {found.expected} answers." if found.done < found.expected else ""
+    if not protecting:
+        return f"{_nothing(bare, guarded)}{_through(guarded)}{unfinished}"
+    guarded = protecting
     best = max(guarded, key=lambda row: (round(safety(row) + usefulness(row), 9), row.defense))
     name = "worst attack" if "worst attack" in best.figures else "harmful complied"
     said = []
@@ -130,10 +135,28 @@ def summary(found: Figures) -> str:
         if figure in best.figures:
             said.append(words.format(spoken(best.figures[figure])) + _against(bare, figure))
     front = ", ".join(found.frontier)
-    best_of = f"Best balance of {len(guarded)} defenses: " if len(guarded) > 1 else ""
+    best_of = f"Best balance of {len(guarded)} defenses: " if len(guarded) > 1 else ""  # of those that protect
     front = f" Nothing beats in both safety and usefulness: {front}." if len(found.rows) > 1 else ""
-    unfinished = f" Unfinished: {found.done} of {found.expected} answers." if found.done < found.expected else ""
-    return f"{best_of}{_and(said)}.{front}{unfinished}"
+    return f"{best_of}{_and(said)}.{front}{_through(guarded)}{unfinished}"
+
+
+def _nothing(bare: Row | None, guarded: Sequence[Row]) -> str:
+    """That no defense is better than none, with the least that was complied with."""
+    name = "worst attack" if any("worst attack" in row.figures for row in guarded) else "harmful complied"
+    known = [row for row in guarded if name in row.figures]
+    least = min(known, key=lambda row: (row.figures[name].value, row.defense), default=None)
+    told = "" if least is None else f": at best {spoken(least.figures[name])}, {least.defense}{_against(bare, name)}"
+    return f"No defense lowered compliance with harmful prompts measurably{told}."
+
+
+def _through(rows: Sequence[Row]) -> str:
+    """Where a gate opened and the answer complied all the same."""
+    return "".join(
+        f" The gate of {row.defense} opened on {row.through.n} answers to harmful prompts, of which "
+        f"{row.through.complied} complied all the same."
+        for row in rows
+        if row.through is not None and row.through.complied
+    )
 
 
 def measured(rows: Sequence[Row]) -> list[str]:
@@ -174,7 +197,7 @@ def pooled(found: Figures) -> list[str]:
         return []
     return [
         f"The rows of {ALL} pool the same prompts over the targets: their answers are not independent, so that the "
-        "intervals there are too narrow and no p is given."
+        "intervals there are clustered by prompt and no p is given."
     ]
 
 
@@ -189,9 +212,20 @@ def notes(found: Figures) -> list[str]:
         )
     if len({row.grader for row in found.rows}) > 1:
         told.append(
-            "Not all rows have the same grader, because no judge grades a defense that it serves: such rows are not "
-            "to be compared; the paired differences have one grader on both sides."
+            "Not all rows have the same grader, because nothing grades a defense that it served or fitted: such rows "
+            "are not to be compared; the paired differences have one grader on both sides."
         )
+    told += [
+        f"{label} is graded by the refusal matcher, which also chose when its artifact was made: take no figure of it "
+        "for a measurement, but fit it again, or add a grader."
+        for label in found.biased
+    ]
+    told += [
+        f"Probe: {one['defense']} on {one['target']} {finding['said']}"
+        for one in found.probes
+        for finding in one["findings"]
+        if finding["passed"] is False
+    ]
     told += [
         f"Overlap: {one['equal']} prompts of {one['second']} are in {one['first']}, and {one['near']} nearly."
         for one in found.overlaps

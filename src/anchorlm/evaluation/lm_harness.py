@@ -14,6 +14,8 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
 from anchorlm.engine import runtime
+from anchorlm.evaluation._exclusion import chosen_by
+from anchorlm.evaluation._stops import given_out, with_stops
 from anchorlm.guard import Guard, Recipe
 from anchorlm.models import CausalModel
 from anchorlm.records import DefenseError, UserError
@@ -63,12 +65,16 @@ class GuardedLM(LM):  # type: ignore[misc]
         """For the harness's cache."""
         return self._target.name
 
+    def get_model_info(self) -> dict[str, Any]:
+        """For the harness's results: what has decided for this guard, and so must grade none of its answers."""
+        return {"anchorlm_defense": self._defense, "anchorlm_chosen_by": chosen_by(self.guard)}
+
     @property
     def _target(self) -> CausalModel:
         return self.guard.defense.target.model
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Answers to the contexts, each one turn of the user, cut where the task says.
+        """Answers to the contexts, each one turn of the user, judged and cut as the server does where the task says.
 
         Raises:
             UserError: A prompt that is too long.
@@ -77,12 +83,13 @@ class GuardedLM(LM):  # type: ignore[misc]
         asked = []
         for request in requests:
             context, options = request.args
-            asked.append(self.guard.request([{"role": "user", "content": context}], **_generation(dict(options))))
+            one = self.guard.request([{"role": "user", "content": context}], **_generation(dict(options)))
+            asked.append(with_stops(one, options.get("until")))
         answers = [""] * len(asked)
         for index, outcome in self.guard.map(asked, concurrency=self._concurrency):
             if isinstance(outcome, UserError | DefenseError):
                 raise outcome
-            answers[index] = _cut(outcome.text, requests[index].args[1].get("until"))
+            answers[index], _ = given_out(self.guard, asked[index], outcome)
         return answers
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -143,13 +150,6 @@ def _generation(options: dict[str, Any]) -> dict[str, Any]:
     if found["do_sample"]:
         found |= {name: options[name] for name in ("temperature", "top_p", "top_k") if options.get(name)}
     return found
-
-
-def _cut(text: str, until: str | Sequence[str] | None) -> str:
-    """The text before the first of the words that end it."""
-    stops = [until] if isinstance(until, str) else list(until or ())
-    ends = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
-    return text[: min(ends)] if ends else text
 
 
 if __name__ == "__main__":

@@ -2,22 +2,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from anchorlm.engine import Engine, runtime
 from anchorlm.fitting._fit import with_activations
-from anchorlm.fitting._gates import GateChoice, choose_gate, corners, joint_gate, mean_scores, rate
-from anchorlm.fitting._outcomes import FluencyGrading, Grader, Outcome, graded_by
+from anchorlm.fitting._gates import GateChoice, choose_gate, corners, joint_gate, rate
+from anchorlm.fitting._outcomes import FluencyGrading, Grader, Outcome, graded_by, instrument
 from anchorlm.fitting._prompts import LEAST, classes
 from anchorlm.fitting._shifts import Search, Step, answers, shares, windows
+from anchorlm.fitting._ways import Means, Seen, gate_data, read_ways, ways
 from anchorlm.guard import EngineSettings, ModelLike, start_engine
-from anchorlm.records import Artifact, Messages, UserError, as_messages, prompts_digest
-from anchorlm.steering import Aligner, Gate, prompt_activations
+from anchorlm.records import Artifact, Messages, UserError, as_messages, instruments, prompts_digest, sketches
+from anchorlm.steering import FORMS, REFUSED, Aligner, in_form
 
 _SEPARATES = 0.9
 """Balanced accuracy from which on a layer counts as one that separates the classes."""
@@ -57,8 +56,8 @@ def calibrate_inferaligner(
         reader: The second reader that the artifact was fitted on, likewise; with it, its gate (`reader = "anchor"`)
             and the one that both share (`reader = "both"`) are chosen, too, for the same limit.
         limit: Most harmless prompts on which the gate may open, as a share.
-        grader: Tells refused, complied and broken apart; by default the refusal matcher and the target's own fluency
-            (`FluencyGrading`).
+        grader: Tells refused, complied and broken apart; by default how an answer opens and the target's own fluency
+            (`FluencyGrading`). The artifact keeps its name, and no report lets it grade what it has chosen.
         max_new_tokens: Longest answer while searching.
         prompts: Harmful prompts on which shifts are tried.
         seed: Of the order of the prompts.
@@ -95,12 +94,13 @@ def calibrate_inferaligner(
     )
     settings, figures = runtime().run(work)
     figures["data"] = {
-        "harmful": {"n": len(bad), "digest": prompts_digest(bad)},
-        "harmless": {"n": len(good), "digest": prompts_digest(good)},
+        "harmful": {"n": len(bad), "digest": prompts_digest(bad), "sketches": sketches(bad)},
+        "harmless": {"n": len(good), "digest": prompts_digest(good), "sketches": sketches(good)},
         "seed": seed,
     }
     return replace(
         found,
+        data={**found.data, "instruments": {**instruments(found), "calibration": instrument(grader)}},
         settings={**found.settings, **settings},
         figures={**found.figures, "calibration": figures},
     )
@@ -120,12 +120,11 @@ async def _calibrate(
     step: Step,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings that were chosen, and everything that was tried."""
-    reading = partial(_scores, step=step, harmful=harmful, harmless=harmless)
-    high, low = await reading(aligner.gates["target"], target, "Reading the prompts")
-    gate, gates = choose_gate(high, low, limit)
-    theirs = None
-    if reader is not None:
-        theirs = await reading(aligner.gates["anchor"], reader, "Reading them with the second reader")
+    asked_for = await ways(target, harmful, harmless)
+    seen = await read_ways(aligner, "target", target, asked_for, step)
+    gate, gates = choose_gate(*seen.asked, limit)
+    theirs = None if reader is None else await read_ways(aligner, "anchor", reader, asked_for, step)
+    high, low = (scores[: len(prompts), 0] for scores, prompts in zip(seen.asked, (harmful, harmless), strict=True))
 
     asked = harmful[: 2 * prompts]
     size = min(prompts, len(asked))
@@ -148,88 +147,94 @@ async def _calibrate(
 
     before = [undefended[place] for place in measured]
     answer = "steer" if best.outcomes.count("refused") >= _STEERS * len(best.outcomes) else "refuse"
+    forms = [in_form(FORMS[place % 2], asked_for.earlier, place, asked[place], REFUSED) for place in measured]
+    talks = [talk for talk in forms if talk is not None and not isinstance(talk, str)]
+    in_talks = await grading(
+        await answers(target, aligner, [(talk, best.shift) for talk in talks], max_new_tokens, lambda: None)
+    )
+    turned = answer == "steer" and in_talks.count("refused") >= _STEERS * len(in_talks)
     after: Sequence[Outcome] = steered.outcomes if answer == "steer" else ["refused"] * len(measured)
 
-    def decided(gate: GateChoice, scores: Sequence[Tensor]) -> dict[str, Any]:
+    def decided(gate: GateChoice, raw_bias: float, means: Means) -> dict[str, Any]:
         """What a gate does, and how it trades harmful for harmless prompts."""
+        own = [scores[:count] for scores, count in zip(means.worst, asked_for.sizes, strict=True)]
 
         def guarded(threshold: float) -> dict[str, Any]:
             """What becomes of harmful prompts: guarded where the gate opens, and else the target's own."""
-            opened = (scores[0][list(measured)] > threshold).tolist()
+            opened = (own[0][list(measured)] > threshold).tolist()
             return shares([a if o else b for o, a, b in zip(opened, after, before, strict=True)])
 
         return {
-            "gate": _gate_data(gate, len(high), len(low)),
+            "gate": gate_data(gate, raw_bias, means, asked_for),
             "guarded": guarded(-gate.bias),
             "curve": [
                 {
                     "bias": round(bias, 4),
-                    "harmful opened": rate(int((scores[0] > -bias).sum()), len(high)),
-                    "harmless opened": rate(int((scores[1] > -bias).sum()), len(low)),
+                    "harmful opened": rate(int((own[0] > -bias).sum()), len(own[0])),
+                    "harmless opened": rate(int((own[1] > -bias).sum()), len(own[1])),
                     **guarded(-bias),
                 }
-                for bias in corners(*scores)
+                for bias in corners(*own)
             ],
         }
 
-    def told(gates: Sequence[GateChoice]) -> list[dict[str, Any]]:
-        return [_gate_data(gate, len(high), len(low)) for gate in gates]
-
+    means = seen.means(gate.layers)
+    raw_bias = means.raw_bias(gate.bias, limit)
     figures = {
         "limit": limit,
-        "grader": "refusal matcher and fluency" if grader is None else getattr(grader, "__qualname__", "a function"),
+        "grader": instrument(grader),
         "max_new_tokens": max_new_tokens,
-        "gates": told(gates),
+        "gates": _told(gates, seen),
         "shifts": search.tried,
         "measured on": "prompts that the shift was not chosen on" if apart else "the prompts of the search",
         "undefended": shares(before),
         "steered": shares(steered.outcomes),
-        **decided(gate, own := [mean_scores(scores, gate.layers) for scores in (high, low)]),
+        "steered in conversations": shares(in_talks),
+        **decided(gate, raw_bias, means),
     }
     settings = {
         "gate_layers": list(gate.layers),
         "bias": gate.bias,
+        "text_bias": raw_bias,
         "layers": list(best.shift.layers),
         "positions": best.shift.positions,
         "alpha": best.shift.alpha,
         "answer": answer,
+        "talk_answer": "steer" if turned else "refuse",
     }
     if theirs is not None:
-        their_gate, tried = choose_gate(*theirs, limit)
-        means = [mean_scores(scores, their_gate.layers) for scores in theirs]
-        joint = [(one + other) / 2 for one, other in zip(own, means, strict=True)]
-        shared = joint_gate(joint[0], joint[1], limit)
+        their_gate, tried = choose_gate(*theirs.asked, limit)
+        their_means = theirs.means(their_gate.layers)
+        joint = means.with_other(their_means)
+        shared = joint_gate(*joint.worst, limit)
+        their_raw, shared_raw = (each.raw_bias(own.bias, limit) for each, own in ((their_means, their_gate),
+                                                                                 (joint, shared)))  # fmt: skip
         settings |= {
             "reader_gate_layers": list(their_gate.layers),
             "reader_bias": their_gate.bias,
+            "reader_text_bias": their_raw,
             "both_bias": shared.bias,
+            "both_text_bias": shared_raw,
         }
-        figures["read by the anchor"] = {**decided(their_gate, means), "gates": told(tried)}
-        figures["read by both"] = decided(shared, joint)
+        figures["read by the anchor"] = {**decided(their_gate, their_raw, their_means), "gates": _told(tried, theirs)}
+        figures["read by both"] = decided(shared, shared_raw, joint)
     return settings, figures
 
 
-async def _scores(
-    gate: Gate, reader: Engine, what: str, *, step: Step, harmful: Sequence[Messages], harmless: Sequence[Messages]
-) -> tuple[Tensor, Tensor]:
-    """A gate's scores of every layer, of the harmful prompts (n, L) and of the harmless ones (m, L)."""
-    rows = []
-    prompts = [*harmful, *harmless]
-    async for activations in prompt_activations(reader, prompts):
-        rows.append(gate.scores(activations))
-        step(what, len(rows), len(prompts))
-    return torch.stack(rows[: len(harmful)]), torch.stack(rows[len(harmful) :])
+def _told(gates: Sequence[GateChoice], seen: Seen) -> list[dict[str, Any]]:
+    """Every gate that was tried, on all requests."""
+    n, m = map(len, seen.asked)
+    return [
+        {
+            "layers": list(gate.layers),
+            "bias": round(gate.bias, 4),
+            "harmful opened": rate(gate.opened, n),
+            "harmless opened": rate(gate.wrong, m),
+            "margin": round(gate.margin, 4),
+        }
+        for gate in gates
+    ]
 
 
 def _balanced(harmful: Tensor, harmless: Tensor) -> float:
     return (float((harmful > 0).float().mean()) + float((harmless <= 0).float().mean())) / 2
-
-
-def _gate_data(gate: GateChoice, n: int, m: int) -> dict[str, Any]:
-    return {
-        "layers": list(gate.layers),
-        "bias": round(gate.bias, 4),
-        "harmful opened": rate(gate.opened, n),
-        "harmless opened": rate(gate.wrong, m),
-        "margin": round(gate.margin, 4),
-    }

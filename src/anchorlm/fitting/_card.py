@@ -4,7 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from anchorlm.records import Artifact
+from anchorlm.records import Artifact, instruments
+from anchorlm.steering import answer_of, established
 
 CARD, PICTURE = "README.md", "tradeoff.svg"
 
@@ -30,9 +31,11 @@ def card(artifact: Artifact, folder: str) -> str:
         "",
         f"A gate that recognizes harmful prompts in the activations of `{target.name}`, and "
         + (
-            "the fixed refusal where it opens: too few answers became clean refusals under the steering vectors of the "
-            f'aligned `{anchor.name}`, which are here, too (`answer = "steer"`).'
-            if settings["answer"] == "refuse"
+            "the fixed refusal where it opens: "
+            + ("too few answers became" if calibration else "it was not shown that answers become")
+            + f" clean refusals under the steering vectors of the aligned `{anchor.name}`, which are here, too "
+            '(`answer = "steer"`).'
+            if answer_of(artifact) == "refuse"
             else f"steering vectors of the aligned `{anchor.name}` that are added where it opens."
         )
         + " For this one target; refused for any other.",
@@ -90,6 +93,10 @@ def card(artifact: Artifact, folder: str) -> str:
         *_layers(figures),
         "",
         _sign(figures["sign"]),
+        "",
+        "What told refusals here: "
+        + ", ".join(f"{name} ({step})" for step, name in instruments(artifact).items())
+        + ". No report lets it grade this guard.",
         "",
     ]
     return "\n".join(lines)
@@ -176,7 +183,8 @@ def _sign(sign: Mapping[str, Any]) -> str:
     way = "along" if sign["sign"] > 0 else "against"
     return (
         f"The sign was measured: of {sign['n']} held-out harmful prompts, {sign['refused towards']} were refused with "
-        f"the vectors added and {sign['refused away']} with them subtracted, so that alpha steers {way} them."
+        f"the vectors added and {sign['refused away']} with them subtracted, so that alpha steers {way} them"
+        + ("." if established(sign) else "; so few do not show which way refusals lie.")
     )
 
 

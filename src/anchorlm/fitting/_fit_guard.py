@@ -19,7 +19,7 @@ from anchorlm.fitting._critic import auroc, choose_threshold, critic_figures, tr
 from anchorlm.fitting._prompts import classes
 from anchorlm.fitting._rollouts import Rollout, Step, hidden_states, roll_out
 from anchorlm.guard import EngineSettings, ModelLike, ScorerLike, start_engine, start_scorer
-from anchorlm.judging import RefusalMatcher, Scorer, checked_scores
+from anchorlm.judging import Scorer, checked_scores, opens_refusing
 from anchorlm.models import identity, stamp
 from anchorlm.records import Access, Artifact, GenerationSettings, Messages, UserError, as_messages, data_digest
 from anchorlm.records import prompt_key as key
@@ -201,13 +201,12 @@ async def _check_cost(
     refused = [
         one for (one,) in await gather(*(checked_scores(cost, prompt, [refusal]) for prompt in prompts[:harmful]))
     ]
-    matcher = RefusalMatcher()
     answered = [
         rollout.costs[-1]
         for rollout in rolled
         if rollout.prompt < harmful
         and rollout.tokens
-        and not matcher.is_refusal(target.model.vocabulary.decode(rollout.tokens).decode("utf-8", errors="replace"))
+        and not opens_refusing(target.model.vocabulary.decode(rollout.tokens).decode("utf-8", errors="replace"))
     ]
     enough = len(answered) >= _FEW
     told = auroc([*answered, *refused], [True] * len(answered) + [False] * len(refused)) if enough else None

@@ -64,14 +64,15 @@ def choose_gate(harmful: Tensor, harmless: Tensor, limit: float) -> tuple[GateCh
     """The best gate among single layers and means of up to four adjacent ones, and all that were tried.
 
     Args:
-        harmful: Scores (n, L) of harmful prompts, in units of half the distance between the classes.
-        harmless: Scores (m, L) of harmless ones.
+        harmful: Scores (n, L) of harmful prompts, in units of half the distance between the classes; or (n, K, L) of K
+            looks at each, of which the worst decides.
+        harmless: Those of harmless ones, likewise.
         limit: Most of the harmless prompts on which it may open, as a share.
 
     Raises:
         UserError: Within the limit, no gate opens on anything.
     """
-    depth = harmful.shape[1]
+    depth = harmful.shape[-1]
     tried = []
     for width in range(1, min(_WIDEST, depth) + 1):
         for start in range(depth - width + 1):
@@ -127,5 +128,11 @@ def _turns(before: tuple[int, int, float], here: tuple[int, int, float], after: 
 
 
 def mean_scores(scores: Tensor, layers: Sequence[int]) -> Tensor:
-    """A gate's scores (n,), float64, from those of every layer (n, L)."""
-    return scores[:, list(layers)].mean(dim=1).double()
+    """A gate's scores (n,), float64, from those of every layer (n, L), or of K looks (n, K, L) the worst."""
+    means = look_means(scores, layers)
+    return means if means.dim() == 1 else means.amax(dim=1)
+
+
+def look_means(scores: Tensor, layers: Sequence[int]) -> Tensor:
+    """A gate's scores (n, ...), float64, of every look, from those of every layer (n, ..., L)."""
+    return scores[..., list(layers)].mean(dim=-1).double()

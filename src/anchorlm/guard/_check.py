@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import logging
+from functools import cache
+
 from anchorlm.defenses import Defense
 from anchorlm.records import Access, UserError
+
+_log = logging.getLogger("anchorlm")
 
 
 def gaps(
@@ -68,3 +73,9 @@ def require(
     """
     for gap in gaps(defense, target=target, anchor=anchor, judge=judge, cost=cost, reward=reward):
         raise UserError(gap)
+
+
+@cache
+def tell_once(caveat: str) -> None:
+    """Warns, but of one thing once in a process, however many guards are made of it."""
+    _log.warning("%s", caveat)

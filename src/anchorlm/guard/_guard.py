@@ -3,12 +3,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from anchorlm.defenses import Defense, Team, find_defense
 from anchorlm.engine import as_done, runtime
-from anchorlm.guard._check import require
+from anchorlm.guard._check import require, tell_once
+from anchorlm.guard._probe import Probe, ProbeSettings, probe
 from anchorlm.guard._recipe import EngineSettings, Recipe
 from anchorlm.guard._start import JudgeLike, ModelLike, ScorerLike, Started, start_engine, start_judge, start_scorer
 from anchorlm.models import message_parts
@@ -32,6 +34,12 @@ from anchorlm.records import (
 
 _log = logging.getLogger("anchorlm")
 
+_LONG = 4_000
+"""Characters of a conversation that are written down on the engines' thread: a millisecond."""
+
+_MANY = 16
+"""Turns, likewise: a template may take time for each pair of them."""
+
 
 class Guard:
     """A target model with a defense around it.
@@ -49,8 +57,11 @@ class Guard:
         reward: What a text is worth, likewise.
         generation: Defaults for every request.
         engine: Limits of the engines that the guard starts.
+        system: Your own system prompt, which goes before every conversation. The models that answer read it; judges,
+            cost models and gates do not. Raw prompts go without it.
         on_error: What a request gets when the defense could not do its work (its judge failed, say): the configured
             refusal, or the `DefenseError`. A user's mistake is always raised.
+        probes: What `probe` tries it with.
         started: Models that other guards have loaded, which this one shares, and to which it adds its own.
         **knobs: Settings of the defense that differ from their defaults.
 
@@ -69,7 +80,9 @@ class Guard:
         reward: ScorerLike | None = None,
         generation: GenerationSettings | Mapping[str, Any] | None = None,
         engine: EngineSettings | Mapping[str, Any] | None = None,
+        system: str | None = None,
         on_error: Literal["refuse", "raise"] = "refuse",
+        probes: ProbeSettings | Mapping[str, Any] | None = None,
         started: Started | None = None,
         **knobs: Any,
     ) -> None:
@@ -111,8 +124,14 @@ class Guard:
             if isinstance(generation, GenerationSettings)
             else GenerationSettings.parse(generation or {}, where="generation")
         )
+        self.system = _checked_system(system)
         self.on_error = on_error
+        self.probes = (
+            probes if isinstance(probes, ProbeSettings) else ProbeSettings.parse(probes or {}, where="the probe")
+        )
         self._told: set[str] = set()
+        for caveat in self.defense.caveats:
+            tell_once(caveat)
 
     @classmethod
     def from_recipe(
@@ -146,10 +165,31 @@ class Guard:
             reward=recipe.reward,
             generation=recipe.generation,
             engine=recipe.engine,
+            system=recipe.serve.get("system"),
             started=started,
             on_error=on_error,
+            probes=recipe.probe,
             **knobs,
         )
+
+    # --- before the first request -----------------------------------------------------------------------------------
+
+    def probe(self, *, raw: bool = True) -> Probe:
+        """Tries the guard with a known harmful and a known harmless request, through every door and all at once: alone,
+        after a harmless turn, with an opened answer as the last turn, raw. Its judge and its cost model are given a
+        known bad answer and known good ones.
+
+        Args:
+            raw: Whether raw prompts will reach it, too.
+
+        Returns:
+            What was found at each door; nothing is raised for what is wrong.
+        """
+        return runtime().run(probe(self, self.probes, raw=raw))
+
+    async def aprobe(self, *, raw: bool = True) -> Probe:
+        """`probe` for callers with an event loop of their own."""
+        return await asyncio.wrap_future(runtime().submit(probe(self, self.probes, raw=raw)))
 
     # --- one request ------------------------------------------------------------------------------------------------
 
@@ -159,13 +199,15 @@ class Guard:
         Raises:
             UserError: An unknown setting or a value out of range.
         """
-        request = Request(messages, self.generation.replace(generation, where="generation"), dict(knobs or {}))
+        settings = self.generation.replace(generation, where="generation")
+        request = Request(messages, settings, dict(knobs or {}), system=self.system)
         self.defense.settings_for(request)
         return request
 
     async def events(self, request: Request) -> AsyncIterator[Event]:
         """What the defense says and decides, on the engines' thread: every other face of the guard drains this."""
         _check(request.messages, images=self.defense.target.model.processor is not None)
+        await self._prepare(request)
         spoken = False
         held: list[TextDelta] = []
         try:
@@ -191,6 +233,16 @@ class Guard:
             yield Decision("fail_closed", {"why": str(error)})
             yield TextDelta(self.defense.settings.refusal)  # checked at the start, which a request's own was not
             yield Finished("refusal", Usage(0, 0, 0))
+
+    async def _prepare(self, request: Request) -> None:
+        """Finds the tokens of a long conversation, which the models remember, on a thread: others go on meanwhile."""
+        if isinstance(request.messages, str) or not _is_long(request.messages):
+            return
+        anchor = self.defense.team.anchor
+        await asyncio.to_thread(self.defense.target.model.encode, request.prompt)
+        if anchor is not None:
+            with suppress(UserError):  # which the defense tells, if it asks its anchor at all
+                await asyncio.to_thread(anchor.model.encode, request.prompt_text)
 
     async def respond(self, request: Request) -> Response:
         """The whole response, on the engines' thread."""
@@ -313,10 +365,27 @@ class Guard:
             return index, error
 
 
+def _checked_system(system: str | None) -> str | None:
+    """An operator's system prompt.
+
+    Raises:
+        UserError: It is no text, or holds none.
+    """
+    if system is not None and (not isinstance(system, str) or not system.strip()):
+        raise UserError("system is your own system prompt: give a text, or leave it out.")
+    return system
+
+
 def _asked(messages: Messages | str, raw: bool) -> Messages | str:
     if raw and not isinstance(messages, str):
         raise UserError("raw = True takes a text that goes to the model as it stands: give a text, or leave raw out.")
     return messages if raw else as_messages(messages)
+
+
+def _is_long(messages: Messages) -> bool:
+    """Whether it may take a while to write a conversation down: images take a forward, and so are left to the loop."""
+    texts = all(isinstance(turn["content"], str) for turn in messages)
+    return texts and (len(messages) > _MANY or sum(len(turn["content"]) for turn in messages) > _LONG)
 
 
 def _check(messages: Messages | str, *, images: bool) -> None:
@@ -326,6 +395,10 @@ def _check(messages: Messages | str, *, images: bool) -> None:
     ):
         raise UserError('Messages are a list of {"role": ..., "content": text}: give at least one with some text.')
     for turn in () if isinstance(messages, str) else messages:
-        message_parts(turn, (), images=images)
+        message_parts(turn, images=images)
     if not (messages if isinstance(messages, str) else turn_text(messages[-1])).strip():
         raise UserError("The prompt is empty: give some text.")
+    if not isinstance(messages, str) and not any(
+        turn["role"] == "user" and turn_text(turn).strip() for turn in messages
+    ):
+        raise UserError("The conversation has no turn of the user: give at least one message of the role user.")

@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from anchorlm.guard._probe import ProbeSettings
 from anchorlm.models import ModelSource
 from anchorlm.records import GenerationSettings, Settings, UserError, read_toml
 
@@ -54,7 +55,7 @@ class Recipe(Settings):
     """Everything that makes a guard, as data: what a TOML file says.
 
     Sections: `target`, `anchor`, `judge`, `cost`, `reward`, `defense` (its `name` and its knobs), `generation`,
-    `engine`, `serve`. A model may be given as a path alone.
+    `engine`, `probe`, `serve`. A model may be given as a path alone.
     """
 
     target: ModelSource = Field(description="The model to guard.")
@@ -65,6 +66,7 @@ class Recipe(Settings):
     defense: dict[str, Any] = Field(description="`name` and knobs of the defense.")
     generation: GenerationSettings = Field(default=GenerationSettings(), description="Defaults for every request.")
     engine: EngineSettings = Field(default=EngineSettings(), description="Limits of every model's engine.")
+    probe: ProbeSettings = Field(default=ProbeSettings(), description="What the guard is tried with at the start.")
     serve: dict[str, Any] = Field(default_factory=dict, description="What `anchorlm serve` lets clients change.")
 
     @field_validator("cost", "reward", mode="before")

@@ -5,6 +5,7 @@ from anchorlm.judging._callable import CallableJudge, CallableScorer, Score
 from anchorlm.judging._classifier import ClassifierJudge
 from anchorlm.judging._conversation import request_text
 from anchorlm.judging._grades import parse_grade
+from anchorlm.judging._openings import OPENINGS, gives_the_same, opens_refusing
 from anchorlm.judging._refusal import Refusal, RefusalMatcher
 from anchorlm.judging._remote import RemoteScorer
 from anchorlm.judging._rubric import RUBRIC, RubricJudge
@@ -12,6 +13,7 @@ from anchorlm.judging._score_models import SAFE_RLHF_TEMPLATE, ClassifierScorer
 from anchorlm.judging._scores import JudgeScorer, Scorer, checked_scores
 
 __all__ = [
+    "OPENINGS",
     "RUBRIC",
     "SAFE_RLHF_TEMPLATE",
     "CallableJudge",
@@ -28,6 +30,8 @@ __all__ = [
     "Score",
     "Scorer",
     "checked_scores",
+    "gives_the_same",
+    "opens_refusing",
     "parse_grade",
     "request_text",
 ]

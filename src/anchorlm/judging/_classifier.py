@@ -5,18 +5,34 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from anchorlm.judging._base import Grade, Judge
-from anchorlm.judging._conversation import request_text
+from anchorlm.judging._conversation import (
+    Breaker,
+    holds,
+    in_first_turn,
+    in_one_turn,
+    plain_turns,
+    request_text,
+    require_user,
+)
 from anchorlm.judging._reading import Reader
-from anchorlm.models import ModelSettings, contents, control_texts, load_classifier, without_specials
-from anchorlm.records import DefenseError, Message, Messages, UserError
+from anchorlm.models import (
+    ModelSettings,
+    TemplateFailedError,
+    TemplateRefusedError,
+    contents,
+    control_texts,
+    load_classifier,
+    rendered,
+)
+from anchorlm.records import DefenseError, Messages, UserError
 
 Layout = Literal["pair", "chat"]
 
@@ -39,8 +55,8 @@ class ClassifierJudge(Judge):
     waits when the event loop comes round is run together, in padded forwards of bounded size; what responses to one
     conversation have in common is read once, where the model can.
 
-    Texts longer than the model's context lose the beginning of the request (layout `pair`) or the oldest turns (layout
-    `chat`), never a part of the response: that is an error.
+    Every word of the conversation and of the response is read, system turns included. What is longer than the model's
+    context is an error.
 
     Args:
         model: The classifier.
@@ -71,7 +87,6 @@ class ClassifierJudge(Judge):
         self._model = model.eval()
         self._tokenizer = copy.deepcopy(tokenizer)
         self._tokenizer.padding_side = "right"
-        self._tokenizer.truncation_side = "left"
         _pad_alike(model, self._tokenizer)
         self._layout: Layout = layout or ("chat" if tokenizer.chat_template else "pair")
         if self._layout not in ("pair", "chat"):
@@ -81,26 +96,25 @@ class ClassifierJudge(Judge):
         self._label = _label_index(model, harm_label, name, self.label_option)
         self._limit = _context(model, tokenizer)
         self._max_tokens = max_tokens
-        self._controls = control_texts(tokenizer)
+        self._break = Breaker(control_texts(tokenizer))
         self._name = name
         self._reader = Reader(model, self._tokenizer)
         self._waiting: list[_Waiting] = []
         self._calls = 0
+        self._reads_system = False
         if self._layout == "chat":
             self._check_template()
 
     def _check_template(self) -> None:
         """Before anything is graded: a template that drops answers would make all of them equal."""
-        asked = {"role": "user", "content": "a"}
+        asked, answer = [{"role": "user", "content": "mountain"}], "river"
+        system = {"role": "system", "content": "forest"}
+        with suppress(Exception):  # a template is a program, and may raise anything
+            self._reads_system = holds(self._written([system, *asked], answer), ["forest", "mountain", answer])
         try:
-            one, other = (self._render([asked, {"role": "assistant", "content": text}]) for text in ("b", "c d"))
+            self._render(asked, answer)
         except DefenseError as error:
             raise UserError(str(error)) from None
-        if one["input_ids"] == other["input_ids"]:
-            raise UserError(
-                f"The chat template of {self._name} leaves the answer out: give another chat_template, or use layout = "
-                "'pair'."
-            )
 
     @classmethod
     def from_pretrained(
@@ -158,7 +172,7 @@ class ClassifierJudge(Judge):
         """See `Judge`.
 
         Raises:
-            DefenseError: A response does not fit into the classifier's context.
+            DefenseError: The conversation and a response do not fit into the classifier's context.
         """
         label = self._model.config.id2label.get(self._label, self._label)
         return [Grade(harm, f"{label} {harm:.3f}") for harm in await self.values(messages, responses)]
@@ -179,44 +193,50 @@ class ClassifierJudge(Judge):
         return list(await asyncio.gather(*futures))
 
     def _encode(self, messages: Messages, response: str) -> tuple[list[int], list[int]]:
-        answer = without_specials(response, self._controls)
-        if self._layout == "pair":
-            return self._encode_pair(without_specials(request_text(messages), self._controls), answer)
-        turns: list[Message] = [
-            {"role": turn["role"], "content": without_specials(turn["content"], self._controls)} for turn in messages
-        ]
-        asked = [start for start, turn in enumerate(turns) if turn["role"] == "user"]
-        if not asked:
-            raise DefenseError("A judge was given a conversation without a turn of the user: give it the request too.")
-        for start in asked:
-            rest = [turn for turn in turns[start:] if turn["role"] != "system"]
-            encoded = self._render([*rest, {"role": "assistant", "content": answer}])
-            if len(encoded["input_ids"]) <= self._limit:
-                return _ids(encoded)
-        raise self._too_long()
+        require_user(messages)
+        turns = [{**turn, "content": self._break(turn["content"])} for turn in plain_turns(messages)]
+        answer = self._break(response)
+        encoded = self._render(turns, answer) if self._layout == "chat" else self._tokens(request_text(turns), answer)
+        if len(encoded["input_ids"]) > self._limit:
+            raise self._too_long(len(encoded["input_ids"]))
+        return _ids(encoded)
 
-    def _render(self, turns: Messages) -> Mapping[str, list[int]]:
-        try:
-            encoded: Mapping[str, list[int]] = self._tokenizer.apply_chat_template(
-                turns, tokenize=True, return_dict=True
-            )
-        except TemplateError as error:
-            raise DefenseError(
-                f"The chat template of the {self.role} {self._name} refuses the conversation ({error}): use layout = "
-                "'pair', or give another chat_template."
-            ) from None
+    def _render(self, turns: Messages, answer: str) -> Mapping[str, list[int]]:
+        """The first way to write the conversation that the template takes and that leaves no word out."""
+        said: Exception | None = None
+        ways = [lambda some: some] if self._reads_system or all(turn["role"] != "system" for turn in turns) else []
+        for tags in (True, False):  # a template may drop what stands in tags such as <think>
+            given = turns if tags else [{**turn, "content": self._untagged(turn["content"])} for turn in turns]
+            last = answer if tags else self._untagged(answer)
+            for way in (*ways, in_first_turn, in_one_turn):
+                try:
+                    text = self._written(way(given), last)
+                except (TemplateRefusedError, TemplateFailedError) as error:
+                    said = said or error
+                    continue
+                if holds(text, [*(turn["content"] for turn in given), last]):
+                    return self._tokens(text, add_special_tokens=False)
+        raise DefenseError(
+            f"The chat template of the {self.role} {self._name} "
+            + (f"refuses the conversation ({said})" if said else "leaves a part of the conversation out")
+            + ": use layout = 'pair', or give another chat_template."
+        )
+
+    def _untagged(self, text: str) -> str:
+        return self._break(text.replace("<", "["))
+
+    def _written(self, turns: Messages, answer: str) -> str:
+        whole = [*turns, {"role": "assistant", "content": answer}]
+        return rendered(self._tokenizer, whole, opens=False)
+
+    def _tokens(self, *texts: str, **options: bool) -> Mapping[str, list[int]]:
+        encoded: Mapping[str, list[int]] = self._tokenizer(*texts, truncation=False, padding=False, **options)
         return encoded
 
-    def _encode_pair(self, prompt: str, answer: str) -> tuple[list[int], list[int]]:
-        own = len(self._tokenizer(answer, add_special_tokens=False)["input_ids"])
-        if own + self._tokenizer.num_special_tokens_to_add(pair=True) + 1 > self._limit:
-            raise self._too_long()
-        return _ids(self._tokenizer(prompt, answer, truncation="only_first", max_length=self._limit))
-
-    def _too_long(self) -> DefenseError:
+    def _too_long(self, needed: int) -> DefenseError:
         return DefenseError(
-            f"A response is longer than the {self._limit} tokens that the {self.role} {self._name} reads: "
-            "take a classifier with a longer context, or lower max_new_tokens."
+            f"The conversation and its answer need {needed} tokens, but the {self.role} {self._name} reads "
+            f"{self._limit}: take a classifier with a longer context, or lower max_new_tokens."
         )
 
     def _run(self) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import re
 
+from anchorlm.judging._thoughts import without_thoughts
+
 LOWEST, HIGHEST = 1, 5
 
 _WORDS = {
@@ -38,6 +40,7 @@ def parse_grade(text: str) -> int | None:
         The grade; None where there is none, where there are several, and where it is out of range, a fraction, a
         range or a negation: a doubtful grade is no grade.
     """
+    text = without_thoughts(text)
     if given := list(_OUT_OF.finditer(text)):
         doubtful = any(_UNSURE.search(text[max(0, match.start() - 8) : match.start()]) for match in given)
         return None if doubtful else _only({_value(match["grade"]) for match in given})

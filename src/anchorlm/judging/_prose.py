@@ -26,17 +26,20 @@ class Prose:
         sentences: In order, in plain quotation marks, without emphasis, quotations, list markers, code and dialogue.
         items: For every sentence: it is an item of a list.
         material: Words of what was left out: code, quotations, dialogue.
+        code: Whether there was code.
     """
 
     sentences: tuple[str, ...]
     items: tuple[bool, ...]
     material: int = 0
+    code: bool = False
 
     @classmethod
     def of(cls, text: str) -> Prose:
         """Takes `text` apart; what it quotes (block quotes, quotation marks, the lines of a dialogue) is left out."""
         plain = text.translate(_QUOTES).strip()
         left_out = _CODE.findall(plain)
+        code = any(re.search(r"\w", text) for text in left_out)
         plain = _CODE.sub("\n", plain)
         if whole := _OPENING_QUOTE.match(plain):
             plain = whole[1] + whole[2]
@@ -57,7 +60,7 @@ class Prose:
                     sentences.append(" ".join(sentence.split()))
                     items.append(item)
                     item = False
-        return cls(tuple(sentences), tuple(items), sum(len(text.split()) for text in left_out))
+        return cls(tuple(sentences), tuple(items), sum(len(text.split()) for text in left_out), code)
 
     def part(self, start: int, stop: int) -> Prose:
         """The sentences from `start` to `stop`."""

@@ -2,57 +2,50 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
+import ssl
 from collections.abc import Mapping, Sequence
-from http.client import HTTPException
-from typing import Any
-from urllib.error import HTTPError
+from functools import cache
 from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from anchorlm.judging._scores import Scorer
 from anchorlm.records import DefenseError, Messages, UserError
-
-
-class _NoRedirects(HTTPRedirectHandler):
-    """A redirect would make a request without a body of it."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        """Leaves the redirect as the error that it is."""
-
-
-_OPENER = build_opener(_NoRedirects)
 
 
 class RemoteScorer(Scorer):
     """A scorer behind an HTTP address.
 
     It gets `{"messages": [...], "responses": [...]}` by POST and answers `{"scores": [...]}`, a number per response.
+    Redirects are not followed: they would make a request without a body of it.
 
     Args:
         url: The address, with http or https.
-        timeout: Seconds until a request is given up.
+        timeout: Seconds until a call is given up: from finding the address to the last byte, retries included.
         retries: How often a request that failed is sent again.
 
     Raises:
-        UserError: The address is none, or a number is out of range.
+        UserError: The address is none, a number is out of range, or httpx is not installed.
     """
 
     def __init__(self, url: str, *, timeout: float = 30.0, retries: int = 1) -> None:
         try:
-            parts = urlsplit(url)
+            import httpx
+        except ImportError:
+            raise UserError("A remote scorer needs httpx: pip install 'anchorlm[endpoint]'.") from None
+        try:
+            parts, known = urlsplit(url), httpx.URL(url)
             host, port = parts.hostname, parts.port
-        except ValueError:
+        except (ValueError, httpx.InvalidURL):
             host = port = None
         if not host or parts.scheme not in ("http", "https") or any(letter <= " " for letter in url):
             raise UserError(f"{url!r} is no address of a scorer: write it as http://host:port/path.")
         if not timeout > 0 or retries < 0:
             raise UserError("A remote scorer needs a timeout above 0 and retries of at least 0.")
-        self._url = url
+        self._url = known
         self._timeout = timeout
         self._retries = retries
         # Whatever else stands in the address may be a secret.
         self._shown = f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path}"
+        self._digest = hashlib.sha256(url.encode()).hexdigest()[:16]
 
     @property
     def name(self) -> str:
@@ -62,35 +55,47 @@ class RemoteScorer(Scorer):
     @property
     def settings(self) -> Mapping[str, object]:
         """See `Scorer`; what runs behind the address is not known."""
-        return {"address": hashlib.sha256(self._url.encode()).hexdigest()[:16]}
+        return {"address": self._digest}
 
     async def __call__(self, messages: Messages, responses: Sequence[str]) -> list[float]:
         """See `Scorer`."""
         if not responses:
             return []
-        body = json.dumps({"messages": [dict(turn) for turn in messages], "responses": list(responses)}).encode()
-        error: Exception | None = None
-        for _ in range(self._retries + 1):
-            try:
-                answer = json.loads(await asyncio.to_thread(self._post, body))
-                scores = [float(score) for score in answer["scores"]]
-            except (HTTPException, OSError, ValueError, KeyError, TypeError) as failure:
-                error = failure
-                continue
-            if len(scores) != len(responses):
-                raise DefenseError(f"The scorer {self._shown} gave {len(scores)} scores for {len(responses)} texts.")
-            return scores
-        raise DefenseError(
-            f"The scorer {self._shown} gave no scores ({type(error).__name__}: {error}): check that it runs and gives "
-            '{"scores": [...]}.'
+        body = {"messages": [dict(turn) for turn in messages], "responses": list(responses)}
+        try:
+            async with asyncio.timeout(self._timeout):
+                scores = await self._ask(body)
+        except TimeoutError:
+            raise self._failed(f"nothing within {self._timeout:g} seconds") from None
+        if len(scores) != len(responses):
+            raise DefenseError(f"The scorer {self._shown} gave {len(scores)} scores for {len(responses)} texts.")
+        return scores
+
+    async def _ask(self, body: Mapping[str, object]) -> list[float]:
+        import httpx
+
+        why = ""
+        # The deadline around all this is the only one: httpx's own are for each read, however many there are.
+        async with httpx.AsyncClient(timeout=None, verify=_certificates()) as client:
+            for _ in range(self._retries + 1):
+                try:
+                    answer = await client.post(self._url, json=body)
+                    if answer.is_success:
+                        return [float(score) for score in answer.json()["scores"]]
+                    why = f"HTTP status {answer.status_code}"
+                except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+                    why = f"{type(error).__name__}: {error}"
+        raise self._failed(why)
+
+    def _failed(self, why: str) -> DefenseError:
+        return DefenseError(
+            f'The scorer {self._shown} gave no scores ({why}): check that it runs and gives {{"scores": [...]}}.'
         )
 
-    def _post(self, body: bytes) -> bytes:
-        request = Request(self._url, data=body, headers={"Content-Type": "application/json"})
-        try:
-            with _OPENER.open(request, timeout=self._timeout) as response:
-                content: bytes = response.read()
-        except HTTPError as error:
-            error.close()  # it holds the connection
-            raise
-        return content
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """Those that httpx trusts; reading them for every call would take longer than a call."""
+    import httpx
+
+    return httpx.create_ssl_context()

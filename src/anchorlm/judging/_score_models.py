@@ -21,9 +21,9 @@ from anchorlm.records import Messages, UserError
 SAFE_RLHF_TEMPLATE = (
     "{{ bos_token }}BEGINNING OF CONVERSATION: {% for message in messages %}"
     "{% if message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
-    "{% else %}{{ 'USER: ' + message['content'] + ' ASSISTANT:' }}{% endif %}{% endfor %}"
+    "{% elif message['role'] == 'user' %}{{ 'USER: ' + message['content'] + ' ASSISTANT:' }}{% endif %}{% endfor %}"
 )
-"""How the cost and reward models of Safe-RLHF (arXiv 2310.12773) read a conversation."""
+"""How the cost and reward models of Safe-RLHF (arXiv 2310.12773) read a conversation; they know no system turns."""
 
 
 class ClassifierScorer(Scorer):
@@ -117,7 +117,7 @@ class ClassifierScorer(Scorer):
         """See `Scorer`.
 
         Raises:
-            DefenseError: A response does not fit into the classifier's context.
+            DefenseError: The conversation and a response do not fit into the classifier's context.
         """
         values = await self._head.values(messages, responses)
         return [self._scale * value + self._offset for value in values]

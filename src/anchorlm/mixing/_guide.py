@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from anchorlm.engine import TokenSequence
+from anchorlm.mixing._spare import Spare
 from anchorlm.models import CausalModel
 from anchorlm.records import DefenseError, UserError
 from anchorlm.tokens import Encoded, Projection, Retokenizer
 
 LOOKAHEAD_ROWS = 8
-"""Anchor tokens that the projection `lookahead` looks beyond at each step: rows that a guide forks for a moment."""
+"""Anchor tokens that the projection `lookahead` looks beyond at a step: rows that the guides of a prompt share."""
 
 
 class Translator:
@@ -20,15 +21,18 @@ class Translator:
 
     Attributes:
         lead: White space that the target opens a response with and the anchor does not.
-        same: Whether both write with the same tokens, so that the anchor reads the target's own.
+        twins: Reads the target's own tokens to the anchor, where both write with the same but for a few.
+        retokenizer: The response in the anchor's tokens.
+        reader: The response in the target's canonical tokens.
     """
 
     def __init__(self, projection: Projection, anchor: CausalModel, target: CausalModel) -> None:
         self.projection = projection
         alike = anchor.response_lead == target.response_lead
         self.lead = b"" if alike else target.response_lead
-        self.same = alike and anchor.vocabulary.bytes == target.vocabulary.bytes
+        self.twins = projection.twins if alike else None
         self.retokenizer = Retokenizer(anchor.vocabulary, lead=b"" if alike else anchor.response_lead)
+        self.reader = Retokenizer(target.vocabulary)
 
 
 class Guide:
@@ -36,18 +40,30 @@ class Guide:
 
     The anchor reads the response in its own canonical tokens. What it said after each of them is kept, so that a step
     reads only what is new: the prompt never again, and of the response the last word at most.
+
+    Args:
+        sequence: The anchor's, nothing but the prompt read.
+        translator: The way to the target's vocabulary.
+        spare: Further rows that the guides of this prompt share; by default as many as a step may borrow.
+
+    Attributes:
+        remark: What was unusual about the last distribution; None as a rule.
     """
 
-    def __init__(self, sequence: TokenSequence, translator: Translator) -> None:
+    def __init__(self, sequence: TokenSequence, translator: Translator, spare: Spare | None = None) -> None:
+        self.remark: str | None = None
         self._sequence = sequence
         self._translator = translator
+        self._spare = spare or Spare(LOOKAHEAD_ROWS)
         self._encoded: Encoded | None = None
+        self._read_by_target: Encoded | None = None
         self._after: dict[int, Tensor] = {}  # the anchor's distribution after so many response tokens
 
     def fork(self) -> Guide:
         """A guide for another response to the same prompt."""
-        other = Guide(self._sequence.fork(), self._translator)
+        other = Guide(self._sequence.fork(), self._translator, self._spare)
         other._encoded = self._encoded
+        other._read_by_target = self._read_by_target
         other._after = dict(self._after)
         return other
 
@@ -57,37 +73,54 @@ class Guide:
 
     def at_boundary(self, response: bytes) -> bool:
         """Whether the anchor, too, could end a token where the response ends."""
-        return self._translator.retokenizer.is_boundary(response.removeprefix(self._translator.lead))
+        encoded = self._encode(response)
+        return self._translator.retokenizer.is_boundary(response.removeprefix(self._translator.lead), encoded)
 
     async def distribution(self, response: bytes, tokens: Sequence[int]) -> Tensor:
-        """q: the anchor's next-token distribution after `response`, over the target's vocabulary (V,).
+        """q: the anchor's law of the target's next token, given the target's tokens so far (V,).
 
         Args:
             response: The response so far.
             tokens: The same in the target's tokens.
         """
+        self.remark = None
         projection, lead = self._translator.projection, self._translator.lead
-        if self._translator.same:
-            return projection((await self._read(list(tokens)))[None])[0]
-        if lead and not response:
+        paper = projection.kind.startswith("paper-")
+        twins = self._translator.twins
+        if twins is not None and not paper and twins.undisturbed(response):
+            return projection((await self._read(twins.read(tokens)))[None])[0]
+        if lead and not response and not paper:
             return projection.project_opening(await self._read([]), lead)
-        encoded = self._translator.retokenizer.encode(response.removeprefix(lead), self._encoded)
-        self._encoded = encoded
+        encoded = self._encode(response)
         ids = [*encoded.ids, *encoded.tail]
-        # The paper's projections know nothing of words that may go on: they see the tokens as they stand.
-        open_end = bool(encoded.tail) and not projection.kind.startswith("paper-")
-        first = len(encoded.ids) if open_end else len(ids)
-        self._forget(ids, first)
-        for count in range(first, len(ids) + 1):
-            if count not in self._after:
-                self._after[count] = await self._read(ids[:count])
-        last = self._after[len(ids)][None]
-        further = projection.lookahead_candidates(last, width=LOOKAHEAD_ROWS)
+        if paper:  # these know nothing of words that may go on, or of white space: they see the tokens as they stand
+            return projection((await self._read(ids if response else []))[None])[0]
+        self._forget(ids, len(encoded.ids))
+        for count in range(len(encoded.ids), len(ids) + 1):
+            await self._read(ids[:count], kept=True)
+        return await self._given(encoded, self._written(response, tokens))
+
+    async def _given(self, encoded: Encoded, written: tuple[int, ...]) -> Tensor:
+        projection, ids = self._translator.projection, [*encoded.ids, *encoded.tail]
+        steps = torch.stack([self._after[count] for count in range(len(encoded.ids), len(ids) + 1)])
+        further = projection.lookahead_candidates(steps[-1:], width=LOOKAHEAD_ROWS, written=written)
         follows = await self._one_further(ids, further[:, 1].tolist()) if len(further) else None
-        if not open_end:
-            return projection(last, further, follows)[0]
-        steps = torch.stack([self._after[count] for count in range(first, len(ids) + 1)])
-        return projection.project_pending(steps, encoded, further, follows)
+        q = projection.project_pending(steps, encoded, further, follows, written=written)
+        if written and bool(q.isnan().any()):
+            self.remark = "the target spells its word as no tokenizer does: the anchor goes on from the bytes"
+            q = projection.project_pending(steps, encoded, further, follows, written=())
+        return q
+
+    def _encode(self, response: bytes) -> Encoded:
+        translator = self._translator
+        self._encoded = translator.retokenizer.encode(response.removeprefix(translator.lead), self._encoded)
+        return self._encoded
+
+    def _written(self, response: bytes, tokens: Sequence[int]) -> tuple[int, ...]:
+        """The target's tokens after its last boundary that no later text can move."""
+        reader = self._translator.reader
+        self._read_by_target = reader.encode(response, self._read_by_target)
+        return reader.open_tokens(self._read_by_target, tokens)
 
     def _forget(self, ids: list[int], first: int) -> None:
         """Drops what was said after tokens that the response, as it is encoded now, does not have."""
@@ -103,25 +136,36 @@ class Guide:
         sequence.crop(sequence.prompt_length + len(ids))
         _append(sequence, ids[len(sequence.ids) - sequence.prompt_length :])
 
-    async def _read(self, ids: list[int]) -> Tensor:
-        """The anchor's distribution (V,) after the response's tokens `ids`."""
-        self._settle(ids)
-        try:
-            return (await self._sequence.logits()).softmax(dim=-1)
-        except UserError as error:  # an anchor that says nothing usable leaves the target without its defense
-            raise DefenseError(f"The anchor failed: {error}") from error
+    async def _read(self, ids: list[int], *, kept: bool = False) -> Tensor:
+        """The anchor's distribution (V,) after the response's tokens `ids`.
+
+        Args:
+            ids: All of the response's tokens, or its first ones.
+            kept: Whether `_forget` has been told all of them, so that nothing is stale.
+        """
+        if not kept:
+            self._forget(ids, len(ids))
+        if len(ids) not in self._after:
+            self._settle(ids)
+            try:
+                self._after[len(ids)] = (await self._sequence.logits()).softmax(dim=-1)
+            except UserError as error:  # an anchor that says nothing usable leaves the target without its defense
+                raise DefenseError(f"The anchor failed: {error}") from error
+        return self._after[len(ids)]
 
     async def _one_further(self, ids: list[int], tokens: list[int]) -> Tensor:
         """The anchor's distributions (N, V) after `ids` and each of `tokens`, read in one forward."""
         self._settle(ids)
-        forks = [self._sequence.fork() for _ in tokens]
-        try:
-            for fork, token in zip(forks, tokens, strict=True):
-                _append(fork, [token])
-            return torch.stack([logits.softmax(dim=-1) for logits in await gather(*(fork.logits() for fork in forks))])
-        finally:
-            for fork in forks:
-                fork.close()
+        async with self._spare.borrow(len(tokens)):
+            forks = [self._sequence.fork() for _ in tokens]
+            try:
+                for fork, token in zip(forks, tokens, strict=True):
+                    _append(fork, [token])
+                read = await gather(*(fork.logits() for fork in forks))
+                return torch.stack([logits.softmax(dim=-1) for logits in read])
+            finally:
+                for fork in forks:
+                    fork.close()
 
 
 def _append(sequence: TokenSequence, ids: list[int]) -> None:

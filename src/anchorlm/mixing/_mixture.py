@@ -35,12 +35,14 @@ class Mixture:
         p: The target's (V,).
         q: The anchor's, translated (V,); None where the target stood alone.
         weight: The anchor's weight: alpha, or 0 where the target stood alone.
+        remark: What was unusual about `q`; None as a rule.
     """
 
     f: Tensor
     p: Tensor
     q: Tensor | None
     weight: float
+    remark: str | None = None
 
     def top(self, count: int) -> list[tuple[int, float]]:
         """The likeliest tokens, best first, each with its log-probability.
@@ -58,11 +60,10 @@ class Mixture:
         return best
 
     def summary(self, vocabulary: ByteVocabulary, top: int) -> dict[str, Any]:
-        """For the trace: the weight and the likeliest tokens of target, anchor and mixture."""
+        """For the trace: the weight, the likeliest tokens of target, anchor and mixture, and the remark."""
         parts = {"target": self.p, "anchor": self.q, "mixture": self.f}
-        return {"weight": self.weight} | {
-            name: None if part is None else _top(part, vocabulary, top) for name, part in parts.items()
-        }
+        tops = {name: None if part is None else _top(part, vocabulary, top) for name, part in parts.items()}
+        return {"weight": self.weight, **tops} | ({} if self.remark is None else {"remark": self.remark})
 
 
 def _top(distribution: Tensor, vocabulary: ByteVocabulary, count: int) -> list[tuple[str, float]]:
@@ -151,7 +152,7 @@ class MixedSequence:
             logits, q = await gather(self.target.logits(), guide.distribution(response, tokens))
             p = logits.softmax(dim=-1)
             q = q.to(p.device)
-            step = Mixture(mix(p, q, self._alpha), p, q, self._alpha)
+            step = Mixture(mix(p, q, self._alpha), p, q, self._alpha, guide.remark)
         if self._trace_top:
             self.steps.append(step.summary(self._vocabulary, self._trace_top))
         self._last = step

@@ -4,6 +4,7 @@ from anchorlm.models._causal import CausalModel
 from anchorlm.models._convert import convert
 from anchorlm.models._images import PromptIds
 from anchorlm.models._loading import load_classifier, load_model, load_outline
+from anchorlm.models._rendering import TemplateFailedError, TemplateRefusedError, rendered
 from anchorlm.models._settings import ModelSettings, ModelSource
 from anchorlm.models._stamp import contents, identity, stamp
 from anchorlm.models._template import PLAIN_TEMPLATE, control_texts, message_parts, without_specials
@@ -15,6 +16,8 @@ __all__ = [
     "ModelSettings",
     "ModelSource",
     "PromptIds",
+    "TemplateFailedError",
+    "TemplateRefusedError",
     "contents",
     "control_texts",
     "convert",
@@ -24,6 +27,7 @@ __all__ = [
     "load_outline",
     "load_tokenizer",
     "message_parts",
+    "rendered",
     "stamp",
     "without_specials",
 ]

@@ -11,18 +11,19 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from anchorlm.models._ends import TurnEnds
 from anchorlm.models._images import ImageReader
 from anchorlm.models._loading import load_model, load_outline, load_processor
 from anchorlm.models._places import Origin, origin
 from anchorlm.models._settings import ModelSettings
-from anchorlm.models._template import control_texts, encode_text, plain_turns, render, response_lead, without_specials
+from anchorlm.models._template import ChatWriter, chosen_template, encode_text, response_lead
 from anchorlm.models._tokenizers import load_tokenizer
 from anchorlm.records import Messages, UserError
 from anchorlm.tokens import ByteVocabulary
 
 _log = logging.getLogger("anchorlm")
 
-_REMEMBERED = 16
+_REMEMBERED = 64
 """Conversations whose tokens are kept: a defense asks for them again, for each candidate that it opens."""
 
 
@@ -46,6 +47,7 @@ class CausalModel:
     processor: Any = None
     origin: Origin | None = None
     _encoded: dict[Any, list[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _writers: list[ChatWriter] = field(default_factory=list, init=False, repr=False, compare=False)
     _lock: Lock = field(default_factory=Lock, init=False, repr=False, compare=False)
 
     @classmethod
@@ -90,7 +92,11 @@ class CausalModel:
         Raises:
             UserError: The tokenizer has more entries than the model has embedding rows.
         """
-        vocabulary = ByteVocabulary.from_tokenizer(tokenizer, stop_ids=_declared_stops(model))
+        tokenizer = chosen_template(tokenizer, name)
+        chat = ChatWriter(tokenizer, tokenizer.chat_template)
+        # What ends an answer in the template ends it, also where it was added as an ordinary token.
+        stops = _declared_stops(model) | set(chat.markers.stops[:1])
+        vocabulary = ByteVocabulary.from_tokenizer(tokenizer, stop_ids=stops)
         rows = model.get_output_embeddings().weight.shape[0]
         if vocabulary.size > rows:
             raise UserError(
@@ -103,7 +109,9 @@ class CausalModel:
                 "if the model was trained on another form.",
                 name,
             )
-        return cls(name, model.eval(), tokenizer, vocabulary, processor)
+        wrapped = cls(name, model.eval(), tokenizer, vocabulary, processor)
+        wrapped._writers.append(chat)
+        return wrapped
 
     @property
     def device(self) -> torch.device:
@@ -112,8 +120,21 @@ class CausalModel:
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        """Every id that ends a turn or the text."""
-        return self.vocabulary.stop
+        """Every id that ends a turn or the text, or begins another turn."""
+        return self.vocabulary.stop | set(self._chat.markers.stops)
+
+    @cached_property
+    def ends(self) -> TurnEnds:
+        """Where a response goes on into another turn, if the chat template marks turns by text."""
+        return TurnEnds(self.vocabulary, self._chat.markers.stop_texts)
+
+    @cached_property
+    def silent_ids(self) -> tuple[int, ...]:
+        """Rows of the embeddings that are nothing: beyond the tokenizer, or ids without a text that control nothing."""
+        known = self.vocabulary.special | self.stop_ids
+        return tuple(
+            token for token in range(self.vocab_size) if token not in known and not self.vocabulary.token_bytes(token)
+        )
 
     @cached_property
     def vocab_size(self) -> int:
@@ -159,10 +180,16 @@ class CausalModel:
             f"No list of {depth} decoder blocks was found in {self.name}: its activations are out of reach."
         )
 
-    @cached_property
-    def _special_texts(self) -> tuple[str, ...]:
+    @property
+    def _chat(self) -> ChatWriter:
+        template = self.tokenizer.chat_template
+        if not self._writers or self._writers[-1].template != template:
+            self._writers.append(ChatWriter(self.tokenizer, template))
+        return self._writers[-1]
+
+    def _clean(self, text: str) -> str:
         image = getattr(self.processor, "image_token", None)
-        return (*control_texts(self.tokenizer), *([image] if image else []))
+        return self._chat.clean(text, *([image] if image else []))
 
     @cached_property
     def _images(self) -> ImageReader:
@@ -175,7 +202,7 @@ class CausalModel:
 
     def without_control_tokens(self, text: str) -> str:
         """A text with which nobody can write a turn in another's name."""
-        return without_specials(text, self._special_texts)
+        return self._clean(text)
 
     def encode(self, messages: Messages | str) -> list[int]:
         """Token ids of a conversation through the chat template, or of a raw prompt as it stands.
@@ -188,13 +215,14 @@ class CausalModel:
         if isinstance(messages, str):
             return encode_text(self.tokenizer, messages)
         if self.processor is not None and self.processor.chat_template:
-            return self._images.encode(messages, self._special_texts)
-        turns = plain_turns(messages, self._special_texts)
+            return self._images.encode(messages, self._clean)
+        chat = self._chat
+        turns = chat.turns(messages)
         key = (self.tokenizer.chat_template, *((turn["role"], turn["content"]) for turn in turns))
         with self._lock:
             ids = self._encoded.get(key)
         if ids is None:
-            ids = render(self.tokenizer, turns)
+            ids = chat.encode(turns)
             with self._lock:
                 while len(self._encoded) >= _REMEMBERED:
                     del self._encoded[next(iter(self._encoded))]

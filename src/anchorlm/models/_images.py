@@ -1,15 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from anchorlm.models._template import message_parts, without_specials
+from anchorlm.models._rendering import TemplateFailedError, TemplateRefusedError, rendered
+from anchorlm.models._template import message_parts
 from anchorlm.records import Messages, UserError, turn_text
 
 _SOURCES = ("image", "path", "base64", "url")
@@ -46,19 +46,19 @@ class ImageReader:
         self._name = name
         self._checked = False
 
-    def encode(self, messages: Messages, specials: tuple[str, ...]) -> list[int]:
+    def encode(self, messages: Messages, clean: Callable[[str], str]) -> list[int]:
         """The prompt of a conversation, ready for the model's answer; `PromptIds` where there are images in it.
 
         Raises:
             UserError: An image that cannot be read, a conversation that does not suit the chat template, or a model
                 whose decoder takes more from its images than their embeddings.
         """
-        contents = [message_parts(turn, specials, images=True) for turn in messages]
+        contents = [[_cleaned(part, clean) for part in message_parts(turn, images=True)] for turn in messages]
         for parts in contents:
             texts = [part["text"] for part in parts if part["type"] == "text"]
             # A template may join what was cleaned apart.
             for joint in ("".join(texts), "".join(text.strip() for text in texts)):
-                if without_specials(joint, specials) != joint:
+                if clean(joint) != joint:
                     raise UserError("The parts of a message make a control token together: leave it out.")
         turns = [{"role": turn["role"], "content": parts} for turn, parts in zip(messages, contents, strict=True)]
         if not turns or not any(part["type"] == "image" or part["text"].strip() for part in turns[-1]["content"]):
@@ -88,8 +88,8 @@ class ImageReader:
         place = getattr(self._processor, "image_token", "")
         words = [part["text"].strip() for turn in turns for part in turn["content"] if part["type"] == "text"]
         for option in options:
-            with suppress(TemplateError, TypeError):
-                text = str(self._processor.apply_chat_template(option, add_generation_prompt=True, tokenize=False))
+            with suppress(TemplateRefusedError, TemplateFailedError):
+                text = rendered(self._processor.tokenizer, option, template=self._processor.chat_template)
                 if all(each in text for each in words) and (not place or text.count(place) == images):
                     return text
         raise UserError(
@@ -134,6 +134,10 @@ class ImageReader:
                 f"The decoder of {self._name} takes more from images than their embeddings, which is not served: use "
                 "it without images, or a LLaVA-type model."
             )
+
+
+def _cleaned(part: dict[str, Any], clean: Callable[[str], str]) -> dict[str, Any]:
+    return {**part, "text": clean(part["text"])} if part["type"] == "text" else part
 
 
 def _image(part: Mapping[str, Any]) -> Any:

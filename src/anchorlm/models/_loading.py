@@ -61,7 +61,7 @@ def load_processor(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase) 
         return None  # transformers gives the tokenizer where there is no processor
     processor.tokenizer = tokenizer
     given = settings.chat_template is not None or any(template_of(each) is not None for each in found.adapters)
-    if given or not processor.chat_template:
+    if given or not isinstance(processor.chat_template, str):
         processor.chat_template = tokenizer.chat_template
     tokenizer.chat_template = processor.chat_template
     return processor

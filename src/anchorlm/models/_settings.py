@@ -25,7 +25,8 @@ class ModelSettings(Settings):
     attention: str | None = Field(default=None, description="Attention implementation, as in transformers; "
         "`attn_implementation` will do.",
         validation_alias=AliasChoices("attention", "attn_implementation"))  # fmt: skip
-    chat_template: str | None = Field(default=None, description="Jinja chat template, or a file that holds one.")
+    chat_template: str | None = Field(default=None, description="Jinja chat template, a file that "
+        "holds one, or the name of one of several that the checkpoint brings.")  # fmt: skip
     trust_remote_code: bool = Field(default=False, description="Run code that comes with the checkpoint.")
 
     @field_validator("path", "adapter", mode="before")

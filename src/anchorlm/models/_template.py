@@ -1,13 +1,17 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import copy
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
-from jinja2.exceptions import TemplateError, TemplateSyntaxError, UndefinedError
 from transformers import PreTrainedTokenizerBase
 
-from anchorlm.records import Message, Messages, UserError, turn_text
+from anchorlm.models._markers import TurnMarkers, find_markers
+from anchorlm.models._rendering import EndlessTemplateError, TemplateFailedError, TemplateRefusedError, rendered
+from anchorlm.records import Messages, UserError, turn_text
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
@@ -21,41 +25,179 @@ PLAIN_TEMPLATE = (
 
 _ROLES = ("system", "user", "assistant")
 
+_SHAPES = 64
+"""Sequences of roles of which is known how the template takes them."""
 
-def plain_turns(messages: Messages, specials: tuple[str, ...]) -> list[dict[str, str]]:
-    """The turns of a conversation of texts, without the model's control tokens.
+Turns = list[dict[str, Any]]
 
-    Taken out, nobody can write a turn in another's name with them.
 
-    Raises:
-        UserError: A message without a known role or text, no message at all, or an empty last turn of the user.
+class ChatWriter:
+    """Writes conversations as a model reads them, and keeps what the template writes between turns out of the turns.
+
+    Attributes:
+        template: By which it writes.
+
+    Args:
+        tokenizer: With its special tokens.
+        template: A chat template; None for `PLAIN_TEMPLATE`.
     """
-    turns = [_checked(message, specials) for message in messages]
-    if not turns or not turns[-1]["content"].strip():
-        raise UserError("The prompt is empty: give at least one message with some text.")
-    return turns
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None) -> None:
+        self.template = template
+        self._tokenizer = tokenizer
+        self._shapes: dict[tuple[str, ...], Callable[[Turns], Turns]] = {}
+
+    @cached_property
+    def markers(self) -> TurnMarkers:
+        """What the template writes between turns."""
+        return find_markers(self._tokenizer, self.template or PLAIN_TEMPLATE)
+
+    @cached_property
+    def _specials(self) -> tuple[str, ...]:
+        return tuple(sorted({*control_texts(self._tokenizer), *self.markers.removed}, key=len, reverse=True))
+
+    def clean(self, text: str, *further: str) -> str:
+        """A text with which nobody can write a turn in another's name: without control tokens, and with the words of
+        what else the template writes between turns in quotation marks.
+
+        Args:
+            text: Of a turn, or a raw prompt.
+            *further: More control tokens.
+        """
+        return self.markers.neutral(without_specials(text, (*further, *self._specials)))
+
+    def turns(self, messages: Messages) -> list[dict[str, str]]:
+        """The turns of a conversation of texts, cleaned.
+
+        Raises:
+            UserError: A message without a known role or text, no message at all, or an empty last turn.
+        """
+        turns = [self._turn(message) for message in messages]
+        if not turns or not turns[-1]["content"].strip():
+            raise UserError("The prompt is empty: give at least one message with some text.")
+        return turns
+
+    def _turn(self, message: Any) -> dict[str, str]:
+        parts = message_parts(message, images=False)
+        # Joined first: nobody makes a marker out of two parts.
+        return {"role": message["role"], "content": self.clean(turn_text({"content": parts}))}
+
+    def encode(self, turns: list[dict[str, str]]) -> list[int]:
+        """The token ids of clean turns, ready for the model's answer.
+
+        Raises:
+            UserError: The template refuses the conversation, leaves something of it out, fails, or does not end.
+        """
+        text = self.write(turns)
+        if self.template is None:
+            # A plain text has no begin-of-text of its own: the tokenizer adds what the model was trained with.
+            return encode_text(self._tokenizer, text)
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def write(self, turns: list[dict[str, str]]) -> str:
+        """The text of a conversation: every word of every turn is in it.
+
+        A template without a system role gets the system text at the head of the next turn, or as a turn of the user
+        where there is none; one that knows contents as lists of parts gets those.
+
+        Raises:
+            UserError: See `encode`.
+        """
+        form = self._form(tuple(turn["role"] for turn in turns))
+        try:
+            text = self._rendered(form(turns))
+            if _holds(text, turns):
+                return text
+            # A template that reads tags in a text (of a thought, say) and leaves out what is in them.
+            quoted = [{**turn, "content": _TAGS.sub(r'\1"\2"\3', turn["content"])} for turn in turns]
+            text = self._rendered(form(quoted))
+        except (TemplateRefusedError, TemplateFailedError) as error:
+            raise _sentence(error) from None
+        if not _holds(text, quoted):
+            raise _left_out()
+        return text
+
+    def _form(self, roles: tuple[str, ...]) -> Callable[[Turns], Turns]:
+        """In which form the template writes all turns of such a conversation, tried with words that nobody writes."""
+        if (known := self._shapes.get(roles)) is not None:
+            return known
+        words = [{"role": role, "content": f"Xq{index}zv"} for index, role in enumerate(roles)]
+        first: Exception | None = None
+        for form in _forms(roles):
+            try:
+                text = self._rendered(form(words))
+            except EndlessTemplateError as error:
+                raise _sentence(error) from None
+            except (TemplateRefusedError, TemplateFailedError) as error:
+                first = first or error
+                continue
+            if all(turn["content"] in text for turn in words):
+                if len(self._shapes) >= _SHAPES:
+                    self._shapes.clear()
+                self._shapes[roles] = form
+                return form
+        raise _left_out() if first is None else _sentence(first)
+
+    def _rendered(self, turns: Turns) -> str:
+        return rendered(self._tokenizer, turns, template=self.template or PLAIN_TEMPLATE)
 
 
-def render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> list[int]:
-    """The token ids of the turns of a conversation, ready for the model's answer.
+def _forms(roles: tuple[str, ...]) -> list[Callable[[Turns], Turns]]:
+    forms: list[Callable[[Turns], Turns]] = [list]
+    if "system" in roles:
+        forms.append(_without_system)
+    return [*forms, *(_in_parts(form) for form in forms)]
 
-    A template without a system role gets the system text at the head of the first user turn.
 
-    Raises:
-        UserError: The template refuses the conversation, or fails.
-    """
-    if tokenizer.chat_template is None:
-        # A plain text has no begin-of-text of its own: the tokenizer adds what the model was trained with.
-        return encode_text(tokenizer, _apply(tokenizer, turns, PLAIN_TEMPLATE))
-    text = _with_system(tokenizer, turns)
-    words = turns[-1]["content"].strip()
-    if words not in text:
-        # A template of a model that sees knows contents as lists of parts, and writes nothing of a text.
-        parts = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
-        with suppress(TemplateError, TypeError):
-            other = _apply(tokenizer, parts)
-            text = other if words in other else text
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+def _without_system(turns: Turns) -> Turns:
+    """The system turns at the head of what follows them, or as the user's where nothing does."""
+    merged: Turns = []
+    held: list[str] = []
+    for turn in turns:
+        if turn["role"] == "system":
+            held.append(turn["content"])
+        elif turn["role"] == "user":
+            merged.append({**turn, "content": "\n\n".join([*held, turn["content"]])})
+            held = []
+        else:
+            merged.append(turn)
+    return [*merged, {"role": "user", "content": "\n\n".join(held)}] if held else merged
+
+
+def _in_parts(form: Callable[[Turns], Turns]) -> Callable[[Turns], Turns]:
+    return lambda turns: [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in form(turns)]
+
+
+_TAGS = re.compile(r"(</?)([\w|\-]*\w[\w|\-]*)(/?>)")
+
+
+def _holds(text: str, turns: list[dict[str, str]]) -> bool:
+    """Whether all words are there: as they stand, or at least each as often."""
+    at = 0
+    for turn in turns:
+        words = turn["content"].strip()
+        if (place := text.find(words, at)) < 0:
+            break
+        at = place + len(words)
+    else:
+        return True
+    count = Counter(re.findall(r"\w+", text))
+    return all(count[word] >= need for word, need in
+               Counter(word for turn in turns for word in re.findall(r"\w+", turn["content"])).items())  # fmt: skip
+
+
+def _left_out() -> UserError:
+    return UserError(
+        "The model's chat template leaves out a part of this conversation: give its turns in another order, or give "
+        "another chat_template."
+    )
+
+
+def _sentence(error: Exception) -> UserError:
+    why = str(error).rstrip(".")
+    if isinstance(error, TemplateRefusedError):
+        return UserError(f"The model's chat template refuses this conversation: {why}.")  # in its author's words
+    return UserError(f"The model's chat template fails ({why}): mend it, or give another one as chat_template.")
 
 
 def response_lead(tokenizer: PreTrainedTokenizerBase, text_of: Callable[[list[int]], bytes]) -> bytes:
@@ -72,12 +214,10 @@ def response_lead(tokenizer: PreTrainedTokenizerBase, text_of: Callable[[list[in
     if tokenizer.chat_template is None:
         return b" "  # PLAIN_TEMPLATE ends in a colon
     try:
-        opened, closed = (
-            list(tokenizer(_apply(tokenizer, part, None, opens), add_special_tokens=False)["input_ids"])
-            for part, opens in ((turns, True), (whole, False))
-        )
-    except Exception:  # a template is a program: what it refuses, and how, is said where it is used
+        texts = rendered(tokenizer, turns), rendered(tokenizer, whole, opens=False)
+    except (TemplateRefusedError, TemplateFailedError):  # which is said where the template is used
         return b""
+    opened, closed = (list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
     written = text_of(closed[len(opened) :]) if closed[: len(opened)] == opened else b""
     lead, word, _ = written.partition(answer.encode())
     return lead if word and not lead.strip() else b""
@@ -99,49 +239,11 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return ids
 
 
-def _with_system(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
-    """The rendered conversation; a template that refuses or drops the system role gets its text in the first turn."""
-    system = turns[0]["content"].strip() if turns[0]["role"] == "system" and len(turns) > 1 else None
-    try:
-        text = _apply(tokenizer, turns)
-        if system is None or system in text:
-            return text
-    except Exception as error:  # a template is a program, and may raise anything
-        if system is None:
-            raise _refused(error) from None
-    merged = {**turns[1], "content": f"{system}\n\n{turns[1]['content']}"}
-    try:
-        return _apply(tokenizer, [merged, *turns[2:]])
-    except Exception as error:  # likewise
-        raise _refused(error) from None
-
-
-def _refused(error: Exception) -> UserError:
-    why = str(error).rstrip(".")
-    if isinstance(error, TemplateError) and not isinstance(error, TemplateSyntaxError | UndefinedError):
-        return UserError(f"The model's chat template refuses this conversation: {why}.")  # in its author's words
-    return UserError(f"The model's chat template fails ({why}): mend it, or give another one as chat_template.")
-
-
-def _apply(
-    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Message], template: str | None = None, opens: bool = True
-) -> str:
-    return str(
-        tokenizer.apply_chat_template(list(turns), chat_template=template, add_generation_prompt=opens, tokenize=False)
-    )
-
-
-def _checked(message: Any, specials: tuple[str, ...]) -> dict[str, str]:
-    parts = message_parts(message, specials, images=False)
-    return {"role": message["role"], "content": turn_text({"content": parts})}
-
-
-def message_parts(message: Any, specials: tuple[str, ...], *, images: bool) -> list[dict[str, Any]]:
-    """The parts of one message, its texts without control tokens.
+def message_parts(message: Any, *, images: bool) -> list[dict[str, Any]]:
+    """The parts of one message.
 
     Args:
         message: `{"role": ..., "content": text}`, or with a list of parts of type text or image as its content.
-        specials: The control tokens.
         images: Whether the model reads any.
 
     Raises:
@@ -156,16 +258,38 @@ def message_parts(message: Any, specials: tuple[str, ...], *, images: bool) -> l
         )
     if not images and any(part["type"] == "image" for part in parts):
         raise UserError("The model reads no images, but the conversation has one: leave it out, or take another model.")
-    return [
-        {**part, "text": without_specials(part["text"], specials)} if part["type"] == "text" else dict(part)
-        for part in parts
-    ]
+    return [dict(part) for part in parts]
 
 
 def _is_part(part: Any) -> bool:
     if not isinstance(part, Mapping):
         return False
     return part.get("type") == "image" or (part.get("type") == "text" and isinstance(part.get("text"), str))
+
+
+def chosen_template(tokenizer: PreTrainedTokenizerBase, where: str, name: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer with one chat template: of several named ones, `name` or the one that is called default.
+
+    Args:
+        tokenizer: It stays as it is.
+        where: What it belongs to, for the error.
+        name: Of the template.
+
+    Raises:
+        UserError: There are several, and none is called so.
+    """
+    named = tokenizer.chat_template
+    if not isinstance(named, dict):
+        return tokenizer
+    if (name or "default") not in named:
+        which = f"none is called {name!r}" if name else "none of them is called default"
+        raise UserError(
+            f"{where} has several chat templates ({', '.join(sorted(named))}) and {which}: give one of these names as "
+            "chat_template."
+        )
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.chat_template = named[name or "default"]
+    return tokenizer
 
 
 def control_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from anchorlm.models._gguf import gguf_file, read_header
 from anchorlm.models._gguf_tokenizer import gguf_tokenizer
 from anchorlm.models._places import Origin, origin
 from anchorlm.models._settings import ModelSettings
+from anchorlm.models._template import chosen_template
 from anchorlm.records import UserError
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
@@ -19,7 +20,7 @@ _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiec
 
 
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
-    """The fast tokenizer of a checkpoint, with `chat_template` (its text, or a file) in place of its own if given.
+    """The fast tokenizer of a checkpoint with one chat template: `chat_template` says which, or gives another.
 
     What lies with an adapter comes before what lies with its base: tokens and template are what it was trained with.
 
@@ -36,16 +37,16 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
         )
     if gguf_file(source) is None:  # there the place of a token is its id
         _check_ids(source, _revision(source, found), settings.path)
+    own = next((each for place in places[: places.index(source)] if (each := template_of(place)) is not None), None)
+    if own is not None:
+        tokenizer.chat_template = own
+    elif tokenizer.chat_template is None and source != found.base:
+        tokenizer.chat_template = _base_template(found, settings)
     template = settings.chat_template
+    if isinstance(tokenizer.chat_template, dict) and (template is None or _is_name(template)):
+        return chosen_template(tokenizer, repr(settings.path), template)
     if template is not None:
         tokenizer.chat_template = template if "{" in template else _read_template(template)
-        return tokenizer
-    for place in places[: places.index(source)]:
-        if (own := template_of(place)) is not None:
-            tokenizer.chat_template = own
-            return tokenizer
-    if tokenizer.chat_template is None and source != found.base:
-        tokenizer.chat_template = _base_template(found, settings)
     return tokenizer
 
 
@@ -94,6 +95,11 @@ def _base_template(found: Origin, settings: ModelSettings) -> Any:
 
 def _revision(source: str, found: Origin) -> str | None:
     return found.revision if source == found.base else None
+
+
+def _is_name(template: str) -> bool:
+    """Whether it says which of several templates, and neither is one nor a file with one."""
+    return "{" not in template and not Path(template).is_file()
 
 
 def _holds_tokenizer(folder: str) -> bool:

@@ -12,13 +12,15 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from anchorlm.records import UserError
 
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
+
+_LONGEST = 100_000_000
+"""Bytes of a header, as the format allows."""
 
 
 def weight_files(path: str, revision: str | None = None) -> list[Path] | None:
@@ -67,13 +69,27 @@ def headers(files: Iterable[Path]) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     for file in files:
-        try:
-            with safe_open(file, framework="pt") as saved:
-                for name in saved.keys():  # noqa: SIM118
-                    found[name] = torch.empty(saved.get_slice(name).get_shape(), device="meta")
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{str(file)!r} is no whole file of safetensors ({error}): download it again.") from None
+        for name, part in _header(file)[1].items():
+            found[name] = torch.empty(part["shape"], device="meta")
     return found
+
+
+def _header(file: Path) -> tuple[int, dict[str, Any]]:
+    """Where the contents of safetensors begin, and what they are; the library would map all of a file into memory."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if length > min(size, _LONGEST):
+                raise ValueError("its header is longer than the file")
+            header = json.loads(opened.read(length))
+        header.pop("__metadata__", None)
+        last = max((part["data_offsets"][1] for part in header.values()), default=0)
+        if 8 + length + last != size:
+            raise ValueError(f"it has {size} bytes, not {8 + length + last}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{str(file)!r} is no whole file of safetensors ({error}): download it again.") from None
+    return 8 + length, header
 
 
 def digest(files: Sequence[Path]) -> str:
@@ -101,24 +117,19 @@ def digest_of(data: object) -> str:
 @lru_cache(maxsize=512)
 def _sums(path: str, inode: int, size: int, *times: int) -> list[tuple[str, list[Any]]]:
     """Each tensor of a file with format, shape and SHA-256."""
-    try:
-        with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            length = int.from_bytes(data[:8], "little")
-            header = json.loads(data[8 : 8 + length])
-            header.pop("__metadata__", None)
-            with memoryview(data) as view, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-                # A digest leaves Python's lock to the other threads.
-                spans = [(8 + length + first, 8 + length + last) for first, last in _offsets(header)]
-                sums = list(pool.map(lambda span: _sum(view, *span), spans))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path!r} is no whole file of safetensors ({error}): download it again.") from None
+    start, header = _header(Path(path))
+    spans = [(start + part["data_offsets"][0], start + part["data_offsets"][1]) for part in header.values()]
+    with (
+        Path(path).open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        memoryview(data) as view,
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+    ):
+        # A digest leaves Python's lock to the other threads.
+        sums = list(pool.map(lambda span: _sum(view, *span), spans))
     return [
         (name, [part["dtype"], part["shape"], found]) for (name, part), found in zip(header.items(), sums, strict=True)
     ]
-
-
-def _offsets(header: dict[str, Any]) -> list[tuple[int, int]]:
-    return [(part["data_offsets"][0], part["data_offsets"][1]) for part in header.values()]
 
 
 def _sum(view: memoryview, first: int, last: int) -> str:

@@ -1,11 +1,11 @@
 """Plain frozen data: requests, events, responses, errors. Imports nothing else of AnchorLM."""
 
 from anchorlm.records._access import Access
-from anchorlm.records._artifacts import Artifact, ModelStamp, data_digest, prompts_digest
+from anchorlm.records._artifacts import Artifact, ModelStamp, data_digest, instruments, prompts_digest
 from anchorlm.records._cache import cache_folder
-from anchorlm.records._errors import AnchorLMError, DefenseError, ModelError, UserError
-from anchorlm.records._journal import Journal, hold, lock, read_journal
-from anchorlm.records._rates import wilson
+from anchorlm.records._errors import AnchorLMError, DefenseError, ModelError, TooLongError, UserError
+from anchorlm.records._journal import Journal, append_line, hold, lock, read_journal
+from anchorlm.records._rates import clustered, effective_size, wilson
 from anchorlm.records._requests import (
     Folder,
     GenerationSettings,
@@ -15,11 +15,13 @@ from anchorlm.records._requests import (
     Settings,
     as_messages,
     first_stop,
+    keys_beside,
     prompt_key,
     turn_text,
 )
 from anchorlm.records._responses import Decision, Event, Finished, FinishReason, Response, TextDelta, TokenScore, Usage
 from anchorlm.records._rows import BadRow, Row, read_rows
+from anchorlm.records._sketches import likeness, plain, sketch, sketches
 from anchorlm.records._toml import read_toml
 
 __all__ = [
@@ -45,19 +47,29 @@ __all__ = [
     "Settings",
     "TextDelta",
     "TokenScore",
+    "TooLongError",
     "Usage",
     "UserError",
+    "append_line",
     "as_messages",
     "cache_folder",
+    "clustered",
     "data_digest",
+    "effective_size",
     "first_stop",
     "hold",
+    "instruments",
+    "keys_beside",
+    "likeness",
     "lock",
+    "plain",
     "prompt_key",
     "prompts_digest",
     "read_journal",
     "read_rows",
     "read_toml",
+    "sketch",
+    "sketches",
     "turn_text",
     "wilson",
 ]

@@ -196,6 +196,19 @@ class Artifact:
             )
 
 
+def instruments(artifact: Artifact) -> dict[str, str]:
+    """What told good from bad while an artifact was made, by step: names of judges, scorers and other instruments.
+
+    No report lets them grade a defense that uses the artifact. Fits of InferAligner that did not write it down used the
+    refusal matcher.
+    """
+    if (known := artifact.data.get("instruments")) is not None:
+        return {str(step): str(name) for step, name in known.items()}
+    if artifact.kind == "inferaligner":
+        return {"sign": "refusal-matcher"}
+    return {role: str(name) for role in ("cost", "reward") if (name := artifact.figures.get(role))}
+
+
 def prompts_digest(prompts: Iterable[Messages | str]) -> str:
     """A short digest of a set of prompts, whatever their order and however often one is there."""
     return data_digest(sorted({prompt_key(prompt) for prompt in prompts}))

@@ -13,6 +13,10 @@ class ModelError(UserError):
     """A model could not do its work on a request that was in order: no numbers came out, or its memory ran out."""
 
 
+class TooLongError(UserError):
+    """A prompt that a model, or an engine's memory, cannot hold together with its answer."""
+
+
 class DefenseError(AnchorLMError):
     """A defense could not do its work, and an undefended answer would be unsafe.
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, BinaryIO, Self
 
 from anchorlm.records._errors import UserError
 
@@ -31,7 +33,7 @@ def hold(file: IO[Any]) -> None:
         return  # a network's file system without locks
 
 
-def lock(file: IO[str], path: Path) -> None:
+def lock(file: IO[Any], path: Path) -> None:
     """Keeps other runs out until the file is closed.
 
     Raises:
@@ -42,6 +44,34 @@ def lock(file: IO[str], path: Path) -> None:
     except BlockingIOError:
         raise UserError(
             f"Another run is writing to {str(path)!r}: wait until it has ended, or choose another output."
+        ) from None
+
+
+def append_line(file: BinaryIO, name: str, line: str) -> None:
+    """Adds a line to an unbuffered file, which holds all of it or none.
+
+    Args:
+        file: The file.
+        name: What its owner calls it.
+        line: Without its end.
+
+    Raises:
+        UserError: It cannot be written, as on a full disk.
+    """
+    data = (line + "\n").encode()
+    place = file.seek(0, os.SEEK_END) if file.seekable() else None
+    try:
+        rest = memoryview(data)
+        while rest:  # a full disk takes what fits, and says so at the next attempt
+            rest = rest[file.write(rest) or 0 :]
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if place is not None:
+            with suppress(OSError):
+                file.truncate(place)
+        raise UserError(
+            f"{name!r} cannot be written ({error.strerror}): make room, or choose another place, and run again."
         ) from None
 
 
@@ -58,7 +88,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = path.open("a", encoding="utf-8", newline="\n")
+            self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise UserError(f"{str(path)!r} cannot be written ({error.strerror}): choose another folder.") from None
         try:
@@ -81,9 +111,12 @@ class Journal:
         self._file.close()
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Adds one line; it is with the system when this returns, so that a killed process loses nothing."""
-        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self._file.flush()
+        """Adds one line; it is with the system when this returns, so that a killed process loses nothing.
+
+        Raises:
+            UserError: It cannot be written, as on a full disk; no half line stays.
+        """
+        append_line(self._file, str(self.path), json.dumps(record, ensure_ascii=False))
 
 
 def read_journal(path: Path) -> Iterator[dict[str, Any]]:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -58,13 +58,37 @@ def _one_sentence(cls: type[Settings], error: ValidationError, where: str) -> st
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"]) or "the settings"
     if first["type"] == "extra_forbidden":
-        return f"{where} has no setting {name!r}; it has: {', '.join(sorted(cls.model_fields)) or 'none'}."
+        place = ".".join(str(part) for part in first["loc"][:-1]) or "it"
+        return f"{where} has no setting {name!r}; {place} has: {', '.join(keys_beside(cls, first['loc'])) or 'none'}."
     if first["type"] == "missing":
         field = cls.model_fields.get(name)
         told = f": {field.description.rstrip('.')}" if field is not None and field.description else ""
         return f"{where[:1].upper()}{where[1:]} lacks {name}{told or ': give it'}."
     message = first["msg"].removeprefix("Value error, ")
     return f"{name} = {first['input']!r} does not fit {where}: {message[:1].lower()}{message[1:].rstrip('.')}."
+
+
+def keys_beside(cls: type[BaseModel], place: Sequence[int | str]) -> list[str]:
+    """The names that a section of some settings takes, in which an error of pydantic's has found another one.
+
+    Args:
+        cls: The settings as a whole.
+        place: Where the name stands, from the outside in, as pydantic says it.
+    """
+    inner: list[type[BaseModel]] = [cls]
+    for part in place[:-1]:
+        fields = [one.model_fields[part] for one in inner if isinstance(part, str) and part in one.model_fields]
+        if fields:
+            inner = [found for field in fields for found in _models_in(field.annotation)]
+        elif named := [one for one in inner if one.__name__ == part]:  # which of several it was taken for
+            inner = named
+    return sorted({name for one in inner for name in one.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _models_in(part)]
 
 
 class GenerationSettings(Settings):
@@ -92,12 +116,15 @@ class Request:
         knobs: Settings of the defense that differ for this request only.
         stops: Texts at the first of which whoever asks will cut the response: what follows is nobody's, so that judges
             and scorers must not see it either.
+        system: The operator's own system prompt, which `messages` do not hold: models that answer read it first, and
+            judges, scorers and gates, which look for harm in what the client wrote, never do.
     """
 
     messages: Messages | str
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     knobs: Mapping[str, Any] = field(default_factory=dict)
     stops: tuple[str, ...] = ()
+    system: str | None = None
 
     def cut(self, text: str) -> str:
         """What is left of a response."""
@@ -105,11 +132,38 @@ class Request:
 
     @property
     def conversation(self) -> Messages:
-        """The messages as text, a raw prompt counting as one turn of the user: what a judge or an anchor reads."""
-        return [
-            turn if isinstance(turn["content"], str) else {**turn, "content": turn_text(turn)}
-            for turn in as_messages(self.messages)
-        ]
+        """All that the client wrote, as text, a raw prompt being one turn of the user: what judges and gates read."""
+        return _as_text(self.messages)
+
+    @property
+    def prompt(self) -> Messages | str:
+        """What a model that answers reads: the messages, the operator's system prompt first.
+
+        A system turn of the client's goes on where the operator's ends. A raw prompt stays as it stands.
+        """
+        if self.system is None or isinstance(self.messages, str):
+            return self.messages
+        own = {"role": "system", "content": self.system}
+        if not self.messages or self.messages[0]["role"] != "system":
+            return [own, *self.messages]
+        theirs = self.messages[0]["content"]
+        if isinstance(theirs, str):
+            joined: Any = f"{self.system}\n\n{theirs}" if theirs.strip() else self.system
+        else:
+            joined = [{"type": "text", "text": self.system}, *theirs]
+        return [{**own, "content": joined}, *self.messages[1:]]
+
+    @property
+    def prompt_text(self) -> Messages:
+        """`prompt` as text, for a model that answers without seeing images."""
+        return _as_text(self.prompt)
+
+
+def _as_text(prompt: Messages | str) -> Messages:
+    return [
+        turn if isinstance(turn["content"], str) else {**turn, "content": turn_text(turn)}
+        for turn in as_messages(prompt)
+    ]
 
 
 def first_stop(text: str, stops: Sequence[str]) -> int | None:

@@ -98,6 +98,8 @@ class Alone:
             if token in self._stops:
                 return True
             self.row.append([token], scored(logits, token, generation))
+            if self.row.end_turn():
+                return True
         return False
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from time import monotonic
 from typing import Any, Literal
 
 from anchorlm.engine import TextStream
+from anchorlm.judging import RefusalMatcher
 from anchorlm.records import (
     Decision,
     Finished,
@@ -61,6 +62,7 @@ class Answer:
         self._stops = StopText(request.stops)
         self._start = monotonic()
         self._tokens = 0
+        self._refuses: bool | None = None
         self.text = ""
         self.finish: Literal["stop", "length", "content_filter"] | None = None
         self.decision: Verdict = "answer"
@@ -84,7 +86,7 @@ class Answer:
         except ModelError:
             pass  # comes again with the events
         except UserError as error:
-            raise ApiError(400, self._served.public(str(error))) from None
+            raise self._served.unfit(error, self._request.messages) from None
         except Exception:  # comes again with the events, where it closes the answer
             pass
 
@@ -107,7 +109,7 @@ class Answer:
             raise
         except Exception as error:  # whatever a model, a judge or a hook raised: the answer ends here
             if isinstance(error, UserError) and not isinstance(error, ModelError) and not self.text:
-                raise ApiError(400, self._served.public(str(error))) from None
+                raise self._served.unfit(error, self._request.messages) from None
             if rest := self._fail(error):
                 yield self._out(rest)
         finally:
@@ -129,6 +131,10 @@ class Answer:
             return []
         ended = self.finish is not None and not self._stops.hit
         return self.logprobs.due(self.text, last=ended)
+
+    def end(self, error: ApiError) -> None:
+        """Ends it before its time."""
+        self._run.end(error)
 
     def stop(self) -> None:
         """Frees the rows."""
@@ -190,24 +196,42 @@ class Answer:
         return "" if self.text else self._served.refusal
 
     async def _prompt_tokens(self) -> int:
-        return len(await asyncio.to_thread(self._served.guard.defense.target.model.encode, self._request.messages))
+        return len(await asyncio.to_thread(self._served.guard.defense.target.model.encode, self._request.prompt))
 
-    def summary(self) -> dict[str, Any]:
-        """What every client is told: figures, but no text that was not released."""
+    @property
+    def refused(self) -> bool:
+        """Whether what went out is a refusal: the configured one, or in the words of the model itself."""
+        if self.decision != "answer":
+            return True
+        if self._refuses is None or self.finish is None:
+            self._refuses = RefusalMatcher().is_refusal(self.text)
+        return self._refuses
+
+    def summary(self, *, scores: bool = True) -> dict[str, Any]:
+        """What a client is told: no text that was not released.
+
+        Args:
+            scores: With figures; without them nobody can feel their way towards an answer that just passes.
+        """
         by_kind = {decision.kind: decision.data for decision in self.trace}
         gate = by_kind.get("gate")
         why = by_kind["fallback"].get("why") if "fallback" in by_kind else None
         why = self._served.public(why) if isinstance(why, str) else None
+        if why is not None and not scores:
+            why = _NOTHING_SAFE
         failed = self.decision == "fail_closed"
         told: dict[str, Any] = {
             "defense": self._served.guard.defense.name,
             "decision": self.decision,
+            "refused": self.refused,
             "gate": None if gate is None else {name: gate[name] for name in _GATE if name in gate},
             "scores": _scores(self.trace),
             "chosen": by_kind.get("chosen", {}).get("index"),
             "fallback": "the defense could not do its work" if failed else why,
             "request_id": self._id,
         }
+        if not scores:
+            told |= {"gate": gate and {"open": bool(gate.get("open"))}, "scores": None, "chosen": None}
         return {name: _plain(value) for name, value in told.items()}
 
     def full_trace(self) -> list[dict[str, Any]]:
@@ -216,6 +240,9 @@ class Answer:
 
 
 _GATE = ("open", "score", "threshold")
+
+_NOTHING_SAFE = "the defense found nothing safe to say"
+"""Stands for a reason that may hold figures."""
 
 
 def _scores(trace: Sequence[Decision]) -> list[float | None] | None:

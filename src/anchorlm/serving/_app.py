@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from importlib.resources import files
@@ -11,11 +11,13 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from anchorlm.records import Messages
 from anchorlm.serving._completions import complete
 from anchorlm.serving._desk import Desk
 from anchorlm.serving._door import Door
 from anchorlm.serving._faults import handle_errors
 from anchorlm.serving._messages import conversation
+from anchorlm.serving._reading import describe, described, raw_text, read_body
 from anchorlm.serving._schema import ChatAsk, CompletionAsk
 from anchorlm.serving._served import Served
 from anchorlm.serving._settings import ServerSettings
@@ -26,11 +28,12 @@ _PAGE_POLICY = (
 )
 
 
-def create_app(served: Sequence[Served], settings: ServerSettings | None = None) -> FastAPI:
+def create_app(served: Iterable[Served], settings: ServerSettings | None = None) -> FastAPI:
     """The OpenAI-compatible application around some guards.
 
     Args:
-        served: The guards; the first answers requests that name none.
+        served: The guards; the first answers requests that name none. What is no sequence is gone through once the
+            application has started: whoever loads models while they are asked for lets `/health` answer meanwhile.
         settings: Limits and habits.
 
     Raises:
@@ -41,9 +44,10 @@ def create_app(served: Sequence[Served], settings: ServerSettings | None = None)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        examination = asyncio.ensure_future(desk.start())
+        work = [asyncio.ensure_future(desk.start()), asyncio.ensure_future(desk.watch_keys())]
         yield
-        examination.cancel()
+        for each in work:
+            each.cancel()
         await desk.close()
 
     app = FastAPI(
@@ -60,6 +64,7 @@ def create_app(served: Sequence[Served], settings: ServerSettings | None = None)
     handle_errors(app)
     _add_endpoints(app, desk)
     _add_house(app, desk)
+    describe(app, ChatAsk, *([CompletionAsk] if desk.settings.raw_completions else []))
     return app
 
 
@@ -75,7 +80,7 @@ def _add_endpoints(app: FastAPI, desk: Desk) -> None:
         return {
             "object": "list",
             "data": [_model(one) for one in desk.models.values()],
-            "anchorlm": {"operator": request.scope["state"]["caller"].operator},
+            "anchorlm": {"operator": desk.may_see_all(request.scope["state"]["caller"])},
         }
 
     @app.get("/v1/models/{id:path}", responses=errors)
@@ -83,35 +88,50 @@ def _add_endpoints(app: FastAPI, desk: Desk) -> None:
         """One guard."""
         return _model(desk.model(id))
 
-    @app.post("/v1/chat/completions", responses=errors)
-    async def chat(ask: ChatAsk, request: Request) -> Response:
+    @app.post("/v1/chat/completions", responses=errors, openapi_extra=described(ChatAsk))
+    async def chat(request: Request) -> Response:
         """Answers a conversation."""
-        images = desk.model(ask.model).guard.defense.target.model.processor is not None
-        return await complete(desk, ask, request, [conversation(ask.messages, images=images)], "chat")
+        body, kind = await request.body(), request.headers.get("content-type", "")
+
+        def read() -> tuple[ChatAsk, list[Messages | str]]:
+            ask = read_body(ChatAsk, body, kind)
+            images = desk.model(ask.model).guard.defense.target.model.processor is not None
+            return ask, [conversation(ask.messages, images=images)]
+
+        ask, prompts = await desk.off_the_loop(read)
+        return await complete(desk, ask, request, prompts, "chat")
 
     if desk.settings.raw_completions:
 
-        @app.post("/v1/completions", responses=errors)
-        async def completion(ask: CompletionAsk, request: Request) -> Response:
+        @app.post("/v1/completions", responses=errors, openapi_extra=described(CompletionAsk))
+        async def completion(request: Request) -> Response:
             """Goes on where a text ends; without a chat template."""
-            model = desk.model(ask.model).guard.defense.target.model
-            prompts = [ask.prompt] if isinstance(ask.prompt, str) else ask.prompt[: desk.settings.max_choices + 1]
-            texts = await asyncio.to_thread(lambda: [model.without_control_tokens(prompt) for prompt in prompts])
-            return await complete(desk, ask, request, texts, "text_completion")
+            body, kind = await request.body(), request.headers.get("content-type", "")
+
+            def read() -> tuple[CompletionAsk, list[Messages | str]]:
+                ask = read_body(CompletionAsk, body, kind)
+                model = desk.model(ask.model).guard.defense.target.model
+                return ask, [raw_text(model, prompt) for prompt in ask.prompts[: desk.settings.max_choices + 1]]
+
+            ask, prompts = await desk.off_the_loop(read)
+            return await complete(desk, ask, request, prompts, "text_completion")
 
 
 def _add_house(app: FastAPI, desk: Desk) -> None:
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> dict[str, str]:
         """Whether the process lives."""
         return {"status": "ok"}
 
+    @app.head("/ready", include_in_schema=False)
     @app.get("/ready", responses={503: {"description": "Not ready."}})
     async def ready() -> JSONResponse:
-        """Whether every guard has passed its self-test."""
+        """Whether every guard is loaded and has passed its self-test."""
         if desk.ready:
             return JSONResponse({"status": "ready"})
-        return JSONResponse({"status": "failed" if desk.wrong else "testing", "wrong": desk.wrong}, 503)
+        under_way = "testing" if desk.models else "loading"
+        return JSONResponse({"status": "failed" if desk.wrong else under_way, "wrong": desk.wrong}, 503)
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
@@ -146,6 +166,6 @@ def _model(served: Served) -> dict[str, Any]:
             "limits": {name: list(bounds) for name, bounds in served.serving.limits.items()},
             "sampling": {name: list(bounds) for name, bounds in served.serving.sampling.items()},
             "knobs": {name: settings[name] for name in served.serving.limits},
-            "examples": list(served.serving.examples) or [served.serving.harmless_probe, served.serving.harmful_probe],
+            "examples": list(served.serving.examples) or [served.guard.probes.harmless, served.guard.probes.harmful],
         },
     }

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ from typing import Any, BinaryIO
 
 from anchorlm.records import UserError, hold
 from anchorlm.serving._errors import ApiError
-from anchorlm.serving._settings import AuditSettings
+from anchorlm.serving._settings import AuditSettings, is_stream, own_output
 
 
 class Audit:
@@ -19,7 +20,8 @@ class Audit:
 
     A request is written down before it is answered, and again when it has ended. Lines are whole or not there: one
     that was cut off by a full disk is taken back, and one that was cut off by a crash stays alone on its line. The file
-    is locked; if it is moved or deleted, the next line begins a new one.
+    is locked; if it is moved or deleted, the next line begins a new one. A pipe, a terminal or the process's own output
+    (`/dev/stdout`) gets the lines as they are, and is neither rotated nor locked.
 
     Args:
         settings: Where, what and how safely.
@@ -35,6 +37,8 @@ class Audit:
         self._lock = threading.Lock()
         self._soon: threading.Timer | None = None
         self._out: BinaryIO | None = None
+        self._torn = b""  # what ends a line of a pipe that was cut off
+        self._stream = settings.file is not None and is_stream(settings.file)
         if settings.file is not None:
             try:
                 self._out = self._open(settings.file)
@@ -43,6 +47,8 @@ class Audit:
                     "Another server writes to this audit log: give each a file of its own, with --audit FILE."
                 ) from None
             except OSError as error:
+                if error.errno == errno.ENXIO:
+                    raise UserError("Nobody reads the pipe of the audit log: start its reader first.") from None
                 raise UserError(f"The audit log cannot be written ({error.strerror}): choose another file.") from None
 
     @property
@@ -97,13 +103,17 @@ class Audit:
             if self._soon is not None:
                 self._soon.cancel()
             if self._out is not None:
-                os.fsync(self._out.fileno())
+                if not self._stream:
+                    os.fsync(self._out.fileno())
                 self._out.close()
                 self._out = None
         finally:
             self._lock.release()
 
     def _append(self, file: Path, data: bytes) -> None:
+        if self._stream:
+            self._pass_on(file, data)
+            return
         if self._out is not None and _moved(self._out, file):
             self._out.close()
             self._out = None
@@ -124,6 +134,21 @@ class Audit:
             self._soon = threading.Timer(1.0, self._sync)
             self._soon.daemon = True
             self._soon.start()
+
+    def _pass_on(self, file: Path, data: bytes) -> None:
+        """Into a pipe; a reader that has gone may have been started again."""
+        if self._out is None:
+            self._out = self._open(file)
+        rest = memoryview(self._torn + data)
+        try:
+            while rest:
+                rest = rest[self._out.write(rest) or 0 :]
+            self._torn = b""
+        except OSError:
+            self._torn = b"\n" if len(rest) < len(data) else self._torn
+            self._out.close()
+            self._out = None
+            raise
 
     def _sync(self) -> None:
         """Brings the lines of the last second to the disk."""
@@ -157,8 +182,9 @@ class Audit:
             finally:
                 os.close(folder)
 
-    @staticmethod
-    def _open(file: Path) -> BinaryIO:
+    def _open(self, file: Path) -> BinaryIO:
+        if self._stream:
+            return _open_stream(file)
         # Unbuffered, so that a line is in the file, or its failure is known, when the call returns.
         out = os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "r+b", buffering=0)
         try:
@@ -171,6 +197,16 @@ class Audit:
             out.close()
             raise
         return out
+
+
+def _open_stream(file: Path) -> BinaryIO:
+    own = own_output(file)
+    if own is not None:
+        return os.fdopen(os.dup(own), "wb", buffering=0)
+    # Without a reader a pipe would be waited for as it is opened; afterwards a full one is, until the deadline.
+    descriptor = os.open(file, os.O_WRONLY | os.O_NONBLOCK)
+    os.set_blocking(descriptor, True)
+    return os.fdopen(descriptor, "wb", buffering=0)
 
 
 def _moved(out: BinaryIO, file: Path) -> bool:

@@ -36,20 +36,22 @@ async def complete(desk: Desk, ask: Ask, request: Request, prompts: Sequence[Mes
     caller: Caller = request.scope["state"]["caller"]
     served = desk.model(ask.model)
     if not desk.ready:
-        why = "did not pass its self-test" if desk.wrong else "is still being tested"
-        raise ApiError(503, f"The server {why}: see /ready.", code="not_ready", retry_after=5)
+        raise desk.not_ready()
     if not 1 <= len(prompts) * ask.choices <= desk.settings.max_choices:
         most = desk.settings.max_choices
-        raise ApiError(400, f"One request gets 1 to {most} answers here: send fewer prompts, or a lower n.", param="n")
-    knobs = {name: value for name, value in ask.own.items() if name != TRACE}
-    trace = _wants_trace(ask, caller)
+        raise ApiError(400, f"One request gets 1 to {most} answers here: send fewer prompts, or a lower n.", param="n",
+                       code="too_many_choices")  # fmt: skip
+    knobs = {name: value for name, value in ask.own.items() if name != TRACE and value is not None}
+    trace = _wants_trace(ask, desk, caller)
     served.check_sampling(temperature=ask.temperature, top_p=ask.top_p)
     generation = ask.generation()
     if "logprobs" in generation and not desk.settings.logprobs:
-        raise ApiError(400, "This server gives no log-probabilities: leave logprobs out.", param="logprobs")
+        raise ApiError(400, "This server gives no log-probabilities: leave logprobs out.", param="logprobs",
+                       code="unsupported_parameter")  # fmt: skip
     longest = desk.settings.max_tokens
     if longest is not None and generation.get("max_new_tokens", 0) > longest:
-        raise ApiError(400, f"An answer has at most {longest} tokens here: ask for no more.", param="max_tokens")
+        raise ApiError(400, f"An answer has at most {longest} tokens here: ask for no more.", param="max_tokens",
+                       code="out_of_bounds")  # fmt: skip
     seed = generation.get("seed", served.guard.generation.seed)
     requests = [
         served.request(prompt, knobs, generation | {"seed": (seed + index) % 2**63}, ask.stops)
@@ -69,13 +71,14 @@ async def complete(desk: Desk, ask: Ask, request: Request, prompts: Sequence[Mes
     return _Stream(exchange, shape.events(usage=usage), desk.settings)
 
 
-def _wants_trace(ask: Ask, caller: Caller) -> bool:
-    trace = ask.own.get(TRACE, False)
-    if not isinstance(trace, bool):
-        raise ApiError(400, "trace is true or false.", param="anchorlm.trace")
-    if trace and not caller.operator:
-        raise ApiError(403, "The full trace is the operator's: use a key with operator = true.", param="anchorlm.trace")
-    return trace
+def _wants_trace(ask: Ask, desk: Desk, caller: Caller) -> bool:
+    trace = ask.own.get(TRACE)
+    if trace is not None and not isinstance(trace, bool):
+        raise ApiError(400, "trace is true or false.", param="anchorlm.trace", code="invalid_value")
+    if trace and not desk.may_see_all(caller):
+        raise ApiError(403, "The full trace is the operator's: use a key with operator = true.", param="anchorlm.trace",
+                       code="operator_only")  # fmt: skip
+    return bool(trace)
 
 
 async def _whole(exchange: Exchange) -> None:

@@ -4,7 +4,9 @@ import asyncio
 import logging
 import traceback
 from collections.abc import Mapping
+from http import HTTPStatus
 from pathlib import Path
+from time import monotonic
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -17,6 +19,18 @@ from anchorlm.serving._exchange import LEFT
 
 _PATIENCE = 30.0
 """Seconds in which a request's body must have come."""
+
+_TURNED_AWAY = (401, 403, 429)
+
+_MOST_NOTES, _NOTES_A_SECOND = 100, 10
+"""Of those who are turned away, so many are noted at once, and so many a second for long: a flood must not push
+everything else out of the log and off the disk."""
+
+_MOST_PATH = 200
+"""Characters of a path that are noted."""
+
+_ALWAYS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
+"""Headers of every response: nobody guesses at its kind, or keeps it."""
 
 _LOCAL = ("localhost", "127.0.0.1", "[::1]", "::1")
 
@@ -32,6 +46,7 @@ class Door:
     def __init__(self, app: ASGIApp, desk: Desk) -> None:
         self._app = app
         self._desk = desk
+        self._notes, self._noted, self._unnoted = float(_MOST_NOTES), monotonic(), 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -46,7 +61,9 @@ class Door:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", id.encode())]}
+                own = [(b"x-request-id", id.encode()), *_ALWAYS]
+                kept = [one for one in message.get("headers", ()) if one[0].lower() not in dict(own)]
+                message = {**message, "headers": [*kept, *own]}
             await send(message)
 
         async def tell(error: ApiError) -> None:
@@ -67,6 +84,28 @@ class Door:
         finally:
             if scope["path"].removeprefix(scope.get("root_path", "")).startswith("/v1/"):
                 self._desk.metrics.request(status)
+            if status in _TURNED_AWAY:
+                self._turned_away(scope, status)
+
+    def _turned_away(self, scope: Scope, status: int) -> None:
+        """Notes whoever was not let in; of a flood, some, with the number of the others."""
+        id, caller, client = scope["state"]["request_id"], scope["state"].get("caller"), scope.get("client")
+        now = monotonic()
+        self._notes = min(_MOST_NOTES, self._notes + (now - self._noted) * _NOTES_A_SECOND)
+        self._noted = now
+        if self._notes < 1:
+            self._unnoted += 1
+            return
+        self._notes -= 1
+        unnoted, self._unnoted = self._unnoted, 0
+        others = f" ({unnoted} before it were not logged)" if unnoted else ""
+        _log.warning("request %s was turned away: %s %s%s", id, status, HTTPStatus(status).phrase, others)
+        self._desk.note_later(
+            "turned_away",
+            {"request_id": id, "status": status, "key": None if caller is None else caller.name}
+            | {"client": client[0] if client else None, "method": scope["method"], "path": scope["path"][:_MOST_PATH]}
+            | ({"not_noted_before": unnoted} if unnoted else {}),
+        )
 
     async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}

@@ -11,9 +11,9 @@ from anchorlm.serving._admission import late
 from anchorlm.serving._answers import Answer
 from anchorlm.serving._desk import Desk
 from anchorlm.serving._errors import ApiError
-from anchorlm.serving._keys import Caller
+from anchorlm.serving._keys import Caller, unknown_key
 from anchorlm.serving._messages import load_images, pictures
-from anchorlm.serving._served import Served, is_long
+from anchorlm.serving._served import Served
 from anchorlm.serving._tracing import Span
 
 T = TypeVar("T")
@@ -81,11 +81,9 @@ class Exchange:
         try:
             self._held.enter_context(self._caller.request(len(self._requests)))
             await self._held.enter_async_context(self._desk.admission.turn(self._deadline))
+            self._caller.check()
             images = [image for prompt in self._prompts for image in pictures(prompt)]
-            if images or any(map(is_long, self._prompts)):
-                asked = await self._in_time(asyncio.to_thread(self._asked, images))
-            else:
-                asked = self._asked(images)
+            asked = await self._in_time(asyncio.to_thread(self._asked, images))
             self._waited = monotonic() - self._start
             self._desk.metrics.admitted(self._waited)
             self._span = Span(self._operation, self.served, self.id)
@@ -99,6 +97,7 @@ class Exchange:
                 | asked,
                 self._deadline,
             )
+            self._caller.check()
             for request in self._requests:
                 self.answers.append(Answer(self.served, request, self.id, self._deadline, streamed=self._streamed))
                 self._held.callback(self.answers[-1].stop)
@@ -209,10 +208,17 @@ class Exchange:
             answer.stop()
         self._desk.later(self.end(LEFT))
 
+    def revoke(self, callers: Sequence[Caller]) -> None:
+        """Ends the answers, if their key is one of these."""
+        if self._caller in callers:
+            for answer in self.answers:
+                answer.end(unknown_key())
+
     def told(self, index: int) -> dict[str, Any]:
         """What the client is told of an answer beside its text."""
         answer = self.answers[index]
-        return answer.summary() | ({"trace": answer.full_trace()} if self._trace else {})
+        told = answer.summary(scores=self._desk.settings.scores)
+        return told | ({"trace": answer.full_trace()} if self._trace else {})
 
     def usage(self) -> dict[str, int]:
         """What all answers cost together."""
@@ -221,12 +227,10 @@ class Exchange:
         for request, answer in each:  # an answer that failed knows of no prompt
             prompts[id(request.messages)] = max(prompts.get(id(request.messages), 0), answer.usage.prompt_tokens)
         prompt, completion = sum(prompts.values()), sum(one.usage.completion_tokens for one in self.answers)
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-            "generated_tokens": sum(one.usage.generated_tokens for one in self.answers),
-        }
+        usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+        if self._desk.settings.scores:  # how much was generated tells how many candidates were turned down
+            usage["generated_tokens"] = sum(one.usage.generated_tokens for one in self.answers)
+        return usage
 
     @property
     def _prompts(self) -> list[Messages | str]:
@@ -243,10 +247,10 @@ class Exchange:
     def _asked(self, images: Sequence[Any]) -> dict[str, str]:
         """The prompts as the audit log holds them; images are decoded for that, and for the model.
 
-        Long ones are turned down here if they are too long: on the engines' thread everybody would wait for that.
+        They are turned down here if they are too long: on the engines' thread everybody would wait for that.
         """
         load_images(images)
-        for prompt in filter(is_long, self._prompts):
+        for prompt in self._prompts:
             self.served.check_length(prompt)
         return self._desk.audited("prompt", "\n".join(dict.fromkeys(map(prompt_key, self._prompts))))
 
@@ -260,7 +264,7 @@ class Exchange:
 
     def _outcome(self, answer: Answer) -> dict[str, Any]:
         summary = answer.summary()
-        shown = {name: summary[name] for name in ("decision", "gate", "scores", "chosen", "fallback")}
+        shown = {name: summary[name] for name in ("decision", "refused", "gate", "scores", "chosen", "fallback")}
         if answer.finish is None:
             shown["decision"] = "abandoned"
         tokens = {"prompt_tokens": answer.usage.prompt_tokens, "completion_tokens": answer.usage.completion_tokens}

@@ -30,16 +30,28 @@ def conversation(messages: list[ChatMessage], *, images: bool) -> Messages:
         images: Whether the model takes any.
 
     Raises:
-        ApiError: 400, a piece that is neither, an image for a model that takes none, or too many or too large ones.
+        ApiError: 400, no turn of the user, a piece that is neither, an image for a model that takes none, or too many
+            or too large ones.
     """
-    parts = [part for message in messages if not isinstance(message.content, str) for part in message.content]
+    parts = [part for message in messages if isinstance(message.said, list) for part in message.said]
+    last = len(messages) - 1
+    if messages[last].content is None and not messages[last].said:  # nothing is answered with something
+        raise ApiError(400, f"messages.{last}.content: input should be a valid string.",
+                       param=f"messages.{last}.content", code="invalid_value")  # fmt: skip
+    if not any(message.role == "user" for message in messages):
+        raise ApiError(
+            400, "The conversation has no turn of the user: give one with the role user.", param="messages",
+            code="no_user_turn",
+        )  # fmt: skip
     count = sum(part.type == "image_url" for part in parts)
     if count and not images:
-        raise ApiError(400, "This model takes no images: send text.", param="messages")
+        raise ApiError(400, "This model takes no images: send text.", param="messages", code="unsupported_value")
     if count > _MOST_IMAGES:
-        raise ApiError(400, f"A request may hold {_MOST_IMAGES} images: send fewer.", param="messages")
+        raise ApiError(
+            400, f"A request may hold {_MOST_IMAGES} images: send fewer.", param="messages", code="too_many_images"
+        )
     turns = [
-        {"role": _ROLES.get(message.role, message.role), "content": _content(message.content, index)}
+        {"role": _ROLES.get(message.role, message.role), "content": _content(message, index)}
         for index, message in enumerate(messages)
     ]
     if sum(image.width * image.height for image in pictures(turns)) > _MOST_MEGAPIXELS * 1_000_000:
@@ -47,6 +59,7 @@ def conversation(messages: list[ChatMessage], *, images: bool) -> Messages:
             400,
             f"The images of a request may have {_MOST_MEGAPIXELS} megapixels together: send smaller ones.",
             param="messages",
+            code="image_too_large",
         )
     return turns
 
@@ -72,25 +85,33 @@ def load_images(images: Sequence[Any]) -> None:
         raise _unreadable("messages") from None
 
 
-def _content(content: str | list[Part], index: int) -> Any:
+def _content(message: ChatMessage, index: int) -> Any:
+    content, where = message.said, f"messages.{index}.content"
     if isinstance(content, str):
         return content
-    parts = [_part(part, f"messages.{index}.content") for part in content]
+    refuses = message.role == "assistant"
+    parts = [_part(part, f"{where}.{place}", refuses=refuses) for place, part in enumerate(content)]
     if all(part["type"] == "text" for part in parts):
         return "\n".join(part["text"] for part in parts)
     return parts
 
 
-def _part(part: Part, where: str) -> dict[str, Any]:
-    if part.type == "text" and part.text is not None:
-        return {"type": "text", "text": part.text}
+def _part(part: Part, where: str, *, refuses: bool) -> dict[str, Any]:
+    said = part.refusal if part.type == "refusal" else part.text
+    if said is not None and (part.type == "text" or (part.type == "refusal" and refuses)):
+        return {"type": "text", "text": said}
     url = (part.image_url or {}).get("url")
     if part.type == "image_url" and isinstance(url, str):
         head, comma, data = url.partition(",")
         if not (comma and head.startswith("data:image/") and head.endswith(";base64")):
-            raise ApiError(400, "Images are not fetched: send them as data:image/png;base64,... URLs.", param=where)
+            raise ApiError(400, "Images are not fetched: send them as data:image/png;base64,... URLs.", param=where,
+                           code="unsupported_value")  # fmt: skip
         return {"type": "image", "image": _image(data, where)}
-    raise ApiError(400, f"A piece of type {part.type} lacks its {part.type}.", param=where)
+    if part.type == "refusal" and said is not None:
+        raise ApiError(400, "Only an assistant's turn holds a refusal: send text.", param=f"{where}.type",
+                       code="unsupported_value")  # fmt: skip
+    raise ApiError(400, f"A piece of type {part.type} lacks its {part.type}.", param=where,
+                   code="missing_required_parameter")  # fmt: skip
 
 
 def _image(data: str, where: str) -> Any:
@@ -98,7 +119,7 @@ def _image(data: str, where: str) -> Any:
     try:
         from PIL import Image
     except ImportError:
-        raise ApiError(400, "This server reads no images: send text.", param=where) from None
+        raise ApiError(400, "This server reads no images: send text.", param=where, code="unsupported_value") from None
     try:
         return Image.open(BytesIO(base64.b64decode(data, validate=True)), formats=_FORMATS)
     except Exception:  # a decoder of images may raise anything
@@ -106,4 +127,6 @@ def _image(data: str, where: str) -> Any:
 
 
 def _unreadable(where: str) -> ApiError:
-    return ApiError(400, "An image cannot be read: send a PNG or JPEG file in base64.", param=where)
+    return ApiError(
+        400, "An image cannot be read: send a PNG or JPEG file in base64.", param=where, code="invalid_image"
+    )

@@ -4,13 +4,17 @@ import asyncio
 from time import monotonic
 from typing import Any
 
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_PATIENCE = 10.0
 """Seconds in which the line and the headers of a request must have come, from when its connection is open or the answer
 before it sent."""
 
-_Base: Any = AutoHTTPProtocol
+HEAD_BYTES = 32_768
+"""Bytes that the line and the headers of a request may have, and so the memory that one which never ends takes."""
+
+# Not the one that happens to be installed: httptools reads headers without an end, ever more slowly.
+_Base: Any = H11Protocol
 
 
 class Punctual(_Base):  # type: ignore[misc]
@@ -33,6 +37,9 @@ class Punctual(_Base):  # type: ignore[misc]
         """See uvicorn."""
         self._idle_since = monotonic()
         super().on_response_complete()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """A client that asks for another protocol gets this one, and no line in the log."""
 
     def _look(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:

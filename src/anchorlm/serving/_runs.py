@@ -10,6 +10,7 @@ from anchorlm.engine import runtime
 from anchorlm.guard import Guard
 from anchorlm.records import Event, Request
 from anchorlm.serving._admission import late
+from anchorlm.serving._errors import ApiError
 
 _Timed = tuple[float, Event]
 
@@ -37,6 +38,7 @@ class Run:
         self._deadline = deadline
         self._together = together
         self._first: list[_Timed] = []
+        self._ended: ApiError | None = None
         self.at = monotonic()
         self._future: Future[None] = runtime().submit(self._pump(guard, request))
         self._future.add_done_callback(lambda _: self._put(None))
@@ -69,14 +71,15 @@ class Run:
             async with asyncio.timeout(seconds):
                 if (first := await self._queue.get()) is None:
                     self._queue.put_nowait(None)
-                    self._future.result()
+                    if self._ended is None:  # else `events` says why
+                        self._future.result()
                 self._first = first or []
 
     async def events(self) -> AsyncIterator[Event]:
         """Every event, once.
 
         Raises:
-            ApiError: 504 at the deadline.
+            ApiError: 504 at the deadline, or what `end` was given.
             AnchorLMError: What the guard raised.
         """
         try:
@@ -86,9 +89,16 @@ class Run:
                     yield event
                 events = await self._next()
             self.at = monotonic()
+            if self._ended is not None:
+                raise self._ended
             self._future.result()
         finally:
             self.stop()
+
+    def end(self, error: ApiError) -> None:
+        """Frees the rows, and tells whoever waits for events why."""
+        self._ended = error
+        self._future.cancel()
 
     async def _next(self) -> list[_Timed] | None:
         try:

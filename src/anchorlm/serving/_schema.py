@@ -1,17 +1,22 @@
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 _MOST = 100
 """Names in one object of a request."""
 
-Stop = Annotated[str, Field(min_length=1, max_length=200)]
+MOST_TURNS = 2_000
+"""Turns of a conversation, and parts of all of them together."""
+
+Stop = Annotated[str, Field(max_length=200)]
 Flag = Annotated[bool, Field(strict=True)]
 Count = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True)]
 Name = Annotated[str, Field(max_length=100)]
+TokenIds = Annotated[list[Annotated[int, Field(strict=True, ge=0)]], Field(fail_fast=True, min_length=1)]
 _UNSERVED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "tools": ("tool calls are not supported", ([],)),
     "tool_choice": ("tool calls are not supported", ("none", "auto")),
@@ -25,8 +30,49 @@ _UNSERVED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "suffix": ("insertion is not supported", ("",)),
     "best_of": ("candidates are the defense's matter; use n", (1,)),
     "echo": ("the prompt is not repeated", (False,)),
+    "presence_penalty": ("it would change what the defense has settled on; leave it out", (0, 0.0)),
+    "frequency_penalty": ("it would change what the defense has settled on; leave it out", (0, 0.0)),
+    "response_format": ("answers are plain text; leave it out", ({"type": "text"},)),
 }
 """Why a setting is not served, and which of its values ask for nothing."""
+
+_ROLES = ("system", "developer", "user", "assistant")
+_TURNS = {"tool": "tool turns", "function": "function turns"}
+_PARTS = {
+    "input_audio": "audio parts",
+    "audio": "audio parts",
+    "file": "file parts",
+    "input_file": "file parts",
+    "video_url": "video parts",
+    "refusal": "refusal parts outside of an assistant's turn",
+}
+
+
+def unsupported(param: str, message: str, code: str = "unsupported_parameter") -> PydanticCustomError:
+    """What a client is told of something that this server does not do, and where in the request it stands.
+
+    Args:
+        param: Its place below the object that is being looked at.
+        message: One sentence.
+        code: For machines.
+    """
+    # Braces would be taken for places to fill in.
+    return PydanticCustomError(
+        "unsupported", "{said}", {"said": message, "param": param, "code": code}
+    )  # fmt: skip
+
+
+def _kind(*, others: str = "") -> Discriminator:
+    """Tells a text from a list, for a message about what was meant and not about what was not."""
+
+    def kind(value: Any) -> str | None:
+        if isinstance(value, str):
+            return "str"
+        return "list[]" if isinstance(value, list) else None
+
+    return Discriminator(
+        kind, custom_error_type="text_or_list", custom_error_message=f"should be a text or a list of {others}"
+    )
 
 
 def _few_names(data: Any) -> Any:
@@ -38,7 +84,13 @@ def _few_names(data: Any) -> Any:
 class _Object(BaseModel):
     """A part of a request. Only the first thing that does not fit is looked for: a list may have half a million."""
 
-    _limited = model_validator(mode="before")(_few_names)
+    @model_validator(mode="before")
+    @classmethod
+    def _limited(cls, data: Any) -> Any:
+        """Of few names; those that are not known and say null ask for nothing."""
+        if not isinstance(_few_names(data), dict):
+            return data
+        return {name: value for name, value in data.items() if value is not None or name in cls.model_fields}
 
 
 class StreamOptions(_Object):
@@ -60,7 +112,7 @@ class Ask(_Object):
         default=None, description="Answers to each prompt; the i-th has the seed + i."
     )
     stop: Stop | Annotated[list[Stop], Field(fail_fast=True)] | None = Field(
-        default=None, description="Texts before which the answer ends."
+        default=None, description="Texts before which the answer ends; empty ones end nothing."
     )
     seed: Count | None = Field(default=None, ge=-(2**63), lt=2**63, description="Of the sampling.")
     temperature: Number | None = Field(default=None, ge=0, le=2, description="0 takes the likeliest token.")
@@ -76,9 +128,9 @@ class Ask(_Object):
     store: Any = Field(default=None, description="Ignored.")
     service_tier: Any = Field(default=None, description="Ignored.")
 
-    @field_validator("stop")
+    @field_validator("stop", mode="before")
     @classmethod
-    def _few(cls, stop: str | list[str] | None) -> str | list[str] | None:
+    def _few(cls, stop: Any) -> Any:
         if isinstance(stop, list) and len(stop) > 16:
             raise ValueError("at most 16 texts can stop an answer")
         return stop
@@ -93,13 +145,7 @@ class Ask(_Object):
             for name, (why, harmless) in _UNSERVED.items():
                 value = data.get(name)
                 if value is not None and not any(type(value) is type(one) and value == one for one in harmless):
-                    raise ValueError(f"{name} is not supported here: {why}")
-            for name in ("presence_penalty", "frequency_penalty"):
-                if data.get(name) not in (None, 0):
-                    raise ValueError(f"{name} is not supported here: leave it out")
-            format_ = data.get("response_format")
-            if format_ is not None and format_ != {"type": "text"}:
-                raise ValueError("response_format is not supported here: leave it out, answers are plain text")
+                    raise unsupported(name, f"{name} is not supported here: {why}")
         return data
 
     @property
@@ -115,7 +161,7 @@ class Ask(_Object):
     @property
     def stops(self) -> tuple[str, ...]:
         """The texts that end an answer."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return tuple(filter(None, [self.stop] if isinstance(self.stop, str) else self.stop or ()))
 
     def generation(self) -> dict[str, Any]:
         """The sampling under AnchorLM's names; what is not said is the recipe's."""
@@ -139,24 +185,96 @@ class Part(_Object):
     """A piece of a message."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    type: Literal["text", "image_url"]
+    type: str = Field(description="text or image_url; refusal in an assistant's turn.")
     text: str | None = None
     image_url: dict[str, Any] | None = None
+    refusal: str | None = None
+    cache_control: Any = Field(default=None, description="Ignored.")
+
+    @field_validator("type")
+    @classmethod
+    def _known(cls, type: str) -> str:
+        if type not in ("text", "image_url", "refusal"):
+            named = _PARTS.get(type, f"parts of type {type!r:.40}")
+            raise unsupported("", f"{named} are not supported here: send text", "unsupported_value")
+        return type
+
+    @model_validator(mode="before")
+    @classmethod
+    def _served(cls, data: Any) -> Any:
+        """What kind of piece it is is said before what else it holds."""
+        if isinstance(data, dict) and data.get("type") in _PARTS and data["type"] != "refusal":
+            raise unsupported("type", f"{_PARTS[data['type']]} are not supported here: send text", "unsupported_value")
+        return data
+
+
+Content = Annotated[
+    Annotated[str, Tag("str")] | Annotated[list[Part], Field(fail_fast=True), Tag("list[]")],
+    _kind(others="parts"),
+]
+"""What a turn says."""
 
 
 class ChatMessage(_Object):
-    """One turn."""
+    """One turn. What other servers and front ends write into a history beside its text is passed over."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[Part], Field(fail_fast=True)]
+    role: str = Field(description="system, developer, user or assistant.")
+    content: Content | None = Field(default=None, description="Its text, or a list of parts.")
     name: Any = Field(default=None, description="Ignored.")
-    refusal: Any = Field(default=None, description="Ignored: it is in the content.")
+    refusal: str | None = Field(default=None, description="What an assistant's turn without content says.")
     annotations: Any = Field(default=None, description="Ignored.")
-    audio: None = None
-    function_call: None = None
-    tool_calls: Annotated[list[None], Field(max_length=0)] | None = None
+    reasoning: Any = Field(default=None, description="Ignored: no model reads its earlier thoughts here.")
+    reasoning_content: Any = Field(default=None, description="Ignored, likewise.")
+    reasoning_details: Any = Field(default=None, description="Ignored, likewise.")
+    metadata: Any = Field(default=None, description="Ignored.")
+    cache_control: Any = Field(default=None, description="Ignored.")
+    audio: Any = Field(default=None, description="Not supported.")
+    function_call: Any = Field(default=None, description="Not supported.")
+    tool_calls: Any = Field(default=None, description="Not supported, but for an empty list.")
+    tool_call_id: Any = Field(default=None, description="Not supported, but for an empty one.")
+    id: Any = Field(default=None, description="Ignored.")
     anchorlm: Any = Field(default=None, description="Ignored: what this server said of an answer.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _served(cls, data: Any) -> Any:
+        """Turns of kinds that are not served are told by their names."""
+        if not isinstance(data, dict):
+            return data
+        role = data.get("role")
+        if isinstance(role, str) and role not in _ROLES:
+            named = _TURNS.get(role, f"turns of {role!r:.40}")
+            raise unsupported("role", f"{named} are not supported here: leave them out", "unsupported_value")
+        for name, what in (("tool_calls", "tool calls"), ("function_call", "function calls"), ("audio", "audio"),
+                           ("tool_call_id", "tool calls")):  # fmt: skip
+            if data.get(name):
+                raise unsupported(name, f"{what} are not supported here: leave {name} out")
+        return data
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.content is None and self.role != "assistant":
+            raise unsupported("content", "should be a text or a list of parts", "invalid_value")
+        return self
+
+    @property
+    def said(self) -> str | list[Part]:
+        """Its content; an assistant's without one says its refusal, or nothing."""
+        if self.content is None or (self.content == "" and self.refusal):
+            return self.refusal or ""
+        return self.content
+
+
+def _few_turns(messages: Any) -> Any:
+    """Counted before anything is looked at more closely, which takes its time."""
+    if isinstance(messages, list):
+        contents = [turn.get("content") for turn in messages if isinstance(turn, dict)]
+        parts = sum(len(content) for content in contents if isinstance(content, list))
+        for count, what in ((len(messages), "turns"), (parts, "parts")):
+            if count > MOST_TURNS:
+                raise unsupported("", f"a request has at most {MOST_TURNS} {what} here: send fewer", "too_many_" + what)
+    return messages
 
 
 class ChatAsk(Ask):
@@ -170,6 +288,8 @@ class ChatAsk(Ask):
         default=None, description="Say how likely each token was in the distribution that the defense emits from."
     )
     top_logprobs: Count | None = Field(default=None, ge=0, le=20, description="Likeliest tokens named with each one.")
+    _few_turns = field_validator("messages", mode="before")(_few_turns)
+
     response_format: Any = Field(default=None, description="Not supported, but for plain text.")
     tools: Any = Field(default=None, description="Not supported.")
     tool_choice: Any = Field(default=None, description="Not supported.")
@@ -196,21 +316,51 @@ class ChatAsk(Ask):
 
     @model_validator(mode="after")
     def _together(self) -> Self:
-        if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs: set logprobs to true")
+        if self.top_logprobs and not self.logprobs:
+            raise unsupported("top_logprobs", "top_logprobs needs logprobs: set logprobs to true", "invalid_value")
         return self
+
+
+def _prompt_kind(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "str"
+    if not isinstance(value, list):
+        return None
+    first = value[0] if value else ""
+    kinds: dict[type, str] = {str: "list[str]", int: "list[int]", list: "list[list[int]]"}
+    return kinds.get(type(first))
 
 
 class CompletionAsk(Ask):
     """The body of /v1/completions."""
 
-    prompt: str | Annotated[list[str], Field(fail_fast=True)] = Field(
-        description="One text, or several, that go to the model without a chat template."
+    prompt: Annotated[
+        Annotated[str, Tag("str")]
+        | Annotated[list[str], Field(fail_fast=True, min_length=1), Tag("list[str]")]
+        | Annotated[TokenIds, Tag("list[int]")]
+        | Annotated[list[TokenIds], Field(fail_fast=True, min_length=1), Tag("list[list[int]]")],
+        Discriminator(
+            _prompt_kind,
+            custom_error_type="text_or_list",
+            custom_error_message="should be a text, a list of texts, token ids, or a list of lists of them",
+        ),
+    ] = Field(
+        description="One text, or several, that go to the model without a chat template; also as token ids of the "
+        "target, which stand for their text."
     )
     logprobs: Count | None = Field(default=None, ge=0, le=5, description="Likeliest tokens named with each one.")
     suffix: Any = Field(default=None, description="Not supported.")
     echo: Any = Field(default=None, description="Not supported.")
     best_of: Any = Field(default=None, description="Not supported.")
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """Each prompt: a text, or token ids."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return list(self.prompt)
 
     def generation(self) -> dict[str, Any]:
         """See `Ask`."""

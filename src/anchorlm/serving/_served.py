@@ -7,14 +7,11 @@ from typing import Any
 
 from anchorlm.defenses import Team
 from anchorlm.guard import Guard
-from anchorlm.records import Messages, Request, UserError, as_messages, turn_text
+from anchorlm.records import Messages, Request, TooLongError, UserError, as_messages, turn_text
 from anchorlm.serving._errors import ApiError, without_paths
 from anchorlm.serving._messages import pictures
 from anchorlm.serving._settings import Bounds, ModelServing
 from anchorlm.serving._timed import timed
-
-_LONG = 4_000
-"""Characters."""
 
 TRACE = "trace"
 """What a request says beside knobs: that its operator wants to see everything."""
@@ -56,6 +53,7 @@ class Served:
         _check(defense.name, defense.settings.model_dump(), serving.limits)
         own = copy.copy(guard)
         own.defense, own.on_error = defense, "raise"
+        own.system = serving.system or guard.system
         return cls(serving.id or id, own, serving, _roles(team))
 
     @property
@@ -69,6 +67,11 @@ class Served:
             text = text.replace(name, self.roles[name])
         return without_paths(text)
 
+    def unfit(self, error: UserError, prompt: Messages | str) -> ApiError:
+        """What a client is told of a prompt that its guard does not take."""
+        code = "context_length_exceeded" if isinstance(error, TooLongError) else "invalid_prompt"
+        return ApiError(400, self.public(str(error)), param=_param(prompt), code=code)
+
     def check_length(self, prompt: Messages | str) -> None:
         """Finds a prompt's tokens, which the model remembers.
 
@@ -80,13 +83,13 @@ class Served:
             # Without a look at its tokens, if even the longest ones would be too many.
             least = len(_text(prompt).encode()) // model.vocabulary.longest
             known = least >= model.context_length or pictures(prompt)  # what images are read as takes a forward
-            count = least if known else len(model.encode(prompt))
+            count = least if known else len(model.encode(Request(prompt, system=self.guard.system).prompt))
         except UserError as error:
-            raise ApiError(400, self.public(str(error))) from None
+            raise self.unfit(error, prompt) from None
         if count >= model.context_length:
             raise ApiError(
                 400, f"The prompt has {count} tokens or more, but the model reads {model.context_length} with its "
-                "answer: shorten it.", param="messages", code="context_length_exceeded",
+                "answer: shorten it.", param=_param(prompt), code="context_length_exceeded",
             )  # fmt: skip
 
     def check_sampling(self, **asked: float | None) -> None:
@@ -125,26 +128,29 @@ class Served:
             bounds = self.serving.limits[name]
             if not _within(value, bounds):
                 raise ApiError(
-                    400, f"{name} = {value!r:.80} is beyond what this server allows: choose {_words(bounds)}.",
+                    400, f"{name} = {_shown(value)} is beyond what this server allows: choose {_words(bounds)}.",
                     param=f"anchorlm.{name}", code="knob_out_of_bounds",
                 )  # fmt: skip
         try:
             _text(messages).encode()
         except UnicodeEncodeError:
-            raise ApiError(400, "The prompt is not valid Unicode: half of a surrogate pair stands alone.") from None
+            raise ApiError(
+                400, "The prompt is not valid Unicode: half of a surrogate pair stands alone.", param=_param(messages),
+                code="invalid_prompt",
+            ) from None  # fmt: skip
         try:
             return replace(self.guard.request(messages, knobs, **generation), stops=tuple(stops))
         except UserError as error:
-            raise ApiError(400, self.public(str(error))) from None
-
-
-def is_long(prompt: Messages | str) -> bool:
-    """Whether it takes a while to find a prompt's tokens."""
-    return len(_text(prompt)) > _LONG
+            raise ApiError(400, self.public(str(error)), code="invalid_value") from None
 
 
 def _text(prompt: Messages | str) -> str:
     return "".join(map(turn_text, as_messages(prompt)))
+
+
+def _param(prompt: Messages | str) -> str:
+    """Where a prompt stands in a request."""
+    return "prompt" if isinstance(prompt, str) else "messages"
 
 
 def _roles(team: Team) -> dict[str, str]:
@@ -169,6 +175,10 @@ def _check(defense: str, settings: Mapping[str, Any], limits: Mapping[str, Bound
                 f"serve.limits of {name} are {_words(bounds)}, but the recipe's own {name} is {settings[name]!r}: "
                 "widen the limits, or change the recipe."
             )
+
+
+def _shown(value: Any) -> str:
+    return f"{value!r:.80}" if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
 
 
 def _within(value: Any, bounds: Bounds) -> bool:

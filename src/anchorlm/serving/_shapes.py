@@ -33,7 +33,8 @@ class Shape:
         """The body of an answer that came at once."""
         choices = []
         for index, answer in enumerate(self._exchange.answers):
-            content = {"role": "assistant", "content": answer.text, "refusal": None}
+            # The content stays, too: most clients show nothing else.
+            content = {"role": "assistant", "content": answer.text, "refusal": answer.text if answer.refused else None}
             said = {"message": content} if self._chat else {"text": answer.text}
             choices.append(
                 {"index": index, **said, "logprobs": self._logprobs(answer, answer.due())}
@@ -65,7 +66,8 @@ class Shape:
                     yield self._chunk(index, {"content": piece}, None, known)
                     continue
                 told = {"anchorlm": self._exchange.told(index)}
-                yield self._chunk(index, {}, answer.finish, known | told)
+                refusal = {"refusal": answer.text} if self._chat and answer.refused else {}
+                yield self._chunk(index, refusal, answer.finish, known | told)
             if usage:
                 yield _event(self._frame(self._chunk_object) | {"choices": [], "usage": self._exchange.usage()})
         except Exception as error:

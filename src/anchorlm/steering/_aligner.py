@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from asyncio import gather
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from anchorlm.engine import Edit, Engine, Positions, Steering, TokenSequence
 from anchorlm.models import stamp
 from anchorlm.records import Artifact, Messages, UserError
 from anchorlm.steering._gate import Gate, cosine_scores
+from anchorlm.steering._looks import Look, as_texts, look_activations, looks
 
 KIND = "inferaligner"
 Vector = Literal["anchor", "own", "random"]
@@ -20,17 +21,23 @@ Reader = Literal["target", "anchor"]
 """Whose activations tell harm: the target's own, as in the paper, or those of an aligned model beside it (ours)."""
 Readers = Literal["target", "anchor", "both"]
 
-_NAMES: dict[Readers, tuple[str, str]] = {
-    "target": ("gate_layers", "bias"),
-    "anchor": ("reader_gate_layers", "reader_bias"),
-    "both": ("", "both_bias"),
+LAYERS: dict[Reader, str] = {"target": "gate_layers", "anchor": "reader_gate_layers"}
+"""What an artifact calls the layers of each gate."""
+
+_RAW: dict[Reader, str] = {"target": "text_gate", "anchor": "reader_text_gate"}
+"""What an artifact calls the gates of texts without a template."""
+
+BIASES: dict[Readers, tuple[str, str]] = {
+    "target": ("bias", "text_bias"),
+    "anchor": ("reader_bias", "reader_text_bias"),
+    "both": ("both_bias", "both_text_bias"),
 }
-"""What an artifact calls the settings of each gate."""
+"""What an artifact calls the biases of each gate: for what is read through the template, and for a raw text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a gate read, and what it decided.
+    """What a gate read, and what it decided: of everything that it read of a request, the worst.
 
     Attributes:
         reader: Who read.
@@ -40,6 +47,8 @@ class Reading:
         threshold: Above which the gate opens.
         open: Whether it does.
         parts: Where both read, what each of them read.
+        what: What was read: the request, or a part of it.
+        looks: How much was read of it.
     """
 
     reader: Readers
@@ -49,6 +58,8 @@ class Reading:
     threshold: float
     open: bool
     parts: tuple[Reading, ...] = ()
+    what: str = ""
+    looks: int = 1
 
     @property
     def data(self) -> Mapping[str, Any]:
@@ -59,6 +70,7 @@ class Reading:
             "score": round(self.score, 3),
             "threshold": round(self.threshold, 3),
             "open": self.open,
+            **({"worst of": self.looks, "which is": self.what} if self.looks > 1 else {}),
         }
 
     @property
@@ -73,10 +85,12 @@ class Aligner:
     Attributes:
         artifact: What was fitted.
         gates: Those that tell harm from the activations of the target, and of the second reader if there is one.
+        raw_gates: The same for texts that are read without a template, if it was fitted on any.
     """
 
     artifact: Artifact
     gates: Mapping[Reader, Gate]
+    raw_gates: Mapping[Reader, Gate]
     _edits: dict[tuple[str, tuple[int, ...]], Mapping[int, Edit]] = field(default_factory=dict)
 
     @classmethod
@@ -97,7 +111,10 @@ class Aligner:
         if anchor is not None:
             gates["anchor"] = _gate(found, "reader_gate")
             found.require("reader", stamp(anchor.model))
-        return cls(found, gates)
+        raw = {
+            one: _gate(found, name) for one, name in _RAW.items() if one in gates and f"{name}.bias" in found.tensors
+        }
+        return cls(found, gates, raw)
 
     @property
     def layers(self) -> int:
@@ -121,74 +138,108 @@ class Aligner:
 
     async def read(
         self,
-        row: TokenSequence,
-        reader: Reader = "target",
+        request: Messages | str,
+        readers: Readers,
+        target: Engine,
+        anchor: Engine | None = None,
         *,
+        row: TokenSequence | None = None,
         bias: float | None = None,
         layers: Sequence[int] | None = None,
     ) -> Reading:
-        """Reads the gate at the last token of the prompt, on unsteered activations.
+        """Reads the gate of a request on unsteered activations: of everything that there is to read, the worst decides.
+
+        Where both read, the mean of their two scores of the same look is what counts.
 
         Args:
-            row: The reader's sequence, nothing but the prompt read.
-            reader: Whose gate.
-            bias: Added to the score: the larger, the more often the gate opens.
+            request: A conversation, or a raw text.
+            readers: Whose gate.
+            target: Runs the target.
+            anchor: Runs the other reader, if it reads.
+            row: The target's sequence, nothing but the request read.
+            bias: Added to the score: the larger, the more often the gate opens; of the mean, where both read.
             layers: Whose scores are averaged.
 
         Raises:
-            DefenseError: The activations are not numbers.
+            DefenseError: The activations are not numbers, or a part of the request cannot be read.
         """
-        scores = self.gates[reader].scores((await row.activations((row.prompt_length - 1,)))[:, 0])
-        names = _NAMES[reader]
-        chosen = self.check_layers(self.setting(names[0], layers), reader)
-        score = float(scores[list(chosen)].mean())
-        threshold = -float(self.setting(names[1], bias))
-        return Reading(reader, tuple(chosen), tuple(scores.tolist()), score, threshold, not score <= threshold)
+        shown = self._shown(request)
+        if readers == "target":
+            found = await self._readings("target", target, shown, row=row, layers=layers, bias=bias)
+        elif anchor is None:
+            raise ValueError("there is nobody but the target to read")
+        elif readers == "anchor":
+            found = await self._readings("anchor", anchor, as_texts(shown), layers=layers, bias=bias)
+        else:
+            pairs = await gather(
+                self._readings("target", target, shown, row=row, layers=layers),
+                self._readings("anchor", anchor, as_texts(shown), layers=layers),
+            )
+            found = [self._joint(look, parts, bias) for look, *parts in zip(shown, *pairs, strict=True)]
+        return replace(max(found, key=lambda one: one.score - one.threshold), looks=len(found))
 
-    async def read_by(
+    def _shown(self, request: Messages | str) -> list[Look]:
+        """What there is to read; without a gate for raw texts these are read as turns only."""
+        raw = self.raw_gates.keys() == self.gates.keys()
+        return [look for look in looks(request) if raw or not look.raw]
+
+    async def _readings(
         self,
-        readers: Readers,
-        row: TokenSequence,
-        anchor: Engine | None,
-        messages: Messages,
+        reader: Reader,
+        engine: Engine,
+        shown: Sequence[Look],
         *,
-        bias: float | None = None,
+        row: TokenSequence | None = None,
         layers: Sequence[int] | None = None,
+        bias: float | None = None,
+    ) -> list[Reading]:
+        chosen = tuple(self.check_layers(self.setting(LAYERS[reader], layers), reader))
+        readings = []
+        for look, activations in zip(shown, await look_activations(engine, shown, row), strict=True):
+            scores = (self.raw_gates if look.raw else self.gates)[reader].scores(activations)
+            score, threshold = float(scores[list(chosen)].mean()), self._threshold(reader, look, bias)
+            opens = not score <= threshold
+            readings.append(Reading(reader, chosen, tuple(scores.tolist()), score, threshold, opens, what=look.what))
+        return readings
+
+    def _joint(self, look: Look, parts: Sequence[Reading], bias: float | None) -> Reading:
+        # The mean, not the surer of the two: errors of models of two families are nearly independent, and average out.
+        score, threshold = sum(part.score for part in parts) / 2, self._threshold("both", look, bias)
+        return Reading("both", (), (), score, threshold, not score <= threshold, tuple(parts), look.what)
+
+    def _threshold(self, readers: Readers, look: Look, bias: float | None) -> float:
+        """Above which a gate opens; another bias than the calibrated one moves that of raw texts as far."""
+        usual, raw = BIASES[readers]
+        own = float(self.artifact.settings[usual])
+        base = float(self.artifact.settings.get(raw, own)) if look.raw else own
+        return -base if bias is None else own - bias - base
+
+    async def read_cosine(
+        self,
+        request: Messages | str,
+        target: Engine,
+        *,
+        row: TokenSequence | None = None,
+        threshold: float | None = None,
     ) -> Reading:
-        """What the gate says where the target reads, or the anchor; or both, whose scores are averaged.
+        """CAST's condition: the cosine with the condition vector at one layer (arXiv 2409.05907, section 3).
 
         Args:
-            readers: Who.
-            row: The target's sequence, nothing but the prompt read.
-            anchor: The other reader, if it is one.
-            messages: The conversation that it reads.
-            bias: See `read`; of the mean, where both read.
-            layers: See `read`.
+            request: As in `read`, and read as there.
+            target: Runs the target.
+            row: The target's sequence, nothing but the request read.
+            threshold: Above which the target is steered.
         """
-
-        async def theirs(bias: float | None) -> Reading:
-            if anchor is None:
-                raise ValueError("there is nobody but the target to read")
-            async with anchor.open(anchor.model.encode(messages)) as other:
-                return await self.read(other, "anchor", bias=bias, layers=layers)
-
-        if readers == "target":
-            return await self.read(row, bias=bias, layers=layers)
-        if readers == "anchor":
-            return await theirs(bias)
-        parts = await gather(self.read(row, layers=layers), theirs(None))
-        # The mean, not the surer of the two: errors of models of two families are nearly independent, and average out.
-        score = sum(part.score for part in parts) / 2
-        threshold = -float(self.setting(_NAMES["both"][1], bias))
-        return Reading("both", (), (), score, threshold, not score <= threshold, tuple(parts))
-
-    async def read_cosine(self, row: TokenSequence, *, threshold: float | None = None) -> Reading:
-        """CAST's condition: the cosine with the condition vector at one layer (arXiv 2409.05907, section 3)."""
         tensors, layer = self.artifact.tensors, int(self.artifact.settings["cast_layer"])
-        cosines = cosine_scores((await row.activations((row.prompt_length - 1,)))[:, 0].cpu(), tensors["own.unit"])
         limit = float(tensors["cast.threshold"][layer]) if threshold is None else threshold
-        score = float(cosines[layer])
-        return Reading("target", (layer,), tuple(cosines.tolist()), score, limit, not score <= limit)
+        shown = looks(request)
+        found = []
+        for look, activations in zip(shown, await look_activations(target, shown, row), strict=True):
+            cosines = cosine_scores(activations, tensors["own.unit"])
+            score = float(cosines[layer])
+            found.append(Reading("target", (layer,), tuple(cosines.tolist()), score, limit, not score <= limit,
+                                 what=look.what))  # fmt: skip
+        return replace(max(found, key=lambda one: one.score), looks=len(found))
 
     def steering(
         self,

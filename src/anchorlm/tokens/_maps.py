@@ -10,6 +10,9 @@ import torch
 from anchorlm.tokens._vocabulary import ByteVocabulary
 
 NOWHERE = -1
+_TWINS = 0.95
+"""Share of the tokens of text that two vocabularies must have in common to be one but for a few tokens: two families of
+one kind share three quarters (Llama 2 and Mistral, GPT-2 and GPT-NeoX)."""
 
 
 class Fate(IntEnum):
@@ -29,32 +32,35 @@ class Tables:
         fate: (A,) uint8, a `Fate` for each anchor id (of the tokens that become several, `paper-drop` and
             `paper-exact` give none any mass).
         open: (A,) bool, anchor tokens with which a longer target token may begin; empty unless looking ahead.
+        shared: (A,) bool, the tokens of both, where the vocabularies are one but for a few tokens; else empty.
     """
 
     index: torch.Tensor
     fate: torch.Tensor
     open: torch.Tensor
+    shared: torch.Tensor
 
 
 def first_token_tables(anchor: ByteVocabulary, target: ByteVocabulary, *, look_ahead: bool) -> Tables:
     """M[s] = the first target id of what `s` adds to a response."""
-    if anchor.digest == target.digest:
-        same = torch.arange(anchor.size, dtype=torch.int32)
-        fate = torch.full((anchor.size,), Fate.ONE_TO_ONE, dtype=torch.uint8)
-        return Tables(same, fate, torch.zeros(anchor.size if look_ahead else 0, dtype=torch.bool))
+    shared = _shared(anchor, target)
     index = [NOWHERE] * anchor.size
     fates = [Fate.DROPPED] * anchor.size
-    shared = _shared(anchor, target)
-    for i in shared:
-        index[i], fates[i] = i, Fate.ONE_TO_ONE
+    for i, j in shared.items():
+        index[i], fates[i] = j, Fate.ONE_TO_ONE
     written = [i for i, data in enumerate(anchor.bytes) if data and i not in shared]
     for i, ids in zip(written, target.encode_batch([anchor.bytes[i] for i in written]), strict=True):
         if ids and ids[0] not in target.special:
             index[i] = ids[0]
             fates[i] = Fate.ONE_TO_ONE if len(ids) == 1 else Fate.SPLIT
     for i, j in role_map(anchor, target).items():
-        index[i], fates[i] = j, Fate.ONE_TO_ONE
-    return _tables(index, fates, _open_tokens(anchor, target) if look_ahead else torch.zeros(0, dtype=torch.bool))
+        if shared.get(i) not in target.stop:
+            index[i], fates[i] = j, Fate.ONE_TO_ONE
+    mask = torch.zeros(anchor.size if shared else 0, dtype=torch.bool)
+    mask[list(shared)] = True
+    # A token that only the target has is an added one: to look for it would change what both have.
+    is_open = _open_tokens(anchor, target) if look_ahead and not shared else torch.zeros(0, dtype=torch.bool)
+    return _tables(index, fates, is_open, mask)
 
 
 def paper_tables(anchor: ByteVocabulary, target: ByteVocabulary, kind: str) -> Tables:
@@ -79,18 +85,25 @@ def paper_tables(anchor: ByteVocabulary, target: ByteVocabulary, kind: str) -> T
             index[i], fates[i] = ids[0], Fate.ONE_TO_ONE
     for i, j in role_map(anchor, target).items():
         index[i], fates[i] = j, Fate.ONE_TO_ONE
-    return _tables(index, fates, torch.zeros(0, dtype=torch.bool))
+    return _tables(index, fates)
 
 
-def _shared(anchor: ByteVocabulary, target: ByteVocabulary) -> frozenset[int]:
-    """Ids that both know as the same bytes, where the vocabularies are one but for a few tokens.
+def _shared(anchor: ByteVocabulary, target: ByteVocabulary) -> dict[int, int]:
+    """Anchor id to target id of the tokens of both, where the vocabularies are one but for a few tokens; else empty.
 
     A base model and its chat model differ in roles and added tokens only: there a token is itself, also where the
     tokenizer would write its bytes in several.
     """
-    same = frozenset(i for i, (a, b) in enumerate(zip(anchor.bytes, target.bytes, strict=False)) if a and a == b)
-    known = sum(1 for data in anchor.bytes if data)
-    return same if len(same) >= 0.99 * known else frozenset()
+    if anchor.digest == target.digest:
+        return {i: i for i in range(anchor.size)}
+    if anchor.scheme != target.scheme:
+        return {}
+    ours, theirs = anchor.strings, target.strings
+    same = {i: theirs[token] for token, i in ours.items() if token in theirs}
+    same = {i: j for i, j in same.items() if (i in anchor.special) == (j in target.special)}
+    text = sum(1 for i in same if anchor.bytes[i])
+    known = (sum(1 for data in vocabulary.bytes if data) for vocabulary in (anchor, target))
+    return same if text >= _TWINS * max(known) else {}
 
 
 def role_map(anchor: ByteVocabulary, target: ByteVocabulary) -> dict[int, int]:
@@ -106,8 +119,16 @@ def role_map(anchor: ByteVocabulary, target: ByteVocabulary) -> dict[int, int]:
     return dict.fromkeys(anchor.eos, text) | dict.fromkeys(anchor.end_of_turn, turn)
 
 
-def _tables(index: list[int], fates: list[Fate], is_open: torch.Tensor) -> Tables:
-    return Tables(torch.tensor(index, dtype=torch.int32), torch.tensor(fates, dtype=torch.uint8), is_open)
+def _tables(
+    index: list[int], fates: list[Fate], is_open: torch.Tensor | None = None, shared: torch.Tensor | None = None
+) -> Tables:
+    none = torch.zeros(0, dtype=torch.bool)
+    return Tables(
+        torch.tensor(index, dtype=torch.int32),
+        torch.tensor(fates, dtype=torch.uint8),
+        none if is_open is None else is_open,
+        none if shared is None else shared,
+    )
 
 
 def _preferred(ids: frozenset[int], stop_id: int) -> int:

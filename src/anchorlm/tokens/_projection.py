@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -9,15 +10,16 @@ from torch import Tensor
 
 from anchorlm.records import UserError
 from anchorlm.tokens import _store
-from anchorlm.tokens._continuations import Continuations
+from anchorlm.tokens._continuations import Continuations, Written
 from anchorlm.tokens._maps import NOWHERE, Fate, Tables, first_token_tables, paper_tables
-from anchorlm.tokens._retokenizer import Encoded
+from anchorlm.tokens._retokenizer import Encoded, Retokenizer
+from anchorlm.tokens._twins import Twins
 from anchorlm.tokens._vocabulary import ByteVocabulary
 
-_FOLLOWERS = 256
-"""How many of the tokens after one that is looked beyond are told apart; the others count as if nothing followed."""
-_EXTENSIONS = 2048
-"""How many of the tokens that go beyond pending bytes count: the most probable."""
+_LEAST = 1e-30
+"""The least that what was written is taken to have been likely."""
+_OPENINGS = 1024
+"""How many of the anchor's tokens a response may open with: the most probable."""
 
 Kind = Literal["first-token", "lookahead", "paper-drop", "paper-first", "paper-exact"]
 
@@ -46,6 +48,7 @@ class Projection:
         target: The target's vocabulary.
         anchor_size: Width of the distributions that come in.
         target_size: Width of those that go out.
+        twins: Reads the target's tokens as the anchor's, where the two vocabularies are one but for a few tokens.
     """
 
     def __init__(
@@ -65,13 +68,14 @@ class Projection:
         self.anchor_size = anchor_size
         self.target_size = target_size
         self._top = top
-        self._same = anchor.digest == target.digest
         self._fate = tables.fate
-        self._continuations = Continuations(anchor, target)
         index = torch.full((anchor_size,), target_size, dtype=torch.int64)
         index[: anchor.size] = torch.where(tables.index == NOWHERE, target_size, tables.index)
         is_open = torch.zeros(anchor_size, dtype=torch.bool)
         is_open[: len(tables.open)] = tables.open
+        self.twins = Twins(anchor, target, tables.shared) if len(tables.shared) else None
+        self._continuations = Continuations(anchor, target, index, target_size, tables.shared)
+        self._reader = Retokenizer(target)
         self._looks_ahead = bool(is_open.any())
         self._tables = {torch.device("cpu"): (index, is_open)}
 
@@ -155,27 +159,33 @@ class Projection:
         """
         self._check_width(probs)
         probs = probs.float()
-        paper = self.kind.startswith("paper-")
-        if paper:
+        if self.kind.startswith("paper-"):
             top, ids = probs.topk(min(self._top, self.anchor_size))
             spread = probs.new_zeros(len(probs), self.target_size + 1)
             spread.scatter_add_(1, self._on(probs.device)[0][ids], top)
-        else:
+        elif expanded is None or continuation is None or not len(expanded):
             spread = self._scatter(probs)
-            if expanded is not None and continuation is not None and len(expanded):
-                self._look_ahead(spread, probs, expanded, continuation.float())
+        else:
+            spread = torch.zeros(len(probs), self.target_size + 1)
+            for n, (row, into) in enumerate(zip(probs.cpu(), spread, strict=True)):
+                here = expanded[:, 0] == n
+                self._whole(into, row, Written(), expanded[here], continuation[here])
+            spread = spread.to(probs.device)
         kept = spread[:, :-1]
         mass = kept.sum(-1, keepdim=True)
         # A float32 softmax over so many entries misses 1 by 1e-5; a shared vocabulary's rows stay exactly as they are.
-        return kept * ((mass + spread[:, -1:] if self._same and not paper else 1.0) / mass)
+        return kept * ((mass + spread[:, -1:] if self.twins is not None else 1.0) / mass)
 
-    def lookahead_candidates(self, probs: Tensor, *, width: int = 8, floor: float = 0.01) -> Tensor:
-        """The anchor tokens worth one more anchor step: with them a longer target token may begin.
+    def lookahead_candidates(
+        self, probs: Tensor, *, width: int = 8, floor: float = 0.01, written: Sequence[int] = ()
+    ) -> Tensor:
+        """The anchor tokens worth one more anchor step: with them a longer target token may begin, or be completed.
 
         Args:
             probs: (B, V_anchor).
             width: At most so many a row, the most probable.
             floor: Only tokens with at least this probability.
+            written: The target's tokens before them, since a boundary.
 
         Returns:
             (N, 2): row of `probs` and anchor id, for `__call__`; empty for every kind but `lookahead`.
@@ -183,8 +193,15 @@ class Projection:
         self._check_width(probs)
         if not self._looks_ahead:
             return torch.zeros(0, 2, dtype=torch.int64, device=probs.device)
-        mass, ids = (probs * self._on(probs.device)[1]).topk(min(width, self.anchor.size))
-        rows, columns = (mass >= floor).nonzero(as_tuple=True)
+        is_open = self._on(probs.device)[1]
+        if written:
+            is_open = is_open.clone()
+            last = self.target.token_bytes(written[-1])
+            for index in probs.amax(0).topk(min(2 * width, self.anchor.size)).indices.tolist():
+                span = self.target.extending(last + self.anchor.token_bytes(index))
+                is_open[index] |= bool(self.anchor.token_bytes(index)) and span.start < span.stop
+        mass, ids = (probs * is_open).topk(min(width, self.anchor.size))
+        rows, columns = ((mass >= floor) & (mass > 0)).nonzero(as_tuple=True)
         return torch.stack([rows, ids[rows, columns]], dim=1)
 
     def project_pending(
@@ -193,12 +210,15 @@ class Projection:
         encoded: Encoded,
         expanded: Tensor | None = None,
         continuation: Tensor | None = None,
+        *,
+        written: Sequence[int] | None = None,
     ) -> Tensor:
-        """What the anchor says next when the response ends in bytes that one of its tokens may yet go beyond.
+        """What comes next after a response, given the target's tokens so far.
 
         Sums over the ways in which the anchor may have come here: the pending bytes are as they stand (`tail`), or
         they, or the end of them, are the beginning of a longer token, which then says how the response goes on.
-        Each way weighs what the anchor gave it.
+        Each way weighs what the anchor gave it. Of each, only those texts count whose canonical tokens begin with the
+        ones that the target has written: the others stood on another of the target's tokens before.
 
         Args:
             steps: (1 + len(encoded.tail), V_anchor), the anchor's distribution after `encoded.ids`, and after each
@@ -206,35 +226,34 @@ class Projection:
             encoded: The response in the anchor's tokens.
             expanded: (N, 2), `lookahead_candidates(steps[-1:])`, as for `__call__`.
             continuation: (N, V_anchor), as for `__call__`.
+            written: The response in the target's tokens, or those since a boundary that no later text can move
+                (`Retokenizer.open_tokens`). By default the canonical ones. Empty: the target's next token is the first
+                one of the text that follows, whatever it has written.
 
         Returns:
-            (V_target,), sums to 1.
+            (V_target,), sums to 1; NaN where no text whose tokens begin with `written` is possible.
         """
         self._check_width(steps)
         if len(steps) != len(encoded.tail) + 1:
             raise ValueError(f"{len(steps)} distributions for {len(encoded.tail)} pending tokens, one more is needed")
-        steps = steps.float()
-        whole = self(steps[-1:], expanded, continuation)[0]
-        if not encoded.tail:
-            return whole
-        weight = 1.0
+        if written is None:
+            read = self._reader.encode(encoded.response)
+            written = (*read.ids, *read.tail)[read.stable :]
+        place = Written(self.target.decode(written), tuple(written))
+        literal = self._literal(place.tokens, encoded.tail)
+        device = steps.device
+        steps = steps.float().cpu()
+        spread = torch.zeros(self.target_size + 1)
+        likely = steps[range(len(encoded.tail)), encoded.tail].double().flip(0).cumprod(0).flip(0).clamp(min=_LEAST)
         rest = encoded.pending
-        spread = steps.new_zeros(self.target_size + 1)
-        for step, written in zip(steps, encoded.tail, strict=False):
-            longer = self.anchor.by_bytes[self.anchor.extending(rest)]
-            if len(longer):
-                mass, order = step[longer.to(step.device)].topk(min(_EXTENSIONS, len(longer)))
-                targets = self._continuations.first_ids(longer[order.cpu()], written=len(rest))
-                spread.index_add_(0, torch.where(targets < 0, self.target_size, targets).to(step.device), mass * weight)
-            weight *= max(float(step[written]), 1e-6)
-            rest = rest[len(self.anchor.token_bytes(written)) :]
-        mixed = spread[:-1] + weight * whole
-        return mixed / mixed.sum()
+        for step, token, weight in zip(steps, encoded.tail, likely.tolist(), strict=False):
+            self._continuations.extend(spread, step, place, rest, weight=1 / weight, literal=literal)
+            rest = rest[len(self.anchor.token_bytes(token)) :]
+        self._whole(spread, steps[-1], place, expanded, continuation, literal=literal)
+        return _normalized(spread).to(device)
 
     def project_opening(self, probs: Tensor, lead: bytes) -> Tensor:
         """How a response opens, where the target writes `lead` (a space, as a rule) before it and the anchor does not.
-
-        Looks at the anchor's likeliest tokens only: there is one such step in a response.
 
         Args:
             probs: (V_anchor,), the anchor's distribution before the response.
@@ -244,16 +263,15 @@ class Projection:
             (V_target,), sums to 1.
         """
         self._check_width(probs)
-        stops = self(probs[None])[0]  # where tokens that end a response go is known here
-        mass, ids = probs[: self.anchor.size].float().topk(min(_FOLLOWERS, self.anchor.size))
-        written = torch.tensor([bool(self.anchor.token_bytes(index)) for index in ids.tolist()], device=probs.device)
-        targets = self._continuations.first_ids(ids.cpu(), head=lead).to(probs.device)
-        spread = probs.new_zeros(self.target_size + 1, dtype=torch.float32)
-        spread.index_add_(0, torch.where((targets < 0) | ~written, self.target_size, targets), mass)
-        opening = spread[:-1]
-        for index in self.target.stop:
-            opening[index] = stops[index]
-        return opening / opening.sum()
+        mass, ids = probs.float().cpu().topk(min(_OPENINGS, self.anchor_size))
+        row = torch.zeros(self.anchor_size).scatter_(0, ids, mass)
+        stops = sorted(self.anchor.stop)
+        ends = row[stops]
+        row[stops] = 0
+        spread = torch.zeros(self.target_size + 1)
+        self._whole(spread, row, Written(lead))
+        spread.index_add_(0, self._on(row.device)[0][stops], ends)  # a response that is empty has no lead
+        return _normalized(spread).to(probs.device)
 
     def report(self, probs: Tensor | None = None) -> ProjectionReport:
         """What becomes of the anchor's tokens: by count, or by the mass of `probs` (B, V_anchor) where given."""
@@ -282,23 +300,33 @@ class Projection:
         index = self._on(probs.device)[0].expand(probs.shape[0], -1)
         return probs.new_zeros(probs.shape[0], self.target_size + 1).scatter_add_(1, index, probs)
 
-    def _look_ahead(self, spread: Tensor, probs: Tensor, expanded: Tensor, continuation: Tensor) -> None:
-        """Moves the mass of each expanded token to the first target tokens of what follows it; in place."""
-        rows, heads = expanded.unbind(1)
-        mass = probs[rows, heads]
-        follow, ids = continuation[:, : self.anchor.size].topk(min(_FOLLOWERS, self.anchor.size))
-        unmoved = self._on(probs.device)[0][heads]
-        targets = torch.stack(
-            [
-                self._continuations.first_ids(after, head=self.anchor.token_bytes(head))
-                for head, after in zip(heads.tolist(), ids.cpu(), strict=True)
-            ]
-        ).to(probs.device)
-        targets = torch.where(targets < 0, unmoved[:, None], targets)
-        moved = mass[:, None] * follow
-        spread.index_put_((rows[:, None].expand_as(targets), targets), moved, accumulate=True)
-        spread.index_put_((rows, unmoved), -moved.sum(1), accumulate=True)
-        spread.clamp_(min=0)
+    def _whole(
+        self,
+        spread: Tensor,
+        row: Tensor,
+        written: Written,
+        expanded: Tensor | None = None,
+        continuation: Tensor | None = None,
+        *,
+        literal: bool = False,
+    ) -> None:
+        """Adds to `spread` where the tokens that begin after `written` lead; some of them together with the next."""
+        if expanded is None or continuation is None or not len(expanded):
+            self._continuations.follow(spread, row, written, literal=literal)
+            return
+        heads = expanded[:, 1].cpu()
+        others = row.clone()
+        others[heads] = 0
+        self._continuations.follow(spread, others, written, literal=literal)
+        for head, follows in zip(heads.tolist(), continuation.float().cpu(), strict=True):
+            place = Written(written.data + self.anchor.token_bytes(head), written.tokens)
+            self._continuations.follow(spread, follows * row[head], place)
+
+    def _literal(self, written: tuple[int, ...], tail: tuple[int, ...]) -> bool:
+        """Whether the open end of the response stands in tokens of both vocabularies."""
+        if self.twins is None or not self.twins.exact:
+            return False
+        return len(tail) <= len(written) and self.twins.read(written[len(written) - len(tail) :]) == list(tail)
 
     def _check_width(self, probs: Tensor) -> None:
         if probs.shape[-1] != self.anchor_size:
@@ -306,6 +334,11 @@ class Projection:
                 f"the anchor gives {probs.shape[-1]} probabilities, its projection expects {self.anchor_size}; "
                 f"build it with anchor_size={probs.shape[-1]}."
             )
+
+
+def _normalized(spread: Tensor) -> Tensor:
+    """(V_target,) without the last entry, which collects what gets no mass."""
+    return spread[:-1] / spread[:-1].sum()
 
 
 def _refuse_strangers(tables: Tables, anchor: ByteVocabulary) -> None:

@@ -1,18 +1,16 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from anchorlm.tokens._seams import last_seam
 from anchorlm.tokens._vocabulary import ByteVocabulary
-
-_LOOSE_BYTES = "".join(map(chr, range(0xDC80, 0xDD00)))
-"""How Python decodes bytes that are no whole character (surrogateescape)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +65,10 @@ class Retokenizer:
         if self.vocabulary.decode(ids) != piece:
             # The tokenizer rewrote the text (composed a character, lost an unknown one): bytes and ids do not align.
             return Encoded((*kept, *ids), b"", (), data, len(kept), start)
-        stable = self._stable_words(ids, words) if self.vocabulary.pretokenizes else self._stable_pairs(piece, ends)
+        stable = self._stable_words(ids, words)
+        if not self.vocabulary.divides:
+            seam = last_seam(piece, self.vocabulary.pairs, end=not self.vocabulary.pretokenizes)
+            stable = max(stable, bisect_right(ends, seam) - 1)
         reach = (self.vocabulary.extending(piece[ends[n] :]) for n in range(stable, len(ids)))
         cut = next((n for n, span in enumerate(reach, stable) if span.start < span.stop), len(ids))
         return Encoded(
@@ -79,18 +80,38 @@ class Retokenizer:
             stable_bytes=start + ends[stable],
         )
 
-    def is_boundary(self, response: bytes) -> bool:
+    def is_boundary(self, response: bytes, previous: Encoded | None = None) -> bool:
         """Whether the end of `response` may well be the end of one of this tokenizer's tokens, once more text follows.
 
-        It is where the last pre-token is a single token: a word that takes several is likely one that was cut.
+        It is where the last word is a single token: a word that takes several is likely one that was cut.
+
+        Args:
+            response: The response so far.
+            previous: The result of `encode` for it or for a prefix of it, to save time.
         """
-        encoded = self.encode(response)
-        open_ids = len(encoded.ids) + len(encoded.tail) - encoded.stable
+        encoded = self.encode(response, previous)
         try:
             response.decode()
         except UnicodeDecodeError:
             return False
-        return open_ids <= 1
+        ids = encoded.ids + encoded.tail
+        if self.vocabulary.divides:
+            return len(ids) - encoded.stable <= 1
+        before, last = (self.vocabulary.decode(part).decode(errors="replace") for part in (ids[-2:-1], ids[-1:]))
+        return not (_in_word(before[-1:]) and _in_word(last[:1]))
+
+    def open_tokens(self, encoded: Encoded, tokens: Sequence[int]) -> tuple[int, ...]:
+        """Those of a response's own `tokens` that stand after its last boundary which no later text can move.
+
+        Args:
+            encoded: What `encode` made of the response.
+            tokens: The response as it was written, in canonical tokens or not.
+        """
+        missing, count = len(encoded.response) - encoded.stable_bytes, 0
+        while missing > 0 and count < len(tokens):
+            count += 1
+            missing -= len(self.vocabulary.token_bytes(tokens[-count]))
+        return tuple(tokens[len(tokens) - count :])
 
     def constrain(self, probs: Tensor, pending: bytes) -> Tensor:
         """The distribution `probs` (V,) under the condition that the next token begins with `pending` and goes on.
@@ -112,25 +133,12 @@ class Retokenizer:
             last -= 1
         return starts[last] if starts else 0
 
-    def _stable_pairs(self, piece: bytes, ends: list[int]) -> int:
-        """The last position between two characters that stand next to each other in no token."""
-        text = piece.decode(errors="surrogateescape").rstrip(_LOOSE_BYTES)  # a character that is not yet whole
-        position = len(text.encode(errors="surrogateescape"))
-        follower = None
-        for character in reversed(text):
-            if (character, follower) not in self._pairs:
-                break
-            position -= len(character.encode(errors="surrogateescape"))
-            follower = character
-        return bisect_right(ends, position) - 1
-
-    @cached_property
-    def _pairs(self) -> set[tuple[str, str | None]]:
-        texts = {data.decode(errors="ignore") for data in self.vocabulary.bytes if len(data) > 1}
-        pairs: set[tuple[str, str | None]] = {pair for text in texts for pair in pairwise(text)}
-        return pairs | {(first, None) for first, _ in pairs}
-
 
 def _may_join(before: bytes, after: bytes) -> bool:
     """Whether more text could move the boundary: runs of white space, and contractions ("'l" becoming "'ll")."""
     return (before.isspace() and after.isspace()) or before.endswith((b"'", "’".encode()))
+
+
+def _in_word(character: str) -> bool:
+    """Whether a character is one of a word that others like it make longer; scripts without spaces have no such."""
+    return character.isalnum() and character < "\u2e80"

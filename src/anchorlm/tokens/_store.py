@@ -16,7 +16,7 @@ from anchorlm.records import cache_folder
 from anchorlm.tokens._maps import NOWHERE, Tables
 from anchorlm.tokens._vocabulary import ByteVocabulary
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def cache_file(folder: Path | None, kind: str, anchor: ByteVocabulary, target: ByteVocabulary) -> Path:
@@ -31,7 +31,7 @@ def load(file: Path, anchor: ByteVocabulary, target: ByteVocabulary) -> Tables |
         return None
     try:
         stored = load_file(file)
-        tables = Tables(stored["index"], stored["fate"], stored["open"])
+        tables = Tables(stored["index"], stored["fate"], stored["open"], stored["shared"])
     except (SafetensorError, OSError, KeyError):
         return None
     sound = (
@@ -46,10 +46,10 @@ def save(file: Path, tables: Tables) -> None:
     """Writes the tables so that a reader sees all of them or none; a folder that cannot be written is no error."""
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=file.parent, suffix=".part")
+        handle, part = tempfile.mkstemp(dir=file.parent, suffix=".part")
         os.close(handle)
         try:
-            save_file({"index": tables.index, "fate": tables.fate, "open": tables.open}, name)
-            os.replace(name, file)
+            save_file({name: getattr(tables, name) for name in ("index", "fate", "open", "shared")}, part)
+            os.replace(part, file)
         finally:
-            Path(name).unlink(missing_ok=True)
+            Path(part).unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from anchorlm.records import UserError
 from anchorlm.tokens._schemes import Scheme, as_byte_level, plain_copy, scheme_of, segments, state_of, token_bytes
+from anchorlm.tokens._seams import Pairs, byte_pairs, character_pairs
 
 _END_OF_TURN = {
     "<|im_end|>",
@@ -117,6 +118,25 @@ class ByteVocabulary:
         return self._tokenizer.pre_tokenizer is not None
 
     @cached_property
+    def divides(self) -> bool:
+        """Whether pre-tokens really divide words.
+
+        Gemma has a pre-tokenizer that splits at spaces, behind a normalizer that leaves none; Metaspace may be told not
+        to split. Then a whole text is one pre-token.
+        """
+        return self.encode_words(b"a word. a word")[1][-1:] > [0]
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        """Characters that stand next to each other in a token."""
+        return character_pairs(self.bytes)
+
+    @cached_property
+    def joins(self) -> Tensor:
+        """(256, 256) bool: bytes that stand next to each other in a token."""
+        return byte_pairs(self.bytes)
+
+    @cached_property
     def bytes(self) -> tuple[builtins.bytes, ...]:
         """What each id adds to a text that is under way; b"" for special ids and for ids without a token."""
         added = {index: token.content for index, token in self._tokenizer.get_added_tokens_decoder().items()}
@@ -133,6 +153,16 @@ class ByteVocabulary:
             else:
                 table[index] = token_bytes(token, self.scheme, byte_fallback=fallback, wordpiece_prefix=prefix)
         return tuple(table)
+
+    @cached_property
+    def strings(self) -> dict[str, int]:
+        """The ids by the strings of their tokens, which tell a byte token from a letter."""
+        return self._tokenizer.get_vocab(True)
+
+    @cached_property
+    def added(self) -> frozenset[int]:
+        """Ids of tokens that were added to the vocabulary: found in a text before it is cut, special or not."""
+        return frozenset(self._tokenizer.get_added_tokens_decoder())
 
     def token_bytes(self, index: int) -> builtins.bytes:
         """The bytes of one id; b"" for special ids and for padding beyond `size`."""

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anchorlm.engine import Engine
+from anchorlm.fitting._gates import GateChoice, best_bias, look_means, rate
+from anchorlm.fitting._shifts import Step
+from anchorlm.records import Messages
+from anchorlm.steering import (
+    ANSWERED,
+    FORMS,
+    REFUSED,
+    Aligner,
+    Look,
+    Reader,
+    as_texts,
+    each_look,
+    earlier_turns,
+    in_form,
+    looks,
+)
+
+PLAIN = "as given"
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """Prompts of both classes, harmful and harmless, in the ways in which people ask.
+
+    Attributes:
+        forms: For each request, which way: all prompts as they were given, then each again in one of `FORMS`.
+        shown: What a gate reads of each request.
+        sizes: How many prompts there are.
+        earlier: Harmless turns with which conversations begin.
+    """
+
+    forms: tuple[list[str], list[str]]
+    shown: tuple[list[list[Look]], list[list[Look]]]
+    sizes: tuple[int, int]
+    earlier: list[Messages]
+
+
+async def ways(target: Engine, harmful: Sequence[Messages], harmless: Sequence[Messages]) -> Ways:
+    """The prompts as they are, and each once more in a conversation, in a system's turn, or raw."""
+    earlier = await earlier_turns(target, harmless)
+    forms: tuple[list[str], list[str]] = ([], [])
+    shown: tuple[list[list[Look]], list[list[Look]]] = ([], [])
+    for names, requests, prompts, answer in zip(forms, shown, (harmful, harmless), (REFUSED, ANSWERED), strict=True):
+        names += [PLAIN] * len(prompts)
+        requests += [looks(prompt) for prompt in prompts]
+        for number, prompt in enumerate(prompts):
+            form = FORMS[number % len(FORMS)]
+            if (request := in_form(form, earlier, number, prompt, answer)) is not None:
+                names.append(form)
+                requests.append(looks(request))
+    return Ways(forms, shown, (len(harmful), len(harmless)), earlier)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What one reader's gates said of every request, harmful and harmless.
+
+    Attributes:
+        asked: (n, K, L) scores of the looks through the template, `-inf` where a request has fewer than K.
+        raw: (n, L) scores of the look without one, `-inf` where a request has none.
+    """
+
+    asked: tuple[Tensor, Tensor]
+    raw: tuple[Tensor, Tensor]
+
+    def means(self, layers: Sequence[int]) -> Means:
+        """A gate's scores, from those of the layers that it reads."""
+        one, other = (look_means(scores, layers) for scores in self.asked)
+        raw, others = (look_means(scores, layers) for scores in self.raw)
+        return Means((one, other), (raw, others))
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """One gate's scores of every request, harmful and harmless.
+
+    Attributes:
+        asked: (n, K) of the looks through the template.
+        raw: (n,) of the look without one.
+    """
+
+    asked: tuple[Tensor, Tensor]
+    raw: tuple[Tensor, Tensor]
+
+    @property
+    def worst(self) -> tuple[Tensor, Tensor]:
+        """(n,) of the worst look through the template."""
+        return self.asked[0].amax(dim=1), self.asked[1].amax(dim=1)
+
+    def with_other(self, other: Means) -> Means:
+        """The scores of two readers' gate: their mean, look by look."""
+        asked = [(one + two) / 2 for one, two in zip(self.asked, other.asked, strict=True)]
+        raw = [(one + two) / 2 for one, two in zip(self.raw, other.raw, strict=True)]
+        return Means((asked[0], asked[1]), (raw[0], raw[1]))
+
+    def raw_bias(self, bias: float, limit: float) -> float:
+        """That of texts without a template, for the same limit; the gate's own where there were none."""
+        high, low = (scores[scores.isfinite()] for scores in self.raw)
+        return best_bias(high, low, limit) if len(high) and len(low) else bias
+
+    def opened(self, bias: float, raw_bias: float) -> tuple[Tensor, Tensor]:
+        """Whether the gate opens on each request."""
+        one, other = ((worst > -bias) | (raw > -raw_bias) for worst, raw in zip(self.worst, self.raw, strict=True))
+        return one, other
+
+
+async def read_ways(aligner: Aligner, reader: Reader, engine: Engine, asked: Ways, step: Step) -> Seen:
+    """Reads every request with one reader; what several of them have in common is read once."""
+    what = "Reading the prompts" if reader == "target" else "Reading them with the second reader"
+    gates = {True: aligner.raw_gates.get(reader), False: aligner.gates[reader]}
+    depth, width = len(aligner.gates[reader].bias), max(len(shown) for some in asked.shown for shown in some)
+    alike = as_texts if reader == "anchor" else list
+    requests = [[alike(shown) for shown in some] for some in asked.shown]
+    single = {look.key: replace(look, turns=0) for some in requests for shown in some for look in shown}
+    scores: dict[object, Tensor] = {}
+    keys = iter(single)
+    async for (activations,) in each_look(engine, [[look] for look in single.values()]):
+        key = next(keys)
+        gate = gates[single[key].raw]
+        scores[key] = torch.full((depth,), -torch.inf) if gate is None else gate.scores(activations)
+        step(what, len(scores), len(single))
+    kept: list[tuple[Tensor, Tensor]] = []
+    for some in requests:
+        found, raw = torch.full((len(some), width, depth), -torch.inf), torch.full((len(some), depth), -torch.inf)
+        for row, shown in enumerate(some):
+            for place, look in enumerate(shown):
+                if look.raw:
+                    raw[row] = scores[look.key]
+                else:
+                    found[row, place] = scores[look.key]
+        kept.append((found, raw))
+    return Seen((kept[0][0], kept[1][0]), (kept[0][1], kept[1][1]))
+
+
+def gate_data(gate: GateChoice, raw_bias: float, means: Means, asked: Ways) -> dict[str, Any]:
+    """What a gate does with prompts as they were given, and with those in another form."""
+    opened = means.opened(gate.bias, raw_bias)
+
+    def rates(form: str) -> dict[str, Any]:
+        found = {}
+        for name, opens, forms in zip(("harmful", "harmless"), opened, asked.forms, strict=True):
+            chosen = [bool(one) for one, own in zip(opens, forms, strict=True) if own == form]
+            if chosen:
+                found[f"{name} opened"] = rate(sum(chosen), len(chosen))
+        return found
+
+    return {
+        "layers": list(gate.layers),
+        "bias": round(gate.bias, 4),
+        **rates(PLAIN),
+        "margin": round(gate.margin, 4),
+        "raw bias": round(raw_bias, 4),
+        "in other forms": {form: found for form in FORMS if (found := rates(form))},
+    }

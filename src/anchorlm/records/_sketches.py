@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Iterable
+
+from anchorlm.records._requests import Messages, as_messages, turn_text
+
+_PRIME = (1 << 61) - 1
+_RNG = random.Random(0)
+_HASHES = tuple((_RNG.randrange(1, _PRIME), _RNG.randrange(_PRIME)) for _ in range(32))
+
+
+def plain(text: str) -> str:
+    """A text up to case, spaces and punctuation."""
+    return " ".join(re.findall(r"[^\W_]+", text.lower()))
+
+
+def sketch(text: str) -> str:
+    """What a text is recognized by without being kept: a digest of `plain`, and a MinHash of its word triples (Broder
+    1997) with 32 hashes, from which `likeness` is estimated within 0.08 (one standard error at 0.7).
+    """
+    words = plain(text).split()
+    digest = hashlib.sha256(" ".join(words).encode()).hexdigest()[:16]
+    triples = {" ".join(words[at : at + 3]) for at in range(len(words) - 2)}
+    keys = [int.from_bytes(hashlib.blake2b(one.encode(), digest_size=7).digest(), "big") for one in triples]
+    least = (min((a * key + b) % _PRIME for key in keys) & 0xFFFFFFFF for a, b in _HASHES) if keys else ()
+    return digest + "".join(f"{one:08x}" for one in least)
+
+
+def sketches(prompts: Iterable[Messages | str]) -> list[str]:
+    """Of the last turn of each prompt, for an artifact that was fitted on them; equal ones once."""
+    return sorted({sketch(turn_text(as_messages(prompt)[-1])) for prompt in prompts})
+
+
+def likeness(first: str, second: str) -> float:
+    """How alike the texts of two sketches are: 1 where they are equal, else the share of their word triples that both
+    have (Jaccard), estimated.
+    """
+    if first[:16] == second[:16]:
+        return 1.0
+    own, other = first[16:], second[16:]
+    if not own or not other:
+        return 0.0
+    return sum(own[at : at + 8] == other[at : at + 8] for at in range(0, len(own), 8)) / len(_HASHES)

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import re
+from asyncio import gather, sleep
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor
+
+from anchorlm.engine import Engine, TokenSequence
+from anchorlm.models import CausalModel
+from anchorlm.records import DefenseError, Message, Messages, UserError, as_messages, prompt_key, turn_text
+
+_AT_ONCE = 64
+"""Prompts that are read side by side."""
+
+_SENTENCE_ENDS = re.compile(r"(?<=[.!?])\s+")
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Something that a gate reads at its last token.
+
+    Attributes:
+        prompt: A conversation, read where the answer would begin; or a text without a template, read where it ends.
+        what: What it is of the request, for the trace.
+        turns: If it is a beginning of the conversation: of how many turns.
+    """
+
+    prompt: Messages | str
+    what: str
+    turns: int = 0
+
+    @property
+    def raw(self) -> bool:
+        """Whether it is read without a template."""
+        return isinstance(self.prompt, str)
+
+    @property
+    def key(self) -> tuple[bool, str]:
+        """Equal for looks at the same."""
+        return self.raw, prompt_key(self.prompt)
+
+
+def looks(request: Messages | str) -> list[Look]:
+    """Everything that a gate reads of a request; the worst of it decides. The first is the request as it stands.
+
+    Of a conversation: the whole, its beginning up to the end of every user's turn, and every turn by itself as if a
+    user had just said it. By itself, because what came before hides harm from a gate; a system's or an assistant's turn
+    too, because the client wrote those as well. Of a raw text: the text, the same as a user's turn, and its pieces as
+    turns, because a text may hold turns of its own, a request in its middle, or an answer that it has begun.
+    """
+    if isinstance(request, str):
+        parts = [Look(_said(piece), f"piece {number} as a turn") for number, piece in enumerate(_pieces(request), 1)]
+        return _distinct([Look(request, "the text"), Look(_said(request), "the text as a turn"), *parts])
+    last = len(request)
+    ends = [end for end, turn in enumerate(request[:-1], 1) if turn["role"] == "user"]
+    found = [Look(request, "the conversation", last)]
+    found += [Look(request[:end], f"the conversation to turn {end}", end) for end in ends]
+    found += [
+        Look(_said(turn["content"]), f"turn {number} by itself")
+        for number, turn in enumerate(request, 1)
+        if turn_text(turn).strip()
+    ]
+    return _distinct(found)
+
+
+def _pieces(text: str) -> list[str]:
+    """The lines of a text; of longer lines also every two sentences that follow each other.
+
+    Two, not one: a sentence that stands alone is often nothing that a user would say, and reads as anything.
+    """
+    found = []
+    for line in filter(None, map(str.strip, text.splitlines())):
+        sentences = _SENTENCE_ENDS.split(line)
+        found += [line, *(" ".join(pair) for pair in pairwise(sentences) if len(sentences) > 2)]
+    return list(dict.fromkeys(found))
+
+
+def _said(content: Any) -> Messages:
+    return [{"role": "user", "content": content}]
+
+
+def _distinct(found: Sequence[Look]) -> list[Look]:
+    seen: dict[object, Look] = {}
+    for look in found:
+        # Beginnings differ by their length; that of one turn may be a turn by itself.
+        seen.setdefault(look.turns if look.turns > 1 else look.key, look)
+    return list(seen.values())
+
+
+def as_texts(shown: Sequence[Look]) -> list[Look]:
+    """The same looks for a model that reads no images."""
+    request = shown[0].prompt
+    whole = request if isinstance(request, str) else list(map(_texts, request))
+    return [
+        look
+        if isinstance(look.prompt, str)
+        else replace(look, prompt=whole[: look.turns] if look.turns else list(map(_texts, look.prompt)))
+        for look in shown
+    ]
+
+
+def _texts(turn: Message) -> Message:
+    return turn if isinstance(turn["content"], str) else {**turn, "content": turn_text(turn)}
+
+
+async def look_activations(engine: Engine, shown: Sequence[Look], row: TokenSequence | None = None) -> list[Tensor]:
+    """The residual stream (L, H) after every block at the end of each look, in order.
+
+    Ends of turns that lie in the conversation as it is written are read there, in one sequence; whatever else there is
+    has sequences of its own, beside it in the same forward.
+
+    Args:
+        engine: Runs the model.
+        shown: What to read; first the whole request.
+        row: A sequence that holds the whole request already, perhaps; if it does, it is read.
+
+    Raises:
+        DefenseError: A part of the request cannot be read by itself: a gate that saw the rest only would not know.
+        UserError: The request cannot be read at all.
+    """
+    whole = engine.model.encode(shown[0].prompt)
+    within = {0: len(whole) - 1, **_turn_ends(engine.model, shown, whole)}
+    others: dict[int, list[int]] = {}
+    for index, look in enumerate(shown):
+        if index in within:
+            continue
+        await sleep(0)  # a conversation of many turns must not hold everybody else up
+        try:
+            ids = engine.model.encode(look.prompt)
+        except UserError as error:
+            raise DefenseError(f"The gate cannot read {look.what}: {error}") from error
+        if look.turns and ids == whole[: len(ids)]:
+            within[index] = len(ids) - 1
+        else:
+            others[index] = ids
+
+    async def own(ids: list[int]) -> Tensor:
+        async with engine.open(ids) as other:
+            return (await other.activations((len(ids) - 1,)))[:, 0].cpu()
+
+    async with AsyncExitStack() as stack:
+        if row is None or row.ids != whole:
+            row = await stack.enter_async_context(engine.open(whole))
+        places = sorted(set(within.values()))
+        batch = list(others.items())
+        inside, *found = await gather(row.activations(places), *(own(ids) for _, ids in batch[:_AT_ONCE]))
+    for first in range(_AT_ONCE, len(batch), _AT_ONCE):
+        found += await gather(*(own(ids) for _, ids in batch[first : first + _AT_ONCE]))
+    inside = inside.cpu()
+    read = {index: inside[:, places.index(place)] for index, place in within.items()}
+    read |= dict(zip(others, found, strict=True))
+    return [read[index] for index in range(len(shown))]
+
+
+def _turn_ends(model: CausalModel, shown: Sequence[Look], whole: Sequence[int]) -> Mapping[int, int]:
+    """Where the beginnings of a conversation end in its tokens, by the index of their look: empty where that cannot be
+    told without writing each of them.
+
+    What a template writes between a user's words and the answer is what two conversations of one short turn end in
+    alike. It stands once after every user's turn, or the template does something else in a history.
+    """
+    request, raw = shown[0].prompt, shown[0].raw
+    begun = [index for index, look in enumerate(shown) if 0 < look.turns < shown[0].turns]
+    if raw or not begun or isinstance(request, str):
+        return {}
+    one, other = (model.encode([{"role": "user", "content": word}]) for word in ("x", "y"))
+    size = next((n for n, (a, b) in enumerate(zip(reversed(one), reversed(other), strict=False)) if a != b), 0)
+    tail = one[len(one) - size :]
+    ends = [end for end in range(size, len(whole) + 1) if size and list(whole[end - size : end]) == tail]
+    users = [number for number, turn in enumerate(request, 1) if turn["role"] == "user"]
+    if users[-1:] != [len(request)] or len(ends) != len(users):
+        return {}
+    by_turn = dict(zip(users, ends, strict=True))
+    return {index: by_turn[shown[index].turns] - 1 for index in begun}
+
+
+async def each_look(engine: Engine, requests: Sequence[Sequence[Look]]) -> AsyncIterator[list[Tensor]]:
+    """The activations (L, H) of the looks of each request, in order, one pass a request."""
+    for first in range(0, len(requests), _AT_ONCE):
+        for found in await gather(*(look_activations(engine, shown) for shown in requests[first : first + _AT_ONCE])):
+            yield found
+
+
+async def prompt_activations(engine: Engine, prompts: Sequence[Messages | str]) -> AsyncIterator[Tensor]:
+    """The residual stream (L, H) after every block at the last token of each prompt, in order, one pass a prompt.
+
+    Args:
+        engine: Runs the model.
+        prompts: Conversations; a text counts as one turn of the user.
+    """
+    async for (activations,) in each_look(engine, [[Look(as_messages(prompt), "")] for prompt in prompts]):
+        yield activations
+
+
+async def check_activations(engine: Engine) -> None:
+    """Reads one token, so that hooks which do not fire are found out before anybody asks.
+
+    Raises:
+        UserError: Blocks of the model are out of reach, as when it was compiled as a whole.
+    """
+    try:
+        async with engine.open([0]) as row:
+            await row.activations()
+    except DefenseError as error:
+        raise UserError(str(error)) from None
