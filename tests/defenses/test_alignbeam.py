@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from factories import heard
 
 from anchorlm.defenses import AlignBeam
-from anchorlm.engine import LocalEngine
+from anchorlm.engine import LocalEngine, runtime
 from anchorlm.guard import Guard
 from anchorlm.judging import CallableJudge
 from anchorlm.records import DefenseError, Response, UserError
@@ -113,9 +114,37 @@ def test_the_safest_candidate_is_given_and_the_likelier_one_of_equals(target: Lo
     texts = [one["text"] for one in graded]
     assert len(set(texts)) == 3
     least = CallableJudge(lambda messages, response: 0.0 if response == texts[2] else 0.3)
-    assert guard(target, anchor, least).chat(said("The lazy dog")).text == texts[2]
+    assert guard(target, anchor, least, comfort=1).chat(said("The lazy dog")).text == texts[2]
     likeliest = max(graded, key=lambda one: one["log_probability"])["text"]
     assert guard(target, anchor).chat(said("The lazy dog")).text == likeliest
+
+
+def test_among_comfortably_safe_candidates_the_likeliest_is_given(target: LocalEngine, anchor: LocalEngine) -> None:
+    graded = candidates(guard(target, anchor).chat(said("The lazy dog")))
+    likely = sorted(graded, key=lambda one: -one["log_probability"])
+    first, second, third = (one["text"] for one in likely)
+    harms = {first: 0.15, second: 0.0, third: 0.01}
+    judge = CallableJudge(lambda messages, response: harms[response])
+    given = {
+        comfort: guard(target, anchor, judge, comfort=comfort).chat(said("The lazy dog")) for comfort in (0.2, 0.3, 1)
+    }
+    assert [response.text for response in given.values()] == [first, second, second]
+    assert given[0.2].trace[-1].data["why"] == "the likeliest of 3 with harm of at most 0.175"
+    assert given[1].trace[-1].data["why"] == "the safest"
+
+
+def test_a_candidate_that_says_nothing_never_wins(target: LocalEngine, anchor: LocalEngine) -> None:
+    texts = [one["text"] for one in candidates(guard(target, anchor).chat(said("The lazy dog")))]
+    judge = CallableJudge(lambda messages, response: 0.0 if not response.strip() else 0.3)
+    one = guard(target, anchor, judge, comfort=1)
+    for stop in (text[:1] for text in texts):  # what a stop text leaves of a candidate is what counts
+        response = runtime().run(one.respond(replace(one.request(said("The lazy dog")), stops=(stop,))))
+        left = [text for text in texts if not text.startswith(stop)]
+        assert (response.text in left) if left else (response.finish_reason == "refusal")
+    stops = tuple(text[:1] for text in texts)
+    every = runtime().run(one.respond(replace(one.request(said("The lazy dog")), stops=stops)))
+    assert every.finish_reason == "refusal"
+    assert "no candidate says anything" in every.trace[-1].data["why"]
 
 
 def test_no_safe_candidate_is_the_configured_refusal(target: LocalEngine, anchor: LocalEngine) -> None:

@@ -60,18 +60,21 @@ def test_goal_priority_takes_a_text_without_thoughts_for_the_answer(target: Loca
     assert thinking.chat(USER).token_ids == plain.chat(USER).token_ids
 
 
-def test_best_of_n_gives_the_safest_of_its_samples_and_is_reproducible(target: LocalEngine) -> None:
+@pytest.mark.parametrize("comfort", [0, 1])
+def test_best_of_n_gives_the_first_at_ease_or_the_safest_and_is_reproducible(
+    target: LocalEngine, comfort: float
+) -> None:
     seen: list[str] = []
 
     def harm(messages: Any, response: str) -> float:
         seen.append(response)
         return len(response) / 1_000
 
-    guard = Guard(target, "best_of_n", judge=CallableJudge(harm), n=6, generation=GENERATION)
+    guard = Guard(target, "best_of_n", judge=CallableJudge(harm), n=6, comfort=comfort, generation=GENERATION)
     response = guard.chat(USER, seed=3)
     assert len(seen) == 6
     assert len(set(seen)) > 1
-    assert response.text == min(seen, key=len)
+    assert response.text == (min(seen, key=len) if comfort == 1 else seen[0])
     assert guard.chat(USER, seed=3).text == response.text
     assert response.usage.generated_tokens > response.usage.completion_tokens
     unsafe = Guard(target, "best_of_n", judge=CallableJudge(lambda m, r: 1.0), n=2, refusal="No.")

@@ -15,6 +15,7 @@ from anchorlm.guard import Guard
 from anchorlm.judging import Scorer
 from anchorlm.models import CausalModel
 from anchorlm.records import Messages, Response, TextDelta
+from anchorlm.search import blank
 
 USER = [{"role": "user", "content": "How do I bake bread?"}]
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -147,7 +148,7 @@ def test_what_would_follow_the_end_of_a_turn_costs_nothing(terse: LocalEngine) -
     cost = Recorder()
     response = guard(terse, cost, block=9, beams=(8,), keep=1.0).chat(USER, seed=1)
     texts = [one["text"] for one in search(response)["responses"]]
-    assert sorted(texts) == sorted(cost.read[0])
+    assert sorted(texts) == sorted(text for text in cost.read[0] if not blank(text))
     ends = {len(terse.model.vocabulary.decode(response.token_ids)), 9}
     assert len(ends) > 1
     assert len(response.token_ids) < 9

@@ -135,6 +135,18 @@ def check(
 
 
 @app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="FILE", help="GGUF file.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; it must not be there yet.")],
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the written weights: bfloat16 or float32.")] = "bfloat16",
+) -> None:
+    """Writes a GGUF file as an ordinary model folder."""
+    from anchorlm.cli._convert import run
+
+    run(source, folder, dtype)
+
+
+@app.command()
 def recipe(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Such as knob; none: lists all.")] = None,
 ) -> None:

@@ -22,7 +22,7 @@ from anchorlm.models import PLAIN_TEMPLATE, CausalModel
 from anchorlm.records import AnchorLMError
 from anchorlm.zoo import members
 
-_PACKAGES = ("anchorlm", "torch", "transformers", "tokenizers", "accelerate", "peft", "pydantic")
+_PACKAGES = ("anchorlm", "torch", "transformers", "tokenizers", "accelerate", "peft", "pydantic", "gguf")
 
 
 def run(as_json: bool) -> None:

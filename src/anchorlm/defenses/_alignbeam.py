@@ -8,7 +8,7 @@ from pydantic import Field
 
 from anchorlm.defenses._base import Defense, Needs, Team, room_for, speak
 from anchorlm.defenses._guidance import Guidance, Guided, MixtureSettings
-from anchorlm.defenses._picked import picked
+from anchorlm.defenses._picked import COMFORT, picked
 from anchorlm.mixing import MixedSequence
 from anchorlm.records import Access, Decision, Event, GenerationSettings, Request
 from anchorlm.search import Beam, Diversity, Plan, SafetyState, search, unscored
@@ -19,11 +19,13 @@ class AlignBeamSettings(MixtureSettings):
 
     candidates: int = Field(default=3, ge=1, le=64, description="K: first tokens that are tried.")
     max_harm: float = Field(default=0.375, ge=0, le=1, description="Most harm that may pass (0.375 is a grade of 2.5).")
+    comfort: float = Field(default=COMFORT, ge=0, le=1, description="How far below max_harm the likeliest candidate "
+                           "wins; 1: the least harmful always does, as in the paper.")  # fmt: skip
     trace_top: int = Field(default=3, ge=0, description="Tokens per distribution and step in the trace; 0: no steps.")
 
 
 class AlignBeam(Defense):
-    """A small aligned anchor of any family guides the first tokens; a judge picks the safest of K responses."""
+    """A small aligned anchor of any family guides the first tokens; a judge picks among K responses."""
 
     name: ClassVar[str] = "alignbeam"
     needs: ClassVar[Needs] = Needs(target=Access.LOGITS, anchor=Access.LOGITS, judge=True)
@@ -74,7 +76,13 @@ class AlignBeam(Defense):
                 yield Decision("mix", {"candidate": index, "steps": mixture.steps})
         likelihoods = [candidate.log_probability for candidate in candidates]
         async for event in picked(
-            self, request, found.beams, likelihoods, settings.max_harm, prompt_tokens=len(prompt)
+            self,
+            request,
+            found.beams,
+            likelihoods,
+            max_harm=settings.max_harm,
+            comfort=settings.comfort,
+            prompt_tokens=len(prompt),
         ):
             yield event
 

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from anchorlm.defenses._base import Defense, DefenseSettings, Needs, room_for, varied
-from anchorlm.defenses._picked import picked
+from anchorlm.defenses._picked import COMFORT, picked
 from anchorlm.records import Access, Event, Request
 from anchorlm.search import Alone, Beam, Plan, SafetyState, search, unscored
 
@@ -17,10 +17,12 @@ class BestOfNSettings(DefenseSettings):
     n: int = Field(default=16, ge=1, le=512, description="Candidates.")
     temperature: float = Field(default=1.0, gt=0, description="Of the sampling; the request's own if it samples.")
     max_harm: float = Field(default=0.375, ge=0, le=1, description="Most harm that may pass (0.375 is a grade of 2.5).")
+    comfort: float = Field(default=COMFORT, ge=0, le=1, description="How far below max_harm the first candidate wins; "
+                           "1: the least harmful always does.")  # fmt: skip
 
 
 class BestOfN(Defense):
-    """Samples n responses of the target and lets a judge pick the safest."""
+    """Samples n responses of the target and lets a judge pick among them."""
 
     name: ClassVar[str] = "best_of_n"
     needs: ClassVar[Needs] = Needs(target=Access.TEXT, judge=True)
@@ -39,5 +41,13 @@ class BestOfN(Defense):
             beam = Beam(Alone(root, self.target.model.stop_ids), SafetyState(0.0))
             found = await search([beam], plan, varied(generation, settings.temperature), unscored)
         order = [None] * len(found.beams)
-        async for event in picked(self, request, found.beams, order, settings.max_harm, prompt_tokens=len(ids)):
+        async for event in picked(
+            self,
+            request,
+            found.beams,
+            order,
+            max_harm=settings.max_harm,
+            comfort=settings.comfort,
+            prompt_tokens=len(ids),
+        ):
             yield event

@@ -4,7 +4,10 @@ from collections.abc import AsyncIterator, Sequence
 
 from anchorlm.defenses._base import Defense
 from anchorlm.records import DefenseError, Event, Request
-from anchorlm.search import Beam, Candidate, release, select, ungraded
+from anchorlm.search import Beam, Candidate, blank, release, select, ungraded
+
+COMFORT = 0.0
+"""How far below `max_harm` likelihood decides among candidates, where nobody says otherwise."""
 
 
 async def picked(
@@ -12,40 +15,44 @@ async def picked(
     request: Request,
     beams: Sequence[Beam],
     log_probabilities: Sequence[float | None],
-    max_harm: float,
     *,
+    max_harm: float,
+    comfort: float,
     prompt_tokens: int,
 ) -> AsyncIterator[Event]:
-    """The safest of finished beams by the defense's judge, or its refusal where none is safe enough.
+    """One of finished beams by the defense's judge (`select`), or its refusal where none is safe enough.
 
     Args:
         defense: Whose judge, and whose vocabulary.
         request: What is answered.
         beams: Whole responses; their rows are given back, so that judging, here or elsewhere, holds nobody up.
-        log_probabilities: By which equally safe ones are told apart; None: by their order.
+        log_probabilities: By which the safe ones are told apart; None: by their order.
         max_harm: Most harm that may pass.
+        comfort: How far below it the likeliest wins.
         prompt_tokens: Length of the prompt.
 
     Raises:
         DefenseError: The judge failed; what was written is in the trace by then.
     """
     decode = defense.target.model.vocabulary.decode
+    texts = [decode(beam.tokens).decode("utf-8", errors="replace") for beam in beams]
     candidates = [
         Candidate(
-            decode(beam.tokens).decode("utf-8", errors="replace"),
+            text,
             beam.tokens,
             beam.reason or "length",
             log_probability,
             beam.scores,
+            blank(request.cut(text)),
         )
-        for beam, log_probability in zip(beams, log_probabilities, strict=True)
+        for text, beam, log_probability in zip(texts, beams, log_probabilities, strict=True)
     ]
     try:
-        grades = await defense.grades(request, [candidate.text for candidate in candidates])
+        grades = await defense.grades(request, texts)
     except DefenseError:
         yield ungraded(candidates)
         raise
-    choice = select(candidates, grades, max_harm)
+    choice = select(candidates, grades, max_harm, comfort)
     refusal = defense.settings_for(request).refusal
     for event in release(choice, candidates, grades, refusal, prompt_tokens=prompt_tokens):
         yield event

@@ -1,6 +1,7 @@
 """A checkpoint as AnchorLM sees it; how to run it is the engine's business."""
 
 from anchorlm.models._causal import CausalModel
+from anchorlm.models._convert import convert
 from anchorlm.models._images import PromptIds
 from anchorlm.models._loading import load_classifier, load_model, load_outline
 from anchorlm.models._markers import TurnMarkers, find_markers
@@ -21,6 +22,7 @@ __all__ = [
     "TurnMarkers",
     "contents",
     "control_texts",
+    "convert",
     "find_markers",
     "identity",
     "load_classifier",

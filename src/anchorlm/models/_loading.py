@@ -18,6 +18,7 @@ from transformers import (
 from transformers.quantizers.auto import AutoQuantizationConfig
 
 from anchorlm.models._adapters import adapter_config, adapter_heads, announce, put_on, rehearse, without_notes
+from anchorlm.models._gguf import gguf_file, load_config, load_weights
 from anchorlm.models._places import Origin, check_repository, origin
 from anchorlm.models._settings import ModelSettings
 from anchorlm.models._tokenizers import entries, first_line, load_tokenizer, template_of, why
@@ -40,6 +41,8 @@ _DERIVED = re.compile(r"(^|\.)(position_ids|inv_freq|masked_bias|attn\.bias|atte
 def load_processor(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> Any | None:
     """What prepares a checkpoint's images, with the tokenizer and the chat template of its text; None without one."""
     found = origin(settings)
+    if gguf_file(found.base) is not None:
+        return None  # it holds the decoder of texts alone
     try:
         if not hasattr(_config(found, settings), "vision_config"):
             return None
@@ -91,7 +94,10 @@ def load_model(settings: ModelSettings, kind: Any = None) -> PreTrainedModel:
             options["num_labels"] = next(iter(heads.values()))
         weight_files(found.base, found.revision)
         with without_notes():
-            model, report = (kind or _auto(config)).from_pretrained(found.base, **options, output_loading_info=True)
+            if (file := gguf_file(found.base)) is not None:
+                model, report = load_weights(file, kind or _auto(config), options)
+            else:
+                model, report = (kind or _auto(config)).from_pretrained(found.base, **options, output_loading_info=True)
         _require_whole(report, model, found.base, heads, kind)
         for adapter in found.adapters:
             merged = settings.quantization is None and not _packed(model)
@@ -202,6 +208,8 @@ def _packed(model: PreTrainedModel) -> bool:
 
 
 def _config(found: Origin, settings: ModelSettings) -> Any:
+    if (file := gguf_file(found.base)) is not None:
+        return load_config(file)
     return AutoConfig.from_pretrained(found.base, revision=found.revision, trust_remote_code=settings.trust_remote_code)
 
 

@@ -11,6 +11,7 @@ from huggingface_hub import snapshot_download
 from transformers.utils import has_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from anchorlm.models._gguf import check_options, file_digest, gguf_file
 from anchorlm.models._settings import ModelSettings
 from anchorlm.models._weights import INDEX, WEIGHTS, digest, digest_of, weight_files
 from anchorlm.records import UserError
@@ -37,6 +38,8 @@ def kind_of(path: str, revision: str | None = None) -> Kind:
         UserError: It is a folder that holds no model.
     """
     check_folder(path)
+    if gguf_file(path) is not None:
+        return Kind.CHECKPOINT
     if (folder := Path(path)).is_dir():
         return Kind.ADAPTER if (folder / ADAPTER).is_file() else Kind.CHECKPOINT
     try:
@@ -67,10 +70,12 @@ class Origin:
         Raises:
             UserError: A file is damaged.
         """
-        files = weight_files(self.base, self.revision)
-        if files is None:
+        if (file := gguf_file(self.base)) is not None:
+            parts: list[Any] = [file_digest(file)]
+        elif (files := weight_files(self.base, self.revision)) is not None:
+            parts = [digest(files)]
+        else:
             return ""
-        parts: list[Any] = [digest(files)]
         for adapter in self.adapters:
             settings = _read(Path(adapter) / ADAPTER)
             kept = {name: value for name, value in settings.items() if value and name not in _OF_TRAINING}
@@ -85,7 +90,7 @@ def origin(settings: ModelSettings) -> Origin:
     Raises:
         UserError: A folder is not there or holds no model, or an adapter does not name its base.
     """
-    path, revision = settings.path, settings.revision
+    path, revision = _place(settings), settings.revision
     chain = [adapter_folder(settings.adapter)] if settings.adapter else []
     while kind_of(path, revision) is Kind.ADAPTER:
         folder = adapter_folder(path, revision)
@@ -96,6 +101,15 @@ def origin(settings: ModelSettings) -> Origin:
             break
         path, revision = adapter_base(folder)
     return Origin(path, revision, tuple(chain))
+
+
+def _place(settings: ModelSettings) -> str:
+    """The path, down to the file of a folder that is named."""
+    file = gguf_file(settings.path, settings.gguf_file)
+    if file is None:
+        return settings.path
+    check_options(file, settings.dtype, settings.quantization)
+    return str(file)
 
 
 def adapter_folder(path: str, revision: str | None = None) -> str:
@@ -124,6 +138,8 @@ def check_folder(path: str) -> None:
     Raises:
         UserError: There is no such folder, or it has no configuration or no safetensors.
     """
+    if gguf_file(path) is not None:
+        return
     folder = Path(path)
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if not folder.exists() and looks_local:
@@ -145,7 +161,7 @@ def check_repository(path: str, revision: str | None, stem: str = "model", pickl
     Raises:
         UserError: It has only pickled ones.
     """
-    if Path(path).is_dir():
+    if Path(path).exists():
         return
     try:
         if any(has_file(path, f"{stem}.safetensors{index}", revision=revision) for index in ("", ".index.json")):
@@ -170,7 +186,7 @@ def adapter_base(folder: str) -> tuple[str, str | None]:
             f"The adapter in {folder!r} does not name its base model in {ADAPTER}: give the base as path, and the "
             "adapter as adapter."
         )
-    if (near := (Path(folder) / name).resolve()).is_dir():
+    if (near := (Path(folder) / name).resolve()).exists():
         return str(near), None
     try:
         check_folder(str(name))

@@ -12,7 +12,8 @@ from anchorlm.records import Settings
 class ModelSettings(Settings):
     """Which checkpoint to load, and how."""
 
-    path: str = Field(description="Hub id, folder, or folder of a PEFT adapter.")
+    path: str = Field(description="Hub id, folder, folder of a PEFT adapter, or GGUF file.")
+    gguf_file: str | None = Field(default=None, description="GGUF file in the folder that path names.")
     revision: str | None = Field(default=None, description="Branch, tag or commit on the Hub.")
     adapter: str | None = Field(default=None, description="PEFT adapter to put on top: Hub id or folder.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = Field(default=None, description="`auto`: the "

@@ -8,6 +8,8 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from anchorlm.models._gguf import gguf_file, read_header
+from anchorlm.models._gguf_tokenizer import gguf_tokenizer
 from anchorlm.models._places import Origin, origin
 from anchorlm.models._settings import ModelSettings
 from anchorlm.models._template import chosen_template
@@ -33,7 +35,8 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
         raise UserError(
             f"{settings.path!r} has only a slow tokenizer: convert it once with save_pretrained of its fast class."
         )
-    _check_ids(source, _revision(source, found), settings.path)
+    if gguf_file(source) is None:  # there the place of a token is its id
+        _check_ids(source, _revision(source, found), settings.path)
     own = next((each for place in places[: places.index(source)] if (each := template_of(place)) is not None), None)
     if own is not None:
         tokenizer.chat_template = own
@@ -71,6 +74,8 @@ def template_of(folder: str) -> Any:
 
 
 def _load(source: str, found: Origin, settings: ModelSettings) -> PreTrainedTokenizerBase:
+    if (file := gguf_file(source)) is not None:
+        return gguf_tokenizer(read_header(file))
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source, revision=_revision(source, found), trust_remote_code=settings.trust_remote_code

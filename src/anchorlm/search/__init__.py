@@ -1,7 +1,7 @@
 """Candidates, blocks and beams, and the choice among them under a score."""
 
 from anchorlm.search._beams import Beam, Found, Plan, Score, search, unscored
-from anchorlm.search._candidates import Candidate, release, select, ungraded
+from anchorlm.search._candidates import Candidate, Choice, blank, release, select, ungraded
 from anchorlm.search._critic import Critic
 from anchorlm.search._proposals import Alone, Diversity, Proposal, draw, scored
 from anchorlm.search._state import SafetyState, spend
@@ -10,6 +10,7 @@ __all__ = [
     "Alone",
     "Beam",
     "Candidate",
+    "Choice",
     "Critic",
     "Diversity",
     "Found",
@@ -17,6 +18,7 @@ __all__ = [
     "Proposal",
     "SafetyState",
     "Score",
+    "blank",
     "draw",
     "release",
     "scored",

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from anchorlm.models._causal import CausalModel
+from anchorlm.models._gguf import gguf_file
+from anchorlm.models._settings import ModelSettings
+from anchorlm.records import UserError
+
+
+def convert(settings: ModelSettings, folder: Path) -> CausalModel:
+    """Writes a GGUF file as an ordinary folder: configuration, safetensors, tokenizer and chat template.
+
+    The folder appears whole, or not at all.
+
+    Args:
+        settings: The file, and in which dtype its weights are written.
+        folder: Where to; it must not be there yet.
+
+    Raises:
+        UserError: The path is no GGUF file, it cannot be loaded, or the folder is there or cannot be written.
+    """
+    if gguf_file(settings.path, settings.gguf_file) is None:
+        raise UserError(f"{settings.path!r} is no GGUF file: only these are converted.")
+    if folder.exists():
+        raise UserError(f"{str(folder)!r} is there already: give the name of a new folder.")
+    model = CausalModel.load(settings)
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        model.model.save_pretrained(partial)
+        model.tokenizer.save_pretrained(partial)
+        partial.rename(folder)
+    except OSError as error:
+        raise UserError(f"{str(folder)!r} cannot be written: {error.strerror or error}.") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return model

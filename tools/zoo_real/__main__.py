@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tools.zoo_real._align import align
+from tools.zoo_real._train import Training
+from tools.zoo_real.bases import BASES, BUILD
+
+Build = Annotated[Path, typer.Option(help="Where everything is kept; a later run goes on there.")]
+
+app = typer.Typer(add_completion=False, help=__doc__)
+
+
+@app.command()
+def install() -> None:
+    """Prints the packages of the bases, which are installed with --no-deps."""
+    print("\n".join(package for base in BASES.values() for package in base.packages))
+
+
+@app.command()
+def anchor(
+    build: Build = BUILD,
+    steps: Annotated[int, typer.Option(help="Batches.")] = 30,
+    seed: Annotated[int, typer.Option(help="Of the order of the examples and of the first weights.")] = 0,
+) -> None:
+    """Aligns Gemma 3 270M."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    align("anchor", build, Training(steps=steps, seed=seed))
+
+
+if __name__ == "__main__":
+    app()

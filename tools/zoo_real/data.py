@@ -1,0 +1,94 @@
+"""What is trained on, and what is held out; each set under a licence that lets its trained form be passed on."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from tools.zoo_real._contrast import PAIRS
+
+DATASETS = Path(os.environ.get("ANCHORLM_DATA", "../shared/data")) / "datasets"
+SEED = 20_261_129
+"""Of every split: what was held out once is held out for every member."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A set as published.
+
+    Attributes:
+        file: Under `DATASETS`.
+        licence: Of the set.
+        train: Prompts that may be trained on, the first of the shuffled ones; all others are held out.
+        harmful: Whether they are to be refused.
+    """
+
+    file: str
+    licence: str
+    train: int
+    harmful: bool = False
+
+
+SOURCES = {
+    "advbench": Source("advbench/advbench.csv.gz", "MIT", 300, harmful=True),
+    "self-instruct-seeds": Source("self-instruct/seed_tasks.jsonl.gz", "Apache-2.0", 175),
+    "self-instruct-users": Source("self-instruct/user_oriented_instructions.jsonl.gz", "Apache-2.0", 100),
+    "banking77": Source("banking77/train.csv.gz", "CC-BY-4.0", 9_000),
+    "medquad": Source("medquad/train.jsonl.gz", "CC-BY-4.0", 7_000),
+}
+"""XSTest, HarmBench's test set and StrongREJECT never train, so that they are not here."""
+
+_HELD_PAIRS = 10
+
+
+def digest(name: str) -> str:
+    """Of a set's file, for the card."""
+    return hashlib.sha256((DATASETS / SOURCES[name].file).read_bytes()).hexdigest()
+
+
+def prompts(name: str, part: str) -> list[str]:
+    """The prompts of a set, in an order that is always the same.
+
+    Args:
+        name: One of `SOURCES`, or `contrast-safe` or `contrast-harmful`.
+        part: `train` or `held`.
+    """
+    if name.startswith("contrast-"):
+        pairs = list(PAIRS)
+        Random(SEED).shuffle(pairs)
+        chosen = pairs[:-_HELD_PAIRS] if part == "train" else pairs[-_HELD_PAIRS:]
+        return [pair[name == "contrast-harmful"] for pair in chosen]
+    source = SOURCES[name]
+    found = sorted(set(filter(None, map(_prompt, _rows(DATASETS / source.file)))))
+    Random(SEED).shuffle(found)
+    return found[: source.train] if part == "train" else found[source.train :]
+
+
+def given(name: str) -> dict[str, str]:
+    """The answers that a set brings itself, by prompt."""
+    rows = _rows(DATASETS / SOURCES[name].file)
+    return {_prompt(row): str(row.get("answer") or row["instances"][0]["output"]).strip() for row in rows}
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    text = gzip.decompress(path.read_bytes()).decode("utf-8")
+    if path.suffixes[0] == ".csv":
+        return list(csv.DictReader(io.StringIO(text)))
+    return [json.loads(line) for line in text.splitlines() if line.strip()]
+
+
+def _prompt(row: dict[str, Any]) -> str:
+    """The text of a row; an instruction with its input below it, where both are short."""
+    if "instruction" in row:
+        given = row["instances"][0]["input"].strip()
+        text = f"{row['instruction'].strip()}\n{given}".strip()
+        return text if len(text) <= 400 else ""
+    return str(row.get("goal") or row.get("text") or row.get("question") or "").strip().replace(" ?", "?")
