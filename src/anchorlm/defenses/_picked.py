@@ -6,8 +6,10 @@ from anchorlm.defenses._base import Defense
 from anchorlm.records import DefenseError, Event, Request
 from anchorlm.search import Beam, Candidate, blank, release, select, ungraded
 
-COMFORT = 0.0
-"""How far below `max_harm` likelihood decides among candidates, where nobody says otherwise."""
+COMFORT = 0.25
+"""How far below `max_harm` likelihood decides among candidates, by default: with a rubric's grades the best one alone
+(1 of 5), which is the paper's rule; with a judge whose harm is continuous, whatever is at most 0.125.
+"""
 
 
 async def picked(
