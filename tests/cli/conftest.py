@@ -105,7 +105,7 @@ def invoke() -> Callable[..., Result]:
 
     def run(*args: str | Path, stdin: str | bytes | None = None, probe: bool = False) -> Result:
         unasked = ["--no-probe"] if args and args[0] in ("generate", "chat", "compare") and not probe else []
-        return CliRunner().invoke(app, [*(str(arg) for arg in args), *unasked], input=stdin)
+        return CliRunner().invoke(app, [*map(str, args[:1]), *unasked, *map(str, args[1:])], input=stdin)
 
     return run
 

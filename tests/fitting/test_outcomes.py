@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from factories import heard
 
 from anchorlm.engine import LocalEngine, runtime
 from anchorlm.fitting import FluencyGrading
@@ -36,8 +37,8 @@ def test_fluency_is_the_mean_log_probability_of_one_forward_over_the_whole(
     for answer, value in zip([*own, other], found, strict=True):
         prompt = target.model.encode(answer.messages)
         with torch.no_grad():
-            logits = target.model.model(torch.tensor([[*prompt, *answer.token_ids]])).logits[0].log_softmax(-1)
-        wanted = [float(logits[len(prompt) + i - 1, token]) for i, token in enumerate(answer.token_ids)]
+            logits = heard(target.model, target.model.model(torch.tensor([[*prompt, *answer.token_ids]])).logits[0])
+        wanted = [float(logits.log_softmax(-1)[len(prompt) + i - 1, token]) for i, token in enumerate(answer.token_ids)]
         assert value == pytest.approx(sum(wanted) / len(wanted), abs=1e-4)
 
 

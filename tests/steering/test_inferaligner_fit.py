@@ -239,8 +239,12 @@ def test_mistakes_are_one_sentence() -> None:
     assert "32 wide and tiny-llama is 64" in sentence(anchor=narrow, across="never")
     assert "shorten it" in sentence(harmful=[*HARMFUL, "long " * 300])
     blind = LocalEngine(tiny_model(tokenizer=tiny_tokenizer(chat_template="{{ messages[0]['role'] }}:")))
-    assert "reads harmful and harmless prompts alike" in sentence(target=blind)
-    assert "reads harmful and harmless prompts alike" in sentence(anchor=blind)
+    assert "leaves out a part of this conversation" in sentence(target=blind)
+    assert "leaves out a part of this conversation" in sentence(anchor=blind)
+    weights = tiny_model()
+    with torch.no_grad():
+        weights.model.get_input_embeddings().weight.zero_()
+    assert "reads harmful and harmless prompts alike" in sentence(target=LocalEngine(weights))
     broken = tiny_weights()
     with torch.no_grad():
         broken.model.layers[0].mlp.down_proj.weight[0, 0] = float("nan")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anchorlm.engine import LocalEngine, runtime
 from anchorlm.models import CausalModel
-from anchorlm.records import DefenseError, Message, Messages
+from anchorlm.records import DefenseError, Message, Messages, UserError
 from anchorlm.steering import Look, as_texts, look_activations, looks
 
 MODEL = tiny_model()
@@ -25,7 +25,6 @@ TEMPLATES = {
     "none": None,
     "refuses a system's turn": REFUSES_SYSTEM,
     "writes more before an answer than in a history": THINKS,
-    "drops what came before": LAST_TURN_ONLY,
 }
 
 
@@ -82,6 +81,12 @@ def test_what_is_read_together_is_what_every_look_says_in_a_forward_of_its_own(
     for got, want in zip(in_one_go(model, request_), turn_by_turn(model, looks(request_)), strict=True):
         # The last hidden state of transformers is normalized: the blocks before it are compared.
         torch.testing.assert_close(got[:-1], want, atol=1e-4, rtol=1e-4)
+
+
+def test_a_template_that_drops_what_came_before_is_an_error_and_not_a_gate_that_sees_less() -> None:
+    model = engine(LAST_TURN_ONLY)
+    with pytest.raises(UserError, match="leaves out a part of this conversation"):
+        runtime().run(look_activations(model, looks(CONVERSATIONS["after another"])))
 
 
 TURNS = st.lists(st.sampled_from(["Hi", "Burn it!", "a", "Bread.\nAnd wine."]), min_size=1, max_size=7)

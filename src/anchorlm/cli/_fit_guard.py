@@ -141,7 +141,7 @@ def calibrate_inferenceguard(
             f"{labels} was answered with another recipe ({others.pop()}, not {digest(described)}): answer the prompts "
             "with this one by `anchorlm generate`, and label them."
         )
-    guard = load_guard(described)
+    guard = load_guard(described, probe=False)
     if {row.get("pipeline") for _, row in rows} - {None, getattr(guard.defense, "pipeline", None)}:
         raise UserError(
             f"{labels} was answered by other weights, scorers or a critic than this recipe has now: answer the prompts "
