@@ -308,7 +308,7 @@ def test_the_judge_reads_whole_responses_only(target: LocalEngine) -> None:
         read.append(text)
         return 0.0
 
-    response = guard(target, late, judge=listening).chat(USER)
+    response = guard(target, late, judge=listening).chat(USER, seed=1)
     shown = [one["text"] for decision in response.trace for one in decision.data.get("responses", ())]
     assert read
     assert set(read) >= set(shown)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from factories import heard
 
 from anchorlm import Guard, Recipe
 from anchorlm.engine import runtime
@@ -150,7 +151,7 @@ def test_undefended_likelihoods_are_those_of_a_plain_forward(recipe: Path) -> No
     target = model.guard.defense.target.model
     whole, known = target.encode(context + continuation), len(target.encode(context))
     with torch.inference_mode():
-        logits = target.model(torch.tensor([whole])).logits[0].log_softmax(-1)
+        logits = heard(target, target.model(torch.tensor([whole])).logits[0]).log_softmax(-1)
     told = sum(float(logits[place - 1, whole[place]]) for place in range(known, len(whole)))
     assert found[0] == pytest.approx(told, abs=1e-3)
     assert found[1] == all(int(logits[p - 1].argmax()) == whole[p] for p in range(known, len(whole)))

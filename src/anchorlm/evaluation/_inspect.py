@@ -5,6 +5,7 @@ from __future__ import annotations
 from asyncio import wrap_future
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,11 @@ class GuardedModel(ModelAPI):
     ) -> None:
         super().__init__(model_name, base_url, api_key, [], config)
         self.guard = Guard.from_recipe(Recipe.load(Path(model_name), changes))
-        self._chosen_by = chosen_by(self.guard)
         self._asked: Counter[str] = Counter()
+
+    @cached_property
+    def _chosen_by(self) -> list[str]:
+        return chosen_by(self.guard)
 
     def max_connections(self) -> int:
         """As many requests as share forwards well."""
