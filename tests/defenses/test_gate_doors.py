@@ -109,7 +109,7 @@ def test_the_worst_of_everything_that_is_read_decides(guards: dict[str, Guard], 
     else:
         assert found["worst of"] == len(shown)
         assert found["which is"] in [look.what for look in shown]
-    alone = [gate(ask(guards[name], look.prompt)) for look in shown if not look.raw and look.turns < 2]
+    alone = [gate(ask(guards[name], look.prompt)) for look in shown if look.turns < 2]
     assert found["open"] >= any(one["open"] for one in alone)
     assert found["score"] - found["threshold"] >= max(one["score"] - one["threshold"] for one in alone) - 0.01
 

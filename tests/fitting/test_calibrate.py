@@ -111,7 +111,7 @@ def test_with_the_second_reader_its_gate_and_the_shared_one_are_chosen_too_and_n
 ) -> None:
     both = calibrate_inferaligner(fitted, target, HARMFUL, HARMLESS, reader=anchor, limit=0.1, grader=grader,
                                   max_new_tokens=4, prompts=8)  # fmt: skip
-    theirs = {"reader_gate_layers", "reader_bias", "both_bias", "reader_text_bias", "both_text_bias"}
+    theirs = {"reader_gate_layers", "reader_bias", "both_bias"}
     assert {name for name, value in both.settings.items() if value != calibrated.settings[name]} <= theirs
     figures = dict(both.figures["calibration"])
     read = {reader: figures.pop(name) for reader, name in (("anchor", "read by the anchor"), ("both", "read by both"))}

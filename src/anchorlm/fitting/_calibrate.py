@@ -155,7 +155,7 @@ async def _calibrate(
     turned = answer == "steer" and in_talks.count("refused") >= _STEERS * len(in_talks)
     after: Sequence[Outcome] = steered.outcomes if answer == "steer" else ["refused"] * len(measured)
 
-    def decided(gate: GateChoice, raw_bias: float, means: Means) -> dict[str, Any]:
+    def decided(gate: GateChoice, means: Means) -> dict[str, Any]:
         """What a gate does, and how it trades harmful for harmless prompts."""
         own = [scores[:count] for scores, count in zip(means.worst, asked_for.sizes, strict=True)]
 
@@ -165,7 +165,7 @@ async def _calibrate(
             return shares([a if o else b for o, a, b in zip(opened, after, before, strict=True)])
 
         return {
-            "gate": gate_data(gate, raw_bias, means, asked_for),
+            "gate": gate_data(gate, means, asked_for),
             "guarded": guarded(-gate.bias),
             "curve": [
                 {
@@ -179,7 +179,6 @@ async def _calibrate(
         }
 
     means = seen.means(gate.layers)
-    raw_bias = means.raw_bias(gate.bias, limit)
     figures = {
         "limit": limit,
         "grader": instrument(grader),
@@ -190,12 +189,11 @@ async def _calibrate(
         "undefended": shares(before),
         "steered": shares(steered.outcomes),
         "steered in conversations": shares(in_talks),
-        **decided(gate, raw_bias, means),
+        **decided(gate, means),
     }
     settings = {
         "gate_layers": list(gate.layers),
         "bias": gate.bias,
-        "text_bias": raw_bias,
         "layers": list(best.shift.layers),
         "positions": best.shift.positions,
         "alpha": best.shift.alpha,
@@ -207,17 +205,13 @@ async def _calibrate(
         their_means = theirs.means(their_gate.layers)
         joint = means.with_other(their_means)
         shared = joint_gate(*joint.worst, limit)
-        their_raw, shared_raw = (each.raw_bias(own.bias, limit) for each, own in ((their_means, their_gate),
-                                                                                 (joint, shared)))  # fmt: skip
         settings |= {
             "reader_gate_layers": list(their_gate.layers),
             "reader_bias": their_gate.bias,
-            "reader_text_bias": their_raw,
             "both_bias": shared.bias,
-            "both_text_bias": shared_raw,
         }
-        figures["read by the anchor"] = {**decided(their_gate, their_raw, their_means), "gates": _told(tried, theirs)}
-        figures["read by both"] = decided(shared, shared_raw, joint)
+        figures["read by the anchor"] = {**decided(their_gate, their_means), "gates": _told(tried, theirs)}
+        figures["read by both"] = decided(shared, joint)
     return settings, figures
 
 

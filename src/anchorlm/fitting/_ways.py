@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from anchorlm.engine import Engine
-from anchorlm.fitting._gates import GateChoice, best_bias, look_means, rate
+from anchorlm.fitting._gates import GateChoice, look_means, rate
 from anchorlm.fitting._shifts import Step
 from anchorlm.records import Messages
 from anchorlm.steering import (
@@ -63,21 +63,18 @@ async def ways(target: Engine, harmful: Sequence[Messages], harmless: Sequence[M
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one reader's gates said of every request, harmful and harmless.
+    """What one reader's gate said of every request, harmful and harmless.
 
     Attributes:
-        asked: (n, K, L) scores of the looks through the template, `-inf` where a request has fewer than K.
-        raw: (n, L) scores of the look without one, `-inf` where a request has none.
+        asked: (n, K, L) scores of the looks, `-inf` where a request has fewer than K.
     """
 
     asked: tuple[Tensor, Tensor]
-    raw: tuple[Tensor, Tensor]
 
     def means(self, layers: Sequence[int]) -> Means:
         """A gate's scores, from those of the layers that it reads."""
         one, other = (look_means(scores, layers) for scores in self.asked)
-        raw, others = (look_means(scores, layers) for scores in self.raw)
-        return Means((one, other), (raw, others))
+        return Means((one, other))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,71 +82,53 @@ class Means:
     """One gate's scores of every request, harmful and harmless.
 
     Attributes:
-        asked: (n, K) of the looks through the template.
-        raw: (n,) of the look without one.
+        asked: (n, K) of the looks.
     """
 
     asked: tuple[Tensor, Tensor]
-    raw: tuple[Tensor, Tensor]
 
     @property
     def worst(self) -> tuple[Tensor, Tensor]:
-        """(n,) of the worst look through the template."""
+        """(n,) of the worst look."""
         return self.asked[0].amax(dim=1), self.asked[1].amax(dim=1)
 
     def with_other(self, other: Means) -> Means:
         """The scores of two readers' gate: their mean, look by look."""
-        asked = [(one + two) / 2 for one, two in zip(self.asked, other.asked, strict=True)]
-        raw = [(one + two) / 2 for one, two in zip(self.raw, other.raw, strict=True)]
-        return Means((asked[0], asked[1]), (raw[0], raw[1]))
-
-    def raw_bias(self, bias: float, limit: float) -> float:
-        """That of texts without a template, for the same limit; the gate's own where there were none."""
-        high, low = (scores[scores.isfinite()] for scores in self.raw)
-        return best_bias(high, low, limit) if len(high) and len(low) else bias
-
-    def opened(self, bias: float, raw_bias: float) -> tuple[Tensor, Tensor]:
-        """Whether the gate opens on each request."""
-        one, other = ((worst > -bias) | (raw > -raw_bias) for worst, raw in zip(self.worst, self.raw, strict=True))
-        return one, other
+        one, two = ((mine + theirs) / 2 for mine, theirs in zip(self.asked, other.asked, strict=True))
+        return Means((one, two))
 
 
 async def read_ways(aligner: Aligner, reader: Reader, engine: Engine, asked: Ways, step: Step) -> Seen:
     """Reads every request with one reader; what several of them have in common is read once."""
     what = "Reading the prompts" if reader == "target" else "Reading them with the second reader"
-    gates = {True: aligner.raw_gates.get(reader), False: aligner.gates[reader]}
-    depth, width = len(aligner.gates[reader].bias), max(len(shown) for some in asked.shown for shown in some)
+    gate = aligner.gates[reader]
+    width = max(len(shown) for some in asked.shown for shown in some)
     alike = as_texts if reader == "anchor" else list
     requests = [[alike(shown) for shown in some] for some in asked.shown]
     single = {look.key: replace(look, turns=0) for some in requests for shown in some for look in shown}
-    scores: dict[object, Tensor] = {}
+    scores: dict[str, Tensor] = {}
     keys = iter(single)
     async for (activations,) in each_look(engine, [[look] for look in single.values()]):
-        key = next(keys)
-        gate = gates[single[key].raw]
-        scores[key] = torch.full((depth,), -torch.inf) if gate is None else gate.scores(activations)
+        scores[next(keys)] = gate.scores(activations)
         step(what, len(scores), len(single))
-    kept: list[tuple[Tensor, Tensor]] = []
-    for some in requests:
-        found, raw = torch.full((len(some), width, depth), -torch.inf), torch.full((len(some), depth), -torch.inf)
+
+    def of(some: Sequence[Sequence[Look]]) -> Tensor:
+        found = torch.full((len(some), width, len(gate.bias)), -torch.inf)
         for row, shown in enumerate(some):
             for place, look in enumerate(shown):
-                if look.raw:
-                    raw[row] = scores[look.key]
-                else:
-                    found[row, place] = scores[look.key]
-        kept.append((found, raw))
-    return Seen((kept[0][0], kept[1][0]), (kept[0][1], kept[1][1]))
+                found[row, place] = scores[look.key]
+        return found
+
+    return Seen((of(requests[0]), of(requests[1])))
 
 
-def gate_data(gate: GateChoice, raw_bias: float, means: Means, asked: Ways) -> dict[str, Any]:
+def gate_data(gate: GateChoice, means: Means, asked: Ways) -> dict[str, Any]:
     """What a gate does with prompts as they were given, and with those in another form."""
-    opened = means.opened(gate.bias, raw_bias)
 
     def rates(form: str) -> dict[str, Any]:
         found = {}
-        for name, opens, forms in zip(("harmful", "harmless"), opened, asked.forms, strict=True):
-            chosen = [bool(one) for one, own in zip(opens, forms, strict=True) if own == form]
+        for name, worst, forms in zip(("harmful", "harmless"), means.worst, asked.forms, strict=True):
+            chosen = [bool(one > -gate.bias) for one, own in zip(worst, forms, strict=True) if own == form]
             if chosen:
                 found[f"{name} opened"] = rate(sum(chosen), len(chosen))
         return found
@@ -159,6 +138,5 @@ def gate_data(gate: GateChoice, raw_bias: float, means: Means, asked: Ways) -> d
         "bias": round(gate.bias, 4),
         **rates(PLAIN),
         "margin": round(gate.margin, 4),
-        "raw bias": round(raw_bias, 4),
         "in other forms": {form: found for form in FORMS if (found := rates(form))},
     }

@@ -24,15 +24,8 @@ Readers = Literal["target", "anchor", "both"]
 LAYERS: dict[Reader, str] = {"target": "gate_layers", "anchor": "reader_gate_layers"}
 """What an artifact calls the layers of each gate."""
 
-_RAW: dict[Reader, str] = {"target": "text_gate", "anchor": "reader_text_gate"}
-"""What an artifact calls the gates of texts without a template."""
-
-BIASES: dict[Readers, tuple[str, str]] = {
-    "target": ("bias", "text_bias"),
-    "anchor": ("reader_bias", "reader_text_bias"),
-    "both": ("both_bias", "both_text_bias"),
-}
-"""What an artifact calls the biases of each gate: for what is read through the template, and for a raw text."""
+BIASES: dict[Readers, str] = {"target": "bias", "anchor": "reader_bias", "both": "both_bias"}
+"""What an artifact calls the bias of each gate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +78,10 @@ class Aligner:
     Attributes:
         artifact: What was fitted.
         gates: Those that tell harm from the activations of the target, and of the second reader if there is one.
-        raw_gates: The same for texts that are read without a template, if it was fitted on any.
     """
 
     artifact: Artifact
     gates: Mapping[Reader, Gate]
-    raw_gates: Mapping[Reader, Gate]
     _edits: dict[tuple[str, tuple[int, ...]], Mapping[int, Edit]] = field(default_factory=dict)
 
     @classmethod
@@ -111,10 +102,7 @@ class Aligner:
         if anchor is not None:
             gates["anchor"] = _gate(found, "reader_gate")
             found.require("reader", stamp(anchor.model))
-        raw = {
-            one: _gate(found, name) for one, name in _RAW.items() if one in gates and f"{name}.bias" in found.tensors
-        }
-        return cls(found, gates, raw)
+        return cls(found, gates)
 
     @property
     def layers(self) -> int:
@@ -163,7 +151,7 @@ class Aligner:
         Raises:
             DefenseError: The activations are not numbers, or a part of the request cannot be read.
         """
-        shown = self._shown(request)
+        shown = looks(request)
         if readers == "target":
             found = await self._readings("target", target, shown, row=row, layers=layers, bias=bias)
         elif anchor is None:
@@ -178,11 +166,6 @@ class Aligner:
             found = [self._joint(look, parts, bias) for look, *parts in zip(shown, *pairs, strict=True)]
         return replace(max(found, key=lambda one: one.score - one.threshold), looks=len(found))
 
-    def _shown(self, request: Messages | str) -> list[Look]:
-        """What there is to read; without a gate for raw texts these are read as turns only."""
-        raw = self.raw_gates.keys() == self.gates.keys()
-        return [look for look in looks(request) if raw or not look.raw]
-
     async def _readings(
         self,
         reader: Reader,
@@ -196,23 +179,20 @@ class Aligner:
         chosen = tuple(self.check_layers(self.setting(LAYERS[reader], layers), reader))
         readings = []
         for look, activations in zip(shown, await look_activations(engine, shown, row), strict=True):
-            scores = (self.raw_gates if look.raw else self.gates)[reader].scores(activations)
-            score, threshold = float(scores[list(chosen)].mean()), self._threshold(reader, look, bias)
+            scores = self.gates[reader].scores(activations)
+            score, threshold = float(scores[list(chosen)].mean()), self._threshold(reader, bias)
             opens = not score <= threshold
             readings.append(Reading(reader, chosen, tuple(scores.tolist()), score, threshold, opens, what=look.what))
         return readings
 
     def _joint(self, look: Look, parts: Sequence[Reading], bias: float | None) -> Reading:
         # The mean, not the surer of the two: errors of models of two families are nearly independent, and average out.
-        score, threshold = sum(part.score for part in parts) / 2, self._threshold("both", look, bias)
+        score, threshold = sum(part.score for part in parts) / 2, self._threshold("both", bias)
         return Reading("both", (), (), score, threshold, not score <= threshold, tuple(parts), look.what)
 
-    def _threshold(self, readers: Readers, look: Look, bias: float | None) -> float:
-        """Above which a gate opens; another bias than the calibrated one moves that of raw texts as far."""
-        usual, raw = BIASES[readers]
-        own = float(self.artifact.settings[usual])
-        base = float(self.artifact.settings.get(raw, own)) if look.raw else own
-        return -base if bias is None else own - bias - base
+    def _threshold(self, readers: Readers, bias: float | None) -> float:
+        """Above which a gate opens."""
+        return -float(self.setting(BIASES[readers], bias))
 
     async def read_cosine(
         self,

@@ -29,9 +29,8 @@ from anchorlm.steering._aligner import KIND
 from anchorlm.steering._companions import best_threshold, null_space_reader
 from anchorlm.steering._directions import Directions, Whitening, fisher_directions, harm_directions
 from anchorlm.steering._gate import Gate, cosine_scores
-from anchorlm.steering._looks import Look, each_look, prompt_activations
+from anchorlm.steering._looks import prompt_activations
 from anchorlm.steering._moments import Moments
-from anchorlm.steering._talks import after, earlier_turns, plain_text
 from anchorlm.steering._trust import established
 
 _PROBES, _PROBE_TOKENS = 16, 16
@@ -48,20 +47,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(slots=True)
 class _Reading:
-    """What one model's activations on the fitting prompts gave.
-
-    Attributes:
-        harmful: Of the prompts as they were given: the vectors that steer, as in the paper.
-        harmless: Likewise.
-        asked: Of both classes, of the prompts also as last turns of conversations: what the gate is fitted on.
-        raw: Of both classes, of texts without a template.
-        kept: Activations for a map.
-    """
+    """What one model's activations on the fitting prompts gave."""
 
     harmful: Moments
     harmless: Moments
-    asked: tuple[Moments, Moments]
-    raw: tuple[Moments, Moments]
     kept: list[Tensor]  # (L, H) of every harmless prompt, where a map between two models is fitted on them
 
     @property
@@ -128,12 +117,10 @@ async def fit_inferaligner(
         if progress is not None:
             progress(done, total)
 
-    earlier = await earlier_turns(target, split.harmless)
-    reading = await _read(target, split, earlier, mapped, tick)
-    source = await _read(anchor, split, earlier, mapped, tick)
+    reading = await _read(target, split, mapped, tick)
+    source = await _read(anchor, split, mapped, tick)
     own, theirs = reading.directions, source.directions
     gate, second_gate = _gate(reading, whitening), _gate(source, whitening)
-    raw_gates = {"text_gate": _raw_gate(reading, whitening), "reader_text_gate": _raw_gate(source, whitening)}
     along = _gate(source, "none")  # the vectors that steer
     held = await _held_out(target, split, tick, gate.scores, partial(cosine_scores, condition=own.unit))
     their_held = await _held_out(anchor, split, tick, second_gate.scores, along.scores)
@@ -141,8 +128,7 @@ async def fit_inferaligner(
         _accuracy(*one) for one in (held.scores[0], their_held.scores[1], their_held.scores[0])
     )
     if reader is not None:
-        second = await _read(reader, split, earlier, False, tick)
-        second_gate, raw_gates["reader_text_gate"] = _gate(second, whitening), _raw_gate(second, whitening)
+        second_gate = _gate(await _read(reader, split, False, tick), whitening)
         second_accuracy = _accuracy(*(await _held_out(reader, split, tick, second_gate.scores)).scores[0])
     maps: list[RidgeMap] = []
     places = [matching_layer(layer, len(own.length), len(theirs.length)) for layer in range(len(own.length))]
@@ -188,9 +174,6 @@ async def fit_inferaligner(
             "bias": 0.0,
             "reader_bias": 0.0,
             "both_bias": 0.0,
-            "text_bias": 0.0,
-            "reader_text_bias": 0.0,
-            "both_text_bias": 0.0,
             "cast_layer": max(range(len(cast)), key=lambda layer: cast[layer][1]),
         },
         figures={
@@ -212,12 +195,6 @@ async def fit_inferaligner(
         tensors={
             **_gate_tensors("gate", gate),
             **_gate_tensors("reader_gate", second_gate),
-            **{
-                key: tensor
-                for name, one in raw_gates.items()
-                if one
-                for key, tensor in _gate_tensors(name, one).items()
-            },
             "shift.unit": shift.unit,
             "shift.length": shift.length,
             "own.unit": own.unit,
@@ -271,39 +248,20 @@ def _mapped(target: Engine, anchor: Engine, across: str) -> bool:
     return across == "always" or (across == "auto" and not same)
 
 
-async def _read(
-    engine: Engine, split: _Split, earlier: Sequence[Messages], keep: bool, tick: Callable[[], None]
-) -> _Reading:
-    reading = _Reading(Moments(0), Moments(1), (Moments(0), Moments(1)), (Moments(0), Moments(1)), [])
-    for moments, asked, raw, prompts in (
-        (reading.harmful, reading.asked[0], reading.raw[0], split.harmful),
-        (reading.harmless, reading.asked[1], reading.raw[1], split.harmless),
-    ):
-        shown = [_fitting_looks(prompt, number, earlier) for number, prompt in enumerate(prompts)]
-        kinds = iter(shown)
-        async for found in each_look(engine, shown):
-            for place, (look, activations) in enumerate(zip(next(kinds), found, strict=True)):
-                _add(raw if look.raw else asked, activations, engine)
-                if place == 0:
-                    _add(moments, activations, engine)
+async def _read(engine: Engine, split: _Split, keep: bool, tick: Callable[[], None]) -> _Reading:
+    reading = _Reading(Moments(0), Moments(1), [])
+    for moments, prompts in ((reading.harmful, split.harmful), (reading.harmless, split.harmless)):
+        async for activations in prompt_activations(engine, prompts):
+            _add(moments, activations, engine)
             # A map that had seen both classes would carry one's mean onto the other's, whatever the anchor knows.
             if keep and moments is reading.harmless:
-                reading.kept.append(found[0].float())
+                reading.kept.append(activations.float())
             tick()
     if (reading.directions.length <= 1e-5 * reading.harmless.mean.norm(dim=-1)).all():
         raise UserError(
             f"{engine.model.name} reads harmful and harmless prompts alike: check that its chat template shows them."
         )
     return reading
-
-
-def _fitting_looks(prompt: Messages | str, number: int, earlier: Sequence[Messages]) -> list[Look]:
-    """A prompt as it was given; every other one also in a conversation, the rest also without a template."""
-    found = [Look(as_messages(prompt), "")]
-    talk, text = after(earlier, number // 2, prompt), plain_text(prompt)
-    if number % 2 and talk is not None:
-        return [*found, Look(talk, "")]
-    return found if text is None else [*found, Look(text, "")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,21 +315,9 @@ def _chance(maps: Sequence[RidgeMap], own: Tensor, generator: torch.Generator) -
 
 
 def _gate(reading: _Reading, whitening: Whitening) -> Gate:
-    """The gate on one model's activations; the paper's knows the prompts as they were given, and nothing else."""
-    if whitening == "none":
-        return _fitted(reading.harmful, reading.harmless, whitening)
-    return _fitted(*reading.asked, whitening)
-
-
-def _raw_gate(reading: _Reading, whitening: Whitening) -> Gate | None:
-    """The same for texts without a template, if there were any."""
-    return _fitted(*reading.raw, whitening) if all(moments.count > 1 for moments in reading.raw) else None
-
-
-def _fitted(harmful: Moments, harmless: Moments, whitening: Whitening) -> Gate:
-    paper = whitening == "none"
-    unit = harm_directions(harmful, harmless).unit if paper else fisher_directions(harmful, harmless)
-    return Gate.fit(unit, harmful.mean, harmless.mean)
+    """The gate on one model's activations."""
+    unit = reading.directions.unit if whitening == "none" else fisher_directions(reading.harmful, reading.harmless)
+    return Gate.fit(unit, reading.harmful.mean, reading.harmless.mean)
 
 
 def _gate_tensors(name: str, gate: Gate) -> dict[str, Tensor]:

@@ -25,37 +25,35 @@ class Look:
     """Something that a gate reads at its last token.
 
     Attributes:
-        prompt: A conversation, read where the answer would begin; or a text without a template, read where it ends.
+        prompt: A conversation, read where the answer would begin.
         what: What it is of the request, for the trace.
         turns: If it is a beginning of the conversation: of how many turns.
     """
 
-    prompt: Messages | str
+    prompt: Messages
     what: str
     turns: int = 0
 
     @property
-    def raw(self) -> bool:
-        """Whether it is read without a template."""
-        return isinstance(self.prompt, str)
-
-    @property
-    def key(self) -> tuple[bool, str]:
+    def key(self) -> str:
         """Equal for looks at the same."""
-        return self.raw, prompt_key(self.prompt)
+        return prompt_key(self.prompt)
 
 
 def looks(request: Messages | str) -> list[Look]:
-    """Everything that a gate reads of a request; the worst of it decides. The first is the request as it stands.
+    """Everything that a gate reads of a request; the worst of it decides. The first is the whole request.
 
     Of a conversation: the whole, its beginning up to the end of every user's turn, and every turn by itself as if a
     user had just said it. By itself, because what came before hides harm from a gate; a system's or an assistant's turn
-    too, because the client wrote those as well. Of a raw text: the text, the same as a user's turn, and its pieces as
-    turns, because a text may hold turns of its own, a request in its middle, or an answer that it has begun.
+    too, because the client wrote those as well. Of a raw text: the same text as a user's turn, and its pieces as turns,
+    because a text may hold turns of its own, a request in its middle, or an answer that it has begun.
+
+    The end of a raw text itself is not read. A gate is fitted where a template ends a turn: elsewhere it opened on a
+    fifth of harmless texts, and one that was fitted on raw texts found less than half of the harmful ones.
     """
     if isinstance(request, str):
         parts = [Look(_said(piece), f"piece {number} as a turn") for number, piece in enumerate(_pieces(request), 1)]
-        return _distinct([Look(request, "the text"), Look(_said(request), "the text as a turn"), *parts])
+        return _distinct([Look(_said(request), "the text as a turn"), *parts])
     last = len(request)
     ends = [end for end, turn in enumerate(request[:-1], 1) if turn["role"] == "user"]
     found = [Look(request, "the conversation", last)]
@@ -94,13 +92,9 @@ def _distinct(found: Sequence[Look]) -> list[Look]:
 
 def as_texts(shown: Sequence[Look]) -> list[Look]:
     """The same looks for a model that reads no images."""
-    request = shown[0].prompt
-    whole = request if isinstance(request, str) else list(map(_texts, request))
+    whole = list(map(_texts, shown[0].prompt))
     return [
-        look
-        if isinstance(look.prompt, str)
-        else replace(look, prompt=whole[: look.turns] if look.turns else list(map(_texts, look.prompt)))
-        for look in shown
+        replace(look, prompt=whole[: look.turns] if look.turns else list(map(_texts, look.prompt))) for look in shown
     ]
 
 
@@ -164,9 +158,9 @@ def _turn_ends(model: CausalModel, shown: Sequence[Look], whole: Sequence[int]) 
     What a template writes between a user's words and the answer is what two conversations of one short turn end in
     alike. It stands once after every user's turn, or the template does something else in a history.
     """
-    request, raw = shown[0].prompt, shown[0].raw
+    request = shown[0].prompt
     begun = [index for index, look in enumerate(shown) if 0 < look.turns < shown[0].turns]
-    if raw or not begun or isinstance(request, str):
+    if not begun:
         return {}
     one, other = (model.encode([{"role": "user", "content": word}]) for word in ("x", "y"))
     size = next((n for n, (a, b) in enumerate(zip(reversed(one), reversed(other), strict=False)) if a != b), 0)
