@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,10 @@ def inputs_of(model: CausalModel, messages: list[dict[str, Any]]) -> Any:
 def by_transformers(model: CausalModel, messages: list[dict[str, Any]], new: int) -> tuple[int, ...]:
     """What transformers' own generate writes to a conversation."""
     inputs = inputs_of(model, messages)
-    output = model.model.generate(**inputs, max_new_tokens=new, do_sample=False, eos_token_id=0, pad_token_id=0)
+    stops = sorted(model.stop_ids)
+    output = model.model.generate(
+        **inputs, max_new_tokens=new, do_sample=False, eos_token_id=stops, pad_token_id=0,
+        suppress_tokens=list(model.silent_ids),
+    )  # fmt: skip
     written = output[0, inputs["input_ids"].shape[1] :].tolist()
-    return tuple(written[: written.index(0)] if 0 in written else written)
+    return tuple(takewhile(lambda token: token not in stops, written))

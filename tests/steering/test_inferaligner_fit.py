@@ -85,9 +85,15 @@ def test_on_every_architecture_it_is_the_paper_written_out(name: str) -> None:
         assert figures["harmful interval"] == pytest.approx(wilson(opened, 2), abs=1e-4)
         assert figures["balanced"] == (opened + closed) / 4
 
-    again = normalize(bad[out].mean(dim=0) - good[other].mean(dim=0), dim=-1)
-    wanted = (again * t["own.unit"]).sum(dim=-1).tolist()
-    assert made.figures["cosine of its own direction on held-out prompts"] == pytest.approx(wanted, abs=0.1)
+    apart = bad[out].mean(dim=0) - good[other].mean(dim=0)
+    wanted = (normalize(apart, dim=-1) * t["own.unit"]).sum(dim=-1).tolist()
+    # Where prompts hardly differ in a layer (Gemma scales its embeddings), their direction is rounding.
+    firm = (apart.norm(dim=-1) > 1e-4 * good.mean(dim=0).norm(dim=-1)).tolist()
+    found = made.figures["cosine of its own direction on held-out prompts"]
+    assert any(firm)
+    assert [f for f, one in zip(found, firm, strict=True) if one] == pytest.approx(
+        [w for w, one in zip(wanted, firm, strict=True) if one], abs=0.1
+    )
     assert made.figures["largest cosine of a random direction through the map"] == []
 
     # The shift: theta_l of the anchor on the same prompts
