@@ -35,14 +35,15 @@ _INTERRUPTED = 130
 class _NoStack(logging.Filter):
     """Says what kind of error there was; where it happened, and what it said, may tell of prompts and paths.
 
-    A client that does not read its stream is none: the audit log says that it was left.
+    A client that does not read its stream is none, nor is an answer that the end of the server cuts off: the audit log
+    says that it was left.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
         """See logging."""
         if record.exc_info:
             kind = record.exc_info[0]
-            if kind is SendTimeoutError:
+            if kind in (SendTimeoutError, asyncio.CancelledError):
                 return False
             record.msg, record.args = "A request failed unexpectedly: %s", (kind.__name__ if kind else "unknown",)
             record.exc_info = record.exc_text = None
@@ -128,7 +129,12 @@ class Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self.handle_exit) for number in _SIGNALS}
+        ignored = [] if self._settings.keys else [_HANG_UP]  # by nohup, and then it stays so
+        before = {
+            number: signal.signal(number, self.handle_exit)
+            for number in _SIGNALS
+            if number not in ignored or signal.getsignal(number) != signal.SIG_IGN
+        }
         try:
             yield
         finally:
