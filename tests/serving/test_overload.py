@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import threading
 import time
@@ -155,6 +156,14 @@ def test_a_request_whose_headers_are_too_long_is_told_so(open_server: Live) -> N
         assert b"nosniff" in first
         assert b"no-store" in first
         assert json.loads(body)["error"]["type"] == "invalid_request_error"
+
+
+def test_a_flood_of_what_is_no_http_does_not_fill_the_log(open_server: Live) -> None:
+    from anchorlm.serving._server import _NoStack
+
+    one = _NoStack()
+    record = logging.LogRecord("uvicorn.error", logging.WARNING, "", 0, "Invalid HTTP request received.", None, None)
+    assert sum(bool(one.filter(record)) for _ in range(1_000)) <= 2
 
 
 def test_beyond_the_connections_that_a_server_takes_each_is_told_so(

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 from types import FrameType
 
 import uvicorn
@@ -32,15 +33,26 @@ _INTERRUPTED = 130
 """What a shell reports for a program that was ended by Ctrl-C."""
 
 
+_NO_HTTP = "Invalid HTTP request received."
+"""What uvicorn logs of it."""
+
+
 class _NoStack(logging.Filter):
     """Says what kind of error there was; where it happened, and what it said, may tell of prompts and paths.
 
     A client that does not read its stream is none, nor is an answer that the end of the server cuts off: the audit log
-    says that it was left.
+    says that it was left. That something came which is no HTTP is said once a second: a flood of it must not fill the log.
     """
+
+    _next = 0.0
 
     def filter(self, record: logging.LogRecord) -> bool:
         """See logging."""
+        if record.msg == _NO_HTTP:
+            now = monotonic()
+            if now < self._next:
+                return False
+            self._next = now + 1
         if record.exc_info:
             kind = record.exc_info[0]
             if kind in (SendTimeoutError, asyncio.CancelledError):
