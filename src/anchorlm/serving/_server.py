@@ -41,7 +41,7 @@ class _NoStack(logging.Filter):
     """Says what kind of error there was; where it happened, and what it said, may tell of prompts and paths.
 
     A client that does not read its stream is none, nor is an answer that the end of the server cuts off: the audit log
-    says that it was left. That something came which is no HTTP is said once a second: a flood of it must not fill the log.
+    says that it was left. That something came which is no HTTP is said once a second: a flood would fill the log.
     """
 
     _next = 0.0
