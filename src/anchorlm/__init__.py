@@ -1,8 +1,8 @@
 """AnchorLM makes fine-tuned language models safe at inference time, without touching a weight."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # `typing` itself takes a while: what the command line loads first is to be little
 if TYPE_CHECKING:
     from anchorlm.defenses import Defense
     from anchorlm.guard import Guard, Recipe

@@ -62,6 +62,74 @@ def test_without_figures_a_client_learns_what_was_decided_and_by_no_way_how_near
     assert not re.search(r"\d", found["fallback"] or "")
 
 
+COUNTS = {"created", "index", "prompt_tokens", "completion_tokens", "total_tokens"}
+"""Numbers that tell nothing of what was decided."""
+
+LIKELY = {"logprobs", "top_logprobs"}
+
+
+def numbers(value: Any, name: str = "") -> dict[str, Any]:
+    """The numbers of a response by their names, without those of the tokens that went out."""
+    if isinstance(value, dict):
+        return {key: one for k, v in value.items() if k not in LIKELY for key, one in numbers(v, k).items()}
+    if isinstance(value, list):
+        return {key: one for each in value for key, one in numbers(each, name).items()}
+    return {name: value} if isinstance(value, int | float) and not isinstance(value, bool) else {}
+
+
+@pytest.mark.parametrize("model", ["guarded", "strict"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"n": 2},
+        {"logprobs": True, "top_logprobs": 2},
+        {"stop": ["e"]},
+        {"max_tokens": 1},
+        {"temperature": 1.5, "seed": 3},
+        {"anchorlm": {"trace": True}},
+        {"anchorlm": {"max_harm": 0.1}},
+        {"anchorlm": {"trace": 1}},
+        {"messages": [{"role": "user", "content": "a " * 3_000}]},
+        {"messages": []},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+def test_without_figures_no_route_and_no_error_holds_a_number_of_a_decision(
+    silent: Live, model: str, more: dict[str, Any], raw: bool, stream: bool
+) -> None:
+    headers = {"X-AnchorLM-Trace": "true", "Trace": "1", "traceparent": "00-" + "1" * 32 + "-" + "1" * 16 + "-01"}
+    body = BODY | {"model": model, "stream": stream} | more
+    if raw:
+        messages = body.pop("messages")
+        body["prompt"] = messages[0]["content"] if messages else []
+        if "top_logprobs" in body:
+            body |= {"logprobs": body.pop("top_logprobs")}
+    path = "completions" if raw else "chat/completions"
+    answer = httpx.post(f"{silent.url}/v1/{path}", json=body, headers=headers, timeout=60)
+    parts = [json.loads(line.removeprefix("data: ")) for line in answer.text.splitlines() if line.endswith("}")]
+    assert parts, answer.text
+    assert set(numbers(parts)) <= COUNTS
+    assert not any(digits in f"{answer.headers}{answer.text}" for digits in (*DIGITS, "0.765"))
+    assert '"trace"' not in answer.text
+
+
+def test_without_figures_and_keys_metrics_do_not_tell_what_was_turned_down(
+    silent: Live, start_live: Callable[..., Live], make_guard: Callable[..., Guard], tmp_path: Any
+) -> None:
+    told(silent, stream=False)
+    text = httpx.get(f"{silent.url}/metrics").text
+    assert 'anchorlm_tokens_total{kind="completion"' in text
+    assert "generated" not in "".join(line for line in text.splitlines() if not line.startswith("#"))
+    key = new_key(tmp_path / "keys.toml", "boss", operator=True)
+    live = start_live([Served.of("guarded", make_guard(uneven))], scores=False, keys=tmp_path / "keys.toml")
+    headers = {"Authorization": f"Bearer {key}"}
+    httpx.post(f"{live.url}/v1/chat/completions", json=BODY, headers=headers, timeout=60)
+    assert 'kind="generated"' in httpx.get(f"{live.url}/metrics", headers=headers).text
+
+
 def test_with_figures_a_client_gets_them(start_live: Callable[..., Live], make_guard: Callable[..., Guard]) -> None:
     live = start_live([Served.of("guarded", make_guard(uneven))])
     _, found = told(live, stream=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import threading
 import time
@@ -146,9 +147,40 @@ def test_headers_without_an_end_are_cut_off_and_take_no_memory(open_server: Live
 
 def test_a_request_whose_headers_are_too_long_is_told_so(open_server: Live) -> None:
     assert httpx.get(f"{open_server.url}/health", headers={"X-A": "a" * 20_000}).status_code == 200
-    with connected(open_server) as connection:
-        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-A: " + b"a" * 40_000)
-        assert connection.recv(100).split()[1] == b"400"
+    for head in (b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-A: " + b"a" * 40_000, b"\x16\x03\x01 hello\r\n\r\n"):
+        with connected(open_server) as connection:
+            connection.sendall(head)
+            answer = b"".join(iter(lambda c=connection: c.recv(1_000), b""))  # type: ignore[misc]
+        first, _, body = answer.partition(b"\r\n\r\n")
+        assert first.split()[1] == b"400"
+        assert b"nosniff" in first
+        assert b"no-store" in first
+        assert json.loads(body)["error"]["type"] == "invalid_request_error"
+
+
+def test_a_flood_of_what_is_no_http_does_not_fill_the_log(open_server: Live) -> None:
+    from anchorlm.serving._server import _NoStack
+
+    one = _NoStack()
+    record = logging.LogRecord("uvicorn.error", logging.WARNING, "", 0, "Invalid HTTP request received.", None, None)
+    assert sum(bool(one.filter(record)) for _ in range(1_000)) <= 2
+
+
+def test_beyond_the_connections_that_a_server_takes_each_is_told_so(
+    start_live: Callable[..., Live], plain: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anchorlm.serving._server._SPARE", 2)
+    live = start_live([Served.of("plain", plain)], concurrency=1, queue=0)
+    with ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(connected(live))
+        live.wait(lambda: len(live.server.server_state.connections) == 2)
+        answer = httpx.get(f"{live.url}/health")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["cache-control"] == "no-store"
+        assert int(answer.headers["retry-after"]) > 0
+    live.wait(lambda: httpx.get(f"{live.url}/health").status_code == 200)
 
 
 def test_headers_that_come_letter_by_letter_hold_nobody_up(open_server: Live, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anchorlm.cli._errors import OneSentence
-from anchorlm.cli._exit import run_and_exit
 from anchorlm.cli._fit_guard import calibrate, fit
 
 if TYPE_CHECKING:
@@ -45,11 +44,6 @@ TryFirst = Annotated[
     typer.Option("--probe/--no-probe", help="Try the guard first, and do not use one that fails; on by default."),
 ]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first rows.")]
-
-
-def main() -> None:
-    """Runs the command line, and ends the process."""
-    run_and_exit(app)
 
 
 def _version(wanted: bool) -> None:
@@ -258,12 +252,12 @@ def serve(
     changes = {name: value for name, value in options.items() if value is not None}
     if no_scores:
         changes["scores"] = False
-    from anchorlm.cli._bind import bind
+    from anchorlm.cli._bind import bound
 
-    sockets = bind(config, changes)
-    from anchorlm.cli._serve import run
+    with bound(config, changes) as sockets:
+        from anchorlm.cli._serve import run
 
-    run(recipes or [], config, changes, sockets)
+        run(recipes or [], config, changes, sockets)
 
 
 @zoo.command("list")

@@ -1,22 +1,35 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from anchorlm.records import read_toml
-from anchorlm.serving import ServerSettings, listen
+from anchorlm.serving import Keys, ServerSettings, listen
 
 # Nothing here imports torch: a port that is taken is told at once.
 
 
-def bind(config: Path | None, changes: dict[str, Any]) -> list[socket.socket]:
-    """The sockets of a server that is still to be made.
+@contextmanager
+def bound(config: Path | None, changes: dict[str, Any]) -> Iterator[list[socket.socket]]:
+    """The sockets of a server that is still to be made, closed at the end.
+
+    Whatever else is wrong with its settings is told first.
 
     Raises:
-        UserError: Settings that do not fit, or an address that cannot be listened on.
+        UserError: Settings or keys that do not fit, or an address that cannot be listened on.
     """
-    return listen(server_settings(config, changes))
+    settings = server_settings(config, changes)
+    if settings.keys is not None:
+        Keys.load(settings.keys)
+    sockets = listen(settings)
+    try:
+        yield sockets
+    finally:
+        for one in sockets:
+            one.close()
 
 
 def server_settings(config: Path | None, changes: dict[str, Any]) -> ServerSettings:

@@ -46,7 +46,7 @@ def run(
         recipes: TOML files; none: the embedded medical specialist, guarded and, for whoever is at this machine, bare.
         config: TOML file of the server's settings.
         changes: Settings that were given on the command line.
-        sockets: Those of `bind`; none: the server binds its own.
+        sockets: Those of `bound`; none: the server binds its own.
 
     Raises:
         UserError: A recipe, setting or key file that does not fit, or an address that is taken.

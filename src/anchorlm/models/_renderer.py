@@ -7,6 +7,7 @@ on standard output answers.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from contextlib import suppress
@@ -132,6 +133,8 @@ def _limit_time(seconds: float) -> None:
 def main() -> None:
     """Answers until nobody asks any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "nice"):
+        os.nice(5)  # a template that never ends is to hold up nobody who waits for something else
     _limit_memory()
     print("ready", flush=True)
     for line in sys.stdin:

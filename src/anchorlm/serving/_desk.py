@@ -62,7 +62,8 @@ class Desk:
         self.keys = Keys.load(settings.keys) if settings.keys else Keys({}, trusted=settings.on_loopback)
         self._key_file = KeyFile(settings.keys, self.keys) if settings.keys else None
         self.admission = Admission(settings.concurrency, settings.queue)
-        self.metrics = Metrics(self.admission)
+        # Without keys everybody sees them.
+        self.metrics = Metrics(self.admission, generated=settings.scores or bool(self.keys))
         self._audit = Audit(settings.audit, self.metrics.audit_failures.inc)
         self._scribe = ThreadPoolExecutor(1, "anchorlm-audit")
         self._readers = ThreadPoolExecutor(2, "anchorlm-reader")

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from anchorlm.serving._desk import Desk
-from anchorlm.serving._errors import ApiError, unexpected
+from anchorlm.serving._errors import ALWAYS, ApiError, unexpected
 from anchorlm.serving._exchange import LEFT
 
 _PATIENCE = 30.0
@@ -28,9 +28,6 @@ everything else out of the log and off the disk."""
 
 _MOST_PATH = 200
 """Characters of a path that are noted."""
-
-_ALWAYS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
-"""Headers of every response: nobody guesses at its kind, or keeps it."""
 
 _LOCAL = ("localhost", "127.0.0.1", "[::1]", "::1")
 
@@ -61,7 +58,7 @@ class Door:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                own = [(b"x-request-id", id.encode()), *_ALWAYS]
+                own = [(b"x-request-id", id.encode()), *ALWAYS]
                 kept = [one for one in message.get("headers", ()) if one[0].lower() not in dict(own)]
                 message = {**message, "headers": [*kept, *own]}
             await send(message)

@@ -11,10 +11,16 @@ _PER_TOKEN = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1
 
 
 class Metrics:
-    """What Prometheus may ask a server for; rates are counters, to be divided by `anchorlm_answers_total`."""
+    """What Prometheus may ask a server for; rates are counters, to be divided by `anchorlm_answers_total`.
 
-    def __init__(self, admission: Admission) -> None:
+    Args:
+        admission: Who waits, and who is answered.
+        generated: Whether generated tokens are counted: they tell how many candidates were turned down.
+    """
+
+    def __init__(self, admission: Admission, *, generated: bool = True) -> None:
         self.registry = CollectorRegistry()
+        self._generated = generated
 
         def counter(name: str, help: str, *labels: str) -> Counter:
             return Counter(f"anchorlm_{name}", help, labels, registry=self.registry)
@@ -76,7 +82,8 @@ class Metrics:
                 self._fallbacks.labels(*names).inc()
         self._tokens.labels(served.id, "prompt").inc(answer.usage.prompt_tokens)
         self._tokens.labels(served.id, "completion").inc(answer.usage.completion_tokens)
-        self._tokens.labels(served.id, "generated").inc(answer.usage.generated_tokens)
+        if self._generated:
+            self._tokens.labels(served.id, "generated").inc(answer.usage.generated_tokens)
         if answer.first is not None:
             self._first.labels(served.id).observe(answer.first)
         if tokens := answer.usage.completion_tokens:

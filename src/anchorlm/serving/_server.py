@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 from types import FrameType
 
 import uvicorn
@@ -32,17 +33,29 @@ _INTERRUPTED = 130
 """What a shell reports for a program that was ended by Ctrl-C."""
 
 
+_NO_HTTP = "Invalid HTTP request received."
+"""What uvicorn logs of it."""
+
+
 class _NoStack(logging.Filter):
     """Says what kind of error there was; where it happened, and what it said, may tell of prompts and paths.
 
-    A client that does not read its stream is none: the audit log says that it was left.
+    A client that does not read its stream is none, nor is an answer that the end of the server cuts off: the audit log
+    says that it was left. That something came which is no HTTP is said once a second: a flood would fill the log.
     """
+
+    _next = 0.0
 
     def filter(self, record: logging.LogRecord) -> bool:
         """See logging."""
+        if record.msg == _NO_HTTP:
+            now = monotonic()
+            if now < self._next:
+                return False
+            self._next = now + 1
         if record.exc_info:
             kind = record.exc_info[0]
-            if kind is SendTimeoutError:
+            if kind in (SendTimeoutError, asyncio.CancelledError):
                 return False
             record.msg, record.args = "A request failed unexpectedly: %s", (kind.__name__ if kind else "unknown",)
             record.exc_info = record.exc_text = None
@@ -128,7 +141,12 @@ class Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self.handle_exit) for number in _SIGNALS}
+        ignored = [] if self._settings.keys else [_HANG_UP]  # by nohup, and then it stays so
+        before = {
+            number: signal.signal(number, self.handle_exit)
+            for number in _SIGNALS
+            if number not in ignored or signal.getsignal(number) != signal.SIG_IGN
+        }
         try:
             yield
         finally:
