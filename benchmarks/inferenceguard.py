@@ -17,10 +17,11 @@ from typing import Any
 from anchorlm import CausalModel, Guard, zoo
 from anchorlm.cli._embedded import COMPOSED, KNOBS
 from anchorlm.engine import LocalEngine, runtime
+from anchorlm.evaluation import Estimate
 from anchorlm.fitting import fit_inferenceguard, save_critic
 from anchorlm.guard import ScorerSettings, build_scorer
 from anchorlm.judging import Judge, RubricJudge, Scorer
-from anchorlm.records import Artifact, Response, as_messages, wilson
+from anchorlm.records import Artifact, Response, as_messages
 from benchmarks._report import report
 
 HARMFUL = ("harmful-plain", "harmful-framed", "jailbreak")
@@ -45,6 +46,7 @@ class Row:
         cost: Mean, by the cost model.
         safe: Share within budget by the cost model, refusals included.
         complied: Share that the generator's truth grades as coherent compliance.
+        graded: Every prompt, and whether its answer is one of these: targets share prompts.
         refused: Likewise, clean refusals.
         right: Share of right answers to domain tasks; None elsewhere.
         fallback: Share that got the configured refusal.
@@ -60,6 +62,7 @@ class Row:
     cost: float
     safe: float
     complied: float
+    graded: Sequence[tuple[str, bool]]
     refused: float
     right: float | None
     fallback: float
@@ -166,7 +169,9 @@ def measure(
         f"a-{domain}", name, items[0].split, n, statistics.mean(rewards), statistics.mean(costs),
         # The configured refusal was checked when the guard started; the cost model may think otherwise of it here.
         sum(value <= 0 or back for value, back in zip(costs, fallback, strict=True)) / n,
-        outcomes.count("complied") / n, outcomes.count("refused") / n, None if right is None else right / n,
+        outcomes.count("complied") / n,
+        [(item.prompt, one == "complied") for item, one in zip(items, outcomes, strict=True)],
+        outcomes.count("refused") / n, None if right is None else right / n,
         sum(fallback) / n, seconds / n, seconds / bare,
     )  # fmt: skip
 
@@ -213,12 +218,10 @@ def tables(rows: Sequence[Row]) -> None:
     for name in dict.fromkeys(row.defense for row in rows):
         own = [row for row in rows if row.defense == name]
         bad, good = [r for r in own if r.split in HARMFUL], [r for r in own if r.split in OTHERS]
-        n = sum(row.n for row in bad)
-        complied = round(sum(row.complied * row.n for row in bad))
-        low, high = wilson(complied, n)
+        found = Estimate.of_answers([answer for row in bad for answer in row.graded])
         paper.append([
-            name, n, _mean(bad, "reward"), _mean(bad, "cost"), f"{100 * _mean(bad, 'safe'):.1f}",
-            f"{100 * complied / n:.1f} ({100 * low:.1f} to {100 * high:.1f})",
+            name, found.n, found.prompts, _mean(bad, "reward"), _mean(bad, "cost"), f"{100 * _mean(bad, 'safe'):.1f}",
+            f"{100 * found.value:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})",
             f"{100 * _mean(bad, 'refused'):.1f}", f"{100 * _mean(bad, 'fallback'):.1f}", _mean(bad, "seconds"),
         ])  # fmt: skip
         tasks = [row for row in good if row.right is not None]
@@ -228,8 +231,8 @@ def tables(rows: Sequence[Row]) -> None:
             f"{100 * _mean([r for r in good if r.right is None], 'complied'):.1f}",
             f"{100 * _mean(good, 'fallback'):.1f}", _mean(good, "ratio"), _mean(own, "ratio"),
         ])  # fmt: skip
-    columns = ["defense", "n", "reward", "cost", "safe % (cost model)", "complied % (truth)", "refused %",
-               "fallback %", "s/prompt"]  # fmt: skip
+    columns = ["defense", "n", "distinct prompts", "reward", "cost", "safe % (cost model)", "complied % (truth)",
+               "refused %", "fallback %", "s/prompt"]  # fmt: skip
     report("inferenceguard harmful", columns, paper)
     columns = ["defense", "n", "reward", "accuracy %", "on topic %", "fallback %", "time ratio, harmless",
                "time ratio, all"]  # fmt: skip

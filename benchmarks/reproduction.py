@@ -23,8 +23,10 @@ TUNED = ("a-medicine", "a-finance")
 SPECIALISTS = (*TUNED, "a-arithmetic")
 
 EVERYTHING = f"anchorlm compare --out {RUNS}/everything --limit 100 --workers 2"
-LINEAGE = f"anchorlm compare recipes/lineage.toml --out {RUNS}/lineage --limit 100"
-KNOB = f"anchorlm compare recipes/knob.toml --out {RUNS}/knob --limit 50 --sweep alpha=0:1:0.25"
+LINEAGE = f"anchorlm recipe lineage > lineage.toml\nanchorlm compare lineage.toml --out {RUNS}/lineage --limit 100"
+KNOB = (
+    f"anchorlm recipe knob > knob.toml\nanchorlm compare knob.toml --out {RUNS}/knob --limit 50 --sweep alpha=0:1:0.25"
+)
 ATTACKS, OTHERS = (
     f'anchorlm compare --out {RUNS}/{name} --limit 10 --workers 2 --defenses "{defenses}" --attacks all{more}'
     for name, more, defenses in (
@@ -88,7 +90,7 @@ def verdict(main: Sequence[bool], also: Sequence[bool] = ()) -> str:
 def kept(row: Row, name: str) -> bool:
     """Whether a figure is that of the undefended target, prompt by prompt."""
     paired = row.paired[name]
-    return paired.difference.value >= -KEPT or paired.p >= 0.05
+    return paired.difference.value >= -KEPT or (paired.p is not None and paired.p >= 0.05)
 
 
 def tuning_wears_safety_off(rows: Rows) -> Found | None:
@@ -145,16 +147,15 @@ def anchors_vectors_work(_: Rows) -> Found | None:
     file = PAGE.parent / "inferaligner-ablation.json"
     if not file.exists():
         return None
-    parts, table = [], []
-    for name, target in json.loads(file.read_text("utf-8"))["targets"].items():
+    parts, table, data = [], [], json.loads(file.read_text("utf-8"))
+    n = int(data["n"])
+    for name, target in data["targets"].items():
         tops = {
             kind: max((point["refused"] for point in target["curves"][kind]["points"]), key=lambda one: one["rate"])
             for kind in ("anchor", "own")
         }
         parts.append(tops["anchor"]["low"] > tops["own"]["high"])
-        table.append(
-            [name, *(told(Estimate(one["rate"], one["low"], one["high"], one.get("n", 0))) for one in tops.values())]
-        )
+        table.append([name, *(told(Estimate(one["rate"], one["low"], one["high"], n, n)) for one in tops.values())])
     return verdict(parts), table
 
 
@@ -237,6 +238,10 @@ CLAIMS = (
 )  # fmt: skip
 
 
+def _code(commands: str) -> str:
+    return "\n".join(f"    {line}" for line in commands.splitlines())
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
 
@@ -264,11 +269,11 @@ def page(runs: Mapping[str, Figures]) -> str:
     for number, claim in enumerate(CLAIMS, start=1):
         found = claim.check(rows.get(claim.run or "", {}))
         said = "Not measured." if found is None else f"**{found[0].capitalize()}.**"
-        parts += [f"## {number}. {claim.text}", f"    {claim.command}", said]
+        parts += [f"## {number}. {claim.text}", _code(claim.command), said]
         if found is not None:
             parts.append(table(claim.head, found[1]))
     if worst := worst_cases({**rows.get("attacks", {}), **rows.get("others", {})}):
-        parts += ["## Every defense under the worst of its attacks", f"    {ATTACKS}\n    {OTHERS}"]
+        parts += ["## Every defense under the worst of its attacks", _code(f"{ATTACKS}\n{OTHERS}")]
         parts.append(table(("target", "defense", "no attack", "worst attack"), sorted(worst, key=lambda row: row[0])))
     if runs:
         parts.append(

@@ -6,10 +6,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from anchorlm.evaluation import Case, load_cases, overlaps
-from anchorlm.evaluation._overlaps import NEAR, fitted_overlaps
-from anchorlm.records import UserError, likeness, plain, sketch, sketches
+from anchorlm.evaluation._overlaps import NEAR, fitted_overlaps, together, unseen
+from anchorlm.records import Sketches, UserError, likeness, plain, sketch, sketches
 
 
 @pytest.mark.parametrize(
@@ -186,6 +188,28 @@ def test_overlaps_are_those_of_a_naive_search() -> None:
     )
     (found,) = overlaps({"a": cases(first), "b": cases(second)})
     assert (found.equal, found.near) == (equal, near) == (1, 1)
+    assert (found.cases, found.examples) == (("0", "1"), ("write a letter", plain(second[0])))
+    assert not found.fitted
+
+
+def test_fitting_data_is_no_test_set_even_under_the_same_name() -> None:
+    asked = cases(["open the door now", "bake a cake"])
+    (found,) = overlaps({"a": asked}, {"a": asked[:1], "other": cases(["something else"])})
+    assert (found.first, found.second, found.cases, found.fitted) == ("a", "a", ("0",), True)
+
+
+def test_overlaps_that_are_the_same_for_several_targets_are_told_once() -> None:
+    first = overlaps({"b": cases(["open the door"])}, {"a": cases(["Open the door!"])})
+    second = overlaps({"b": cases(["bake a cake"])}, {"a": cases(["Bake a cake!"])})
+    found = together({"x": first, "y": first, "z": second})
+    assert [one.targets for one in found] == [("x", "y"), ("z",)]
+
+
+def test_what_was_fitted_on_is_left_out_for_its_target_alone() -> None:
+    answers = [{"target": t, "data": d, "case": c} for t in "xy" for d in "ab" for c in "01"]
+    entry = {"second": "a", "cases": ["1"], "targets": ["x"], "fitted": True}
+    found = unseen(answers, {"overlaps": [entry, {**entry, "cases": ["0"], "fitted": False}, {"first": "old"}]})
+    assert found == [one for one in answers if one != {"target": "x", "data": "a", "case": "1"}]
 
 
 def test_test_prompts_that_an_artifact_was_fitted_or_calibrated_on_are_found_prompt_by_prompt(tmp_path: Path) -> None:
@@ -208,6 +232,16 @@ def test_sketches_tell_how_many_word_triples_two_texts_share(shared: int) -> Non
     truth = len(triples[0] & triples[1]) / len(triples[0] | triples[1])
     assert likeness(sketch(" ".join(first)), sketch(" ".join(second))) == pytest.approx(truth, abs=0.25)
     assert sketch("Open, the DOOR!") == sketch("open the door")
+
+
+texts = st.lists(st.lists(st.sampled_from("abc"), max_size=7).map(" ".join), max_size=6)
+
+
+@given(texts, st.lists(st.sampled_from("abc"), max_size=7).map(" ".join))
+def test_the_most_alike_of_many_sketches_is_that_of_a_naive_search(known: list[str], text: str) -> None:
+    drawn = [sketch(one) for one in known]
+    naive = max((likeness(sketch(text), one) for one in drawn), default=0.0)
+    assert Sketches(drawn).most_like(sketch(text)) == pytest.approx(naive)
 
 
 def cases(texts: list[str]) -> list[Case]:

@@ -31,9 +31,9 @@ from anchorlm.evaluation import (
 from anchorlm.evaluation._contestants import Pool
 from anchorlm.evaluation._figures import Through, safety
 from anchorlm.evaluation._folder import ANSWERS, MACHINE, RECIPE, read_answers, read_recipe, read_timings
-from anchorlm.evaluation._tables import TABLES
+from anchorlm.evaluation._tables import TABLES, notes
 from anchorlm.fitting import Outcome, fit_inferaligner
-from anchorlm.records import DefenseError, Request, Response, UserError
+from anchorlm.records import DefenseError, Journal, Request, Response, UserError
 from anchorlm.steering import Aligner
 
 Write = Callable[..., Path]
@@ -517,3 +517,33 @@ def test_an_ablation_attacks_the_target_below_its_defense(write_recipe: Write, m
     ablated = {(defense, case): text for (defense, attack, case), text in texts.items() if attack == "ablation"}
     assert len(ablated) == 6
     assert any(text != texts[defense, "none", case] for (defense, case), text in ablated.items())
+
+
+def test_a_prompt_that_was_fitted_on_is_in_no_figure_and_all_else_is_as_without_it(
+    write_recipe: Write, tmp_path: Path
+) -> None:
+    file = write_recipe()
+    seen = tmp_path / "seen.txt"
+    seen.write_text("WRITE a threat\n", encoding="utf-8")
+    text = file.read_text("utf-8") + f'\n[fitted_on.mine]\nfile = "{seen}"\nlabel = "harmful"\n'
+    file.write_text(text, encoding="utf-8")
+    folder = compare(CompareRecipe.load(file), tmp_path / "seen")
+    found, about = figures(folder), read_recipe(folder)
+    (one,) = about["overlaps"]
+    assert (one["first"], one["second"], one["equal"], one["fitted"]) == ("mine", "bad", 1, True)
+    (case,) = one["cases"]
+    for row in found.rows:
+        assert row.figures["harmful complied"].n == 2
+        assert all(paired.difference.n == 2 for name, paired in row.paired.items() if name == "harmful complied")
+    answers = read_answers(folder)
+    gone = [each for each in answers if (each["data"], each["case"]) == ("bad", case)]
+    assert found.left_out == len(gone) > 0
+    (folder / ANSWERS).unlink()
+    with Journal(folder / ANSWERS) as journal:
+        for each in answers:
+            if each not in gone:
+                journal.write(each)
+    assert figures(folder).rows == found.rows
+    assert "left out" in markdown(found)
+    assert "write a threat" in markdown(found)
+    assert any("are in no figure" in note for note in notes(found))

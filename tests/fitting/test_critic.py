@@ -113,10 +113,24 @@ def test_no_other_threshold_of_the_grid_is_better_balanced(rows: list[tuple[floa
 @few
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60))
 def test_every_state_is_in_one_row_of_the_reliability(rows: list[tuple[float, bool]]) -> None:
-    table = reliability(torch.tensor([v for v, _ in rows]), torch.tensor([float(yes) for _, yes in rows]))
+    said, within = torch.tensor([v for v, _ in rows]), torch.tensor([float(yes) for _, yes in rows])
+    table = reliability(said, within, range(len(rows)))
     assert sum(row["n"] for row in table) == len(rows)
     assert sum(round(row["ended"] * row["n"]) for row in table) == sum(yes for _, yes in rows)
     assert all(row["low"] <= row["ended"] + 1e-9 and row["ended"] <= row["high"] + 1e-9 for row in table)
+
+
+@few
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=30), st.integers(2, 4))
+def test_more_states_of_the_same_prompts_that_end_alike_make_no_interval_narrower(
+    rows: list[tuple[float, bool]], times: int
+) -> None:
+    said, within = torch.tensor([v for v, _ in rows]), torch.tensor([float(yes) for _, yes in rows])
+    once = reliability(said, within, range(len(rows)))
+    often = reliability(said.repeat(times), within.repeat(times), [*range(len(rows))] * times)
+    for one, other in zip(once, often, strict=True):
+        assert (other["n"], other["prompts"]) == (times * one["n"], one["prompts"])
+        assert (other["low"], other["high"]) == pytest.approx((one["low"], one["high"]))
 
 
 def test_a_rollout_that_was_over_budget_once_ends_over_budget() -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from anchorlm.evaluation._statistics import Estimate, resampled
+from anchorlm.evaluation._statistics import Estimate, resampled_prompts
 
 SPENT = ("defense", "n", "median s", "95 % s", "first text s", "× undefended", "forwards per token",
            "s, many at once", "MB")  # fmt: skip
@@ -68,11 +68,13 @@ def costs(timings: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> lis
             Cost(
                 defense=label,
                 n=len(seconds),
-                median=resampled(seconds, median),
+                median=resampled_prompts([(at[1:], float(one["seconds"])) for at, one in own.items()], median),
                 p95=seconds[min(len(seconds) - 1, int(0.95 * len(seconds)))],
                 first=median(float(one["first"] or one["seconds"]) for one in own.values()),
                 forwards=sum(int(one["forwards"]) for one in own.values()) / max(1, tokens),
-                ratio=resampled([(own[k]["seconds"], floor[k]["seconds"]) for k in sorted(shared)], _ratio)
+                ratio=resampled_prompts(
+                    [(k[1:], (own[k]["seconds"], floor[k]["seconds"])) for k in sorted(shared)], _ratio
+                )
                 if shared
                 else None,
                 together=sum(float(one["seconds"]) for one in many) / answered if answered else None,

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from anchorlm.evaluation._attacks import attack_label
 from anchorlm.evaluation._exclusion import MATCHER
 from anchorlm.evaluation._folder import read_answers, read_probes, read_recipe
+from anchorlm.evaluation._overlaps import unseen
 from anchorlm.evaluation._statistics import (
     Estimate,
     Paired,
@@ -17,6 +18,7 @@ from anchorlm.evaluation._statistics import (
     pareto,
     similarity,
 )
+from anchorlm.records import as_messages, plain, turn_text
 
 Record = Mapping[str, Any]
 Key = tuple[str, str, str]
@@ -113,9 +115,10 @@ class Figures:
         done: Answers that are there.
         expected: Answers that there will be.
         digest: Of the recipe.
-        overlaps: Prompts that two sets share.
+        overlaps: Prompts that two sets share, or on which a defense was fitted.
         probes: What each guard did when it was tried, by target and defense.
         biased: Defenses that the refusal matcher grades although their artifacts were made with it.
+        left_out: Answers that are in no figure, because something was fitted on their prompts.
     """
 
     rows: Sequence[Row]
@@ -127,6 +130,7 @@ class Figures:
     overlaps: Sequence[Mapping[str, Any]]
     probes: Sequence[Mapping[str, Any]] = ()
     biased: Sequence[str] = ()
+    left_out: int = 0
 
     @property
     def data(self) -> dict[str, Any]:
@@ -158,7 +162,8 @@ def figures(folder: str | Path) -> Figures:
     Raises:
         UserError: It holds no run.
     """
-    about, answers = read_recipe(folder), read_answers(folder)
+    about, given = read_recipe(folder), read_answers(folder)
+    answers = _asked(unseen(given, about))
     seed = int(about["recipe"]["seed"])
     labels = [one["label"] for one in about["defenses"]]
     bare = next((one["label"] for one in about["defenses"] if one["defense"] == UNDEFENDED), None)
@@ -181,8 +186,9 @@ def figures(folder: str | Path) -> Figures:
         if by_row[target, label]
     ]
     found = Figures(
-        rows, (), _graders(answers), len(answers), int(about["expected"]), about["digest"], about.get("overlaps", ())
-    )
+        rows, (), _graders(answers), len(given), int(about["expected"]), about["digest"], about.get("overlaps", ()),
+        left_out=len(given) - len(answers),
+    )  # fmt: skip
     points: dict[Hashable, tuple[float, float]] = {
         row.defense: (safety(row), usefulness(row)) for row in found.comparable
     }
@@ -364,9 +370,19 @@ def _case(record: Record) -> Key:
     return record["target"], record["data"], record["case"]
 
 
-def _prompt(record: Record) -> tuple[str, str]:
+def _asked(answers: Sequence[dict[str, Any]]) -> list[Record]:
+    """The answers, each with the prompt that was put without an attack: in whichever set, it is one prompt."""
+    texts = {
+        _case(one): " | ".join(plain(turn_text(turn)) for turn in as_messages(one["prompt"]))
+        for one in answers
+        if one["attack"] == "none"
+    }
+    return [one | {"asked": texts.get(_case(one)) or f"{one['data']} {one['case']}"} for one in answers]
+
+
+def _prompt(record: Record) -> str:
     """The prompt, whatever the target and the attack: its answers are not independent."""
-    return record["data"], record["case"]
+    return str(record["asked"])
 
 
 def _is_ungraded(record: Record) -> bool:

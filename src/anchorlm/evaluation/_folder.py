@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,11 +16,13 @@ from anchorlm.evaluation._attacks import attack_data, attack_label, parse_attack
 from anchorlm.evaluation._cases import Case, digest
 from anchorlm.evaluation._contestants import FITTED, Contestant, Pool, contestants
 from anchorlm.evaluation._exclusion import artifact_instruments
-from anchorlm.evaluation._overlaps import fitted_overlaps, overlaps
+from anchorlm.evaluation._overlaps import fitted_overlaps, overlaps, together
 from anchorlm.evaluation._recipe import CompareRecipe
 from anchorlm.guard import JudgeSettings, ScorerSettings
 from anchorlm.models import ModelSettings
 from anchorlm.records import UserError, data_digest, read_journal
+
+_log = logging.getLogger("anchorlm")
 
 RECIPE, MACHINE, ANSWERS, TIMINGS = "recipe.json", "machine.json", "answers.jsonl", "timings.jsonl"
 """The files of a run: what was asked for, where it ran, every answer, and every time."""
@@ -180,13 +183,13 @@ def weights(setting: Setting, pool: Pool) -> dict[str, Any]:
     return found | {name: one for name, one in ids.items() if one is not None}
 
 
-def artifacts(setting: Setting, pool: Pool) -> dict[str, Path]:
-    """Folders of the artifacts that defenses and attacks use, by target and label."""
+def artifacts(setting: Setting, pool: Pool, target: str | None = None) -> dict[str, Path]:
+    """Folders of the artifacts that defenses and attacks use, around one target or all, by target and label."""
     specs = {spec: parse_attack(spec).ablation for spec in setting.recipe.attacks}
     attacks = [Contestant(spec, "", {"artifact": one}, None, None) for spec, one in specs.items() if one is not None]
     return {
         f"{target} {one.label}" + ("" if knob == "artifact" else f" ({knob})"): Path(knobs[knob])
-        for target in setting.recipe.targets
+        for target in ([target] if target is not None else setting.recipe.targets)
         for one in (*setting.contestants, *attacks)
         for knobs in (pool.knobs(target, one),)
         for knob in FITTED
@@ -305,13 +308,17 @@ def _write(file: Path, text: str) -> None:
 
 
 def _overlaps(setting: Setting, pool: Pool) -> list[dict[str, Any]]:
-    """Prompts that fitting data and test data, or two test sets, share."""
-    target = next(iter(setting.recipe.targets))
-    fitted = {name: pool.cases(one, target, None) for name, one in setting.recipe.fitted_on.items()}
-    found = overlaps({**fitted, **setting.cases[target]}) + fitted_overlaps(
-        artifacts(setting, pool), setting.cases[target]
-    )
-    return [asdict(one) for one in found]
+    """Prompts that fitting data and test data, or two test sets, share, for every target."""
+    found = {}
+    for target, sets in setting.cases.items():
+        fitted = {name: pool.cases(one, target, None) for name, one in setting.recipe.fitted_on.items()}
+        found[target] = overlaps(sets, fitted) + fitted_overlaps(artifacts(setting, pool, target), sets)
+    merged = together(found)
+    for one in merged:
+        if one.fitted:
+            _log.warning("%d prompts of %s are, or nearly, in %s: the figures of %s leave them out.",
+                         one.equal + one.near, one.second, one.first, ", ".join(one.targets))  # fmt: skip
+    return [asdict(one) for one in merged]
 
 
 def _models(*settings: ModelSettings | JudgeSettings | ScorerSettings | None) -> Iterator[ModelSettings]:

@@ -61,7 +61,7 @@ class CompareRecipe(Settings):
     )
     data: dict[str, DataSettings] = Field(min_length=1, description="The sets of prompts, by name.")
     fitted_on: dict[str, DataSettings] = Field(
-        default={}, description="What the defenses were fitted on: overlaps with `data` are reported."
+        default={}, description="What the defenses were fitted on: no figure counts prompts of `data` that are in it."
     )
     attacks: tuple[str, ...] = Field(
         default=("none",),
@@ -133,7 +133,7 @@ class CompareRecipe(Settings):
             UserError: No such file, no TOML, or a section or value that does not exist.
         """
         file = Path(path)
-        data = read_toml(file, "The recipe", "recipes/compare.toml")
+        data = read_toml(file, "The recipe", "`anchorlm recipe compare`")
         data = {**_beside(data, file.parent), **{k: v for k, v in changes.items() if v is not None}}
         return cls.parse(data, where=f"the recipe {file.name}")
 

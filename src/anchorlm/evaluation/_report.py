@@ -12,9 +12,10 @@ from anchorlm.evaluation._calibration import knowledge
 from anchorlm.evaluation._costs import SPENT, Cost, cells, costs
 from anchorlm.evaluation._figures import COLUMNS, SMALLER_IS_BETTER, Figures, Row, figures, outcome
 from anchorlm.evaluation._folder import read_answers, read_machine, read_recipe, read_timings
+from anchorlm.evaluation._overlaps import unseen
 from anchorlm.evaluation._plots import bars, calibration, latency, tradeoff
 from anchorlm.evaluation._statistics import Estimate, Paired
-from anchorlm.evaluation._tables import interval, measured, notes, pooled, summary
+from anchorlm.evaluation._tables import SHARED, interval, measured, notes, pooled, shared, summary
 from anchorlm.records import UserError
 
 REPORT = "report.html"
@@ -52,13 +53,15 @@ def report(folder: str | Path) -> str:
         "summary": escape(summary(found)),
         "table": _table(found),
         "notes": "".join(f'<p class="soft">{escape(note)}</p>' for note in (*pooled(found), *notes(found))),
+        "overlaps": _overlaps(found),
         "legend": "".join(f"<dt>{name}</dt><dd>{escape(COLUMNS[name])}</dd>" for name in measured(found.rows)),
         "tradeoff": tradeoff(found),
         "attacks": _attacks(found),
         "sets": _sets(found),
         "latency": latency(spent),
         "costs": _costs(spent),
-        "calibration": calibration(knowledge(answers)) or "<p>None of these defenses decides by a number.</p>",
+        "calibration": calibration(knowledge(unseen(answers, about)))
+        or "<p>None of these defenses decides by a number.</p>",
         "graders": _graders(found),
         "shown": f"{len(chosen)} of {len(answers)} answers",
         "about": _about(about, read_machine(folder), found),
@@ -173,6 +176,17 @@ def _costs(spent: Sequence[Cost]) -> str:
         for one in spent
     )
     return f"<table><thead><tr><th>defense</th>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def _overlaps(found: Figures) -> str:
+    if not found.overlaps:
+        return ""
+    head = "".join(f"<th scope=col>{name}</th>" for name in SHARED)
+    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in shared(found))
+    return (
+        "<details open><summary>Prompts that are elsewhere, too</summary><div class=wide><table><thead><tr>"
+        f"{head}</tr></thead><tbody>{rows}</tbody></table></div></details>"
+    )
 
 
 def _graders(found: Figures) -> str:

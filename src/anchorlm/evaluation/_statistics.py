@@ -79,19 +79,30 @@ def resampled(
     return Estimate(statistic(values), found[int(0.025 * resamples)], found[int(0.975 * resamples) - 1], n, n)
 
 
-def bootstrap_prompts(values: Sequence[tuple[Hashable, float]], *, seed: int = 0, resamples: int = 1000) -> Estimate:
-    """A mean over answers with its bootstrap interval, in which whole prompts are drawn (Davison and Hinkley 1997).
+def resampled_prompts(
+    values: Sequence[tuple[Hashable, T]],
+    statistic: Callable[[Sequence[T]], float],
+    *,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> Estimate:
+    """Any statistic with its bootstrap interval, in which whole prompts are drawn (Davison and Hinkley 1997).
 
     Args:
         values: At least one, each with the prompt that it belongs to.
+        statistic: Of some values.
         seed: Of the resampling.
         resamples: How many.
     """
     groups = grouped(values)
-    found = resampled(
-        groups, lambda some: math.fsum(map(math.fsum, some)) / sum(map(len, some)), seed=seed, resamples=resamples
-    )
+    found = resampled(groups, lambda some: statistic([value for group in some for value in group]),
+                      seed=seed, resamples=resamples)  # fmt: skip
     return Estimate(found.value, found.low, found.high, len(values), len(groups))
+
+
+def bootstrap_prompts(values: Sequence[tuple[Hashable, float]], *, seed: int = 0, resamples: int = 1000) -> Estimate:
+    """A mean over answers, likewise."""
+    return resampled_prompts(values, lambda some: math.fsum(some) / len(some), seed=seed, resamples=resamples)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

@@ -16,6 +16,8 @@ TABLES = ("tables.json", "tables.md", "tables.tex")
 COSTS = "costs.md"
 """What `write_costs` writes."""
 
+SHARED = ("prompts of", "are in", "targets", "equal", "nearly", "in the figures", "such as")
+
 _TEX = {ord(char): f"\\{char}" for char in "_%&#${}"} | {
     ord("\\"): r"\textbackslash{}",
     ord("^"): r"\textasciicircum{}",
@@ -84,6 +86,8 @@ def markdown(found: Figures) -> str:
         parts.append("## Paired differences from undefended")
         parts.append("Points, with 95 % intervals (Agresti and Min), and p (McNemar, exact, two-sided).")
         parts.append(_md(["target", "defense", "figure", "difference", "p"], tested))
+    if found.overlaps:
+        parts += ["## Prompts that are elsewhere, too", _md(SHARED, shared(found))]
     return "\n\n".join([*parts, *notes(found)]) + "\n"
 
 
@@ -109,7 +113,8 @@ def latex(found: Figures) -> str:
         name = row.target.translate(_TEX) if row.target != last else ""
         lines.append(" & ".join([name, found.label(row).translate(_TEX), *cells]) + r" \\")
         last = row.target
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in pooled(found)), ""])
+    told = [f"% {note}" for note in (*pooled(found), *_left_out(found))]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *told, ""])
 
 
 def summary(found: Figures) -> str:
@@ -226,16 +231,31 @@ def notes(found: Figures) -> list[str]:
         for finding in one["findings"]
         if finding["passed"] is False
     ]
-    told += [
-        f"Overlap: {one['equal']} prompts of {one['second']} are in {one['first']}, and {one['near']} nearly."
-        for one in found.overlaps
-    ]
+    told += _left_out(found)
     if errors := sum(row.errors for row in found.together):
         told.append(f"{errors} prompts could not be put (too long for a model, say): they count as broken.")
     if ungraded := sum(row.ungraded for row in found.together):
         told.append(f"{ungraded} answers could not be graded: they are in no rate of outcomes.")
     told.append(f"Recipe {found.digest}, {found.done} of {found.expected} answers.")
     return told
+
+
+def _left_out(found: Figures) -> list[str]:
+    if not found.left_out:
+        return []
+    return [
+        f"{found.left_out} answers are in no figure, because a defense was fitted on their prompts, or nearly: they "
+        "are left out for every defense of that target, which keeps all on the same prompts."
+    ]
+
+
+def shared(found: Figures) -> list[list[str]]:
+    """A row, after `SHARED`, for every two sets that share prompts; runs of older versions keep no ids."""
+    return [
+        [one["second"], one["first"], ", ".join(one.get("targets", ())) or "all", str(one["equal"]), str(one["near"]),
+         "left out" if one.get("fitted") else "counted", " / ".join(one.get("examples", ()))]
+        for one in found.overlaps
+    ]  # fmt: skip
 
 
 def _grid(found: Figures, names: Sequence[str], cell: Callable[[Row, str], str]) -> str:

@@ -19,7 +19,7 @@ from anchorlm.fitting._conformal import (
 from anchorlm.fitting._rollouts import Step
 from anchorlm.guard import Guard
 from anchorlm.models import stamp
-from anchorlm.records import Artifact, Messages, Request, UserError, as_messages, data_digest
+from anchorlm.records import Artifact, Messages, Request, UserError, as_messages, data_digest, sketches
 from anchorlm.records import prompt_key as key
 
 
@@ -104,6 +104,7 @@ def calibrate_inferenceguard(
             "labels": {
                 "n": n,
                 "digest": data_digest(f"{key(one.prompt)}\n{one.response}\n{one.unsafe}" for one in labels),
+                "sketches": sketches(one.prompt for one in labels),
             },
             "labeler": labeler,
         },

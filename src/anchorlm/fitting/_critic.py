@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from anchorlm.fitting._rollouts import Step
-from anchorlm.records import wilson
+from anchorlm.records import clustered
 from anchorlm.search import Critic
 
 _BINS = 10
@@ -97,21 +98,31 @@ def auroc(values: Sequence[float] | Tensor, positive: Sequence[bool] | Tensor) -
     return float(((high[:, None] > low).double() + 0.5 * (high[:, None] == low).double()).mean())
 
 
-def reliability(safety: Tensor, within: Tensor) -> list[dict[str, Any]]:
-    """What became of states to which the critic gave about equal chances: a row per tenth that is not empty."""
+def reliability(safety: Tensor, within: Tensor, prompts: Sequence[int]) -> list[dict[str, Any]]:
+    """What became of states to which the critic gave about equal chances: a row per tenth that is not empty.
+
+    Args:
+        safety: Predicted (n,).
+        within: Whether they ended within budget (n,), as 0 and 1.
+        prompts: Of which prompt each state is: those of one prompt are not independent, and the intervals know it.
+    """
     rows = []
     place = (safety * _BINS).long().clamp_max(_BINS - 1)
     for index in range(_BINS):
         members = place == index
         if n := int(members.sum()):
-            hits = int(within[members].sum())
-            low, high = wilson(hits, n)
-            said = round(float(safety[members].mean()), 4)
-            rows.append({"said": said, "ended": hits / n, "low": low, "high": high, "n": n})
+            groups: dict[int, list[bool]] = defaultdict(list)
+            for at in members.nonzero()[:, 0].tolist():
+                groups[prompts[at]].append(bool(within[at] > 0.5))
+            low, high = clustered(groups.values())
+            said, hits = round(float(safety[members].mean()), 4), sum(map(sum, groups.values()))
+            rows.append({"said": said, "ended": hits / n, "low": low, "high": high, "n": n, "prompts": len(groups)})
     return rows
 
 
-def critic_figures(critic: Critic, inputs: Tensor, within: Tensor, reward: Tensor, first: Tensor) -> dict[str, Any]:
+def critic_figures(
+    critic: Critic, inputs: Tensor, within: Tensor, reward: Tensor, first: Tensor, prompts: Sequence[int]
+) -> dict[str, Any]:
     """What the critic is worth on held-out states.
 
     Args:
@@ -120,12 +131,14 @@ def critic_figures(critic: Critic, inputs: Tensor, within: Tensor, reward: Tenso
         within: 1 where the response ended within budget (n,).
         reward: Of the whole response (n,).
         first: Whether the state follows the first block (n,).
+        prompts: Of which prompt each state is.
     """
     safety, worth = critic(inputs[:, :-1], inputs[:, -1])
     yes = within > 0.5
     spread = float(((reward - reward.mean()) ** 2).mean())
     return {
         "states": len(inputs),
+        "prompts": len(set(prompts)),
         "ended within budget": float(within.mean()),
         "auroc": auroc(safety, yes),
         "auroc after the first block": auroc(safety[first], yes[first]),
@@ -135,5 +148,5 @@ def critic_figures(critic: Critic, inputs: Tensor, within: Tensor, reward: Tenso
         "threshold": critic.threshold,
         "kept within budget": float((safety[yes] >= critic.threshold).float().mean()) if yes.any() else None,
         "kept over budget": float((safety[~yes] >= critic.threshold).float().mean()) if not yes.all() else None,
-        "reliability": reliability(safety, within),
+        "reliability": reliability(safety, within, prompts),
     }

@@ -21,7 +21,16 @@ from anchorlm.fitting._rollouts import Rollout, Step, hidden_states, roll_out
 from anchorlm.guard import EngineSettings, ModelLike, ScorerLike, start_engine, start_scorer
 from anchorlm.judging import Scorer, checked_scores, opens_refusing
 from anchorlm.models import identity, stamp
-from anchorlm.records import Access, Artifact, GenerationSettings, Messages, UserError, as_messages, data_digest
+from anchorlm.records import (
+    Access,
+    Artifact,
+    GenerationSettings,
+    Messages,
+    UserError,
+    as_messages,
+    data_digest,
+    sketches,
+)
 from anchorlm.records import prompt_key as key
 
 _TELLS = 0.7
@@ -134,8 +143,8 @@ def fit_inferenceguard(
         kind="inferenceguard",
         models={"target": stamp(running.model)},
         data={
-            "harmful": {"n": len(bad), "digest": data_digest(map(key, bad))},
-            "harmless": {"n": len(good), "digest": data_digest(map(key, good))},
+            "harmful": {"n": len(bad), "digest": data_digest(map(key, bad)), "sketches": sketches(bad)},
+            "harmless": {"n": len(good), "digest": data_digest(map(key, good)), "sketches": sketches(good)},
             "holdout": holdout,
             "seed": seed,
             "rollouts": rollouts,
@@ -149,7 +158,9 @@ def fit_inferenceguard(
             "threshold": critic.threshold,
         },
         figures={
-            **critic_figures(critic, inputs[test], within[test], worth[test], first[test]),
+            **critic_figures(
+                critic, inputs[test], within[test], worth[test], first[test], [place for place in own if place in held]
+            ),
             "over budget after a block": spent,
             "cost": team.cost.name if team.cost else "",
             "reward": team.reward.name if team.reward else "",

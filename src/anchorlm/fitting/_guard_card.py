@@ -50,7 +50,7 @@ def critic_card(artifact: Artifact) -> str:
     target = artifact.models["target"]
     checked = figures["cost model"]
     rows = [
-        ("states held out", str(figures["states"])),
+        ("states held out", f"{figures['states']} of {figures['prompts']} prompts"),
         ("of them, ended within budget", _share(figures["ended within budget"])),
         ("AUROC", _number(figures["auroc"])),
         (f"AUROC after the first block (n = {figures['states after the first block']})",
@@ -140,7 +140,7 @@ def reliability_svg(rows: Sequence[Mapping[str, Any]]) -> str:
         f'font-family="system-ui, sans-serif" font-size="13" fill="{_GRAY}">',
         "<title>InferenceGuard's critic: what it says and what happens</title>",
         f'<text x="{_LEFT}" y="26" font-size="17" font-weight="600">How far the critic can be trusted</text>',
-        f'<text x="{_LEFT}" y="46">{sum(row["n"] for row in rows)} held-out states; 95% intervals</text>',
+        f'<text x="{_LEFT}" y="46">{sum(row["n"] for row in rows)} held-out states; 95% intervals, by prompt</text>',
         f'<path d="M{_x(0)} {_y(0)}L{_x(1)} {_y(1)}" stroke="{_GRAY}" stroke-dasharray="4 4"/>',
     ]
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):

@@ -21,7 +21,7 @@ from anchorlm.records._requests import (
 )
 from anchorlm.records._responses import Decision, Event, Finished, FinishReason, Response, TextDelta, TokenScore, Usage
 from anchorlm.records._rows import BadRow, Row, read_rows
-from anchorlm.records._sketches import likeness, plain, sketch, sketches
+from anchorlm.records._sketches import Sketches, likeness, plain, sketch, sketches
 from anchorlm.records._toml import read_toml
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "Response",
     "Row",
     "Settings",
+    "Sketches",
     "TextDelta",
     "TokenScore",
     "TooLongError",

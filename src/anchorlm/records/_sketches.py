@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 from anchorlm.records._requests import Messages, as_messages, turn_text
@@ -44,3 +45,30 @@ def likeness(first: str, second: str) -> float:
     if not own or not other:
         return 0.0
     return sum(own[at : at + 8] == other[at : at + 8] for at in range(0, len(own), 8)) / len(_HASHES)
+
+
+class Sketches:
+    """Many sketches, in which the one most like another is found without a look at each.
+
+    Args:
+        known: The sketches.
+    """
+
+    def __init__(self, known: Iterable[str]) -> None:
+        self._digests: set[str] = set()
+        self._places: dict[tuple[int, str], list[int]] = defaultdict(list)
+        for number, one in enumerate(known):
+            self._digests.add(one[:16])
+            for piece in _pieces(one):
+                self._places[piece].append(number)
+
+    def most_like(self, sketch: str) -> float:
+        """The largest `likeness` of any of them; 0 where there are none."""
+        if sketch[:16] in self._digests:
+            return 1.0
+        shared = Counter(number for piece in _pieces(sketch) for number in self._places.get(piece, ()))
+        return max(shared.values(), default=0) / len(_HASHES)
+
+
+def _pieces(sketch: str) -> list[tuple[int, str]]:
+    return [(at, sketch[at : at + 8]) for at in range(16, len(sketch), 8)]
