@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from anchorlm import Guard
-from anchorlm.models import CausalModel
+from anchorlm.models import CausalModel, _rendering
 from anchorlm.models._rendering import TemplateFailedError, TemplateRefusedError, rendered
 from anchorlm.records import UserError
 
@@ -166,3 +166,13 @@ def test_a_conversation_without_a_turn_of_the_user_is_a_mistake_under_every_defe
     guard = Guard(model, defense, **({"anchor": model} if defense == "alignbeam" else {}), **more)
     with pytest.raises(UserError, match="no turn of the user"):
         guard.chat([{"role": role, "content": "Be kind."}], max_new_tokens=1)
+
+
+def test_a_slow_rendering_gives_way_to_others_and_its_process_is_not_used_again() -> None:
+    slow = "{% for i in range(1000) %}{% for j in range(6000) %}{% endfor %}{% endfor %}done"
+    tokenizer = tiny_tokenizer()
+    rendered(tokenizer, [])  # a process that waits for the next
+    before = {renderer for _, renderer in _rendering._spare}
+    assert rendered(tokenizer, [], template=slow) == "done"
+    assert {renderer for _, renderer in _rendering._spare} < before
+    assert rendered(tokenizer, [], template="quick") == "quick"

@@ -26,6 +26,9 @@ from jinja2.utils import Namespace
 SECONDS = 2.0
 """Of computing time for one rendering: thousands of turns take a tenth of it."""
 
+SLOW = 0.1
+"""Seconds of computing after which a rendering gives way to everything else on the machine."""
+
 CHARACTERS = 16_000_000
 """Of a rendered text: many times any model's context."""
 
@@ -128,13 +131,26 @@ def _limit_time(seconds: float) -> None:
     """From here on the process dies after so many seconds of computing, whatever it is at; 0: it lives."""
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_PROF, seconds)
+        signal.setitimer(signal.ITIMER_VIRTUAL, SLOW if seconds else 0)
+
+
+def _step_back_when_slow() -> list[bool]:
+    """Lets everybody else go first once a rendering has taken `SLOW` seconds; filled then."""
+    slow: list[bool] = []
+
+    def step_back(*_: object) -> None:
+        os.nice(10)
+        slow.append(True)
+
+    if hasattr(signal, "SIGVTALRM") and hasattr(os, "nice"):
+        signal.signal(signal.SIGVTALRM, step_back)
+    return slow
 
 
 def main() -> None:
     """Answers until nobody asks any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(os, "nice"):
-        os.nice(5)  # a template that never ends is to hold up nobody who waits for something else
+    slow = _step_back_when_slow()
     _limit_memory()
     print("ready", flush=True)
     for line in sys.stdin:
@@ -142,6 +158,8 @@ def main() -> None:
         _limit_time(SECONDS)
         answer = _answer(ask)
         _limit_time(0)
+        if slow:
+            answer["slow"] = "yes"
         print(json.dumps(answer), flush=True)
 
 

@@ -3,10 +3,11 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import select
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock, Timer
 from typing import Any, Self
@@ -71,6 +72,23 @@ def rendered(
     return answer["text"]
 
 
+@contextmanager
+def _watched(process: subprocess.Popen[str], seconds: float) -> Iterator[Callable[[], bool]]:
+    """Waits for a process to say something, for so long; where the system cannot, the process is killed then."""
+    if process.stdout is not None and hasattr(select, "poll"):
+        asked = select.poll()  # not select.select: a server has more open files than that can take
+        asked.register(process.stdout, select.POLLIN | select.POLLHUP)
+        yield lambda: bool(asked.poll(1000 * seconds))
+        return
+    timer = Timer(seconds, process.kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield lambda: True
+    finally:
+        timer.cancel()
+
+
 class _Renderer:
     """One process that renders."""
 
@@ -115,15 +133,10 @@ class _Renderer:
     def _line(self, seconds: float, question: str = "") -> str:
         if self._process.stdin is None or self._process.stdout is None:
             return ""
-        timer = Timer(seconds, self._process.kill)
-        timer.daemon = True
-        timer.start()
-        try:
+        with _watched(self._process, seconds) as answers:
             self._process.stdin.write(question)
             self._process.stdin.flush()
-            return self._process.stdout.readline()
-        finally:
-            timer.cancel()
+            return self._process.stdout.readline() if answers() else ""
 
     @classmethod
     def idle(cls) -> Self | None:
@@ -153,7 +166,10 @@ def _asked(question: Mapping[str, Any]) -> dict[str, str]:
     answer = renderer.ask(question)
     if answer is None:
         return {"endless": "it takes too much time or memory"}
-    renderer.keep()
+    if answer.pop("slow", None) is None:
+        renderer.keep()
+    else:
+        renderer.kill()  # it has taken a step back, from which there is no way to the front
     return answer
 
 
