@@ -168,3 +168,25 @@ def test_a_prompt_that_nearly_fills_the_context_is_answered_as_far_as_it_goes(
         response = guard.chat(turn)
         assert len(response.token_ids) <= left
         assert (response.finish_reason == "length") == (len(response.token_ids) == left)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    ["Bake bread: first", [{"role": "user", "content": "Bake bread"}, {"role": "assistant", "content": "First"}]],
+    ids=["raw", "an assistant's turn last"],
+)
+def test_what_the_client_has_begun_of_an_answer_is_judged_with_it_and_the_worst_counts(
+    target: LocalEngine, request_: Any
+) -> None:
+    read: list[str] = []
+
+    def harm(messages: Any, response: str) -> float:
+        read.append(response)
+        return 1.0 if "irst" in response else 0.0
+
+    guard = Guard(target, "best_of_n", judge=CallableJudge(harm), n=1, refusal="No.", generation=GENERATION)
+    response = guard.chat(request_, raw=isinstance(request_, str))
+    assert response.text == "No."
+    whole, begun = sorted(read, key=len)
+    begun_by_client = request_ if isinstance(request_, str) else "First "
+    assert begun == begun_by_client + whole

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from anchorlm.evaluation import CompareRecipe, compare, figures
-from anchorlm.evaluation._exclusion import chosen_by
+from anchorlm.evaluation._exclusion import _is_among, chosen_by
 from anchorlm.evaluation._tables import notes
 from anchorlm.fitting import fit_inferaligner, save_artifact
 from anchorlm.guard import Guard
@@ -110,3 +110,10 @@ def test_a_guard_names_all_that_has_decided_for_it(model: Path, artifact: Callab
     assert chosen_by(Guard(str(model), "inferaligner", artifact=folder)) == ["refusal-openings", "rubric:org/judge"]
     assert chosen_by(Guard(str(model), "best_of_n", judge="refusal")) == ["refusal-matcher"]
     assert chosen_by(Guard(str(model))) == []
+
+
+def test_a_model_that_chose_does_not_grade_under_an_adapter_either() -> None:
+    assert _is_among("model base", {"model base"})
+    assert _is_among("model base adapter", {"model base"})
+    assert not _is_among("model base2", {"model base"})
+    assert not _is_among("refusal", {"model base"})

@@ -50,3 +50,12 @@ def test_a_function_that_raises_fails_closed_with_its_cause() -> None:
     with pytest.raises(DefenseError, match="KeyError") as caught:
         asyncio.run(CallableJudge(broken)(ASK, ["text"]))
     assert isinstance(caught.value.__cause__, KeyError)
+
+
+@pytest.mark.parametrize("raised", [StopIteration("over"), SystemExit(1)])
+def test_what_no_future_hands_on_fails_closed_too(raised: BaseException) -> None:
+    def ends(messages: Messages, response: str) -> float:
+        raise raised
+
+    with pytest.raises(DefenseError, match=type(raised).__name__):
+        asyncio.run(CallableJudge(ends)([{"role": "user", "content": "bake bread"}], ["flour"]))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from asyncio import gather
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def _failing_closed(who: str) -> Iterator[None]:
         raise
     except UserError as error:  # its model says no numbers, say
         raise DefenseError(f"{who} failed: {error}") from error
-    except Exception as error:  # a third party's may raise anything
+    except (Exception, SystemExit) as error:  # a third party's may raise anything
         raise DefenseError(f"{who} failed ({type(error).__name__}: {error}).") from error
 
 
@@ -159,8 +160,15 @@ class Defense(ABC):
         scorer = self.team.cost if kind == "cost" else self.team.reward
         if scorer is None:
             raise UserError(f"The defense {self.name} needs a {kind} model: give one as {kind}=.")
+        readings = request.readings if kind == "cost" else request.readings[:1]
         with _failing_closed(f"The {kind} model {scorer.name}"):
-            return await checked_scores(scorer, request.conversation, list(map(request.cut, texts)))
+            found = await gather(
+                *(
+                    checked_scores(scorer, talk, [begun + request.cut(text) for text in texts])
+                    for talk, begun in readings
+                )
+            )
+        return [max(each) for each in zip(*found, strict=True)]
 
     async def grades(self, request: Request, texts: Sequence[str]) -> list[Grade]:
         """The judge's grade of each text, as far as it will be given.
@@ -169,12 +177,19 @@ class Defense(ABC):
             DefenseError: The judge raised, or did not give one grade per text: nothing may be taken for safe then.
         """
         with _failing_closed(f"The judge {self.judge.name}"):
-            grades = await self.judge(request.conversation, list(map(request.cut, texts)))
-        if not isinstance(grades, list) or len(grades) != len(texts) or not all(isinstance(g, Grade) for g in grades):
-            raise DefenseError(
-                f"The judge {self.judge.name} did not give one grade for each of {len(texts)} responses."
+            found = await gather(
+                *(self.judge(talk, [begun + request.cut(text) for text in texts]) for talk, begun in request.readings)
             )
-        return grades
+        for grades in found:
+            if (
+                not isinstance(grades, list)
+                or len(grades) != len(texts)
+                or not all(isinstance(g, Grade) for g in grades)
+            ):
+                raise DefenseError(
+                    f"The judge {self.judge.name} did not give one grade for each of {len(texts)} responses."
+                )
+        return [max(each, key=lambda grade: grade.harm) for each in zip(*found, strict=True)]
 
     def settings_for(self, request: Request) -> Any:
         """The settings with the request's own knobs.

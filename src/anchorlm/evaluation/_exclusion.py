@@ -32,7 +32,7 @@ def may_grade(recipe: CompareRecipe, pool: Pool, contestant: Contestant, data: s
         if (
             known and "truth" not in made
             if name == "truth"
-            else name not in judges or _source(pool, judges[name]) not in own | made
+            else name not in judges or not _is_among(_source(pool, judges[name]), own | made)
         )
     ]
     if not fit:
@@ -44,6 +44,11 @@ def may_grade(recipe: CompareRecipe, pool: Pool, contestant: Contestant, data: s
             f"for embedded prompts only; add {add} to the recipe{again}."
         )
     return fit
+
+
+def _is_among(source: str, known: set[str]) -> bool:
+    """Whether a grader is one of those that decided; an artifact names a model without its adapter."""
+    return source in known or any(one.startswith("model ") and source.startswith(f"{one} ") for one in known)
 
 
 def chosen_by(guard: Guard) -> list[str]:

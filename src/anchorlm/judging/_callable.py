@@ -6,6 +6,7 @@ from asyncio import gather, to_thread
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from types import CellType, CodeType, FunctionType, MethodType
+from typing import Any
 
 from anchorlm.judging._base import Grade, Judge
 from anchorlm.judging._scores import Scorer
@@ -47,16 +48,25 @@ class _Function:
             # A plain function may ask a server and wait: the engines' thread serves everybody else meanwhile.
             coroutine = inspect.iscoroutinefunction(self._function)
             number = (
-                self._function(messages, response) if coroutine else await to_thread(self._function, messages, response)
+                self._function(messages, response) if coroutine else await to_thread(self._called, messages, response)
             )
             return float(await number if inspect.isawaitable(number) else number)
         except DefenseError:
             raise
-        except Exception as error:  # whatever somebody else's function raises: without its number nothing is safe
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # whatever somebody else's function raises: without its number nothing is safe
             raise DefenseError(
                 f"The {self.role} {self._name} failed with {type(error).__name__}: {error}; "
                 f"mend it so that it returns {self.wanted}."
             ) from error
+
+    def _called(self, messages: Messages, response: str) -> Any:
+        try:
+            return self._function(messages, response)
+        except (StopIteration, SystemExit) as error:  # no future and no thread hands these on
+            raise RuntimeError(f"{type(error).__name__} {error}".strip()) from error
 
 
 def _known(function: object) -> object:

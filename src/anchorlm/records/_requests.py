@@ -136,6 +136,20 @@ class Request:
         return _as_text(self.messages)
 
     @property
+    def readings(self) -> list[tuple[Messages, str]]:
+        """The ways in which judges and cost models read a response, of which the worst counts: each a conversation, and
+        the beginning of the answer that the client has written.
+
+        An assistant's turn at the end is such a beginning, and a raw text may be one.
+        """
+        talk = self.conversation
+        if isinstance(self.messages, str):
+            return [(talk, ""), (talk, self.messages)]
+        if len(talk) > 1 and talk[-1]["role"] == "assistant":
+            return [(talk, ""), (talk[:-1], f"{talk[-1]['content']} ")]
+        return [(talk, "")]
+
+    @property
     def prompt(self) -> Messages | str:
         """What a model that answers reads: the messages, the operator's system prompt first.
 
