@@ -26,12 +26,14 @@ class Prose:
         sentences: In order, in plain quotation marks, without emphasis, quotations, list markers, code and dialogue.
         items: For every sentence: it is an item of a list.
         material: Words of what was left out: code, quotations, dialogue.
+        given: Those of them that stand by themselves, and not as a quotation within a sentence.
         code: Whether there was code.
     """
 
     sentences: tuple[str, ...]
     items: tuple[bool, ...]
     material: int = 0
+    given: int = 0
     code: bool = False
 
     @classmethod
@@ -49,18 +51,23 @@ class Prose:
         spoken = {label for label in labels if label and labels.count(label) > 1}
         sentences: list[str] = []
         items: list[bool] = []
+        given = 0
         for line, label in zip(lines, labels, strict=True):
             if label in spoken or line.lstrip().startswith(">"):
                 left_out.append(line)
+                given += len(line.split())
                 continue
-            left_out += _QUOTED.findall(line)
+            quotes = _QUOTED.findall(line)
+            left_out += quotes
             item, bare = bool(_ITEM.match(line)), _EMPHASIS.sub("", _ITEM.sub("", line, count=1))
             for sentence in _SENTENCE.split(_QUOTED.sub('"..."', bare)):
                 if re.search(r"\w", sentence):
                     sentences.append(" ".join(sentence.split()))
                     items.append(item)
                     item = False
-        return cls(tuple(sentences), tuple(items), sum(len(text.split()) for text in left_out), code)
+                elif quotes:
+                    given += max(len(quote.split()) for quote in quotes)
+        return cls(tuple(sentences), tuple(items), sum(len(text.split()) for text in left_out), given, code)
 
     def part(self, start: int, stop: int) -> Prose:
         """The sentences from `start` to `stop`."""
