@@ -13,10 +13,11 @@ from anchorlm.fitting._gates import GateChoice, choose_gate, corners, joint_gate
 from anchorlm.fitting._outcomes import FluencyGrading, Grader, Outcome, graded_by, instrument
 from anchorlm.fitting._prompts import LEAST, classes
 from anchorlm.fitting._shifts import Search, Step, answers, shares, windows
+from anchorlm.fitting._talks import FORMS, REFUSED, in_form
 from anchorlm.fitting._ways import Means, Seen, gate_data, read_ways, ways
 from anchorlm.guard import EngineSettings, ModelLike, start_engine
 from anchorlm.records import Artifact, Messages, UserError, as_messages, instruments, prompts_digest, sketches
-from anchorlm.steering import FORMS, REFUSED, Aligner, in_form
+from anchorlm.steering import Aligner
 
 _SEPARATES = 0.9
 """Balanced accuracy from which on a layer counts as one that separates the classes."""

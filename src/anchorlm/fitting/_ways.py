@@ -10,20 +10,9 @@ from torch import Tensor
 from anchorlm.engine import Engine
 from anchorlm.fitting._gates import GateChoice, look_means, rate
 from anchorlm.fitting._shifts import Step
+from anchorlm.fitting._talks import ANSWERED, FORMS, REFUSED, earlier_turns, in_form
 from anchorlm.records import Messages
-from anchorlm.steering import (
-    ANSWERED,
-    FORMS,
-    REFUSED,
-    Aligner,
-    Look,
-    Reader,
-    as_texts,
-    each_look,
-    earlier_turns,
-    in_form,
-    looks,
-)
+from anchorlm.steering import Aligner, Look, Reader, as_texts, each_look, looks
 
 PLAIN = "as given"
 

@@ -16,13 +16,9 @@ from anchorlm.steering._looks import (
     prompt_activations,
 )
 from anchorlm.steering._moments import Moments
-from anchorlm.steering._talks import ANSWERED, FORMS, REFUSED, earlier_turns, in_form, told
 from anchorlm.steering._trust import answer_of, established, uncalibrated
 
 __all__ = [
-    "ANSWERED",
-    "FORMS",
-    "REFUSED",
     "Across",
     "Aligner",
     "Directions",
@@ -43,18 +39,15 @@ __all__ = [
     "check_options",
     "cosine_scores",
     "each_look",
-    "earlier_turns",
     "established",
     "fisher_directions",
     "fit_inferaligner",
     "harm_directions",
-    "in_form",
     "look_activations",
     "looks",
     "matching_layer",
     "null_space_reader",
     "prompt_activations",
     "ridge_map",
-    "told",
     "uncalibrated",
 ]
