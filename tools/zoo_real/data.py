@@ -67,18 +67,19 @@ def prompts(name: str, part: str) -> list[str]:
         chosen = pairs[:-_HELD_PAIRS] if part == "train" else pairs[-_HELD_PAIRS:]
         return [pair[name == "contrast-harmful"] for pair in chosen]
     source = SOURCES[name]
-    found = sorted(set(filter(None, map(_prompt, _rows(DATASETS / source.file)))))
+    found = sorted(set(filter(None, map(_prompt, rows_of(DATASETS / source.file)))))
     Random(SEED).shuffle(found)
     return found[: source.train] if part == "train" else found[source.train :]
 
 
 def given(name: str) -> dict[str, str]:
     """The answers that a set brings itself, by prompt."""
-    rows = _rows(DATASETS / SOURCES[name].file)
+    rows = rows_of(DATASETS / SOURCES[name].file)
     return {_prompt(row): str(row.get("answer") or row["instances"][0]["output"]).strip() for row in rows}
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file, CSV or JSON lines."""
     text = gzip.decompress(path.read_bytes()).decode("utf-8")
     if path.suffixes[0] == ".csv":
         return list(csv.DictReader(io.StringIO(text)))
