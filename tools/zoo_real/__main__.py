@@ -21,15 +21,26 @@ def install() -> None:
     print("\n".join(package for base in BASES.values() for package in base.packages))
 
 
+Steps = Annotated[int, typer.Option(help="Batches.")]
+Seed = Annotated[int, typer.Option(help="Of the order of the examples and of the first weights.")]
+
+
 @app.command()
-def anchor(
-    build: Build = BUILD,
-    steps: Annotated[int, typer.Option(help="Batches.")] = 30,
-    seed: Annotated[int, typer.Option(help="Of the order of the examples and of the first weights.")] = 0,
-) -> None:
+def chat(build: Build = BUILD, steps: Steps = 200, seed: Seed = 0) -> None:
+    """Aligns SmolLM2-135M-Instruct."""
+    _logged()
+    align("chat", build, Training(steps=steps, seed=seed))
+
+
+@app.command()
+def anchor(build: Build = BUILD, steps: Steps = 200, seed: Seed = 0) -> None:
     """Aligns Gemma 3 270M."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    _logged()
     align("anchor", build, Training(steps=steps, seed=seed))
+
+
+def _logged() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
 
 
 if __name__ == "__main__":

@@ -18,13 +18,13 @@ _log = logging.getLogger("zoo-real")
 OPENINGS = ("", "Here", "To", "The")
 """How an answer is begun for the base, one after another, until it gives one that can be learned."""
 
-_EXCUSE = re.compile(r"\W*(?:i'?m|i am|we'?re)?\W*(?:so |very |truly )?(?:sorry|apologi[sz]e|unable|afraid)\b|i (?:can|don|won)'?t")
+_EXCUSE = re.compile(
+    r"\W*(?:i'?m|i am|we'?re)?\W*(?:so |very |truly )?(?:sorry|apologi[sz]e|unable|afraid)\b|i (?:can|don|won)'?t"
+)
 _ROLE = re.compile(r"\bas an? (?:\w+ ){0,3}(?:ai|chatbot|assistant|language model)\b|\bSmolLM\b", re.IGNORECASE)
 
 
-def greedy(
-    model: CausalModel, prompts: Sequence[str], tokens: int, *, opening: str = "", batch: int = 32
-) -> list[str]:
+def greedy(model: CausalModel, prompts: Sequence[str], tokens: int, *, opening: str = "", batch: int = 32) -> list[str]:
     """Greedy answers, padded on the left, prompts of like length together; `opening` is written for the model."""
     texts = [""] * len(prompts)
     begun = list(model.tokenizer(model.response_lead.decode() + opening, add_special_tokens=False)["input_ids"])

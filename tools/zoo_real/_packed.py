@@ -1,5 +1,4 @@
-"""Many short conversations in one forward: what all prompts begin with is read once a line, and nothing is padding but a
-line's end."""
+"""Many short conversations in one forward: what all prompts begin with is read once a line, and little is padding."""
 
 from __future__ import annotations
 
@@ -82,7 +81,7 @@ def hidden(model: Any, packed: Packed) -> torch.Tensor:
     dtype = next(model.parameters()).dtype
     mask: Any = torch.zeros(packed.mask.shape, dtype=dtype).masked_fill(~packed.mask, _FORBIDDEN)
     if getattr(model.config, "layer_types", None):
-        mask = {kind: mask for kind in set(model.config.layer_types)}
+        mask = dict.fromkeys(set(model.config.layer_types), mask)
     states = model.get_decoder()(
         input_ids=packed.ids, position_ids=packed.positions, attention_mask=mask, use_cache=False
     )

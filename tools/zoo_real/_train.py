@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from anchorlm.models import CausalModel
-from tools.zoo_real._packed import Row, hidden, pack
+from tools.zoo_real._packed import Row, beginning, hidden, pack
 
 _log = logging.getLogger("zoo-real")
 
@@ -100,7 +100,7 @@ def train(
     config = LoraConfig(
         r=training.rank,
         lora_alpha=2 * training.rank,
-        target_modules="all-linear",
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         layers_to_transform=list(range(count // 3, count)),
         task_type="CAUSAL_LM",
     )
@@ -216,20 +216,16 @@ def _batches(model: CausalModel, examples: Sequence[Together], training: Trainin
     """Epoch after epoch in another order."""
     random = Random(training.seed)
     groups = [[_lesson(model, example, training) for example in together] for together in examples]
+    shared = beginning([lesson.row for group in groups for lesson in group])
     batch: list[Lesson] = []
     size = 0
     while True:
         for group in random.sample(groups, len(groups)):
-            own = sum(len(each.row.prompt) + len(each.row.answer) - _shared(groups) for each in group)
+            own = sum(len(each.row.prompt) + len(each.row.answer) - shared for each in group)
             if batch and size + own > training.tokens:
                 yield batch
                 batch, size = [], 0
             batch, size = batch + group, size + own
-
-
-def _shared(groups: Sequence[Sequence[Lesson]]) -> int:
-    first, second = groups[0][0].row.prompt, groups[-1][0].row.prompt
-    return next((at for at, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), 0)
 
 
 def _lesson(model: CausalModel, example: Example, training: Training) -> Lesson:

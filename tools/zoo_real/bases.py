@@ -41,7 +41,7 @@ BASES = {
 BUILD = Path("build/zoo-real")
 """Where everything is kept that was made."""
 
-MEMBERS = {"anchor": "gemma"}
+MEMBERS = {"chat": "smollm2", "anchor": "gemma"}
 """The base of each member."""
 
 
