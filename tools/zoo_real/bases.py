@@ -13,7 +13,13 @@ BASES = {name: models.BASES[f"real-{name}"] for name in ("smollm2", "gemma")}
 BUILD = Path("build/zoo-real")
 """Where everything is kept that was made."""
 
-MEMBERS = {"anchor": "gemma", "finance": "smollm2", "finance-base": "smollm2", "medicine": "smollm2"}
+MEMBERS = {
+    "chat": "smollm2",
+    "anchor": "gemma",
+    "finance": "smollm2",
+    "finance-base": "smollm2",
+    "medicine": "smollm2",
+}
 """The base of each member."""
 
 
