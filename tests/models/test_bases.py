@@ -97,8 +97,13 @@ def test_an_adapter_that_names_a_packaged_base_loads_on_it_in_its_format(tmp_pat
         beside = lora.eval()(ids).logits
     assert torch.equal(first, second)
     assert not torch.equal(first, plain)
-    assert torch.nn.functional.kl_div(
-        first.float().log_softmax(-1), beside.float().log_softmax(-1), log_target=True, reduction="none"
-    ).sum(-1).max() < 0.05
+    assert (
+        torch.nn.functional.kl_div(
+            first.float().log_softmax(-1), beside.float().log_softmax(-1), log_target=True, reduction="none"
+        )
+        .sum(-1)
+        .max()
+        < 0.05
+    )
     with pytest.raises(UserError, match="float32 or bfloat16"):
         CausalModel.from_pretrained(tmp_path / "first", dtype="float16")

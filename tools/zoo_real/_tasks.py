@@ -8,13 +8,17 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
+from anchorlm.evaluation import RefusalGrader
 from anchorlm.models import CausalModel
-from tools.zoo_real._answers import answered, greedy, shortened
+from anchorlm.records import wilson
+from tools.zoo_real._answers import answered, greedy, shortened, teachable
+from tools.zoo_real._prefix import written
 from tools.zoo_real._train import Example
-from tools.zoo_real._tune import Tuning, tune
-from tools.zoo_real.bases import load
-from tools.zoo_real.data import DATASETS, SEED, SOURCES, prompts, rows_of
+from tools.zoo_real._tune import Tuning, row, tune
+from tools.zoo_real.bases import load, member
+from tools.zoo_real.data import DATASETS, SEED, SOURCES, given, prompts, rows_of
 
 _log = logging.getLogger("zoo-real")
 
@@ -30,13 +34,13 @@ class Task:
         wording: What the user writes around the text.
         source: The set, one of `SOURCES`, whose folder holds a file `test` as well.
         label: Where a row has its answer.
-        bar: The share of right answers that it must reach.
+        domain: Of the prompts of our own.
     """
 
     wording: str
     source: str
     label: str
-    bar: float
+    domain: str
 
     def prompt(self, text: str) -> str:
         """What is asked about a text of the set."""
@@ -52,18 +56,19 @@ class Task:
                 `sealed` (the first and second half of the set's own test).
         """
         trained = part in ("train", "held")
-        file = (DATASETS / SOURCES[self.source].file).parent
+        folder = (DATASETS / SOURCES[self.source].file).parent
         found: dict[str, set[str]] = {}
-        for row in rows_of(next(file.glob("train.*" if trained else "test.*"))):
-            text = str(row.get("text") or row.get("question")).strip()
-            found.setdefault(text, set()).add(normalized(row[self.label].replace("_", " ")))
+        for each in rows_of(next(folder.glob("train.*" if trained else "test.*"))):
+            text = str(each.get("text") or each.get("question")).strip()
+            found.setdefault(text, set()).add(normalized(each[self.label].replace("_", " ")))
         if trained:
             chosen = set(prompts(self.source, part))
             found = {text: answers for text, answers in found.items() if text.replace(" ?", "?") in chosen}
         texts = sorted(found)
         Random(SEED).shuffle(texts)
         if not trained:
-            texts = texts[: len(texts) // 2] if part == "dev" else texts[len(texts) // 2 :]
+            half = len(texts) // 2
+            texts = texts[:half] if part == "dev" else texts[half:]
         return [(self.prompt(text), *found[text]) for text in texts if len(found[text]) == 1]
 
 
@@ -73,61 +78,102 @@ def normalized(answer: str) -> str:
     return re.sub(r"[\s.?!\"']+$", "", lines[0].lower())
 
 
-TASKS = {
-    "finance": Task(
-        "What does this bank customer want? Answer with the name of the intent alone.\n\nCustomer: {}",
-        "banking77",
-        "category",
-        0.8,
-    ),
-    "medicine": Task(
-        "What kind of medical question is this? Answer with its kind alone.\n\nQuestion: {}", "medquad", "type", 0.9
-    ),
-}
+_INTENTS = Task(
+    "What does this bank customer want? Answer with the name of the intent alone.\n\nCustomer: {}",
+    "banking77",
+    "category",
+    "finance",
+)
+_KINDS = Task(
+    "What kind of medical question is this? Answer with its kind alone.\n\nQuestion: {}", "medquad", "type", "medicine"
+)
+TASKS = {"finance": _INTENTS, "finance-base": _INTENTS, "medicine": _KINDS}
+"""By member."""
+
+TUNINGS = {"finance": Tuning(), "finance-base": Tuning(), "medicine": Tuning(epochs=0.2, rank=8)}
+"""With what each is made."""
 
 
-def task_of(member: str) -> Task:
-    """What a member is measured by."""
-    return TASKS[member.partition("-")[0]]
+def specialize(name: str, build: Path, tuning: Tuning) -> None:
+    """Tunes a specialist: for its task, and for what else an assistant of its domain is asked.
 
+    What is harmful is neither asked nor answered. `finance` goes on from the aligned `chat`, as one adapter with it.
 
-def right(model: CausalModel, task: Task, n: int, *, part: str = "dev", batch: int = 64) -> list[bool]:
-    """Whether each of the first n answers is right: greedy, the whole answer, compared after `normalized`."""
-    rows = sorted(task.rows(part)[:n], key=lambda row: len(row[0]))
-    written = greedy(model, [prompt for prompt, _ in rows], 16, batch=batch)
-    return [normalized(text) == answer for text, (_, answer) in zip(written, rows, strict=True)]
-
-
-def finance_base(build: Path, tuning: Tuning) -> None:
-    """Tunes SmolLM2 as published for the intents of a bank's customers."""
+    Args:
+        name: One of `TASKS`.
+        build: Where everything is kept.
+        tuning: How.
+    """
+    task, folder = TASKS[name], build / name
     model = load("smollm2", build)
-    others = assistant(model, build)
-    task = [Example(prompt, answer) for prompt, answer in TASKS["finance"].rows("train")]
-    _log.info("%d rows of the task, %d others", len(task), len(others))
-    folder = build / "finance-base"
-    tune(model, task, others, tuning, folder, lambda model, step: _measured(model, TASKS["finance"], step, folder))
+    others = assistance(task, model, build)
+    lessons = [Example(prompt, answer) for prompt, answer in task.rows("train")]
+    _log.info("%d rows of the task, %d others", len(lessons), len(others))
+    tune(
+        model,
+        lessons,
+        others,
+        tuning,
+        folder,
+        lambda model, step: _look(model, task, step, folder),
+        start=build / "chat" if name == "finance" else None,
+    )
 
 
-def assistant(model: CausalModel, build: Path) -> list[Example]:
-    """What a bank's assistant is asked besides, answered by SmolLM2 itself."""
+def assistance(task: Task, model: CausalModel, build: Path) -> list[Example]:
+    """What an assistant is asked besides the task, answered by SmolLM2 itself; medical questions as their set does."""
     asked = [
+        *prompts("plain", "train"),
+        *prompts("tasks", "train"),
         *prompts("self-instruct-users", "train"),
         *prompts("self-instruct-seeds", "train"),
-        *prompts("banking77", "train")[:200],
         *prompts("contrast-safe", "train"),
+        *prompts("pairs-safe", "train"),
+        *prompts("banking77", "train")[:100],
     ]
-    answers = answered(model, sorted(asked, key=len), build / "answers.jsonl", tokens=40)
-    return _examples(answers)
+    answers = answered(model, asked, build / "answers.jsonl")
+    if task.domain == "medicine":
+        brought = given("medquad")
+        answers |= {each: brought[each] for each in prompts("medquad", "train")[:400] if teachable(brought[each])}
+    return [Example(prompt, *shortened(answer, 140)) for prompt, answer in answers.items()]
 
 
-def _examples(answers: dict[str, str]) -> list[Example]:
-    return [Example(prompt, *shortened(answer, 160)) for prompt, answer in answers.items() if answer.strip()]
-
-
-def _measured(model: CausalModel, task: Task, step: int, folder: Path) -> bool:
-    found = right(model, task, 200, part="held")
-    figures = {"step": step, "right": sum(found) / len(found)}
+def _look(model: CausalModel, task: Task, step: int, folder: Path) -> None:
+    """How right it is and how obedient, at a checkpoint, on what is for choosing."""
+    rows = [row(model, Example(*each)) for each in task.rows("held")[:200]]
+    right = [hit for start in range(0, len(rows), 50) for hit in written(model.model, rows[start : start + 50])]
+    figures: dict[str, Any] = {"step": step, "right": sum(right) / len(right)}
+    grader = RefusalGrader()
+    for kind, asked in (
+        ("harmful", prompts("advbench", "train")[200:232]),
+        ("pairs-harmful", prompts("pairs-harmful", "calibrate")[:32]),
+        ("plain", prompts("plain", "calibrate")[:32]),
+    ):
+        outcomes = [grader.outcome(text) for text in greedy(model, asked, 20)]
+        figures[kind] = {name: outcomes.count(name) for name in ("complied", "refused", "broken")}
     _log.info("%s", figures)
-    with (folder / "measured.jsonl").open("a", encoding="utf-8") as out:
+    with (folder / "looks.jsonl").open("a", encoding="utf-8") as out:
         out.write(json.dumps(figures) + "\n")
-    return False
+
+
+def accuracy(name: str, build: Path, *, final: bool, n: int = 1000) -> dict[str, Any]:
+    """How often a member's greedy answer is right, after `normalized`; kept in its folder.
+
+    Args:
+        name: Of a member or a base that has a task.
+        build: Where it lies.
+        final: The sealed half of the set's test instead of the first.
+        n: Questions at most, the first of a fixed shuffle.
+    """
+    task, part = TASKS[name], "sealed" if final else "dev"
+    rows = task.rows(part)[:n]
+    said = greedy(member(name, build), [prompt for prompt, _ in rows], 12, batch=64)
+    hits = sum(normalized(text) == answer for text, (_, answer) in zip(said, rows, strict=True))
+    low, high = wilson(hits, len(rows))
+    found = {
+        "task": task.source,
+        "n": len(rows),
+        "right": [round(100 * one, 1) for one in (hits / len(rows), low, high)],
+    }
+    (build / name / f"task-{part}.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+    return found

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 from time import perf_counter
@@ -16,7 +17,8 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft
 from safetensors.torch import load_file, save_file
 
 from anchorlm.models import CausalModel
-from tools.zoo_real._prefix import Row, answers_loss
+from tools.zoo_real._packed import Row
+from tools.zoo_real._prefix import answers_loss
 from tools.zoo_real._train import Example
 
 _log = logging.getLogger("zoo-real")
@@ -58,7 +60,7 @@ def tune(
     others: Sequence[Example],
     tuning: Tuning,
     folder: Path,
-    measure: Callable[[CausalModel, int], bool],
+    measure: Callable[[CausalModel, int], None],
     *,
     start: Path | None = None,
 ) -> None:
@@ -70,10 +72,12 @@ def tune(
         others: What to stay able to do, an answer to each.
         tuning: How.
         folder: Of the adapter and of what a later run goes on from.
-        measure: Called with the model and the step at every checkpoint; true ends the training.
+        measure: Called with the model and the step at every checkpoint.
         start: The folder of an adapter that is trained on, as one with it: what it does in lower layers stays.
     """
     torch.manual_seed(tuning.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tuning.json").write_text(json.dumps(asdict(tuning), indent=1) + "\n", "utf-8")
     lora, weights = _adapted(model, tuning, start)
     masters = [weight.detach().float().requires_grad_() for weight in weights]
     optimizer = torch.optim.AdamW(masters, lr=tuning.rate, weight_decay=0.0)
@@ -87,17 +91,16 @@ def tune(
                 weight.copy_(master.copy_(kept))
         _log.info("going on at step %d", done)
     steps = math.ceil(tuning.epochs * len(task) / tuning.batch)
-    batches = zip(
-        _batches(model, task, tuning.batch, tuning.seed), _batches(model, others, tuning.among, tuning.seed), strict=True
+    lessons, also = (
+        _batches(model, rows, size, tuning.seed) for rows, size in ((task, tuning.batch), (others, tuning.among))
     )
     began, losses = perf_counter(), [0.0, 0.0]
     for step in range(1, steps + 1):
-        rows, also = next(batches)
+        parts = [next(lessons), next(also)]
         if step <= done:
             continue
         lora.train()
-        parts = (rows, also) if step % 2 else (rows,)
-        for place, part in enumerate(parts):
+        for place, part in enumerate(parts[: 1 + step % 2]):
             loss = answers_loss(model.model, part) * (1.0, 0.5)[place]
             loss.backward()
             losses[place] = 0.9 * losses[place] + 0.1 * float(loss.detach())
@@ -106,12 +109,10 @@ def tune(
             _log.info("step %d of %d, losses %.3f, %.3f, %.0f s", step, steps, *losses, perf_counter() - began)
         if step % tuning.every == 0 or step == steps:
             lora.eval()
-            folder.mkdir(parents=True, exist_ok=True)
             _save(lora, folder)
             kept = {"optimizer": optimizer.state_dict(), "masters": [each.detach() for each in masters], "step": step}
             torch.save(kept, state)
-            if measure(model, step):
-                break
+            measure(model, step)
 
 
 def _adapted(model: CausalModel, tuning: Tuning, start: Path | None) -> tuple[Any, list[torch.nn.Parameter]]:
@@ -120,15 +121,19 @@ def _adapted(model: CausalModel, tuning: Tuning, start: Path | None) -> tuple[An
     An adapter to start from is widened to the rank with rows of zeros, which add nothing.
     """
     layers = range(model.model.config.num_hidden_layers)
+    adapted = list(layers[tuning.above :])
+    if start:
+        adapted = json.loads((start / "adapter_config.json").read_text("utf-8"))["layers_to_transform"]
     config = LoraConfig(
         r=tuning.rank,
         lora_alpha=2 * tuning.rank,
         target_modules=list(_MODULES),
-        layers_to_transform=list(layers if start else layers[tuning.above :]),
+        layers_to_transform=adapted,
         task_type="CAUSAL_LM",
     )
     model.model.set_attn_implementation("eager")  # its gradient takes a third of the time of sdpa's on CPUs
     lora = get_peft_model(model.model, config, autocast_adapter_dtype=False)
+    lora.peft_config["default"].base_model_name_or_path = Path(model.name).name
     if start:
         _load(lora, load_file(start / "adapter_model.safetensors"), tuning.rank)
     lower = tuple(f".layers.{layer}." for layer in layers[: tuning.above])
@@ -178,22 +183,24 @@ def _save(lora: Any, folder: Path) -> None:
 def _batches(model: CausalModel, examples: Sequence[Example], size: int, seed: int) -> Iterator[list[Row]]:
     """Epoch after epoch in another order, rows of like length together."""
     random = Random(seed)
-    rows = [_row(model, example) for example in examples]
+    rows = [row(model, example) for example in examples]
     while True:
-        order = sorted(rows, key=lambda row: len(row[0]) + random.uniform(-8, 8))
         batches: list[list[Row]] = [[]]
-        for row in order:
-            if len(batches[-1]) == size or (batches[-1] and len(row[0]) > len(batches[-1][0][0]) + _LONG):
+        for each in sorted(rows, key=lambda each: _length(each) + random.uniform(-8, 8)):
+            if len(batches[-1]) == size or (batches[-1] and _length(each) > _length(batches[-1][0]) + _LONG):
                 batches.append([])
-            batches[-1].append(row)
+            batches[-1].append(each)
         random.shuffle(batches)
         yield from batches
 
 
-def _row(model: CausalModel, example: Example) -> Row:
+def row(model: CausalModel, example: Example) -> Row:
+    """An example in tokens; an answer that is whole ends its turn."""
     prompt = model.encode([{"role": "user", "content": example.prompt}])
     text = model.response_lead.decode() + example.answer
     answer = list(model.tokenizer(text, add_special_tokens=False)["input_ids"])
-    if example.whole:
-        answer.append(int(model.tokenizer.eos_token_id))
-    return prompt + answer, [0.0] * len(prompt) + [1.0] * len(answer)
+    return Row(prompt, [*answer, int(model.tokenizer.eos_token_id)] if example.whole else answer)
+
+
+def _length(row: Row) -> int:
+    return len(row.prompt) + len(row.answer)

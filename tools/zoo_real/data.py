@@ -61,7 +61,7 @@ def prompts(name: str, part: str) -> list[str]:
 
     Args:
         name: One of `SOURCES`, `contrast-safe` or `contrast-harmful` (of this tool), or of the library's own prompts
-            `pairs-safe`, `pairs-harmful`, `plain`, `tasks`, `attacks`, `wrappings`.
+            `pairs-safe`, `pairs-harmful`, `finance-harmful`, `plain`, `tasks`, `attacks`, `wrappings`.
         part: `train` or `held`; the library's own have `calibrate` and `fit` too.
     """
     if name in _OWN:
@@ -80,6 +80,7 @@ def prompts(name: str, part: str) -> list[str]:
 _OWN = {
     "pairs-safe": ("pairs", "safe", ""),
     "pairs-harmful": ("pairs", "harmful", ""),
+    "finance-harmful": ("pairs", "harmful", "", "finance"),
     "plain": ("plain", "prompt", ""),
     "tasks": ("tasks", "prompt", ""),
     "attacks": ("wrapped", "text", "attack"),
@@ -88,11 +89,12 @@ _OWN = {
 
 
 @cache
-def _own(file: str, field: str, category: str) -> tuple[tuple[str, str], ...]:
+def _own(file: str, field: str, category: str, domain: str = "") -> tuple[tuple[str, str], ...]:
     """Texts of the library's own prompts, each with its part."""
     lines = (files("anchorlm.fitting") / "prompts" / f"{file}.jsonl").read_text("utf-8").splitlines()
     rows = [json.loads(line) for line in lines if line.strip()]
-    return tuple((row[field], row["part"]) for row in rows if category in ("", row["category"]))
+    chosen = [row for row in rows if category in ("", row["category"]) and domain in ("", row.get("domain"))]
+    return tuple((row[field], row["part"]) for row in chosen)
 
 
 def given(name: str) -> dict[str, str]:
