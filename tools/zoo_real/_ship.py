@@ -41,9 +41,7 @@ def ship(build: Path, names: Sequence[str], to: Path = SHIPPED) -> list[Path]:
         if name not in known:
             raise UserError(f"There is no member {name!r}; choose some of {', '.join(known)}.")
         if not (build / name / "adapter_config.json").is_file():
-            raise UserError(
-                f"There is no member {name} in {str(build)!r}: make it with `python -m tools.zoo_real {name}`."
-            )
+            raise UserError(f"There is no member {name} in {str(build)!r}: make it with `make zoo-real`.")
     for name in chosen:
         if name in TASKS:
             (build / name / "README.md").write_text(card(name, build / name), encoding="utf-8")
