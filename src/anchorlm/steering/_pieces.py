@@ -17,10 +17,10 @@ def pieces(texts: Sequence[str]) -> list[list[str]]:
     """What a gate reads of each text beside the whole, because a sentence that follows hides what stands before it.
 
     Of a text that is one sentence: nothing. Of short texts: every line, every sentence and every two that follow each
-    other. A sentence alone, because a harmless one next to it hides it; two, because a request is often told in two. All
-    the pieces together cost at most about as much as the texts themselves and 2,000 characters: longer texts are read
-    in every two sentences, or in blocks of two, four, eight that do not overlap. Shorter texts are served first, so
-    that a long turn does not take from a short one.
+    other. A sentence alone, because a harmless one next to it hides it; two, because a request is often told in two.
+    All the pieces together cost at most about as much as the texts themselves and 2,000 characters: longer texts are
+    read in every two sentences, or in blocks of two, four, eight that do not overlap. Shorter texts are served first,
+    so that a long turn does not take from a short one.
     """
     left = sum(map(len, texts)) + _SPARE
     found: list[list[str]] = [[] for _ in texts]
