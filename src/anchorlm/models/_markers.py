@@ -17,7 +17,7 @@ _TAG = re.compile(r"<<?[^<>\n]{1,60}>>?|\[[^\[\]\n]{1,60}\]")
 _LONGEST = 40
 """Characters of a label such as `### Instruction:`; a longer line is a sentence that the template says."""
 
-_SIGNS = r"(?:[^\w\n\"]|_){0,8}"
+_SIGNS = r"[ \t]*(?:[^\w\n\"]|_){0,16}"
 """What a line may begin with before a label: quotation (`> User:`), emphasis (`**User**:`), bullets, bars."""
 
 _SENTINELS = ("Xq0zv", "Xq1zv", "Xq2zv", "Xq3zv", "Xq4zv")
