@@ -39,7 +39,7 @@ def _cut(text: str, left: int) -> list[str]:
     if 2 * length <= left:
         pairs = [" ".join(pair) for pair in pairwise(sentences) if count > 2]
         lines = [line for line in map(str.strip, text.splitlines()) if line]
-        for found in ([*(lines if len(lines) > 1 else []), *sentences, *pairs], pairs or sentences):
+        for found in ([*(lines if lines != [text] else []), *sentences, *pairs], pairs or sentences):
             if _cost(distinct := list(dict.fromkeys(found))) <= left:
                 return distinct
     size = 2
