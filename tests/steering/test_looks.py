@@ -118,7 +118,7 @@ def test_every_turn_with_a_word_in_it_is_read_by_itself_and_the_request_first(tu
     assert all(talk[:end] in prompts for end in ends)
 
 
-@given(st.text(min_size=1, max_size=40))
+@given(st.text(min_size=1, max_size=20))
 def test_a_short_raw_text_is_read_as_a_turn_and_line_by_line(text: str) -> None:
     prompts = [look.prompt for look in looks(text)]
     assert prompts[0] == [user(text)]
