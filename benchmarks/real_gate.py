@@ -1,9 +1,10 @@
 """What a fitted gate opens on, and what its vectors do, on public prompts that nothing was fitted or calibrated on.
 
-`python -m benchmarks.real_gate --target real-finance-base --artifact guard` reads the first half of each public set of
-`../shared/data` in a fixed order (the second half is for the final figures), the held part of the prompts that come with
-the library, and tasks. `--reader MODEL` adds `reader = "both"`. `--steer 40` also answers so many held harmful prompts
-with the gate forced open: undefended, with the anchor's vectors, the target's own and random ones, as calibrated.
+`python -m benchmarks.real_gate --recipe my.toml --artifact guard` reads the first half of each public set of
+`../shared/data` in a fixed order (the second half is for the final figures), the held part of the prompts that come
+with the library, and tasks. With an anchor in the recipe `reader = "anchor"` and `"both"` are read, too. `--steer 40`
+also answers so many held harmful prompts with the gate forced open: undefended, with the anchor's vectors, the target's
+own and random ones, at the calibrated layers and strength.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from anchorlm import CausalModel, Guard
 from anchorlm.engine import LocalEngine, as_done, runtime
 from anchorlm.evaluation import EnglishGrader
 from anchorlm.fitting import shipped_prompts
+from anchorlm.guard import Recipe
 from anchorlm.records import wilson
 from anchorlm.steering import PLAIN, TASKS, Aligner, Readers, separation
 
@@ -35,6 +37,8 @@ SEED = 20_261_129
 BANKING = "What does this bank customer want? Answer with the name of the intent alone.\n\nCustomer: {}"
 MEDQUAD = "What kind of medical question is this? Answer with its kind alone.\n\nQuestion: {}"
 """As `tools/zoo_real` asks them."""
+
+USERS, MEDICAL = "self-instruct/user_oriented_instructions.jsonl.gz", "medquad/test.jsonl.gz"
 
 
 def rows(file: str) -> list[dict[str, Any]]:
@@ -56,7 +60,7 @@ def half(prompts: Sequence[str], n: int) -> list[str]:
 
 
 def advbench() -> list[str]:
-    """In the order of `tools/zoo_real`: adapters learn on the first 300, and gates are fitted and calibrated on them."""
+    """In the order of `tools/zoo_real`: adapters learn on the first 300, where gates are fitted and calibrated, too."""
     unique = sorted({row["goal"] for row in rows("advbench/advbench.csv.gz")})
     random.Random(SEED).shuffle(unique)
     return unique
@@ -168,14 +172,14 @@ def steer_table(args: argparse.Namespace, target: LocalEngine) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--target", required=True)
+    parser.add_argument("--recipe", required=True)
     parser.add_argument("--artifact", required=True)
-    parser.add_argument("--reader")
     parser.add_argument("--n", type=int, default=100)
     parser.add_argument("--steer", type=int, default=0)
     args = parser.parse_args()
-    target = LocalEngine(CausalModel.from_pretrained(args.target))
-    anchor = LocalEngine(CausalModel.from_pretrained(args.reader)) if args.reader else None
+    recipe = Recipe.load(args.recipe)
+    target = LocalEngine(CausalModel.load(recipe.target))
+    anchor = LocalEngine(CausalModel.load(recipe.anchor)) if recipe.anchor else None
     gate_table(args, target, anchor)
     if args.steer:
         steer_table(args, target)
