@@ -1,6 +1,9 @@
 """What a fitted gate opens on, and what its vectors do, on public prompts that nothing was fitted or calibrated on.
 
-`python -m benchmarks.real_gate --recipe my.toml --artifact guard` reads the first half of each public set of
+`python -m benchmarks.real_gate --recipe my.toml --artifact guard --fit` fits the target, with `--vectors MODEL`
+as the anchor of the paper and the recipe's anchor as the second reader, and calibrates the gate, on the parts that
+adapters may learn on (AdvBench, self-instruct, Banking77, MedQuAD) and the prompts that come with the library;
+`--steering` calibrates the shift, too. Then, or without `--fit` at once, it reads the first half of each public set of
 `../shared/data` in a fixed order (the second half is for the final figures), the held part of the prompts that come
 with the library, and tasks. With an anchor in the recipe `reader = "anchor"` and `"both"` are read, too. `--steer 40`
 also answers so many held harmful prompts with the gate forced open: undefended, with the anchor's vectors, the target's
@@ -26,7 +29,7 @@ import torch
 from anchorlm import CausalModel, Guard
 from anchorlm.engine import LocalEngine, as_done, runtime
 from anchorlm.evaluation import EnglishGrader
-from anchorlm.fitting import shipped_prompts
+from anchorlm.fitting import calibrate_inferaligner, fit_inferaligner, save_artifact, shipped_prompts
 from anchorlm.guard import Recipe
 from anchorlm.records import wilson
 from anchorlm.steering import PLAIN, TASKS, Aligner, Readers, separation
@@ -114,6 +117,64 @@ def sets(n: int) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     return harmful, harmless
 
 
+def training(n: int) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Harmful, harmless and task prompts to fit on, and others to calibrate on."""
+
+    def ordered(prompts: Sequence[str]) -> list[str]:
+        unique = sorted(set(filter(None, prompts)))
+        random.Random(SEED).shuffle(unique)
+        return unique
+
+    bank = ordered([row["text"] for row in rows("banking77/train.csv.gz")])[:9_000]
+    medical = ordered([row["question"].replace(" ?", "?") for row in rows("medquad/train.jsonl.gz")])[:7_000]
+    plain = ordered([row["instruction"] for row in rows("self-instruct/seed_tasks.jsonl.gz")])
+    harmful, half_of_plain = advbench()[:300], len(plain) // 2
+
+    def part(first: int, size: int, texts: list[str], bad: list[str]) -> dict[str, list[str]]:
+        asked = bank[first : first + size]
+        return {
+            "harmful": bad,
+            "harmless": [*texts, *asked, *medical[first : first + size]],
+            "tasks": list(map(BANKING.format, bank[first + size : first + 2 * size])),
+        }
+
+    return (
+        part(0, n, plain[:half_of_plain], harmful[:200]),
+        part(4 * n, n, plain[half_of_plain:], harmful[200:]),
+    )
+
+
+def make(args: argparse.Namespace, target: LocalEngine, anchor: LocalEngine | None) -> None:
+    """Fits and calibrates, and writes the artifact."""
+    fitting, choosing = training(60)
+
+    def step(what: str, done: int, total: int) -> None:
+        if done % 200 == 0:
+            print(f"{what}: {done} of {total}", flush=True)
+
+    artifact = fit_inferaligner(
+        target,
+        args.vectors,
+        fitting["harmful"],
+        fitting["harmless"],
+        sets=shipped_prompts("train", "fit").with_prompts(tasks=fitting["tasks"]),
+        reader=anchor,
+        progress=lambda done, total: step("fit", done, total),
+    )
+    artifact = calibrate_inferaligner(
+        artifact,
+        target,
+        choosing["harmful"],
+        choosing["harmless"],
+        sets=shipped_prompts("calibrate").with_prompts(tasks=choosing["tasks"]),
+        reader=anchor,
+        gate_only=not args.steering,
+        keep=Path(f"{args.artifact}.calibration.jsonl"),
+        progress=step,
+    )
+    save_artifact(artifact, args.artifact)
+
+
 def readings(aligner: Aligner, readers: Readers, target: LocalEngine, anchor: LocalEngine | None,
              prompts: Sequence[str]) -> list[tuple[float, bool]]:  # fmt: skip
     """Score above the threshold, and whether the gate opens, of each prompt as a user's turn."""
@@ -174,12 +235,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe", required=True)
     parser.add_argument("--artifact", required=True)
+    parser.add_argument("--fit", action="store_true")
+    parser.add_argument("--vectors", help="the aligned model of the target's family, for --fit")
+    parser.add_argument("--steering", action="store_true")
     parser.add_argument("--n", type=int, default=100)
     parser.add_argument("--steer", type=int, default=0)
     args = parser.parse_args()
     recipe = Recipe.load(args.recipe)
     target = LocalEngine(CausalModel.load(recipe.target))
     anchor = LocalEngine(CausalModel.load(recipe.anchor)) if recipe.anchor else None
+    if args.fit:
+        make(args, target, anchor)
     gate_table(args, target, anchor)
     if args.steer:
         steer_table(args, target)
