@@ -177,7 +177,7 @@ def calibrate_inferaligner(
             max_new_tokens=max_new_tokens,
             prompts=prompts,
             seed=seed,
-            keep=place.with_name(f"{place.name}.calibration.jsonl"),
+            keep=place.resolve().with_name(f"{place.resolve().name}.calibration.jsonl"),
             engine=described.engine,
             progress=step,
         )
