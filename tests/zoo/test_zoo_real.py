@@ -86,7 +86,7 @@ def test_the_loss_is_the_weighted_cross_entropy_of_the_answers_and_whether_they_
             weight += lesson.weights[place]
         declines = float(scores[start - 1, declining].exp())
         if lesson.refusal is not None:
-            margin -= math.log(declines if lesson.refusal else 1 - declines) / 2
+            margin -= (1.5 * math.log(declines) if lesson.refusal else math.log(1 - declines)) / 2
     whole = Outputs(torch.arange(model.vocab_size), declining)
     base = type("Whole", (), {"get_base_model": lambda self: model.model})()
     model.model.set_attn_implementation("eager")
