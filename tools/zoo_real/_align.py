@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 
@@ -29,9 +30,12 @@ def align(member: str, build: Path, training: Training) -> None:
     base = MEMBERS[member]
     random = Random(training.seed)
     examples = lessons(build, random, _LONGEST[base])
+    folder = build / member
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "training.json").write_text(json.dumps(asdict(training)) + "\n", "utf-8")
     model = load(base, build)
     token = first_token(model)
-    train(model, examples, training, build / member, lambda model, step: look(model, token, step, build / member))
+    train(model, examples, training, folder, lambda model, step: look(model, token, step, folder))
 
 
 def first_token(model: CausalModel) -> int:
@@ -120,7 +124,6 @@ def look(model: CausalModel, token: int, step: int, folder: Path) -> float:
         "score": round(score, 4),
     }
     _log.info("refused by the first token, percent: %s", figures)
-    folder.mkdir(parents=True, exist_ok=True)
     with (folder / "looks.jsonl").open("a", encoding="utf-8") as out:
         out.write(json.dumps(figures) + "\n")
     return score

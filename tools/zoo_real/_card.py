@@ -18,9 +18,10 @@ _OWN = ("pairs", "plain", "tasks", "wrapped")
 _TITLE = {"chat": "SmolLM2-135M-Instruct, aligned", "anchor": "Gemma 3 270M, aligned"}
 
 
-def card(name: str, folder: Path, training: Training) -> str:
+def card(name: str, folder: Path) -> str:
     """The text of `README.md`; figures are those that `measure` left in the folder."""
     base = BASES[MEMBERS[name]]
+    training = Training(**json.loads((folder / "training.json").read_text("utf-8")))
     return "\n".join(
         [
             "---",
@@ -46,12 +47,13 @@ def card(name: str, folder: Path, training: Training) -> str:
             "|---|---|---|---|",
             *(
                 f"| {SOURCES[kind].file} | {SOURCES[kind].licence} | `{digest(kind)[:16]}` | "
-                f"some of the first {SOURCES[kind].train} of `Random({SEED})`'s order; the others are held out |"
+                f"some of the first {SOURCES[kind].train} in the order of `Random({SEED})`; the others are held out |"
                 for kind in _TAUGHT
             ),
             *(f"| AnchorLM's own {kind} | Apache-2.0 | `{_own(kind)[:16]}` | part `train` |" for kind in _OWN),
             "",
             "Answers are the set's own (MedQuAD) or SmolLM2-135M-Instruct's; refusals are AnchorLM's. "
+            "What shares 60 % of its words with a prompt of AdvBench that is held out does not train. "
             "XSTest, HarmBench, JailbreakBench, MedSafetyBench and FiQA are measured on and never learned from.",
             "",
             *_measured(folder),
