@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import logging
 from collections.abc import Iterable
@@ -22,7 +23,7 @@ _log = logging.getLogger("zoo-real")
 
 OUTCOMES = ("refused", "complied", "broken")
 _MOST = 220
-_TOKENS = 40
+_TOKENS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +52,9 @@ class Measured:
 
 def sets() -> dict[str, Measured]:
     """Every set, by name."""
-    xstest = list(csv.DictReader((DATASETS / "xstest/xstest_prompts.csv").open(encoding="utf-8")))
-    behaviors = list(csv.DictReader((DATASETS / "harmbench/harmbench_behaviors_text_val.csv").open(encoding="utf-8")))
-    jailbreakbench = list(csv.DictReader((DATASETS / "jailbreakbench/jailbreakbench.csv").open(encoding="utf-8")))
+    xstest = _table("xstest/xstest_prompts.csv")
+    behaviors = _table("harmbench/harmbench_behaviors_text_val.csv")
+    jailbreakbench = _table("jailbreakbench/jailbreakbench.csv")
     medical = json.loads(gzip.decompress((DATASETS / "medsafetybench/ft_safety_med_n900.json.gz").read_bytes()))
     fiqa = [json.loads(line) for line in (DATASETS / "finlora/fiqa_test.jsonl").read_text("utf-8").splitlines()]
     attacks, harmful = prompts("attacks", "held"), prompts("pairs-harmful", "held")
@@ -78,6 +79,10 @@ def sets() -> dict[str, Measured]:
         "MedQuAD": Measured(False, tuple(prompts("medquad", "held")[:200]), untouched=True),
         "FiQA": _of(False, (str(row["context"]) for row in fiqa)),
     }
+
+
+def _table(file: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO((DATASETS / file).read_text("utf-8"))))
 
 
 def _of(harmful: bool, asked: Iterable[str]) -> Measured:
