@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,8 @@ import typer
 from tools.zoo_real._align import align
 from tools.zoo_real._card import card
 from tools.zoo_real._measure import OUTCOMES, measure
+from tools.zoo_real._ship import ship
+from tools.zoo_real._tasks import TUNINGS, accuracy, specialize
 from tools.zoo_real._train import Training
 from tools.zoo_real.bases import BASES, BUILD, MEMBERS
 
@@ -54,6 +57,42 @@ def measured(
         print(f"{kind} ({'harmful' if each['harmful'] else 'harmless'}, n = {each['n']}), percent: {rates}")
     if name in MEMBERS:
         (build / name / "README.md").write_text(card(name, build / name), "utf-8")
+
+
+@app.command()
+def specialist(
+    name: Annotated[str, typer.Argument(help="finance, finance-base or medicine.")],
+    build: Build = BUILD,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the task's rows; by default as shipped.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Tunes SmolLM2 for a task; finance goes on from chat, which must be there."""
+    _logged()
+    settings = replace(TUNINGS[name], seed=seed)
+    specialize(name, build, settings if epochs is None else replace(settings, epochs=epochs))
+
+
+@app.command()
+def task(
+    name: Annotated[str, typer.Argument(help="finance, finance-base or medicine.")],
+    build: Build = BUILD,
+    final: Annotated[bool, typer.Option("--final", help="The sealed half of the test.")] = False,
+) -> None:
+    """Prints how often a specialist's answer is right on the test of its set."""
+    _logged()
+    print(accuracy(name, build, final=final))
+
+
+@app.command(name="ship")
+def shipped(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Members; none: all there are.")
+    ] = None,
+    build: Build = BUILD,
+) -> None:
+    """Puts members into the package."""
+    for place in ship(build, names or []):
+        print(place)
 
 
 def _logged() -> None:

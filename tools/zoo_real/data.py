@@ -63,7 +63,7 @@ def prompts(name: str, part: str) -> list[str]:
 
     Args:
         name: One of `SOURCES`, `contrast-safe` or `contrast-harmful` (of this tool), or of the library's own prompts
-            `pairs-safe`, `pairs-harmful`, `plain`, `tasks`, `attacks`, `wrappings`.
+            `pairs-safe`, `pairs-harmful`, `finance-harmful`, `plain`, `tasks`, `attacks`, `wrappings`.
         part: `train` or `held`; the library's own have `calibrate` and `fit` too.
     """
     if name in _OWN:
@@ -74,7 +74,7 @@ def prompts(name: str, part: str) -> list[str]:
         chosen = pairs[:-_HELD_PAIRS] if part == "train" else pairs[-_HELD_PAIRS:]
         return [pair[name == "contrast-harmful"] for pair in chosen]
     source = SOURCES[name]
-    found = sorted(set(filter(None, map(_prompt, _rows(DATASETS / source.file)))))
+    found = sorted(set(filter(None, map(_prompt, rows_of(DATASETS / source.file)))))
     Random(SEED).shuffle(found)
     return found[: source.train] if part == "train" else found[source.train :]
 
@@ -96,6 +96,7 @@ def _words(text: str) -> set[str]:
 _OWN = {
     "pairs-safe": ("pairs", "safe", ""),
     "pairs-harmful": ("pairs", "harmful", ""),
+    "finance-harmful": ("pairs", "harmful", "", "finance"),
     "plain": ("plain", "prompt", ""),
     "tasks": ("tasks", "prompt", ""),
     "attacks": ("wrapped", "text", "attack"),
@@ -104,20 +105,22 @@ _OWN = {
 
 
 @cache
-def _own(file: str, field: str, category: str) -> tuple[tuple[str, str], ...]:
+def _own(file: str, field: str, category: str, domain: str = "") -> tuple[tuple[str, str], ...]:
     """Texts of the library's own prompts, each with its part."""
     lines = (files("anchorlm.fitting") / "prompts" / f"{file}.jsonl").read_text("utf-8").splitlines()
     rows = [json.loads(line) for line in lines if line.strip()]
-    return tuple((row[field], row["part"]) for row in rows if category in ("", row["category"]))
+    chosen = [row for row in rows if category in ("", row["category"]) and domain in ("", row.get("domain"))]
+    return tuple((row[field], row["part"]) for row in chosen)
 
 
 def given(name: str) -> dict[str, str]:
     """The answers that a set brings itself, by prompt."""
-    rows = _rows(DATASETS / SOURCES[name].file)
+    rows = rows_of(DATASETS / SOURCES[name].file)
     return {_prompt(row): str(row.get("answer") or row["instances"][0]["output"]).strip() for row in rows}
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file, CSV or JSON lines."""
     text = gzip.decompress(path.read_bytes()).decode("utf-8")
     if path.suffixes[0] == ".csv":
         return list(csv.DictReader(io.StringIO(text)))
