@@ -137,7 +137,7 @@ def measure(name: str, build: Path, *, final: bool) -> dict[str, dict[str, Any]]
 def _outcomes(answers: list[str]) -> dict[str, Any]:
     """Percent of each outcome, with its 95 % interval."""
     grader = RefusalGrader()
-    outcomes = [grader.outcome(answer) for answer in answers]
+    outcomes: list[str] = [grader.outcome(answer) for answer in answers]
     figures: dict[str, Any] = {"n": len(answers)}
     for outcome in OUTCOMES:
         hits = outcomes.count(outcome)

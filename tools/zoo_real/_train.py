@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from time import perf_counter
@@ -115,7 +116,7 @@ def train(
         rows = next(batches)
         if step < learner.step:
             continue
-        loss = learner.learn(lambda rows=rows: _loss(lora, rows, outputs, training.margin))
+        loss = learner.learn(partial(_loss, lora, rows, outputs, training.margin))
         if learner.step % 5 == 0:
             _log.info("step %d of %d, loss %.3f, %.0f s", step + 1, training.steps, loss, perf_counter() - began)
         if learner.step % training.every == 0 or learner.step == training.steps:
