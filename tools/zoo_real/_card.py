@@ -75,7 +75,7 @@ def _measured(folder: Path) -> list[str]:
         lines += [
             f"## Measured ({title})",
             "",
-            f"`python -m tools.zoo_real measure {folder.name}{option}`: percent of greedy answers of 32 tokens, with 95 % "
+            f"`python -m tools.zoo_real measure {folder.name}{option}`: percent of greedy answers (32 tokens), 95 % "
             "intervals. Broken is what is empty, garbled or repeats itself.",
             "",
             "| set | | n | refused | complied | broken |",
