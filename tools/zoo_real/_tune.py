@@ -62,7 +62,7 @@ def tune(
     folder: Path,
     measure: Callable[[CausalModel, int], None],
     *,
-    start: Path | None = None,
+    start: Sequence[Path] = (),
 ) -> None:
     """Trains an adapter, which is saved in `folder` whenever it has been measured; goes on where it stopped.
 
@@ -73,7 +73,7 @@ def tune(
         tuning: How.
         folder: Of the adapter and of what a later run goes on from.
         measure: Called with the model and the step at every checkpoint.
-        start: The folder of an adapter that is trained on, as one with it: what it does in lower layers stays.
+        start: Folders of adapters whose sum is trained on, as one adapter; what it does in lower layers stays.
     """
     torch.manual_seed(tuning.seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,27 +115,27 @@ def tune(
             measure(model, step)
 
 
-def _adapted(model: CausalModel, tuning: Tuning, start: Path | None) -> tuple[Any, list[torch.nn.Parameter]]:
-    """The model with LoRA in it, and the weights that learn.
-
-    An adapter to start from is widened to the rank with rows of zeros, which add nothing.
-    """
+def _adapted(model: CausalModel, tuning: Tuning, start: Sequence[Path]) -> tuple[Any, list[torch.nn.Parameter]]:
+    """The model with LoRA in it, and the weights that learn."""
     layers = range(model.model.config.num_hidden_layers)
-    adapted = list(layers[tuning.above :])
-    if start:
-        adapted = json.loads((start / "adapter_config.json").read_text("utf-8"))["layers_to_transform"]
+    adapted = set(layers[tuning.above :])
+    for folder in start:
+        settings = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+        if settings["lora_alpha"] != 2 * settings["r"]:
+            raise ValueError(f"The adapter in {folder} is scaled otherwise than these are.")
+        adapted.update(settings["layers_to_transform"])
     config = LoraConfig(
         r=tuning.rank,
         lora_alpha=2 * tuning.rank,
         target_modules=list(_MODULES),
-        layers_to_transform=adapted,
+        layers_to_transform=sorted(adapted),
         task_type="CAUSAL_LM",
     )
     model.model.set_attn_implementation("eager")  # its gradient takes a third of the time of sdpa's on CPUs
     lora = get_peft_model(model.model, config, autocast_adapter_dtype=False)
     lora.peft_config["default"].base_model_name_or_path = Path(model.name).name
     if start:
-        _load(lora, load_file(start / "adapter_model.safetensors"), tuning.rank)
+        _load(lora, start, tuning.rank)
     lower = tuple(f".layers.{layer}." for layer in layers[: tuning.above])
     for name, weight in lora.named_parameters():
         if any(layer in name for layer in lower):
@@ -143,18 +143,25 @@ def _adapted(model: CausalModel, tuning: Tuning, start: Path | None) -> tuple[An
     return lora, [weight for weight in lora.parameters() if weight.requires_grad]
 
 
-def _load(lora: Any, saved: dict[str, torch.Tensor], rank: int) -> None:
+def _load(lora: Any, start: Sequence[Path], rank: int) -> None:
+    """Puts the sum of adapters in place of the first weights, module by module.
+
+    What is beyond the rank is left out (the best approximation: Eckart and Young 1936); what is left of it adds nothing
+    yet.
+    """
     own = get_peft_model_state_dict(lora, save_embedding_layers=False)
-    for name, weight in own.items():
-        side = 0 if ".lora_A." in name else 1
-        given = saved.get(name)
-        if given is None:
-            raise ValueError(f"The adapter to start from has no {name}.")
-        if given.shape[side] > rank:
-            raise ValueError(f"The adapter to start from is of rank {given.shape[side]}: take that at least.")
-        wide = weight.clone() if side == 0 else torch.zeros_like(weight)
-        wide.narrow(side, 0, given.shape[side]).copy_(given)
-        own[name] = wide
+    given = [load_file(folder / "adapter_model.safetensors") for folder in start]
+    for name in [name for name in own if ".lora_A." in name]:
+        other = name.replace(".lora_A.", ".lora_B.")
+        found = [(each[other].float(), each[name].float()) for each in given if name in each]
+        left, right = torch.cat([up for up, _ in found], dim=1), torch.cat([down for _, down in found])
+        (q, r), (p, t) = torch.linalg.qr(left), torch.linalg.qr(right.T)
+        u, values, v = torch.linalg.svd(r @ t.T)
+        keep = min(rank, int((values > 1e-6 * values.max()).sum()))
+        roots = values[:keep].sqrt()
+        up, down = torch.zeros_like(own[other]), own[name].clone()
+        up[:, :keep], down[:keep] = (q @ u[:, :keep]) * roots, (p @ v[:keep].T * roots).T
+        own[other], own[name] = up, down
     set_peft_model_state_dict(lora, own)
 
 
