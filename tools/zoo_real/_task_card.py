@@ -44,7 +44,7 @@ _STORIES = {
 _TASK_TITLE = "| questions of {task}'s test | n | right | 95 % interval | command |\n|---|---|---|---|---|\n"
 
 
-def card(name: str, folder: Path) -> str:
+def task_card(name: str, folder: Path) -> str:
     """The text of `README.md`; figures are those that `task` and `measure` left in the folder."""
     task, base = TASKS[name], BASES[MEMBERS[name]]
     settings = json.loads((folder / "tuning.json").read_text("utf-8"))
