@@ -50,10 +50,11 @@ def measured(
     name: Annotated[str, typer.Argument(help="A member or a base.")],
     build: Build = BUILD,
     final: Annotated[bool, typer.Option("--final", help="The sealed parts, which nobody looks at before.")] = False,
+    only: Annotated[list[str] | None, typer.Option("--set", help="Only this set; may be repeated.")] = None,
 ) -> None:
     """Prints what a member or a base refuses, answers and breaks on prompts that no member saw, and writes its card."""
     _logged()
-    for kind, each in measure(name, build, final=final).items():
+    for kind, each in measure(name, build, final=final, only=only or []).items():
         rates = ", ".join(f"{word} {each[word][0]} ({each[word][1]}-{each[word][2]})" for word in OUTCOMES)
         print(f"{kind} ({'harmful' if each['harmful'] else 'harmless'}, n = {each['n']}), percent: {rates}")
     if name in MEMBERS:

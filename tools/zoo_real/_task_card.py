@@ -67,7 +67,13 @@ def task_card(name: str, folder: Path) -> str:
         + (" or MedQuAD's" if task.domain == "medicine" else "")
         + ". No harmful prompt was answered.\n\n## Measured\n\n"
     )
-    return text + _accuracy(name, folder) + _outcomes(name, folder)
+    return text + _accuracy(name, folder) + _outcomes(name, folder) + _note(folder)
+
+
+def _note(folder: Path) -> str:
+    """What else there is to know about how it was made, where it was not made in one go."""
+    file = folder / "note.md"
+    return file.read_text("utf-8") if file.is_file() else ""
 
 
 def _accuracy(name: str, folder: Path) -> str:
