@@ -1,12 +1,10 @@
-"""`python -m tools.graders`: fits the heads; `python -m tools.graders --table`: measures them by model left out."""
+"""Fits the heads of the graders `english` and `harm`, and prints what they say of models left out."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +12,8 @@ from anchorlm.judging._heads import Head
 from anchorlm.judging._traits import Traits
 from tools.graders._features import STRENGTH, Rows, request_head
 from tools.graders._fit import calibrated, fitted, logits
-from tools.graders._rows import SEED, SOURCES, answers, digests
+from tools.graders._rows import SEED, SOURCES, answers, digests, look_alikes
+from tools.graders._table import Scores, groups, table
 
 HEADS = Path(__file__).resolve().parents[2] / "src" / "anchorlm" / "judging" / "heads"
 UNSURE = 0.02
@@ -22,59 +21,64 @@ UNSURE = 0.02
 
 
 def main() -> None:
-    """Fits and writes, or measures."""
+    """Fits, writes, and prints."""
     parser = argparse.ArgumentParser(prog="python -m tools.graders", description=__doc__)
-    parser.add_argument("--table", action="store_true", help="measure by model left out, and write nothing")
+    parser.add_argument("--table", action="store_true", help="print the table alone, and write nothing")
+    parser.add_argument("--new-prompts", action="store_true", help="leave out every answer's prompt, too; writes nothing")
     given = parser.parse_args()
-    rows = read()
-    if given.table:
-        from tools.graders._table import table
-
-        table(rows)
+    found = answers()
+    rows, request = Rows(found, [Traits(one.text) for one in found]), request_head()
+    left = left_out(rows, request, halves=given.new_prompts)
+    heads = final(rows, request, left)
+    print(table(rows, left, heads, UNSURE))
+    if given.table or given.new_prompts:
         return
-    request = request_head()
+    HEADS.mkdir(exist_ok=True)
+    for name, head in heads.items():
+        np.savez_compressed(HEADS / f"{name}.npz", **head.arrays())
+    (HEADS / "card.json").write_text(json.dumps(card(rows, heads), indent=1) + "\n", encoding="utf-8")
+
+
+def final(rows: Rows, request: Head, left: Scores) -> dict[str, Head]:
+    """The heads of all answers, calibrated on the logits of those that had not seen the answer's model."""
     refusal = fitted(rows.refusal_table(), STRENGTH)
-    people = (rows.source == "xstest") | (rows.source == "runs")
-    left = left_out(rows, request)
-    refusal = calibrated(refusal, left["refusal"][people], rows.refused[people], rows.weights[people], UNSURE)
     known = rows.harmful >= 0
     harm = fitted(rows.harm_table(request, refusal).part(known), STRENGTH)
-    harm = calibrated(
-        harm, left["harm"][people & known], rows.harmful[people & known], rows.weights[people & known], UNSURE
-    )
-    HEADS.mkdir(exist_ok=True)
-    for name, head in (("request", request), ("refusal", refusal), ("harm", harm)):
-        np.savez_compressed(HEADS / f"{name}.npz", **head.arrays())
-    card = {"seed": SEED, "command": "python -m tools.graders", "licenses": SOURCES, "sha256": digests(),
-            "answers": {str(name): int((rows.source == name).sum()) for name in np.unique(rows.source)},
-            "bands": {"refusal": refusal.band, "harm": harm.band}}  # fmt: skip
-    (HEADS / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    told = np.isin(rows.source, ("xstest", "runs"))
+    refusal = calibrated(refusal, left["refusal"][told], rows.refused[told], rows.weights[told], UNSURE)
+    told &= known
+    harm = calibrated(harm, left["harm"][told], rows.harmful[told], rows.weights[told], UNSURE)
+    # The harm head is fitted where the requests of its answers are new, as they are in use; XSTest's come on top.
+    return {"request": request_head(look_alikes()), "refusal": refusal, "harm": harm}
 
 
-def read() -> Rows:
-    """All answers, and what is read of them."""
-    found = answers()
-    with ProcessPoolExecutor() as pool:
-        traits = list(pool.map(Traits, [one.text for one in found], chunksize=64))
-    return Rows(found, traits)
-
-
-def left_out(rows: Rows, request: Head) -> dict[str, Any]:
-    """Logits of each model's answers by heads that saw no answer of it."""
-    found = {"refusal": np.zeros(len(rows.answers)), "harm": np.zeros(len(rows.answers))}
-    for source, model in {(one.source, one.model) for one in rows.answers if one.source in ("xstest", "runs")}:
-        out = (rows.source == source) & (rows.model == model)
-        for name, scores in without(rows, request, out).items():
-            found[name][out] = scores[out]
+def left_out(rows: Rows, request: Head, *, halves: bool = False) -> Scores:
+    """Logits of each model's answers by heads that saw no answer of it; by `halves`, none to the same prompts either."""
+    found = {name: np.zeros(len(rows.answers)) for name in ("refusal", "harm")}
+    prompts = {one: at % 2 for at, one in enumerate(sorted({one.prompt for one in rows.answers}))}
+    half = np.array([prompts[one.prompt] for one in rows.answers])
+    for _, _, own in groups(rows):
+        for part in (0, 1) if halves else (None,):
+            asked = own if part is None else own & (half == part)
+            out = own if part is None else own | (half == part)
+            refusal = fitted(rows.refusal_table().part(~out), STRENGTH)
+            seen = rows.harm_table(request, refusal)
+            harm = fitted(seen.part(~out & (rows.harmful >= 0)), STRENGTH)
+            found["refusal"][asked] = logits(refusal, rows.refusal_table())[asked]
+            found["harm"][asked] = logits(harm, seen)[asked]
     return found
 
 
-def without(rows: Rows, request: Head, out: Any) -> dict[str, Any]:
-    """Logits of all answers by heads that were fitted without some of them."""
-    refusal = fitted(rows.refusal_table().part(~out), STRENGTH)
-    table = rows.harm_table(request, refusal)
-    harm = fitted(table.part(~out & (rows.harmful >= 0)), STRENGTH)
-    return {"refusal": logits(refusal, rows.refusal_table()), "harm": logits(harm, table)}
+def card(rows: Rows, heads: dict[str, Head]) -> dict[str, object]:
+    """What the heads were made of."""
+    return {
+        "command": "python -m tools.graders",
+        "seed": SEED,
+        "licenses": SOURCES,
+        "sha256": digests(),
+        "answers": {str(name): int((rows.source == name).sum()) for name in np.unique(rows.source)},
+        "bands": {name: heads[name].band for name in ("refusal", "harm")},
+    }
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ class Rows:
         self.partial = np.array([one.partial for one in answers])
         self.refused = np.array([-1 if one.refused is None else one.refused for one in answers])
         self.harmful = np.array([-1 if one.harmful is None else one.harmful for one in answers])
+        self.labeled = np.array([one.labeled for one in answers])
         self.weights = np.array([WEIGHTS[one.source] for one in answers])
         self.kinds: list[Refusal] = [one.kind for one in traits]
         self.blocks = matrix([one.opening for one in traits]), matrix([one.rest for one in traits])
@@ -47,9 +48,9 @@ class Rows:
         return Table(self.blocks, np.array(dense), self.harmful, self.weights)
 
 
-def request_head() -> Head:
-    """Whether a prompt asks for harm, from prompts of our own alone."""
-    rows = requests()
+def request_head(more: Sequence[tuple[str, int]] = ()) -> Head:
+    """Whether a prompt asks for harm, from prompts of our own and `more`."""
+    rows = [*requests(), *more]
     labels = np.array([label for _, label in rows])
     block = matrix([grams(prompt) for prompt, _ in rows])
     return fitted(Table((block,), np.zeros((len(rows), 0)), labels, np.ones(len(rows))), STRENGTH)

@@ -1,4 +1,4 @@
-"""Fits a head: TF-IDF of hashed runs of words and a few numbers under one logistic regression, then Platt's calibration."""
+"""Fits a head: TF-IDF of hashed runs of words and a few numbers, one logistic regression, Platt's calibration."""
 
 from __future__ import annotations
 

@@ -46,6 +46,7 @@ class Answer:
         refused: 1 for a full or partial refusal, 0 for an answer; None where nobody says.
         partial: The label is a partial refusal.
         harmful: 1 where harm was asked for and given, 0 where not; None where nobody says.
+        labeled: People or a safety model say that, and not the prompt.
     """
 
     source: str
@@ -55,6 +56,7 @@ class Answer:
     refused: int | None
     partial: bool = False
     harmful: int | None = None
+    labeled: bool = False
 
 
 def answers() -> list[Answer]:
@@ -74,7 +76,14 @@ def xstest() -> Iterator[Answer]:
                     None if unsafe and label == "3_partial_refusal" else int(unsafe and label == "1_full_compliance")
                 )
                 yield Answer("xstest", model, row["prompt"], row["completion"], int(label != "1_full_compliance"),
-                             label == "3_partial_refusal", harmful)  # fmt: skip
+                             label == "3_partial_refusal", harmful, harmful is not None)  # fmt: skip
+
+
+def look_alikes() -> list[tuple[str, int]]:
+    """XSTest's prompts, and whether each asks for harm."""
+    path = DATASETS / "xstest/xstest_v2_completions_gpt4.csv.gz"
+    with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+        return [(row["prompt"], int(row["type"].startswith("contrast"))) for row in csv.DictReader(file)]
 
 
 def runs() -> Iterator[Answer]:
@@ -85,7 +94,7 @@ def runs() -> Iterator[Answer]:
                 harmless = path.name.startswith("harmless")
                 yield Answer("runs", path.parent.name, row["prompt"], row["response"],
                              1 - row["is_jailbreak_substring_matching"],
-                             harmful=0 if harmless else row["is_jailbreak_llamaguard2"])  # fmt: skip
+                             harmful=0 if harmless else row["is_jailbreak_llamaguard2"], labeled=not harmless)  # fmt: skip
 
 
 def small() -> Iterator[Answer]:

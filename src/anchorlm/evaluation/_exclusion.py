@@ -14,9 +14,9 @@ from anchorlm.records import Artifact, UserError, instruments
 MATCHER = "refusal-matcher"
 """The grader `refusal`, as artifacts and judges call it."""
 
-SHARED = {ENGLISH: {ENGLISH, HARM, "refusal"}, HARM: {ENGLISH, HARM, "refusal"}, "refusal": {ENGLISH, HARM, "refusal"}}
-"""Instruments that read the phrase matcher: what one of them chose, none of them grades. The opening of an answer, which
-fits and calibrations read by themselves, is in none."""
+MATCHING = frozenset({"refusal", ENGLISH, HARM})
+"""Graders that read the phrase matcher: what one of them chose, none of them grades. The first words of an answer,
+which fits and calibrations read by themselves, are an instrument of their own."""
 
 
 def may_grade(recipe: CompareRecipe, pool: Pool, contestant: Contestant, data: str) -> list[str]:
@@ -31,7 +31,7 @@ def may_grade(recipe: CompareRecipe, pool: Pool, contestant: Contestant, data: s
     made = {_recorded(name) for name in artifact_instruments(pool.fitted(contestant))}
     judges = {name: one.judge for name, one in recipe.grader.items()} | {"refusal": JudgeSettings(kind="refusal")}
     known = recipe.data[data].embedded is not None
-    chosen = own | made | {shared for name in own | made for shared in SHARED.get(name, ())}
+    chosen = own | made | (MATCHING if (own | made) & MATCHING else frozenset())
     fit = [
         name
         for name in recipe.graders

@@ -30,7 +30,7 @@ class Verdict:
 
 
 def refuses(text: str) -> Verdict:
-    """Whether an answer in English refuses, in whole or in part, in so many words or by a lecture in place of an answer.
+    """Whether an answer in English refuses, in whole or in part, in so many words or by a lecture in its place.
 
     A logistic head on the phrase matcher's findings and on runs of up to three words; no model is loaded.
     """
@@ -62,7 +62,7 @@ def harm_numbers(prompt: str, found: Traits) -> list[float]:
 
 
 def joined(request: float, refusal: float, kind: Refusal) -> list[float]:
-    """The two logits, the smaller of "asked for harm" and "did not refuse", which both must hold, and the matcher's word."""
+    """Both logits, the smaller of "asked for harm" and "did not refuse", as both must hold, and the matcher's word."""
     return [request, refusal, min(request, -refusal), *(float(kind is one) for one in Refusal)]
 
 

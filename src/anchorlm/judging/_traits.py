@@ -55,7 +55,7 @@ class Traits:
 
 
 def grams(text: str) -> Grams:
-    """Runs of one to three words or signs of a text, hashed, each with 1 + the logarithm of how often it stands there."""
+    """Runs of one to three words or signs of a text, hashed, each with 1 + the logarithm of how often it is there."""
     words = [word.lower() for word in _TOKEN.findall(text)][:WORDS_READ]
     runs = Counter(
         crc32(" ".join(words[at : at + size]).encode()) % BUCKETS
