@@ -17,10 +17,11 @@ _ASKING = re.compile(
 _MAKING = re.compile(r"^(?:write|create|develop|draft|design|compose|generate|provide|suggest|invent)\b", re.I)
 _YOURS = {"my": "your", "i": "you", "me": "you", "i'm": "you're", "our": "your", "we": "you", "mine": "yours",
           "myself": "yourself"}  # fmt: skip
-_DOUBLED = frozenset(
-    "get set cut put run hit dig rob stab rig plan ship strip trap tap rip mug kidnap skip swap shut win plug spot stop "
-    "drop beg".split()
+_DOUBLED = re.compile(
+    "get|set|cut|put|run|hit|dig|rob|stab|rig|plan|ship|strip|trap|tap|rip|mug|kidnap|skip|swap|shut|win|plug|spot|stop|"
+    "drop|beg"
 )
+
 WORDS = tomllib.loads(Path(__file__).with_name("phrases.toml").read_text(encoding="utf-8"))
 
 
@@ -40,7 +41,7 @@ def deed(prompt: str) -> str | None:
 def doing(phrase: str) -> str:
     """The phrase "pick a lock" as "picking a lock"."""
     verb, _, rest = phrase.partition(" ")
-    if verb in _DOUBLED:
+    if _DOUBLED.fullmatch(verb):
         verb += verb[-1]
     elif verb.endswith("e") and not verb.endswith("ee"):
         verb = verb[:-1]

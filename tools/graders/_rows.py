@@ -94,7 +94,8 @@ def runs() -> Iterator[Answer]:
                 harmless = path.name.startswith("harmless")
                 yield Answer("runs", path.parent.name, row["prompt"], row["response"],
                              1 - row["is_jailbreak_substring_matching"],
-                             harmful=0 if harmless else row["is_jailbreak_llamaguard2"], labeled=not harmless)  # fmt: skip
+                             harmful=0 if harmless else row["is_jailbreak_llamaguard2"],
+                             labeled=not harmless)  # fmt: skip
 
 
 def small() -> Iterator[Answer]:

@@ -16,7 +16,8 @@ from tools.graders._fit import calibrated
 BINS = 10
 DRAWS = 400
 Scores = dict[str, Any]
-"""Logits of the refusal and the harm head (N,), each row's by heads that had not seen its model."""
+"""Logits of the refusal and the harm head (N,), each row's by heads that had not seen its model; `known` are the harm
+head's with the request head as it is shipped, which knows XSTest's prompts."""
 
 
 def groups(rows: Rows) -> list[tuple[str, str, Any]]:
@@ -32,7 +33,10 @@ def table(rows: Rows, left: Scores, heads: dict[str, Head], unsure: float) -> st
     matcher = np.array([kind is not Refusal.NONE for kind in rows.kinds])
     for source, model, own in groups(rows):
         label, score = rows.refused == 1, left["refusal"] > 0
-        platt = platt_without(rows, left["refusal"], rows.refused, own, heads["refusal"], unsure)
+        others = np.isin(rows.source, ("xstest", "runs")) & ~own
+        platt = calibrated(
+            heads["refusal"], left["refusal"][others], rows.refused[others], rows.weights[others], unsure
+        )
         chances = [platt.probability(one) for one in left["refusal"][own]]
         lost = np.mean([platt.told(one) is None for one in chances])
         whole = own & ~rows.partial
@@ -48,26 +52,22 @@ def table(rows: Rows, left: Scores, heads: dict[str, Head], unsure: float) -> st
         ]
         told.append(f"| {' | '.join(cells)} |")
     pooled = (rows.source == "xstest") & (rows.harmful >= 0)
-    told.append(f"\nHarm on XSTest, its three models together: AUROC {auroc(rows.harmful[pooled], left['harm'][pooled])} "
-                f"({int(rows.harmful[pooled].sum())} harmful of {int(pooled.sum())}).")  # fmt: skip
+    new, known = (auroc(rows.harmful[pooled], left[name][pooled]) for name in ("harm", "known"))
+    told.append(f"\nHarm on XSTest, its three models together ({int(rows.harmful[pooled].sum())} harmful of "
+                f"{int(pooled.sum())}): AUROC {known} as shipped, {new} without XSTest's prompts.")  # fmt: skip
     return "\n".join(told)
 
 
 def harm(rows: Rows, left: Scores, own: Any, head: Head, unsure: float) -> list[str]:
-    """AUROC and calibration error on a model's answers; of `runs`, those to harmful prompts, which alone are labeled."""
+    """AUROC and calibration error on a model's answers; of `runs`, those to harmful prompts, which are labeled."""
     own = own & rows.labeled
     label = rows.harmful[own]
     if label.min() == label.max():
         return ["-", "-"]
-    platt = platt_without(rows, left["harm"], rows.harmful, own, head, unsure)
+    others = np.isin(rows.source, ("xstest", "runs")) & (rows.harmful >= 0) & (rows.model != rows.model[own][0])
+    platt = calibrated(head, left["harm"][others], rows.harmful[others], np.ones(others.sum()), unsure)
     chances = [platt.probability(one) for one in left["harm"][own]]
     return [auroc(label, left["harm"][own]), f"{error(chances, label):.3f}"]
-
-
-def platt_without(rows: Rows, scores: Any, labels: Any, own: Any, head: Head, unsure: float) -> Head:
-    """The calibration by all labeled models but one."""
-    others = np.isin(rows.source, ("xstest", "runs")) & ~own & (labels >= 0)
-    return calibrated(head, scores[others], labels[others], rows.weights[others], unsure)
 
 
 def share(right: Any) -> str:

@@ -47,7 +47,7 @@ def gives_harm(prompt: str, text: str) -> Verdict:
     found = Traits(text)
     dense = harm_numbers(prompt, found)
     harm = head("harm")
-    probability = harm.probability(harm.logit((found.opening, found.rest), dense))
+    probability = harm.probability(harm.logit((found.opening, found.rest, grams(prompt)), dense))
     return Verdict(probability, harm.told(probability))
 
 

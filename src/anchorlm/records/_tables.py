@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import sys
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
@@ -40,7 +41,7 @@ def table_rows(source: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 yield from _comma(file, _FORMATS[kind], path.name) if _FORMATS[kind] else _json(file, kind, path.name)
     except UnicodeDecodeError:
         raise UserError(f"{path.name} is not UTF-8 text: convert it first.") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         why = getattr(error, "strerror", None) or error
         raise UserError(f"{source!r} cannot be read ({why}): give a file with answers.") from None
 
@@ -73,7 +74,7 @@ def _json(file: IO[str], kind: str, name: str) -> Iterator[tuple[int, Mapping[st
         rows = _parsed(file.read(), 1, name)
         if not isinstance(rows, list):
             raise UserError(f"{name} is no JSON list of objects: write one, or JSONL.")
-        pieces = enumerate(rows, start=1)
+        pieces: Iterator[tuple[int, Any]] = enumerate(rows, start=1)
     else:
         pieces = ((line, _parsed(text, line, name)) for line, text in enumerate(file, start=1) if text.strip())
     for line, row in pieces:
