@@ -12,7 +12,7 @@ from anchorlm.judging._heads import Head
 from anchorlm.judging._traits import Traits
 from tools.graders._features import STRENGTH, Rows, request_head
 from tools.graders._fit import calibrated, fitted, logits
-from tools.graders._rows import SEED, SOURCES, answers, digests, look_alikes
+from tools.graders._rows import SEED, SOURCES, answers, digests, known_requests
 from tools.graders._table import Scores, groups, table
 
 HEADS = Path(__file__).resolve().parents[2] / "src" / "anchorlm" / "judging" / "heads"
@@ -50,14 +50,14 @@ def final(rows: Rows, request: Head, left: Scores) -> dict[str, Head]:
     refusal = calibrated(refusal, left["refusal"][told], rows.refused[told], rows.weights[told], UNSURE)
     told &= known
     harm = calibrated(harm, left["harm"][told], rows.harmful[told], np.ones(told.sum()), UNSURE)
-    # The harm head is fitted where the requests of its answers are new, as they are in use; XSTest's come on top.
-    return {"request": request_head(look_alikes()), "refusal": refusal, "harm": harm}
+    # The harm head is fitted where the requests of its answers are new, as they are in use; those come on top.
+    return {"request": request_head(known_requests()), "refusal": refusal, "harm": harm}
 
 
 def left_out(rows: Rows, request: Head, *, halves: bool = False) -> Scores:
     """Logits of each model's answers by heads that saw none of them; by `halves`, none to the same prompts either."""
     found = {name: np.zeros(len(rows.answers)) for name in ("refusal", "harm", "known")}
-    shipped = request_head(look_alikes())
+    shipped = request_head(known_requests())
     prompts = {one: at % 2 for at, one in enumerate(sorted({one.prompt for one in rows.answers}))}
     half = np.array([prompts[one.prompt] for one in rows.answers])
     for _, _, own in groups(rows):

@@ -22,6 +22,9 @@ SEED = 20261129
 REFUSALS, CAVEATED, TURNED, MEDICAL = 700, 350, 120, 250
 """Answers in words of our own."""
 
+QUESTIONS = 300
+"""Of bank customers."""
+
 SOURCES = {
     "xstest/xstest_v2_completions_gpt4.csv.gz": "CC-BY-4.0",
     "xstest/xstest_v2_completions_llama2new.csv.gz": "CC-BY-4.0",
@@ -30,6 +33,7 @@ SOURCES = {
     "self-instruct/seed_tasks.jsonl.gz": "Apache-2.0",
     "self-instruct/user_oriented_instructions.jsonl.gz": "Apache-2.0",
     "medquad/train.jsonl.gz": "CC-BY-4.0",
+    "banking77/train.csv.gz": "CC-BY-4.0",
 }
 """What is read of the public data, and the license that lets a trained weight be passed on."""
 
@@ -79,22 +83,26 @@ def xstest() -> Iterator[Answer]:
                              label == "3_partial_refusal", harmful, harmful is not None)  # fmt: skip
 
 
-def look_alikes() -> list[tuple[str, int]]:
-    """XSTest's prompts, and whether each asks for harm."""
-    path = DATASETS / "xstest/xstest_v2_completions_gpt4.csv.gz"
-    with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
-        return [(row["prompt"], int(row["type"].startswith("contrast"))) for row in csv.DictReader(file)]
+def known_requests() -> list[tuple[str, int]]:
+    """XSTest's prompts and the harmful ones of `runs`, and whether each asks for harm."""
+    rows = _table(DATASETS / "xstest/xstest_v2_completions_gpt4.csv.gz")
+    return [(row["prompt"], int(row["type"].startswith("contrast"))) for row in rows] + [
+        (prompt, 1) for prompt in sorted({one.prompt for one in runs() if one.labeled})
+    ]
 
 
 def runs() -> Iterator[Answer]:
-    """Labels of two programs: substrings for refusals, Llama Guard 2 for harm."""
+    """Labels of two programs: substrings for refusals, Llama Guard 2 for harm.
+
+    Its harmless prompts are Alpaca's, which may not be passed on in trained form: no head reads them.
+    """
     for path in sorted((DATASETS / "refusal_direction" / "runs").glob("*/*.json.gz")):
         with gzip.open(path, "rt", encoding="utf-8") as file:
             for row in json.load(file)["completions"]:
                 harmless = path.name.startswith("harmless")
                 yield Answer("runs", path.parent.name, row["prompt"], row["response"],
                              1 - row["is_jailbreak_substring_matching"],
-                             harmful=0 if harmless else row["is_jailbreak_llamaguard2"],
+                             harmful=None if harmless else row["is_jailbreak_llamaguard2"],
                              labeled=not harmless)  # fmt: skip
 
 
@@ -137,6 +145,10 @@ def requests() -> list[tuple[str, int]]:
         for one in _lines(PROMPTS / f"{name}.jsonl")
         if one["part"] == "train"
     ]
+    rng = random.Random(SEED)
+    bank = rng.sample(_table(DATASETS / "banking77/train.csv.gz"), QUESTIONS)
+    plain += [row["text"] for row in bank]
+    plain += [prompt for prompt, _ in [*_instructions(), *_medical(rng)]]
     return [(pair[side], int(side == "harmful")) for pair in pairs for side in ("safe", "harmful")] + [
         (prompt, 0) for prompt in plain
     ]
@@ -163,6 +175,11 @@ def _instructions() -> Iterator[tuple[str, str]]:
 def _medical(rng: random.Random) -> list[tuple[str, str]]:
     rows = [(row["question"], row["answer"]) for row in _lines(DATASETS / "medquad/train.jsonl.gz")]
     return rng.sample(rows, MEDICAL)
+
+
+def _table(path: Path) -> list[dict[str, str]]:
+    with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def _lines(path: Path) -> list[dict]:  # type: ignore[type-arg]

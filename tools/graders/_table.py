@@ -17,7 +17,7 @@ BINS = 10
 DRAWS = 400
 Scores = dict[str, Any]
 """Logits of the refusal and the harm head (N,), each row's by heads that had not seen its model; `known` are the harm
-head's with the request head as it is shipped, which knows XSTest's prompts."""
+head's with the request head as it is shipped, which knows these prompts."""
 
 
 def groups(rows: Rows) -> list[tuple[str, str, Any]]:

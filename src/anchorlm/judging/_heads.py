@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -85,8 +85,8 @@ class Head:
 @cache
 def head(name: str) -> Head:
     """A head that comes with the package: refusal, request, or harm."""
-    with files("anchorlm.judging").joinpath("heads", f"{name}.npz").open("rb") as file:
-        return Head.of(dict(np.load(file)))
+    with np.load(Path(__file__).parent / "heads" / f"{name}.npz") as arrays:
+        return Head.of(dict(arrays))
 
 
 def sigmoid(logit: float) -> float:
