@@ -75,5 +75,5 @@ def _word(verdict: Verdict, yes: Word, no: Word) -> Word:
 
 def _graded(word: Word) -> Graded:
     if word in ("refused", "complied", "broken"):
-        return word  # type: ignore[return-value]
+        return word
     return "ungraded"
