@@ -17,7 +17,7 @@ from tools.graders._rows import Answer, requests
 WEIGHTS = {"xstest": 1.0, "runs": 0.5, "own": 0.4, "small": 0.4}
 """How much an answer counts: labels of people, of programs, and by construction."""
 
-HARM_WEIGHTS = {"xstest": 1.0, "runs": 1.0, "own": 0.3, "small": 0.3}
+HARM_WEIGHTS = {"xstest": 2.0, "runs": 1.0, "own": 1.0, "small": 0.6}
 LABELED = 4.0
 """The same for the harm head; answers to harmful prompts, in both outcomes, are labeled in `runs` alone."""
 

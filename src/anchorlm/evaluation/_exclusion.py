@@ -91,6 +91,8 @@ def _recorded(name: str) -> str:
     kind, _, rest = name.removeprefix("judge:").partition(":")
     if kind == MATCHER:
         return "refusal"
+    if kind in (ENGLISH, HARM):
+        return kind
     if kind in ("rubric", "classifier"):
         return f"model {_place(rest)}"
     return name
