@@ -29,10 +29,8 @@ _PROBES = (
 )
 
 _LOOKALIKES = str.maketrans(
-    "АВЕЅІЈКМНОРСТУХаеѕіјорсухһԁԛԝӏΑΒΕΖΗΙΚΜΝΟΡΤΥΧον▁‗꞉∶ː։׃ǀ∣❘⟨⟩‹›❮❯ııſ"
-    "│┃║┆┇┊┋╎╏▏▕⎮⏐‖∥¦〈˂ᐸ≺⟪《〈〉˃ᐳ≻⟫》〉",
-    "ABESIJKMHOPCTYXaesijopcyxhdqwlABEZHIKMNOPTYXov__:::::|||<><><>iis"
-    "||||||||||||||||<<<<<<<>>>>>>>",
+    "АВЕЅІЈКМНОРСТУХаеѕіјорсухһԁԛԝӏΑΒΕΖΗΙΚΜΝΟΡΤΥΧον▁‗꞉∶ː։׃ǀ∣❘⟨⟩‹›❮❯ııſ│┃║┆┇┊┋╎╏▏▕⎮⏐‖∥¦〈˂ᐸ≺⟪《〈〉˃ᐳ≻⟫》〉",
+    "ABESIJKMHOPCTYXaesijopcyxhdqwlABEZHIKMNOPTYXov__:::::|||<><><>iis||||||||||||||||<<<<<<<>>>>>>>",
 )
 """Letters and signs that look like those of markers; what Unicode itself takes for variants comes beside them."""
 

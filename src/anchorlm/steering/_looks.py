@@ -69,7 +69,9 @@ def _parts(parts: Sequence[str], of: str) -> list[Look]:
 def _words(turn: Message) -> str:
     """What a turn says, without its images."""
     content = turn["content"]
-    return content if isinstance(content, str) else "\n".join(part["text"] for part in content if part["type"] == "text")
+    return (
+        content if isinstance(content, str) else "\n".join(part["text"] for part in content if part["type"] == "text")
+    )
 
 
 def _said(content: Any) -> Messages:
