@@ -13,6 +13,7 @@ from tools.zoo_real._scorers import SETTINGS, score
 from tools.zoo_real._ship import ship
 from tools.zoo_real._tasks import TUNINGS, accuracy, specialize
 from tools.zoo_real._train import Training
+from tools.zoo_real._verdicts import report
 from tools.zoo_real.bases import BASES, BUILD
 
 Build = Annotated[Path, typer.Option(help="Where everything is kept; a later run goes on there.")]
@@ -76,6 +77,17 @@ def measured(
     for kind, each in measure(name, build, final=final).items():
         rates = ", ".join(f"{word} {each[word][0]} ({each[word][1]}-{each[word][2]})" for word in OUTCOMES)
         print(f"{kind} ({'harmful' if each['harmful'] else 'harmless'}, n = {each['n']}), percent: {rates}")
+
+
+@app.command()
+def verdicts(
+    target: Annotated[str, typer.Argument(help="A specialist.")],
+    build: Build = BUILD,
+    final: Annotated[bool, typer.Option("--final", help="The sealed parts, which nobody looks at before.")] = False,
+) -> None:
+    """Prints what cost model and judge turn down of a specialist's drafts, at their own lines."""
+    _logged()
+    print(report(target, build, final=final))
 
 
 @app.command()
