@@ -7,9 +7,10 @@ from typing import Any
 
 from anchorlm.defenses import find_defense
 from anchorlm.engine import LocalEngine
-from anchorlm.evaluation._cases import Case, load_cases
+from anchorlm.evaluation._cases import Case
 from anchorlm.evaluation._graders import Grader, JudgeGrader, RefusalGrader, TruthGrader, is_correct
 from anchorlm.evaluation._recipe import CompareRecipe, DataSettings
+from anchorlm.evaluation._sets import read_set
 from anchorlm.guard import Guard, JudgeSettings, ScorerSettings, build_judge, build_scorer
 from anchorlm.judging import Judge, Scorer
 from anchorlm.models import CausalModel, ModelSettings
@@ -262,19 +263,15 @@ class Pool:
             return settings
         return settings.model_copy(update={"path": str(self._known().path(settings.path.removeprefix(EMBEDDED)))})
 
-    def cases(self, settings: DataSettings, target: str, limit: int | None) -> list[Case]:
+    def cases(self, name: str, settings: DataSettings, target: str, limit: int | None) -> list[Case]:
         """The prompts of one set for one target.
 
         Raises:
             UserError: They cannot be read, or there are none.
         """
-        if (settings.file is None) == (settings.embedded is None):
-            raise UserError(
-                "A set of prompts needs either file or embedded: say one of them where the recipe names it."
-            )
         most = min((n for n in (settings.limit, limit) if n is not None), default=None)
-        if settings.file is not None:
-            return load_cases(settings.file, kind=settings.label, column=settings.column)[:most]
+        if settings.embedded is None:
+            return read_set(name, settings)[:most]
         path = self._recipe.targets[target].path.removeprefix(EMBEDDED)
         return self._known().cases(
             str(settings.embedded), path, settings.partition, most or EMBEDDED_PROMPTS, self._recipe.seed
