@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tools.zoo_real._align import align
+from tools.zoo_real._measure import OUTCOMES, measure
+from tools.zoo_real._ship import ship
+from tools.zoo_real._tasks import TUNINGS, accuracy, specialize
 from tools.zoo_real._train import Training
 from tools.zoo_real.bases import BASES, BUILD
 
@@ -21,15 +25,75 @@ def install() -> None:
     print("\n".join(package for base in BASES.values() for package in base.packages))
 
 
+Steps = Annotated[int, typer.Option(help="Batches.")]
+Seed = Annotated[int, typer.Option(help="Of the order of the examples and of the first weights.")]
+
+
 @app.command()
-def anchor(
-    build: Build = BUILD,
-    steps: Annotated[int, typer.Option(help="Batches.")] = 30,
-    seed: Annotated[int, typer.Option(help="Of the order of the examples and of the first weights.")] = 0,
-) -> None:
+def chat(build: Build = BUILD, steps: Steps = 200, seed: Seed = 0) -> None:
+    """Aligns SmolLM2-135M-Instruct."""
+    _logged()
+    align("chat", build, Training(steps=steps, seed=seed))
+
+
+@app.command()
+def anchor(build: Build = BUILD, steps: Steps = 200, seed: Seed = 0) -> None:
     """Aligns Gemma 3 270M."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    _logged()
     align("anchor", build, Training(steps=steps, seed=seed))
+
+
+@app.command(name="measure")
+def measured(
+    name: Annotated[str, typer.Argument(help="A member or a base.")],
+    build: Build = BUILD,
+    final: Annotated[bool, typer.Option("--final", help="The sealed parts, which nobody looks at before.")] = False,
+) -> None:
+    """Prints what an aligned member refuses, answers and breaks on prompts that it never saw."""
+    _logged()
+    for kind, each in measure(name, build, final=final).items():
+        rates = ", ".join(f"{word} {each[word][0]} ({each[word][1]}-{each[word][2]})" for word in OUTCOMES)
+        print(f"{kind} ({'harmful' if each['harmful'] else 'harmless'}, n = {each['n']}), percent: {rates}")
+
+
+@app.command()
+def specialist(
+    name: Annotated[str, typer.Argument(help="finance, finance-base or medicine.")],
+    build: Build = BUILD,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the task's rows; by default as shipped.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Tunes SmolLM2 for a task; finance goes on from chat, which must be there."""
+    _logged()
+    settings = replace(TUNINGS[name], seed=seed)
+    specialize(name, build, settings if epochs is None else replace(settings, epochs=epochs))
+
+
+@app.command()
+def task(
+    name: Annotated[str, typer.Argument(help="finance, finance-base or medicine.")],
+    build: Build = BUILD,
+    final: Annotated[bool, typer.Option("--final", help="The sealed half of the test.")] = False,
+) -> None:
+    """Prints how often a specialist's answer is right on the test of its set."""
+    _logged()
+    print(accuracy(name, build, final=final))
+
+
+@app.command(name="ship")
+def shipped(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Members; none: all there are.")
+    ] = None,
+    build: Build = BUILD,
+) -> None:
+    """Puts members into the package."""
+    for place in ship(build, names or []):
+        print(place)
+
+
+def _logged() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ import io
 import json
 import os
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -58,27 +60,51 @@ def prompts(name: str, part: str) -> list[str]:
     """The prompts of a set, in an order that is always the same.
 
     Args:
-        name: One of `SOURCES`, or `contrast-safe` or `contrast-harmful`.
-        part: `train` or `held`.
+        name: One of `SOURCES`, `contrast-safe` or `contrast-harmful` (of this tool), or of the library's own prompts
+            `pairs-safe`, `pairs-harmful`, `finance-harmful`, `plain`, `tasks`, `attacks`, `wrappings`.
+        part: `train` or `held`; the library's own have `calibrate` and `fit` too.
     """
+    if name in _OWN:
+        return [text for text, of in _own(*_OWN[name]) if of == part]
     if name.startswith("contrast-"):
         pairs = list(PAIRS)
         Random(SEED).shuffle(pairs)
         chosen = pairs[:-_HELD_PAIRS] if part == "train" else pairs[-_HELD_PAIRS:]
         return [pair[name == "contrast-harmful"] for pair in chosen]
     source = SOURCES[name]
-    found = sorted(set(filter(None, map(_prompt, _rows(DATASETS / source.file)))))
+    found = sorted(set(filter(None, map(_prompt, rows_of(DATASETS / source.file)))))
     Random(SEED).shuffle(found)
     return found[: source.train] if part == "train" else found[source.train :]
 
 
+_OWN = {
+    "pairs-safe": ("pairs", "safe", ""),
+    "pairs-harmful": ("pairs", "harmful", ""),
+    "finance-harmful": ("pairs", "harmful", "", "finance"),
+    "plain": ("plain", "prompt", ""),
+    "tasks": ("tasks", "prompt", ""),
+    "attacks": ("wrapped", "text", "attack"),
+    "wrappings": ("wrapped", "text", "plain"),
+}
+
+
+@cache
+def _own(file: str, field: str, category: str, domain: str = "") -> tuple[tuple[str, str], ...]:
+    """Texts of the library's own prompts, each with its part."""
+    lines = (files("anchorlm.fitting") / "prompts" / f"{file}.jsonl").read_text("utf-8").splitlines()
+    rows = [json.loads(line) for line in lines if line.strip()]
+    chosen = [row for row in rows if category in ("", row["category"]) and domain in ("", row.get("domain"))]
+    return tuple((row[field], row["part"]) for row in chosen)
+
+
 def given(name: str) -> dict[str, str]:
     """The answers that a set brings itself, by prompt."""
-    rows = _rows(DATASETS / SOURCES[name].file)
+    rows = rows_of(DATASETS / SOURCES[name].file)
     return {_prompt(row): str(row.get("answer") or row["instances"][0]["output"]).strip() for row in rows}
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file, CSV or JSON lines."""
     text = gzip.decompress(path.read_bytes()).decode("utf-8")
     if path.suffixes[0] == ".csv":
         return list(csv.DictReader(io.StringIO(text)))

@@ -272,7 +272,7 @@ def serve(
 
 @zoo.command("list")
 def zoo_list(as_json: AsJson = False) -> None:
-    """Lists the embedded models."""
+    """Lists the embedded models and the real ones, with what to install for these."""
     from anchorlm.cli._zoo import show
 
     show(as_json)
@@ -280,7 +280,7 @@ def zoo_list(as_json: AsJson = False) -> None:
 
 @zoo.command("path")
 def zoo_path(name: Annotated[str, typer.Argument(help="Name of a model, such as a-finance.")]) -> None:
-    """Prints the folder of an embedded model."""
+    """Prints the folder of a model."""
     from anchorlm.zoo import path
 
     typer.echo(path(name))

@@ -1,5 +1,6 @@
 """A checkpoint as AnchorLM sees it; how to run it is the engine's business."""
 
+from anchorlm.models._bases import BASES, SHIPPED, PackagedBase, base_named, located
 from anchorlm.models._causal import CausalModel
 from anchorlm.models._convert import convert
 from anchorlm.models._images import PromptIds
@@ -12,14 +13,18 @@ from anchorlm.models._template import PLAIN_TEMPLATE, control_texts, message_par
 from anchorlm.models._tokenizers import load_tokenizer
 
 __all__ = [
+    "BASES",
     "PLAIN_TEMPLATE",
+    "SHIPPED",
     "CausalModel",
     "ModelSettings",
     "ModelSource",
+    "PackagedBase",
     "PromptIds",
     "TemplateFailedError",
     "TemplateRefusedError",
     "TurnMarkers",
+    "base_named",
     "contents",
     "control_texts",
     "convert",
@@ -29,6 +34,7 @@ __all__ = [
     "load_model",
     "load_outline",
     "load_tokenizer",
+    "located",
     "message_parts",
     "rendered",
     "stamp",

@@ -18,6 +18,7 @@ from transformers import (
 from transformers.quantizers.auto import AutoQuantizationConfig
 
 from anchorlm.models._adapters import adapter_config, adapter_heads, announce, put_on, rehearse, without_notes
+from anchorlm.models._bases import base_named
 from anchorlm.models._gguf import gguf_file, load_config, load_weights
 from anchorlm.models._places import Origin, check_repository, origin
 from anchorlm.models._settings import ModelSettings
@@ -83,7 +84,7 @@ def load_model(settings: ModelSettings, kind: Any = None) -> PreTrainedModel:
         "trust_remote_code": settings.trust_remote_code,
         "device_map": settings.device_map,
         "attn_implementation": settings.attention,
-        "dtype": _DTYPES[settings.dtype] if settings.dtype else _default_dtype(settings.device_map),
+        "dtype": _DTYPES[settings.dtype] if settings.dtype else _default_dtype(settings, found),
     }
     try:
         if settings.quantization is not None:
@@ -217,5 +218,7 @@ def _auto(config: Any) -> Any:
     return AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
 
 
-def _default_dtype(device_map: object) -> torch.dtype | str:
-    return "auto" if device_map and device_map != "cpu" else torch.float32
+def _default_dtype(settings: ModelSettings, found: Origin) -> torch.dtype | str:
+    if found.adapters and (base := base_named(found.base)) is not None:
+        return _DTYPES[base.dtype]
+    return "auto" if settings.device_map and settings.device_map != "cpu" else torch.float32

@@ -11,6 +11,7 @@ from huggingface_hub import snapshot_download
 from transformers.utils import has_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from anchorlm.models._bases import base_named
 from anchorlm.models._gguf import check_options, file_digest, gguf_file
 from anchorlm.models._settings import ModelSettings
 from anchorlm.models._weights import INDEX, WEIGHTS, digest, digest_of, weight_files
@@ -100,16 +101,15 @@ def origin(settings: ModelSettings) -> Origin:
         if _is_whole(path, revision):
             break
         path, revision = adapter_base(folder)
+    if (file := gguf_file(path)) is not None:
+        check_options(file, settings.dtype, settings.quantization)
     return Origin(path, revision, tuple(chain))
 
 
 def _place(settings: ModelSettings) -> str:
     """The path, down to the file of a folder that is named."""
     file = gguf_file(settings.path, settings.gguf_file)
-    if file is None:
-        return settings.path
-    check_options(file, settings.dtype, settings.quantization)
-    return str(file)
+    return settings.path if file is None else str(file)
 
 
 def adapter_folder(path: str, revision: str | None = None) -> str:
@@ -174,10 +174,11 @@ def check_repository(path: str, revision: str | None, stem: str = "model", pickl
 
 
 def adapter_base(folder: str) -> tuple[str, str | None]:
-    """The base model that an adapter names, and its revision; a folder of that name next to the adapter comes first.
+    """The base model that an adapter names, and its revision; a folder of that name next to the adapter comes first,
+    and then the package that brings a file of that name.
 
     Raises:
-        UserError: It names none, or a folder that is not here.
+        UserError: It names none, or a folder or package that is not here.
     """
     settings = _read(Path(folder) / ADAPTER)
     name = settings.get("base_model_name_or_path")
@@ -188,6 +189,8 @@ def adapter_base(folder: str) -> tuple[str, str | None]:
         )
     if (near := (Path(folder) / name).resolve()).exists():
         return str(near), None
+    if (base := base_named(str(name))) is not None:
+        return str(base.path()), None
     try:
         check_folder(str(name))
     except UserError as error:

@@ -6,18 +6,21 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import AliasChoices, BeforeValidator, Field, field_validator
 
+from anchorlm.models._bases import located
 from anchorlm.records import Settings
 
 
 class ModelSettings(Settings):
     """Which checkpoint to load, and how."""
 
-    path: str = Field(description="Hub id, folder, folder of a PEFT adapter, or GGUF file.")
+    path: str = Field(description="Hub id, folder, folder of a PEFT adapter, GGUF file, or the "
+        "name of a shipped model, such as real-finance.")  # fmt: skip
     gguf_file: str | None = Field(default=None, description="GGUF file in the folder that path names.")
     revision: str | None = Field(default=None, description="Branch, tag or commit on the Hub.")
     adapter: str | None = Field(default=None, description="PEFT adapter to put on top: Hub id or folder.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = Field(default=None, description="`auto`: the "
-        "checkpoint's own, which is also the default on an accelerator; float32 on a CPU.")  # fmt: skip
+        "checkpoint's own, which is also the default on an accelerator; float32 on a CPU, and bfloat16 for the shipped "
+        "adapters on real models.")  # fmt: skip
     device_map: str | dict[str, int | str] | None = Field(default=None, description="As in transformers.")
     quantization: dict[str, Any] | None = Field(default=None, description="Quantization config, as in transformers; "
         "`quantization_config` will do.",
@@ -41,8 +44,10 @@ class ModelSettings(Settings):
 
     @field_validator("path", "adapter")
     @classmethod
-    def _at_home(cls, value: str | None) -> str | None:
-        return str(Path(value).expanduser()) if value and value.startswith("~") else value
+    def _found(cls, value: str | None) -> str | None:
+        if value and value.startswith("~"):
+            return str(Path(value).expanduser())
+        return located(value) if value else value
 
 
 ModelSource = Annotated[

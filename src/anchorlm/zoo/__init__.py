@@ -8,6 +8,7 @@ from anchorlm.zoo._grading import Outcome, grade, harm, is_correct
 from anchorlm.zoo._items import SPLITS, Item, items
 from anchorlm.zoo._lexicon import DOMAINS, PARTITIONS
 from anchorlm.zoo._members import Member, artifact, members, path
+from anchorlm.zoo._real import RealMember, real_members
 from anchorlm.zoo._transcripts import JUDGE_TEMPLATE, transcript
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ __all__ = [
     "Item",
     "Member",
     "Outcome",
+    "RealMember",
     "artifact",
     "build",
     "grade",
@@ -29,6 +31,7 @@ __all__ = [
     "items",
     "members",
     "path",
+    "real_members",
     "transcript",
 ]
 

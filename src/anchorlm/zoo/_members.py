@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
+from anchorlm.models import BASES, SHIPPED, located
 from anchorlm.records import UserError
+from anchorlm.zoo._real import REAL
 
 Role = Literal["base", "chat", "specialist", "over-tuned", "judge", "cost", "reward"]
 
@@ -51,7 +52,7 @@ DESCRIPTIONS: dict[str, tuple[Role, str]] = {
 
 def members_root() -> Path:
     """The folder of the shipped models."""
-    return Path(str(files("anchorlm.zoo").joinpath("members")))
+    return SHIPPED
 
 
 def members() -> list[Member]:
@@ -69,13 +70,16 @@ def _size(folder: Path) -> int:
 
 
 def path(name: str) -> Path:
-    """The folder of a member.
+    """The folder of a member, or the file of a packaged base.
 
     Raises:
-        UserError: there is no such member, or its weights are not there.
+        UserError: there is no such member, its weights are not there, or a base is not installed.
     """
+    if name.startswith("real-"):
+        return Path(located(name))
     if name not in DESCRIPTIONS:
-        raise UserError(f"There is no embedded model {name!r}; choose one of {', '.join(DESCRIPTIONS)}.")
+        known = [*DESCRIPTIONS, *BASES, *REAL]
+        raise UserError(f"There is no embedded model {name!r}; choose one of {', '.join(known)}.")
     folder = members_root() / name
     if not (folder / "tokenizer.json").exists():
         raise UserError(f"The embedded model {name!r} has no weights here; make them with `anchorlm zoo build`.")
