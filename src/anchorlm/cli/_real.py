@@ -80,6 +80,12 @@ def needed(defense: str) -> list[str]:
     return [name for name in (TARGET, ANCHOR, JUDGE["model"], COST, REWARD) if f'"{name}"' in recipe(TARGET, defense)]
 
 
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{name} = {_toml(one)}' for name, one in value.items())} }}"
+    return json.dumps(value, ensure_ascii=False)  # what is no table is written alike in TOML and JSON
+
+
 def _knobs(name: str, defense: str) -> dict[str, Any]:
     found = dict(KNOBS.get(defense, {}))
     if not issubclass(find_defense(defense), SteeringDefense) and found.get("gate") != "inferaligner":

@@ -61,7 +61,8 @@ def run(
         real: Without recipes, the real specialist under the composed guard in place of the embedded one.
 
     Raises:
-        UserError: A real model that is not installed, a recipe, setting or key file that does not fit, or an address that is taken.
+        UserError: A real model that is not installed, a recipe, setting or key file that does not fit, or an address
+            that is taken.
     """
     quiet_libraries()
     settings = server_settings(config, changes)

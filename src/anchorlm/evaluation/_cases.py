@@ -168,8 +168,9 @@ def load_cases(
 
     AdvBench, HarmBench, JailbreakBench (behaviors and jailbreak artifacts), StrongREJECT, SimpleSafetyTests,
     Do-Not-Answer, MaliciousInstruct, MedSafetyBench, XSTest, OKTest, GSM8K, MedQA, MMLU, PubMedQA, FiQA / FPB,
-    Banking77 and MedQuAD are known by their columns, layouts or names. Other files hold a `prompt` or `messages`, and `label` (harmful, harmless,
-    look-alike, task), `category`, `target` and `answer` where they have them. Equal prompts are kept once.
+    Banking77 and MedQuAD are known by their columns, layouts or names. Other files hold a `prompt` or `messages`, and
+    `label` (harmful, harmless, look-alike, task), `category`, `target` and `answer` where they have them. Equal prompts
+    are kept once.
 
     Args:
         path: CSV, TSV, JSONL, a JSON list or lines of text, also compressed with gzip; or such a file of a data set

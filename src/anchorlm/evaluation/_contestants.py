@@ -13,7 +13,7 @@ from anchorlm.evaluation._recipe import CompareRecipe, DataSettings
 from anchorlm.evaluation._sets import read_set
 from anchorlm.guard import Guard, JudgeSettings, ScorerSettings, build_judge, build_scorer
 from anchorlm.judging import Judge, Scorer
-from anchorlm.models import CausalModel, ModelSettings
+from anchorlm.models import SHIPPED, CausalModel, ModelSettings
 from anchorlm.records import UserError
 from anchorlm.steering import Aligner
 
@@ -37,6 +37,9 @@ class Embedded:
     outcome: Callable[[Case, str], str]
     correct: Callable[[Case, str], bool]
 
+
+REAL = "real-"
+"""How the names of the shipped adapters on real models begin."""
 
 FITTED = ("artifact", "critic", "calibration")
 """Knobs that name a fitted artifact."""
@@ -253,7 +256,8 @@ class Pool:
     def _placed(self, text: str, target: str) -> str:
         text = text.replace("{target}", target).replace("{out}", str(self.folder))
         if not text.startswith(EMBEDDED):
-            return text
+            head, slash, rest = text.partition("/")  # a folder in that of a shipped model is called by the model's name
+            return str(SHIPPED / head / rest) if slash and head.startswith(REAL) and (SHIPPED / head).is_dir() else text
         name, _, rest = text.removeprefix(EMBEDDED).partition("/")
         return str(self._known().path(name) / rest)
 

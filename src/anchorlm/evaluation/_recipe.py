@@ -174,6 +174,7 @@ class CompareRecipe(Settings):
         for one in (*data["data"].values(), *data["fitted_on"].values()):
             one["file"] = one["file"] and Path(one["file"]).name
         data["attacks"] = [attack_label(one) for one in self.attacks]
+        data = _placeless(data)
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -208,6 +209,16 @@ def parse_sweep(changes: Sequence[str]) -> dict[str, tuple[float, ...]]:
             raise UserError(f"{change!r} sweeps nothing: write knob=first:last:step, as in alpha=0:1:0.1.")
         found[name.strip()] = parse_range(values.strip())
     return found
+
+
+def _placeless(value: Any) -> Any:
+    """The value, with the names of models in place of where they lie on this machine."""
+    if isinstance(value, dict):
+        return {
+            name: Path(inner).name if name == "path" and Path(inner).is_absolute() else _placeless(inner)
+            for name, inner in value.items()
+        }
+    return [_placeless(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _beside(value: Any, folder: Path) -> Any:
