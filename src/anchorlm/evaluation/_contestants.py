@@ -38,14 +38,14 @@ class Embedded:
     correct: Callable[[Case, str], bool]
 
 
-REAL = "real-"
-"""How the names of the shipped adapters on real models begin."""
-
 FITTED = ("artifact", "critic", "calibration")
 """Knobs that name a fitted artifact."""
 
 EMBEDDED_PROMPTS = 400
 """Of each split, without a limit."""
+
+REAL = "real-"
+"""How the names of the shipped adapters on real models begin."""
 
 
 @dataclass(frozen=True, slots=True)
