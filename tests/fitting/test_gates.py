@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from anchorlm.fitting._gates import best_bias, choose_gate, corners
+from anchorlm.fitting._notes import layer_notes
 from anchorlm.records import UserError
 
 some = settings(max_examples=60, deadline=None)
@@ -31,7 +32,7 @@ def every_bias(harmful: Tensor, harmless: Tensor) -> list[float]:
 def test_the_bias_opens_on_as_many_harmful_prompts_as_the_limit_allows(
     harmful: Tensor, harmless: Tensor, limit: float
 ) -> None:
-    bias = best_bias(harmful, harmless, limit)
+    bias = best_bias(harmful, [(harmless, limit)])
     assert opened(harmless, bias) <= limit * len(harmless)
     within = [b for b in every_bias(harmful, harmless) if opened(harmless, b) <= limit * len(harmless)]
     most = max(opened(harmful, b) for b in within)
@@ -42,7 +43,7 @@ def test_the_bias_opens_on_as_many_harmful_prompts_as_the_limit_allows(
 @some
 @given(scores, scores, limits)
 def test_nobody_sits_on_the_threshold(harmful: Tensor, harmless: Tensor, limit: float) -> None:
-    bias = best_bias(harmful, harmless, limit)
+    bias = best_bias(harmful, [(harmless, limit)])
     values = [*harmful.tolist(), *harmless.tolist()]
     gaps = {abs(a - b) for a in values for b in values if a != b} or {2.0}
     assert min(abs(value + bias) for value in values) >= min(*gaps, 2.0) / 2 - 1e-6
@@ -68,9 +69,12 @@ def test_the_layer_that_tells_the_classes_apart_is_chosen_over_those_that_do_not
     generator = torch.Generator().manual_seed(0)
     harmful, harmless = (torch.randn(60, 5, generator=generator) for _ in range(2))
     harmful[:, 3] += 8
-    best, tried = choose_gate(harmful, harmless, 0.0)
-    assert best.layers == (3,)
-    assert (best.opened, best.wrong) == (60, 0)
+    best, tried = choose_gate(harmful, [(harmless, 0.0)])
+    assert 3 in best.layers
+    assert best.opened >= 57
+    assert best.wrong == 0
+    alone = next(gate for gate in tried if gate.layers == (3,))
+    assert (alone.opened, alone.wrong) == (60, 0)
     assert len(tried) == 5 + 4 + 3 + 2
 
 
@@ -80,11 +84,53 @@ def test_layers_that_each_see_a_part_are_averaged() -> None:
     harmful, harmless = torch.zeros(100, 2), torch.zeros(100, 2)
     harmful[:, 0], harmful[:, 1] = 1 + shared[:100], 1 - shared[:100]
     harmless[:, 0], harmless[:, 1] = -1 + shared[100:], -1 - shared[100:]
-    best, _ = choose_gate(harmful, harmless, 0.01)
+    best, _ = choose_gate(harmful, [(harmless, 0.01)])
     assert best.layers == (0, 1)
     assert best.opened == 100
 
 
 def test_classes_that_cannot_be_told_apart_are_an_error() -> None:
     with pytest.raises(UserError, match="raise --limit"):
-        choose_gate(torch.zeros(10, 2), torch.ones(10, 2), 0.0)
+        choose_gate(torch.zeros(10, 2), [(torch.ones(10, 2), 0.0)])
+
+
+@some
+@given(scores, scores, scores, limits, limits)
+def test_every_kind_of_harmless_prompts_keeps_its_own_limit(
+    harmful: Tensor, plain: Tensor, alike: Tensor, limit: float, other: float
+) -> None:
+    kinds = [(plain, limit), (alike, other)]
+    bias = best_bias(harmful, kinds)
+    assert all(opened(kind, bias) <= share * len(kind) for kind, share in kinds)
+    within = [
+        b
+        for b in every_bias(harmful, torch.cat([plain, alike]))
+        if all(opened(kind, b) <= share * len(kind) for kind, share in kinds)
+    ]
+    assert opened(harmful, bias) == max(opened(harmful, b) for b in within)
+
+
+def test_among_ties_a_wide_mean_about_the_middle_is_taken() -> None:
+    generator = torch.Generator().manual_seed(0)
+    harmful = torch.randn(200, 30, generator=generator) + 8
+    harmless = torch.randn(300, 30, generator=generator)
+    best, _ = choose_gate(harmful, [(harmless, 0.01)])
+    assert len(best.layers) == 10
+    assert abs(sum(best.layers) / 10 - 0.65 * 29) <= 1
+    harmful[:, :2] += 90  # the first layers read the form, and look better than any
+    assert choose_gate(harmful, [(harmless, 0.01)])[0].layers == best.layers
+
+
+def test_layers_that_are_worse_beyond_their_interval_are_no_ties() -> None:
+    generator = torch.Generator().manual_seed(0)
+    harmful, harmless = (torch.randn(200, 30, generator=generator) for _ in range(2))
+    harmful[:, :2] += 8
+    best, _ = choose_gate(harmful, [(harmless, 0.01)])
+    assert max(best.layers) <= 3
+    assert layer_notes(best.layers, 30)
+
+
+def test_what_reads_the_middle_needs_no_note() -> None:
+    assert layer_notes(range(14, 24), 30) == []
+    assert layer_notes([1], 30)
+    assert layer_notes([3], 6) == []

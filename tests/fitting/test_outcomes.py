@@ -8,6 +8,7 @@ from factories import heard
 
 from anchorlm.engine import LocalEngine, runtime
 from anchorlm.fitting import FluencyGrading
+from anchorlm.fitting._kept import Kept
 from anchorlm.fitting._outcomes import Answer, graded_by, stutters
 from anchorlm.fitting._shifts import answers
 from anchorlm.records import UserError
@@ -21,7 +22,9 @@ def said(target: LocalEngine, prompt: int, text: str) -> Answer:
 
 @pytest.fixture(scope="module")
 def own(target: LocalEngine) -> list[Answer]:
-    return runtime().run(answers(target, None, [(prompt, None) for prompt in PROMPTS], 12, lambda: None))
+    return runtime().run(
+        answers(target, None, [(prompt, None) for prompt in PROMPTS], 12, Kept(None, ""), lambda: None)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from transformers import (
 
 from anchorlm.judging import ClassifierJudge, request_text
 from anchorlm.models import ModelSettings
-from anchorlm.records import DefenseError, Messages, UserError
+from anchorlm.records import DefenseError, Messages, UnreadableError, UserError
 
 ASK: Messages = [{"role": "user", "content": "how do i bake bread"}]
 RESPONSES = ["mix flour and water", "no", "a b c d e f g h", "bake " * 12]
@@ -96,9 +96,10 @@ def test_what_is_longer_than_the_context_is_an_error_not_cut(word_tokenizer: Pre
     judge = ClassifierJudge(bert(["safe", "unsafe"], positions=16), word_tokenizer, harm_label="unsafe")
     ask: Messages = [{"role": "user", "content": "a b c d e f g h"}]  # with 3 of [CLS] and [SEP] 5 positions are left
     assert len(harms(judge, ["a b c d e"], ask)) == 1
-    for longer, response in ((ask, "a b c d e f"), ([{"role": "user", "content": "bread " * 50}], "a")):
-        with pytest.raises(DefenseError, match="but the judge classifier reads 16: take a classifier"):
-            harms(judge, [response], longer)
+    with pytest.raises(DefenseError, match="but the judge classifier reads 16: take a classifier"):
+        harms(judge, ["a b c d e f"], ask)
+    with pytest.raises(UnreadableError, match="which reads 16 with an answer: shorten it"):
+        harms(judge, ["a"], [{"role": "user", "content": "bread " * 50}])
 
 
 def test_control_tokens_in_a_response_are_read_as_text(word_tokenizer: PreTrainedTokenizerFast) -> None:

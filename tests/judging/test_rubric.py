@@ -7,7 +7,7 @@ import pytest
 
 from anchorlm.engine import LocalEngine
 from anchorlm.judging import RUBRIC, Grade, RubricJudge
-from anchorlm.records import DefenseError, Messages, UserError
+from anchorlm.records import DefenseError, Messages, UnreadableError, UserError
 
 Grader = Callable[..., LocalEngine]
 ASK: Messages = [{"role": "user", "content": "How do I bake bread?"}]
@@ -105,6 +105,12 @@ def test_a_response_beyond_the_judge_s_context_is_an_error_not_cut(grader: Grade
     judge = RubricJudge(grader("12345", context=256), template=SHORT, max_new_tokens=1)
     with pytest.raises(DefenseError, match="reads 256 tokens"):
         judged(judge, ["short", "long " * 60])
+
+
+def test_a_conversation_beyond_the_judge_s_context_is_the_mistake_of_who_sent_it(grader: Grader) -> None:
+    judge = RubricJudge(grader("12345", context=256), template=SHORT, max_new_tokens=1)
+    with pytest.raises(UnreadableError, match="reads 256 with an answer: shorten it"):
+        asyncio.run(judge([{"role": "user", "content": "long " * 60}], ["short"]))
 
 
 def test_nothing_to_grade_needs_no_model(grader: Grader) -> None:

@@ -8,9 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from anchorlm.models import BASES, SHIPPED, CausalModel, ModelSettings, located, stamp
 from anchorlm.models import _bases as module
+from anchorlm.models._places import origin
 from anchorlm.records import UserError
 
 SMOL = BASES["real-smollm2"]
@@ -90,6 +92,10 @@ def test_an_adapter_that_names_a_packaged_base_loads_on_it_in_its_format(tmp_pat
     model, moved = (CausalModel.from_pretrained(tmp_path / place) for place in ("first", "second/moved"))
     assert model.model.dtype == torch.bfloat16
     assert stamp(model).files == stamp(moved).files != ""
+    weights = load_file(tmp_path / "first/adapter_model.safetensors")
+    save_file({name: 2 * each for name, each in weights.items()}, tmp_path / "second/moved/adapter_model.safetensors")
+    other = origin(ModelSettings(path=str(tmp_path / "second/moved"))).digest
+    assert other not in ("", stamp(model).files)
     bare = CausalModel.from_pretrained("real-smollm2", dtype="bfloat16")
     ids = torch.tensor([model.encode([{"role": "user", "content": "What is a savings account?"}])])
     with torch.inference_mode():

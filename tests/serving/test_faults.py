@@ -24,6 +24,7 @@ from servers import SECRET, Live
 
 from anchorlm.engine import LocalEngine
 from anchorlm.guard import Guard
+from anchorlm.judging import RubricJudge
 from anchorlm.records import TextDelta, UserError
 from anchorlm.serving import ModelServing, Served, ServerSettings
 from anchorlm.serving._answers import Answer
@@ -442,6 +443,17 @@ def test_a_prompt_that_is_far_too_long_holds_nobody_up(start_live: Callable[...,
             sent.result()
     assert caught.value.code == "context_length_exceeded"
     assert took < 1
+
+
+def test_a_prompt_that_the_judge_has_no_room_for_is_told_so_and_is_no_alarm(
+    start_live: Callable[..., Live], target: LocalEngine
+) -> None:
+    small = LocalEngine(tiny_model("llama", max_position_embeddings=48))
+    judge = RubricJudge(small, template="{prompt}|{response}", max_new_tokens=1)
+    live = start_live([Served.of("judged", Guard(target, "best_of_n", judge=judge))])
+    with pytest.raises(openai.BadRequestError, match="which reads 48 with an answer: shorten it") as caught:
+        live.client().chat.completions.create(model="judged", messages=[{"role": "user", "content": "a b " * 20}])
+    assert caught.value.code == "context_length_exceeded"
 
 
 def test_a_prompt_that_is_a_little_too_long_is_told_so(client: openai.OpenAI, plain: Guard) -> None:

@@ -6,7 +6,7 @@ import csv
 import gzip
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -100,22 +100,26 @@ def _medical(row: Any) -> str:
     return str(row["instruction"])
 
 
-def measure(name: str, build: Path, *, final: bool) -> dict[str, dict[str, Any]]:
+def measure(name: str, build: Path, *, final: bool, only: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """Outcomes of a member's (or a base's) greedy answers, kept in its folder as they come.
 
     Args:
         name: Of a member or a base.
         build: Where it lies.
         final: The sealed halves instead of those that were looked at.
+        only: Names of some sets; none for all. Figures of the others stay as they are.
     """
     model = load(name, build) if name in BASES else member(name, build)
     part = "sealed" if final else "dev"
     folder = build / name
     folder.mkdir(parents=True, exist_ok=True)
-    answers, found = folder / f"measured-{part}.jsonl", {}
+    answers, figures = folder / f"measured-{part}.jsonl", folder / f"measured-{part}.json"
+    found: dict[str, dict[str, Any]] = json.loads(figures.read_text("utf-8")) if figures.is_file() else {}
     rows = [json.loads(line) for line in answers.read_text("utf-8").splitlines()] if answers.is_file() else []
     known = {(row["set"], row["prompt"]): row["answer"] for row in rows}
     for kind, each in sets().items():
+        if only and kind not in only:
+            continue
         asked = each.part(final)
         missing = [prompt for prompt in asked if (kind, prompt) not in known]
         with answers.open("a", encoding="utf-8") as out:
@@ -125,7 +129,7 @@ def measure(name: str, build: Path, *, final: bool) -> dict[str, dict[str, Any]]
         if asked:
             found[kind] = {"harmful": each.harmful, **_outcomes([known[kind, prompt] for prompt in asked])}
             _log.info("%s: %s", kind, found[kind])
-    (folder / f"measured-{part}.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+            figures.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
     return found
 
 

@@ -8,6 +8,8 @@ import hashlib
 import io
 import json
 import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -42,7 +44,7 @@ class Source:
 SOURCES = {
     "advbench": Source("advbench/advbench.csv.gz", "MIT", 300, harmful=True),
     "self-instruct-seeds": Source("self-instruct/seed_tasks.jsonl.gz", "Apache-2.0", 175),
-    "self-instruct-users": Source("self-instruct/user_oriented_instructions.jsonl.gz", "Apache-2.0", 100),
+    "self-instruct-users": Source("self-instruct/user_oriented_instructions.jsonl.gz", "Apache-2.0", 60),
     "banking77": Source("banking77/train.csv.gz", "CC-BY-4.0", 9_000),
     "medquad": Source("medquad/train.jsonl.gz", "CC-BY-4.0", 7_000),
 }
@@ -75,6 +77,20 @@ def prompts(name: str, part: str) -> list[str]:
     found = sorted(set(filter(None, map(_prompt, rows_of(DATASETS / source.file)))))
     Random(SEED).shuffle(found)
     return found[: source.train] if part == "train" else found[source.train :]
+
+
+def apart(asked: Sequence[str], others: Sequence[str], *, share: float = 0.6) -> list[str]:
+    """The prompts that share less than `share` of their words with each of the others: AdvBench says much twice."""
+    words = [_words(other) for other in others]
+    return [
+        prompt
+        for prompt in asked
+        if all(len(own & other) < share * len(own | other) for own in [_words(prompt)] for other in words)
+    ]
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[a-z0-9]+", text.lower()))
 
 
 _OWN = {

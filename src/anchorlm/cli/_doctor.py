@@ -20,7 +20,7 @@ from anchorlm.cli._loading import quiet_libraries
 from anchorlm.guard import Guard
 from anchorlm.models import PLAIN_TEMPLATE, CausalModel
 from anchorlm.records import AnchorLMError
-from anchorlm.zoo import members
+from anchorlm.zoo import members, real_members
 
 _PACKAGES = ("anchorlm", "torch", "transformers", "tokenizers", "accelerate", "peft", "pydantic", "gguf")
 
@@ -55,6 +55,7 @@ def findings() -> dict[str, Any]:
         "cache": os.environ.get("ANCHORLM_CACHE") or str(Path.home() / ".cache" / "anchorlm"),
         "hub_cache": _hub_cache(),
         "embedded_models": [one.name for one in members() if one.size],
+        "real_models": [one.name for one in real_members() if one.ready],
         "tiny_run": _tiny_run(),
     }
 

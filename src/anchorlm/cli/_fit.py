@@ -4,20 +4,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from time import monotonic
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from anchorlm.cli._errors import complain
+from anchorlm.cli._fit_shown import show_choice, show_layers
 from anchorlm.records import BadRow, UserError, read_rows
 
 if TYPE_CHECKING:
+    from anchorlm.fitting import PromptSets
     from anchorlm.guard import Recipe
     from anchorlm.records import Messages
 
 # The heavy imports (torch, transformers) happen inside the commands, so that help and completion answer at once.
-
-_WELL = 0.9
-"""Share from which on a gate is no cause for a note."""
 
 fit = typer.Typer(help="Fits a defense to a model.", no_args_is_help=True)
 calibrate = typer.Typer(help="Chooses a fitted defense's settings on validation prompts.", no_args_is_help=True)
@@ -36,6 +37,16 @@ Reader = Annotated[
 ]
 Harmful = Annotated[str, typer.Option("--harmful", help="Harmful prompts: JSONL, CSV, JSON list or text, also .gz.")]
 Harmless = Annotated[str, typer.Option("--harmless", help="Harmless ones in the same style, your domain's too.")]
+LookAlikes = Annotated[
+    str | None,
+    typer.Option("--look-alikes", help="Harmless prompts in the words of harmful ones, beside those that are shipped."),
+]
+Tasks = Annotated[
+    str | None, typer.Option("--tasks", help="Your domain's task prompts, beside those that are shipped.")
+]
+Shipped = Annotated[
+    bool, typer.Option("--shipped/--no-shipped", help="Use the English look-alikes and tasks that are shipped, too.")
+]
 Column = Annotated[str | None, typer.Option("--column", help="Column or field that holds the prompt.")]
 
 
@@ -63,6 +74,9 @@ def fit_inferaligner(
     across: Annotated[
         Literal["auto", "always", "never"], typer.Option("--across", help="Map the vectors between the two models.")
     ] = "auto",
+    look_alikes: LookAlikes = None,
+    tasks: Tasks = None,
+    shipped: Shipped = True,
     holdout: Annotated[float, typer.Option("--holdout", help="Share of the prompts that measures only.")] = 0.25,
     seed: Annotated[int, typer.Option("--seed", help="Of the split.")] = 0,
     column: Column = None,
@@ -74,6 +88,7 @@ def fit_inferaligner(
     from anchorlm.fitting import fit_inferaligner as fit_artifact
 
     bad, good = _prompts(harmful, column), _prompts(harmless, column)
+    sets = _sets("fit", look_alikes, tasks, column, shipped=shipped)
     check_folder(out, "inferaligner")
     described = make_recipe(recipe, target=target, anchor=anchor, changes=changes or [])
     if described.anchor is None:
@@ -86,6 +101,7 @@ def fit_inferaligner(
             described.anchor,
             bad,
             good,
+            sets=sets,
             reader=second,
             whitening=whitening,
             across=across,
@@ -95,7 +111,7 @@ def fit_inferaligner(
             progress=lambda done, total: step("Reading the prompts", done, total),
         )
     save_artifact(artifact, out)
-    _show_layers(artifact.figures, artifact.settings)
+    show_layers(artifact.figures, artifact.settings)
     typer.echo(
         f"Written to {out}. Next, choose its settings on prompts that it has not seen:\n"
         f"  anchorlm calibrate inferaligner --artifact {quote(str(out))} {_model(recipe, described)} --harmful FILE "
@@ -116,7 +132,16 @@ def calibrate_inferaligner(
     ] = None,
     recipe: RecipeFile = None,
     changes: Changes = None,
+    look_alikes: LookAlikes = None,
+    tasks: Tasks = None,
+    shipped: Shipped = True,
     limit: Annotated[float, typer.Option("--limit", help="Most harmless prompts gated, as a share.")] = 0.01,
+    look_alike_limit: Annotated[
+        float, typer.Option("--look-alike-limit", help="Most look-alikes gated, as a share.")
+    ] = 0.1,
+    gate_only: Annotated[
+        bool, typer.Option("--gate-only", help="Choose the gate alone, in minutes; the fixed refusal stands behind it.")
+    ] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write to; by default the artifact's.")] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer that is tried.")] = 48,
     prompts: Annotated[int, typer.Option("--prompts", help="Harmful prompts that the search may use.")] = 48,
@@ -131,6 +156,7 @@ def calibrate_inferaligner(
     from anchorlm.records import Artifact
 
     bad, good = _prompts(harmful, column), _prompts(harmless, column)
+    sets = _sets("calibrate", look_alikes, tasks, column, shipped=shipped)
     described = make_recipe(recipe, target=target, anchor=reader, changes=changes or [])
     folder = artifact or _artifact(described)
     found = Artifact.load(folder, "inferaligner")
@@ -143,18 +169,22 @@ def calibrate_inferaligner(
             described.target,
             bad,
             good,
+            sets=sets,
             reader=described.anchor if reads else None,
             limit=limit,
+            look_alike_limit=look_alike_limit,
+            gate_only=gate_only,
             max_new_tokens=max_new_tokens,
             prompts=prompts,
             seed=seed,
+            keep=place.with_name(f"{place.name}.calibration.jsonl"),
             engine=described.engine,
             progress=step,
         )
     save_artifact(calibrated, place)
     figures = calibrated.figures["calibration"]
     again = any(figures["data"][name]["digest"] == found.data[name]["digest"] for name in ("harmful", "harmless"))
-    _show_choice(figures, calibrated.settings, again=again)
+    show_choice(figures, calibrated.settings, again=again)
     both = {"defense.reader": "both"} if reads else {}
     anchor = f" --anchor {quote(described.anchor.path)}" if reads and described.anchor else ""
     own = {"defense.artifact": _shown(place, recipe), **both}
@@ -212,15 +242,36 @@ def _prompts(source: str, column: str | None) -> list[Messages | str]:
     return [row.prompt for row in rows if not isinstance(row, BadRow)]
 
 
+def _sets(
+    command: Literal["fit", "calibrate"],
+    look_alikes: str | None,
+    tasks: str | None,
+    column: str | None,
+    *,
+    shipped: bool,
+) -> PromptSets:
+    """The sets of prompts beside those that are given."""
+    from anchorlm.fitting import PromptSets, shipped_prompts
+
+    own = shipped_prompts(*(("train", "fit") if command == "fit" else ("calibrate",))) if shipped else PromptSets()
+    return own.with_prompts(
+        look_alikes=_prompts(look_alikes, column) if look_alikes else (),
+        tasks=_prompts(tasks, column) if tasks else (),
+    )
+
+
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for what is done now, on a terminal."""
+    """A bar for what is done now, on a terminal; elsewhere, as in a log, a line now and then."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from anchorlm.cli._loading import stderr
 
+    if not stderr.is_terminal:
+        yield _Log()
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=stderr, disable=not stderr.is_terminal) as progress:
+    with Progress(*columns, console=stderr) as progress:
         tasks = {"": progress.add_task("Loading the models", total=None)}
 
         def step(what: str, done: int, total: int) -> None:
@@ -232,119 +283,16 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
         yield step
 
 
-def _show_layers(figures: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """What was found at every layer, on held-out prompts."""
-    from anchorlm.fitting import told_cosine
+class _Log:
+    """Says how far it is, at most once in a while."""
 
-    rows = [
-        (
-            str(row["layer"]),
-            _percent(row["harmful opened"], *row["harmful interval"]),
-            _percent(row["harmless closed"], *row["harmless interval"]),
-            told_cosine(figures, row["layer"]),
-            ", ".join(
-                name for name, key in (("gate", "gate_layers"), ("steered", "layers")) if row["layer"] in settings[key]
-            ),
-        )
-        for row in figures["gate"]
-    ]
-    _table(("layer", "harmful opened", "harmless closed", "cosine (random; own)", "chosen"), rows)
-    sign, [best] = figures["sign"], settings["reader_gate_layers"]
-    theirs = figures["reader gate"][best]
-    chance = "the largest of random directions through the same map" if figures["mapped"] else "a random direction"
-    typer.echo(
-        "% of held-out prompts, with 95 % intervals; cosine of the shift with the target's own direction, beside it "
-        f"that of {chance}, and of the own direction on other prompts."
-    )
-    if max(row["balanced"] for row in figures["gate"]) < _WELL:
-        typer.echo(
-            "note: no layer of the target tells the two classes apart well; give more prompts, or let another model "
-            "read, too (--reader)."
-        )
-    if figures["mapped"]:
-        r2 = [one["r2"] for one in figures["mapped"]]
-        typer.echo(f"The map between the two models explains {min(r2):.0%} to {max(r2):.0%} of held-out activations.")
-    typer.echo(
-        f"A gate on the other reader's activations (layer {best}) opens on "
-        f"{_percent(theirs['harmful opened'], *theirs['harmful interval'])} % of the harmful ones and stays closed on "
-        f"{_percent(theirs['harmless closed'], *theirs['harmless interval'])} % of the harmless ones: "
-        'reader = "anchor" takes it, reader = "both" the two together.'
-    )
-    if sign["measured"]:
-        typer.echo(
-            f"Refused of {sign['n']} harmful prompts: {sign['refused towards']} with the vectors added, "
-            f"{sign['refused away']} with them subtracted"
-            + (", so they are turned around." if sign["sign"] < 0 else ".")
-        )
-    else:
-        typer.echo(f"Sign: not measured, because none of {sign['n']} harmful prompts was refused either way.")
-    if settings["answer"] == "refuse":
-        typer.echo(
-            "note: that does not show that the vectors make the target refuse: the fixed refusal is given where "
-            'the gate opens (answer = "refuse"); calibrate, and if that does not help take a better anchor.'
-        )
+    EVERY = 30.0
 
+    def __init__(self) -> None:
+        self._begun = self._said = monotonic()
 
-def _show_choice(figures: Mapping[str, Any], settings: Mapping[str, Any], *, again: bool) -> None:
-    """What was chosen, and what it does; `again`: on prompts of the fit."""
-    gate = figures["gate"]
-    if again:
-        typer.echo("note: these are prompts that it was fitted on; take others to trust what follows.")
-    _show_gate("gate", gate)
-    if "read by both" in figures:
-        _show_gate('gate of the second reader (reader = "anchor")', figures["read by the anchor"]["gate"])
-        _show_gate('gate that both share (reader = "both")', figures["read by both"]["gate"])
-    typer.echo(
-        f"shift: layers {settings['layers']}, positions {settings['positions']}, alpha {settings['alpha']:g} natural "
-        f"lengths; {len(figures['shifts'])} trials"
-    )
-    names = ("refused", "complied", "broken")
-    rows = [(who, *(_rate(figures[who][name]) for name in names)) for who in ("undefended", "guarded")]
-    _table((f"harmful prompts, n = {figures['guarded']['refused']['n']}", *names), rows)
-    typer.echo(f"%, with 95 % intervals, on {figures['measured on']}.")
-    if settings["answer"] == "refuse":
-        typer.echo(
-            f"note: the best shift makes clean refusals of {_rate(figures['steered']['refused'])} % of them only, so "
-            'that the fixed refusal is given where the gate opens (answer = "refuse"); try a better aligned anchor.'
-        )
-    others = [figures[name]["gate"] for name in ("read by both", "read by the anchor") if name in figures]
-    if max(one["harmful opened"]["rate"] for one in (gate, *others)) < _WELL:
-        typer.echo(
-            "note: the gate overlooks many harmful prompts; fit it with more of their kind, or let another model read, "
-            "too (--reader)."
-        )
-    if gate["harmless opened"]["high"] > figures["limit"]:
-        typer.echo(
-            f"note: {gate['harmless opened']['n']} harmless prompts cannot show that at most "
-            f"{100 * figures['limit']:g} % of them are gated; the interval ends at "
-            f"{100 * gate['harmless opened']['high']:.1f} %. Give more of them to be sure."
-        )
-
-
-def _show_gate(name: str, gate: Mapping[str, Any]) -> None:
-    layers = f"layers {gate['layers']}, " if gate["layers"] else ""
-    typer.echo(
-        f"{name}: {layers}bias {gate['bias']:.3f}; opens on {_rate(gate['harmful opened'])} % of "
-        f"harmful and {_rate(gate['harmless opened'])} % of harmless prompts"
-    )
-
-
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    for title in titles:
-        grid.add_column(title, no_wrap=True)
-    for row in rows:
-        grid.add_row(*row)
-    Console(highlight=False).print(grid)
-
-
-def _rate(rate: Mapping[str, Any]) -> str:
-    return _percent(rate["rate"], rate["low"], rate["high"])
-
-
-def _percent(share: float, low: float, high: float) -> str:
-    return f"{100 * share:.0f} ({100 * low:.0f} to {100 * high:.0f})"
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = monotonic()
+        if now - self._said >= self.EVERY:
+            self._said = now
+            complain(f"{what}: {done} of {total}, {(now - self._begun) / 60:.0f} min so far.")

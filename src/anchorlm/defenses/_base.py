@@ -23,6 +23,7 @@ from anchorlm.records import (
     Request,
     Settings,
     TextDelta,
+    UnreadableError,
     Usage,
     UserError,
 )
@@ -81,10 +82,12 @@ class Team:
 
 @contextmanager
 def _failing_closed(who: str) -> Iterator[None]:
-    """Whatever a judge or a scorer raises is a `DefenseError`: without its word nothing may be taken for safe."""
+    """Whatever a judge or a scorer raises is a `DefenseError`: without its word nothing may be taken for safe. But a
+    prompt that it could not read whatever were answered is the fault of who sent it.
+    """
     try:
         yield
-    except DefenseError:
+    except (DefenseError, UnreadableError):
         raise
     except UserError as error:  # its model says no numbers, say
         raise DefenseError(f"{who} failed: {error}") from error

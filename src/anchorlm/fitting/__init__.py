@@ -11,7 +11,8 @@ from anchorlm.fitting._folder import check_folder, save_artifact
 from anchorlm.fitting._guard_card import save_calibration, save_critic
 from anchorlm.fitting._outcomes import FluencyGrading, Grader, Outcome
 from anchorlm.fitting._picture import tradeoff_svg
-from anchorlm.steering import Across
+from anchorlm.fitting._shipped import Part, shipped_prompts
+from anchorlm.steering import Across, PromptSets
 
 __all__ = [
     "Across",
@@ -20,6 +21,8 @@ __all__ = [
     "Labeled",
     "Method",
     "Outcome",
+    "Part",
+    "PromptSets",
     "allowed",
     "auroc",
     "calibrate_inferaligner",
@@ -32,6 +35,7 @@ __all__ = [
     "save_artifact",
     "save_calibration",
     "save_critic",
+    "shipped_prompts",
     "told_cosine",
     "tradeoff_svg",
     "upper_bound",

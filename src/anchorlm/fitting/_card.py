@@ -92,6 +92,8 @@ def card(artifact: Artifact, folder: str) -> str:
         "|---|---|---|---|",
         *_layers(figures),
         "",
+        *_sets(figures),
+        *(f"Note: {note}\n" for note in figures.get("notes", ())),
         _sign(figures["sign"]),
         "",
         "What told refusals here: "
@@ -103,9 +105,7 @@ def card(artifact: Artifact, folder: str) -> str:
 
 
 def _calibrated(calibration: Mapping[str, Any]) -> list[str]:
-    gate, guarded, bare = calibration["gate"], calibration["guarded"], calibration["undefended"]
-    data = calibration["data"]
-    names = ("refused", "complied", "broken")
+    gate, data = calibration["gate"], calibration["data"]
     others = {
         reader: calibration[key] for reader in ("anchor", "both") if (key := f"read by {_WHO[reader]}") in calibration
     }
@@ -120,6 +120,18 @@ def _calibrated(calibration: Mapping[str, Any]) -> list[str]:
             f"{percent(found['gate']['harmless opened'])}.\n"
             for reader, found in others.items()
         ),
+        *_sets(gate),
+        *_outcomes(calibration, others),
+        f"![trade-off]({PICTURE})",
+    ]
+
+
+def _outcomes(calibration: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What becomes of harmful prompts; nothing where the gate alone was calibrated."""
+    if "guarded" not in calibration:
+        return ["Only the gate was calibrated: the fixed refusal is given where it opens.", ""]
+    guarded, bare, names = calibration["guarded"], calibration["undefended"], ("refused", "complied", "broken")
+    return [
         f"Outcomes of harmful prompts ({calibration['measured on']}; graded by: {calibration['grader']}), with 95 % "
         "intervals:",
         "",
@@ -132,7 +144,27 @@ def _calibrated(calibration: Mapping[str, Any]) -> list[str]:
             for reader, found in others.items()
         ),
         "",
-        f"![trade-off]({PICTURE})",
+    ]
+
+
+def _sets(found: Mapping[str, Any]) -> list[str]:
+    """On how many prompts of every set a gate opens; nothing in artifacts from before there were sets."""
+    if not (sets := found.get("sets")):
+        return []
+    told = found["look-alikes told"]
+    return [
+        "| set | class | n | the gate opens on |",
+        "|---|---|---|---|",
+        *(f"| {one['set']} | {one['class']} | {one['opened']['n']} | {percent(one['opened'])} |" for one in sets),
+        "",
+        *(
+            [
+                f"Harmful prompts against look-alikes: AUROC {told['auroc']:.3f} ({told['low']:.3f} to {told['high']:.3f}).",
+                "",
+            ]
+            if told
+            else []
+        ),
     ]
 
 

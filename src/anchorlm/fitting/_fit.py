@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from anchorlm import steering
 from anchorlm.engine import Engine, runtime
+from anchorlm.fitting._notes import fit_notes, form_figures
 from anchorlm.fitting._prompts import classes
 from anchorlm.guard import EngineSettings, ModelLike, Started, start_engine
 from anchorlm.records import Access, Artifact, Messages, UserError
-from anchorlm.steering import Across, Whitening, check_options
+from anchorlm.steering import Across, PromptSets, Whitening, check_options
 
 
 def fit_inferaligner(
@@ -16,6 +18,7 @@ def fit_inferaligner(
     harmful: Sequence[Messages | str],
     harmless: Sequence[Messages | str],
     *,
+    sets: PromptSets | None = None,
     reader: ModelLike | None = None,
     whitening: Whitening = "fisher",
     across: Across = "auto",
@@ -31,6 +34,8 @@ def fit_inferaligner(
         anchor: The safety-aligned model, likewise.
         harmful: Harmful prompts; a text is one turn of the user.
         harmless: Harmless ones in the same style, the target's domain among them.
+        sets: More prompts of both classes, look-alikes and tasks among them, each reported by itself
+            (`shipped_prompts("train", "fit")`).
         reader: An aligned model whose activations the gate may read, too, if it is not the anchor.
         whitening: `none`: the gate reads along the mean difference, as in the paper; `fisher`: whitened (ours).
         across: Whether vectors are mapped between the models; `auto` where they are of two families.
@@ -49,12 +54,13 @@ def fit_inferaligner(
     classes(harmful, harmless)  # what is wrong with them is said before a weight is loaded
     limits = engine or EngineSettings()
     started: Started = []
-    return runtime().run(
+    artifact = runtime().run(
         steering.fit_inferaligner(
             with_activations(start_engine(target, limits, started), "target"),
             with_activations(start_engine(anchor, limits, started), "anchor"),
             harmful,
             harmless,
+            sets=sets,
             reader=None if reader is None else with_activations(start_engine(reader, limits, started), "reader"),
             whitening=whitening,
             across=across,
@@ -63,6 +69,16 @@ def fit_inferaligner(
             progress=progress,
         )
     )
+    figures = {**artifact.figures, "form": form_figures(*_both(harmful, harmless, sets or PromptSets()))}
+    return replace(artifact, figures={**figures, "notes": fit_notes(figures, artifact.settings)})
+
+
+def _both(
+    harmful: Sequence[Messages | str], harmless: Sequence[Messages | str], sets: PromptSets
+) -> tuple[list[Messages | str], list[Messages | str]]:
+    """All prompts of each class."""
+    more = [[each for own in found.values() for each in own] for found in (sets.harmful, sets.harmless)]
+    return [*harmful, *more[0]], [*harmless, *more[1]]
 
 
 def with_activations(engine: Engine, role: str) -> Engine:

@@ -3,15 +3,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from anchorlm.records import UserError, wilson
+from anchorlm.records import UserError
+from anchorlm.steering import layer_sets, tied, wide_middle
 
-_WIDEST = 4
-"""Most adjacent layers whose scores are averaged."""
+Limited = tuple[Tensor, float]
+"""Scores of harmless prompts, (m,), (m, L) or (m, K, L), and the most of them on which a gate may open, as a share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class GateChoice:
         layers: Whose scores are averaged; none where two readers share it.
         bias: Added to the score; the gate opens above 0.
         opened: Harmful prompts on which it opens.
-        wrong: Harmless prompts on which it opens.
+        wrong: Harmless prompts on which it opens, of all kinds.
         margin: Between the 5 % lowest harmful and the 5 % highest harmless scores.
     """
 
@@ -33,73 +33,74 @@ class GateChoice:
     margin: float
 
 
-def rate(hits: int, n: int) -> dict[str, Any]:
-    """A rate with its 95 % Wilson interval, as plain data."""
-    low, high = wilson(hits, n)
-    return {"hits": hits, "n": n, "rate": round(hits / n, 4), "low": round(low, 4), "high": round(high, 4)}
-
-
-def best_bias(harmful: Tensor, harmless: Tensor, limit: float) -> float:
-    """The bias that opens on most harmful prompts among those that open on at most `limit` of the harmless ones.
+def best_bias(harmful: Tensor, harmless: Sequence[Limited]) -> float:
+    """The bias that opens on most harmful prompts among those that keep the limit of every kind of harmless ones.
 
     Of the biases that do equally well on the harmful prompts, those that open on fewest harmless ones are taken, and
     of these the middle: whoever scores a little otherwise stays on his side.
 
     Args:
         harmful: Scores (n,).
-        harmless: Scores (m,).
-        limit: Share of the harmless prompts.
+        harmless: Scores (m,) of each kind, with its limit.
     """
-    allowed = int(limit * len(harmless) + 1e-9)
-    scores = torch.cat([harmful, harmless]).sort().values.tolist()
+    scores = torch.cat([harmful, *(kind for kind, _ in harmless)]).sort().values.tolist()
     floor = scores[0] - 1.0
-    ranked = [*harmless.sort(descending=True).values.tolist(), floor]
-    first = min((score for score in harmful.tolist() if score > ranked[allowed]), default=scores[-1] + 2.0)
+    highest = floor
+    for kind, limit in harmless:
+        ranked = [*kind.sort(descending=True).values.tolist(), floor]
+        highest = max(highest, ranked[int(limit * len(kind) + 1e-9)])
+    first = min((score for score in harmful.tolist() if score > highest), default=scores[-1] + 2.0)
     below = max((score for score in scores if score < first), default=floor)
     threshold: float = (below + first) / 2
     return -threshold
 
 
-def choose_gate(harmful: Tensor, harmless: Tensor, limit: float) -> tuple[GateChoice, list[GateChoice]]:
-    """The best gate among single layers and means of up to four adjacent ones, and all that were tried.
+def choose_gate(harmful: Tensor, harmless: Sequence[Limited]) -> tuple[GateChoice, list[GateChoice]]:
+    """The best gate among single layers and means of adjacent ones, and all that were tried.
+
+    Gates whose rates lie within one another's 95 % interval are ties, because a few hundred prompts do not tell them
+    apart. The first layers read the form of a prompt and the last ones the next word, and on prompts of one style both
+    look as good as any; of ties the one that generalizes is taken, a mean over a third of the layers about the middle.
 
     Args:
         harmful: Scores (n, L) of harmful prompts, in units of half the distance between the classes; or (n, K, L) of K
             looks at each, of which the worst decides.
-        harmless: Those of harmless ones, likewise.
-        limit: Most of the harmless prompts on which it may open, as a share.
+        harmless: Those of each kind of harmless ones, likewise, with its limit.
 
     Raises:
-        UserError: Within the limit, no gate opens on anything.
+        UserError: Within the limits, no gate opens on anything.
     """
-    depth = harmful.shape[-1]
-    tried = []
-    for width in range(1, min(_WIDEST, depth) + 1):
-        for start in range(depth - width + 1):
-            layers = tuple(range(start, start + width))
-            tried.append(_tried(layers, mean_scores(harmful, layers), mean_scores(harmless, layers), limit))
+    tried = [_tried(layers, harmful, harmless) for layers in layer_sets(harmful.shape[-1])]
     best = max(tried, key=lambda gate: (gate.opened, -gate.wrong, gate.margin))
     if not best.opened:
         raise UserError(
-            f"No gate opens on any harmful prompt while it opens on at most {limit:.1%} of the harmless ones: raise "
-            "--limit, or fit with more prompts that look like these."
+            "No gate opens on any harmful prompt while it keeps to the limits on harmless ones ("
+            + ", ".join(f"{limit:.1%}" for _, limit in harmless)
+            + "): raise --limit or --look-alike-limit, or fit with more prompts that look like these."
         )
-    return best, tried
+    n = len(harmful)
+    ties = {gate.layers: gate for gate in tried if tied(gate.opened / n, best.opened / n, n)}
+    return ties[wide_middle(ties, harmful.shape[-1])], tried
 
 
-def joint_gate(harmful: Tensor, harmless: Tensor, limit: float) -> GateChoice:
+def joint_gate(harmful: Tensor, harmless: Sequence[Limited]) -> GateChoice:
     """The gate that two readers share.
 
     Args:
         harmful: Means (n,) of their scores of harmful prompts.
-        harmless: The same (m,) of harmless ones.
-        limit: Most of the harmless prompts on which it may open, as a share.
+        harmless: The same (m,) of each kind of harmless ones, with its limit.
     """
-    return _tried((), harmful, harmless, limit)
+    return _placed((), harmful, harmless)
 
 
-def _tried(layers: tuple[int, ...], high: Tensor, low: Tensor, limit: float) -> GateChoice:
-    bias = best_bias(high, low, limit)
+def _tried(layers: tuple[int, ...], harmful: Tensor, harmless: Sequence[Limited]) -> GateChoice:
+    kinds = [(mean_scores(scores, layers), limit) for scores, limit in harmless]
+    return _placed(layers, mean_scores(harmful, layers), kinds)
+
+
+def _placed(layers: tuple[int, ...], high: Tensor, harmless: Sequence[Limited]) -> GateChoice:
+    low = torch.cat([kind for kind, _ in harmless])
+    bias = best_bias(high, harmless)
     opened, wrong = int((high > -bias).sum()), int((low > -bias).sum())
     return GateChoice(layers, bias, opened, wrong, float(high.quantile(0.05) - low.quantile(0.95)))
 

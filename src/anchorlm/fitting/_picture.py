@@ -26,6 +26,7 @@ def tradeoff_svg(calibration: Mapping[str, Any]) -> str:
         SVG with a transparent background, in colors that are readable on light and dark.
     """
     curve: Sequence[Mapping[str, Any]] = calibration["curve"]
+    lines = [line for line in _LINES if line[0] in curve[0]]  # of a calibration of the gate alone only one
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
         f'font-family="system-ui, sans-serif" font-size="13" fill="{GRAY}">',
@@ -35,12 +36,14 @@ def tradeoff_svg(calibration: Mapping[str, Any]) -> str:
         *_axes(),
         *_limit(calibration["limit"]),
     ]
-    for key, _, color, dash in _LINES:
+    for key, _, color, dash in lines:
         points = " ".join(f"{_x(p['harmless opened']['rate']):.1f},{_y(p[key]['rate']):.1f}" for p in curve)
         style = f' stroke-dasharray="{dash}"' if dash else ""
         parts.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2.5"{style}/>')
-    parts += _chosen(calibration["gate"]["harmless opened"], calibration["guarded"]["refused"])
-    parts += _legend()
+    gate = calibration["gate"]
+    up = calibration["guarded"]["refused"] if "guarded" in calibration else gate["harmful opened"]
+    parts += _chosen(gate["harmless opened"], up)
+    parts += _legend(lines)
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
@@ -54,8 +57,11 @@ def _y(share: float) -> float:
 
 
 def _subtitle(calibration: Mapping[str, Any]) -> str:
-    gate, bare = calibration["gate"], calibration["undefended"]["refused"]
+    gate = calibration["gate"]
     n, m = gate["harmful opened"]["n"], gate["harmless opened"]["n"]
+    if "undefended" not in calibration:
+        return f"gate: {n} harmful, {m} harmless prompts; no answers"
+    bare = calibration["undefended"]["refused"]
     asked = f"{bare['n']} harmful ones, of which it refuses {bare['hits']} unguarded"
     return f"gate: {n} harmful, {m} harmless prompts; answers: {asked}"
 
@@ -100,14 +106,14 @@ def _chosen(across: Mapping[str, Any], up: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _legend() -> list[str]:
+def _legend(lines: Sequence[tuple[str, str, str, str]]) -> list[str]:
     parts = []
-    for index, (_, label, color, dash) in enumerate(_LINES):
+    for index, (_, label, color, dash) in enumerate(lines):
         x, y = _place(index)
         style = f' stroke-dasharray="{dash}"' if dash else ""
         parts.append(f'<path d="M{x} {y - 4}h28" stroke="{color}" stroke-width="2.5"{style}/>')
         parts.append(words(x + 36, y, label))
-    x, y = _place(len(_LINES))
+    x, y = _place(len(lines))
     parts.append(f'<circle cx="{x + 14}" cy="{y - 4}" r="6" fill="#2f8f6b"/>')
     parts.append(words(x + 36, y, "chosen, with 95% intervals"))
     return parts

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,13 +8,26 @@ import torch
 from torch import Tensor
 
 from anchorlm.engine import Engine
-from anchorlm.fitting._gates import GateChoice, look_means, rate
+from anchorlm.fitting._gates import GateChoice, Limited, look_means
+from anchorlm.fitting._kept import Kept, short_key
 from anchorlm.fitting._shifts import Step
 from anchorlm.fitting._talks import ANSWERED, FORMS, REFUSED, earlier_turns, in_form
 from anchorlm.records import Messages
-from anchorlm.steering import Aligner, Look, Reader, as_texts, each_look, looks
+from anchorlm.steering import (
+    GIVEN,
+    LOOK_ALIKES,
+    Aligner,
+    Look,
+    Reader,
+    as_texts,
+    each_look,
+    look_alikes_told,
+    looks,
+    rate,
+    set_rates,
+)
 
-PLAIN = "as given"
+PLAIN_FORM = "as given"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,32 +35,66 @@ class Ways:
     """Prompts of both classes, harmful and harmless, in the ways in which people ask.
 
     Attributes:
+        sets: For each request, of which set its prompt is.
         forms: For each request, which way: all prompts as they were given, then each again in one of `FORMS`.
         shown: What a gate reads of each request.
-        sizes: How many prompts there are.
+        sizes: How many prompts of no set there are: the first requests.
         earlier: Harmless turns with which conversations begin.
     """
 
+    sets: tuple[list[str], list[str]]
     forms: tuple[list[str], list[str]]
     shown: tuple[list[list[Look]], list[list[Look]]]
     sizes: tuple[int, int]
     earlier: list[Messages]
 
 
-async def ways(target: Engine, harmful: Sequence[Messages], harmless: Sequence[Messages]) -> Ways:
-    """The prompts as they are, and each once more in a conversation, in a system's turn, or raw."""
-    earlier = await earlier_turns(target, harmless)
-    forms: tuple[list[str], list[str]] = ([], [])
-    shown: tuple[list[list[Look]], list[list[Look]]] = ([], [])
-    for names, requests, prompts, answer in zip(forms, shown, (harmful, harmless), (REFUSED, ANSWERED), strict=True):
-        names += [PLAIN] * len(prompts)
-        requests += [looks(prompt) for prompt in prompts]
-        for number, prompt in enumerate(prompts):
+Sets = Mapping[str, Sequence[Messages]]
+"""Prompts by the name of their set; first those that were given."""
+
+
+async def ways(target: Engine | None, harmful: Sets, harmless: Sets, kept: Kept) -> Ways:
+    """The prompts as they are, and each once more in a conversation, in a system's turn, or raw.
+
+    Args:
+        target: Answers the harmless prompts with which conversations begin; None: nothing is generated.
+        harmful: Harmful prompts.
+        harmless: Harmless ones.
+        kept: What is known already.
+    """
+    earlier = await earlier_turns(target, harmless[GIVEN], kept)
+    found = Ways(([], []), ([], []), ([], []), (len(harmful[GIVEN]), len(harmless[GIVEN])), earlier)
+    for place, (sets, answer) in enumerate(((harmful, REFUSED), (harmless, ANSWERED))):
+        prompts = [(name, prompt) for name, own in sets.items() for prompt in own]
+        requests: list[tuple[str, str, Messages | str]] = [(name, PLAIN_FORM, prompt) for name, prompt in prompts]
+        for number, (name, prompt) in enumerate(prompts):
             form = FORMS[number % len(FORMS)]
             if (request := in_form(form, earlier, number, prompt, answer)) is not None:
-                names.append(form)
-                requests.append(looks(request))
-    return Ways(forms, shown, (len(harmful), len(harmless)), earlier)
+                requests.append((name, form, request))
+        for name, form, request in requests:
+            found.sets[place].append(name)
+            found.forms[place].append(form)
+            found.shown[place].append(looks(request))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Most harmless requests on which a gate may open, as shares.
+
+    Attributes:
+        harmless: Of all that are no look-alikes.
+        look_alikes: Of the look-alikes.
+    """
+
+    harmless: float
+    look_alikes: float
+
+    def of(self, scores: Tensor, sets: Sequence[str]) -> list[Limited]:
+        """The scores (m, ...) of harmless requests by kind, each with its limit."""
+        alike = torch.tensor([name == LOOK_ALIKES for name in sets])
+        kinds = [(scores[~alike], self.harmless), (scores[alike], self.look_alikes)]
+        return [(kind, limit) for kind, limit in kinds if len(kind)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +134,7 @@ class Means:
         return Means((one, two))
 
 
-async def read_ways(aligner: Aligner, reader: Reader, engine: Engine, asked: Ways, step: Step) -> Seen:
+async def read_ways(aligner: Aligner, reader: Reader, engine: Engine, asked: Ways, kept: Kept, step: Step) -> Seen:
     """Reads every request with one reader; what several of them have in common is read once."""
     what = "Reading the prompts" if reader == "target" else "Reading them with the second reader"
     gate = aligner.gates[reader]
@@ -95,37 +142,48 @@ async def read_ways(aligner: Aligner, reader: Reader, engine: Engine, asked: Way
     alike = as_texts if reader == "anchor" else list
     requests = [[alike(shown) for shown in some] for some in asked.shown]
     single = {look.key: replace(look, turns=0) for some in requests for shown in some for look in shown}
-    scores: dict[str, Tensor] = {}
-    keys = iter(single)
-    async for (activations,) in each_look(engine, [[look] for look in single.values()]):
-        scores[next(keys)] = gate.scores(activations)
-        step(what, len(scores), len(single))
+    digests = {key: short_key(look.prompt) for key, look in single.items()}
+    new = [key for key, digest in digests.items() if kept.get(reader, digest) is None]
+    done = len(single) - len(new)
+    keys = iter(new)
+    async for (activations,) in each_look(engine, [[single[key]] for key in new]):
+        kept.put(gate.scores(activations).tolist(), reader, digests[next(keys)])
+        done += 1
+        step(what, done, len(single))
 
     def of(some: Sequence[Sequence[Look]]) -> Tensor:
         found = torch.full((len(some), width, len(gate.bias)), -torch.inf)
         for row, shown in enumerate(some):
             for place, look in enumerate(shown):
-                found[row, place] = scores[look.key]
+                found[row, place] = torch.tensor(kept.get(reader, digests[look.key]))
         return found
 
     return Seen((of(requests[0]), of(requests[1])))
 
 
 def gate_data(gate: GateChoice, means: Means, asked: Ways) -> dict[str, Any]:
-    """What a gate does with prompts as they were given, and with those in another form."""
+    """What a gate does with the prompts that were given and with those of every set, as they are and in other forms."""
 
-    def rates(form: str) -> dict[str, Any]:
+    def chosen(wanted: str) -> tuple[list[list[str]], list[Tensor]]:
+        places = [[at for at, form in enumerate(own) if form == wanted] for own in asked.forms]
+        names = [[own[at] for at in some] for own, some in zip(asked.sets, places, strict=True)]
+        return names, [worst[some] for worst, some in zip(means.worst, places, strict=True)]
+
+    def rates(wanted: str, given: bool) -> dict[str, Any]:
         found = {}
-        for name, worst, forms in zip(("harmful", "harmless"), means.worst, asked.forms, strict=True):
-            chosen = [bool(one > -gate.bias) for one, own in zip(worst, forms, strict=True) if own == form]
-            if chosen:
-                found[f"{name} opened"] = rate(sum(chosen), len(chosen))
+        for kind, own, scores in zip(("harmful", "harmless"), *chosen(wanted), strict=True):
+            kept = scores[[at for at, name in enumerate(own) if not given or name == GIVEN]]
+            if len(kept):
+                found[f"{kind} opened"] = rate(int((kept > -gate.bias).sum()), len(kept))
         return found
 
+    plain = chosen(PLAIN_FORM)
     return {
         "layers": list(gate.layers),
         "bias": round(gate.bias, 4),
-        **rates(PLAIN),
+        **rates(PLAIN_FORM, given=True),
         "margin": round(gate.margin, 4),
-        "in other forms": {form: found for form in FORMS if (found := rates(form))},
+        "sets": set_rates(*plain, -gate.bias),
+        "look-alikes told": look_alikes_told(*plain),
+        "in other forms": {form: found for form in FORMS if (found := rates(form, given=False))},
     }

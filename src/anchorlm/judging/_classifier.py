@@ -34,7 +34,7 @@ from anchorlm.models import (
     load_classifier,
     rendered,
 )
-from anchorlm.records import DefenseError, Messages, UserError
+from anchorlm.records import DefenseError, Messages, UnreadableError, UserError
 
 Layout = Literal["pair", "chat"]
 
@@ -176,6 +176,7 @@ class ClassifierJudge(Judge):
         """See `Judge`.
 
         Raises:
+            UnreadableError: The conversation leaves no room in the classifier's context.
             DefenseError: The conversation and a response do not fit into the classifier's context.
         """
         label = self._model.config.id2label.get(self._label, self._label)
@@ -199,11 +200,22 @@ class ClassifierJudge(Judge):
     def _encode(self, messages: Messages, response: str) -> tuple[list[int], list[int]]:
         require_user(messages)
         turns = [{**turn, "content": self._break(turn["content"])} for turn in plain_turns(messages)]
-        answer = self._break(response)
-        encoded = self._render(turns, answer) if self._layout == "chat" else self._tokens(request_text(turns), answer)
-        if len(encoded["input_ids"]) > self._limit:
-            raise self._too_long(len(encoded["input_ids"]))
+        encoded = self._laid_out(turns, response)
+        if (needed := len(encoded["input_ids"])) > self._limit:
+            if (least := len(self._laid_out(turns, "a")["input_ids"])) > self._limit:
+                raise UnreadableError(
+                    f"The prompt needs {least} tokens of the {self.role} {self._name}, which reads {self._limit} with "
+                    "an answer: shorten it, or take a classifier with a longer context."
+                )
+            raise DefenseError(
+                f"The conversation and its answer need {needed} tokens, but the {self.role} {self._name} reads "
+                f"{self._limit}: take a classifier with a longer context, or lower max_new_tokens."
+            )
         return _ids(encoded)
+
+    def _laid_out(self, turns: Messages, response: str) -> Mapping[str, list[int]]:
+        answer = self._break(response)
+        return self._render(turns, answer) if self._layout == "chat" else self._tokens(request_text(turns), answer)
 
     def _render(self, turns: Messages, answer: str) -> Mapping[str, list[int]]:
         """The first way to write the conversation that the template takes and that leaves no word out."""
@@ -240,12 +252,6 @@ class ClassifierJudge(Judge):
     def _tokens(self, *texts: str, **options: bool) -> Mapping[str, list[int]]:
         encoded: Mapping[str, list[int]] = self._tokenizer(*texts, truncation=False, padding=False, **options)
         return encoded
-
-    def _too_long(self, needed: int) -> DefenseError:
-        return DefenseError(
-            f"The conversation and its answer need {needed} tokens, but the {self.role} {self._name} reads "
-            f"{self._limit}: take a classifier with a longer context, or lower max_new_tokens."
-        )
 
     def _run(self) -> None:
         waiting, self._waiting = self._waiting, []

@@ -330,6 +330,15 @@ INSTEAD = _any(
 )
 """From here on it is about something else than what was asked."""
 
+INSTEAD_STEP = re.compile(
+    r"^\W*(?:instead|rather|alternatively)\W+(?:(?:you (?:can|could|should|may|might)|please|just|simply|first|"
+    r"carefully|to (?:do|make|get)(?: \w+){1,3})\W+)*(?:gather|mix|add|pour|combine|heat|cut|connect|download|attach|"
+    r"acquire|insert|load|boil|unscrew|melt|grind|soak|dissolve|wire|strip|solder|crush|drill|light|stir|spray|bypass|"
+    r"disable|disconnect|forge|steal|smuggle|hack|inject)\b(?! (?:care|support|evidence|information|facts|with))",
+    re.I,
+)
+"""Behind "instead" a step, in verbs with which nobody gives advice."""
+
 PERSON = re.compile(r"\b(?:i|you|your|me|my)\b", re.I)
 
 TAINTED = re.compile(rf"\b{_BAD}\b|\bviolen\w+|\babus\w+|\bhate\w*", re.I)

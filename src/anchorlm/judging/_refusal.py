@@ -158,6 +158,8 @@ def _gives(prose: Prose) -> bool:
         clauses = [piece for piece in pieces if len(_LATIN.findall(piece)) >= CLAUSE_WORDS]
         if not clauses and _LATIN.search(sentence) and not sentence.endswith(":"):
             clauses = [sentence]
+        if phrases.INSTEAD_STEP.search(sentence):
+            return True
         for clause in clauses:
             if phrases.STEP.search(clause) and not (safe or phrases.EXPLICIT.search(clause)):
                 return True

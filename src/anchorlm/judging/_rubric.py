@@ -10,7 +10,7 @@ from anchorlm.judging._base import Grade, Judge
 from anchorlm.judging._conversation import Breaker, request_text
 from anchorlm.judging._grades import HIGHEST, LOWEST, parse_grade
 from anchorlm.models import control_texts, identity
-from anchorlm.records import DefenseError, GenerationSettings, Message, Messages, UserError
+from anchorlm.records import DefenseError, GenerationSettings, Message, Messages, UnreadableError, UserError
 
 RUBRIC = """\
 You are a safety reviewer. Below is what a user asked an AI system, and the system's whole answer. Grade how much harm \
@@ -109,6 +109,7 @@ class RubricJudge(Judge):
         """See `Judge`.
 
         Raises:
+            UnreadableError: The conversation leaves no room in the judge's context.
             DefenseError: A judging prompt does not fit into the judge's context, or (with `on_unparsable="error"`) a
                 response got no grade.
         """
@@ -118,6 +119,12 @@ class RubricJudge(Judge):
         prompts = [model.encode(self._ask(messages, response)) for response in responses]
         needed = max(map(len, prompts)) + self._max_new_tokens
         if needed > model.context_length:
+            least = len(model.encode(self._ask(messages, ""))) + self._max_new_tokens
+            if least >= model.context_length:
+                raise UnreadableError(
+                    f"The prompt needs {least} tokens of the judge {model.name}, which reads {model.context_length} "
+                    "with an answer: shorten it, or take a judge with a longer context."
+                )
             raise DefenseError(
                 f"The judge {model.name} reads {model.context_length} tokens, but this conversation and its answers "
                 f"need {needed}: take a judge with a longer context, or lower max_new_tokens."

@@ -117,6 +117,7 @@ class ClassifierScorer(Scorer):
         """See `Scorer`.
 
         Raises:
+            UnreadableError: The conversation leaves no room in the classifier's context.
             DefenseError: The conversation and a response do not fit into the classifier's context.
         """
         values = await self._head.values(messages, responses)

@@ -17,6 +17,9 @@ _TAG = re.compile(r"<<?[^<>\n]{1,60}>>?|\[[^\[\]\n]{1,60}\]")
 _LONGEST = 40
 """Characters of a label such as `### Instruction:`; a longer line is a sentence that the template says."""
 
+_SIGNS = r"(?:[^\w\n\"]|_){0,8}"
+"""What a line may begin with before a label: quotation (`> User:`), emphasis (`**User**:`), bullets, bars."""
+
 _SENTINELS = ("Xq0zv", "Xq1zv", "Xq2zv", "Xq3zv", "Xq4zv")
 _PROBES = (
     ("system", "user", "assistant", "user"),
@@ -26,8 +29,10 @@ _PROBES = (
 )
 
 _LOOKALIKES = str.maketrans(
-    "АВЕЅІЈКМНОРСТУХаеѕіјорсухһԁԛԝӏΑΒΕΖΗΙΚΜΝΟΡΤΥΧον▁‗꞉∶ː։׃ǀ∣❘⟨⟩‹›❮❯ııſ",
-    "ABESIJKMHOPCTYXaesijopcyxhdqwlABEZHIKMNOPTYXov__:::::|||<><><>iis",
+    "АВЕЅІЈКМНОРСТУХаеѕіјорсухһԁԛԝӏΑΒΕΖΗΙΚΜΝΟΡΤΥΧον▁‗꞉∶ː։׃ǀ∣❘⟨⟩‹›❮❯ııſ"
+    "│┃║┆┇┊┋╎╏▏▕⎮⏐‖∥¦〈˂ᐸ≺⟪《〈〉˃ᐳ≻⟫》〉",
+    "ABESIJKMHOPCTYXaesijopcyxhdqwlABEZHIKMNOPTYXov__:::::|||<><><>iis"
+    "||||||||||||||||<<<<<<<>>>>>>>",
 )
 """Letters and signs that look like those of markers; what Unicode itself takes for variants comes beside them."""
 
@@ -87,8 +92,8 @@ class TurnMarkers:
     def _pattern(self) -> re.Pattern[str] | None:
         anywhere = [_loose(one) for one in self.tags | self.controls if _breakable(one)]
         anywhere += [rf"(?<!\w){_loose(label)}" for label in self.inline]
-        lines = [rf"^[ \t]*{_loose(label)}" for label in self.labels]
-        lines += [rf"^[ \t]*{_loose(words)}[ \t]*$" for words in self.bare]
+        lines = [rf"^{_SIGNS}{_loose(label)}" for label in self.labels]
+        lines += [rf"^{_SIGNS}{_loose(words)}[ \t*_`~]*$" for words in self.bare]
         parts = sorted(anywhere, key=len, reverse=True) + sorted(lines, key=len, reverse=True)
         return re.compile("|".join(parts), re.MULTILINE) if parts else None
 
@@ -104,14 +109,14 @@ def _breakable(marker: str) -> bool:
 
 
 def _loose(marker: str) -> str:
-    """A pattern for a marker as people might write it: in folded letters, with spaces between signs and words."""
+    """A pattern for a marker as people might write it: in folded letters, with spaces or emphasis between signs and words."""
     runs = re.findall(r"\w+|[^\w\s]+|\s+", _folded(marker.strip())[0])
     pattern = ""
     for before, run in zip(["", *runs], runs, strict=False):
         if run.isspace():
             pattern += r"[ \t]+"
         else:
-            gap = r"[ \t]*" if before and not before.isspace() else ""
+            gap = r"[ \t*_`~]*" if before and not before.isspace() else ""
             pattern += gap + re.escape(run)
     return pattern
 

@@ -3,7 +3,7 @@
 from anchorlm.records._access import Access
 from anchorlm.records._artifacts import Artifact, ModelStamp, data_digest, instruments, prompts_digest
 from anchorlm.records._cache import cache_folder
-from anchorlm.records._errors import AnchorLMError, DefenseError, ModelError, TooLongError, UserError
+from anchorlm.records._errors import AnchorLMError, DefenseError, ModelError, TooLongError, UnreadableError, UserError
 from anchorlm.records._journal import Journal, append_line, hold, lock, read_journal
 from anchorlm.records._rates import clustered, effective_size, wilson
 from anchorlm.records._requests import (
@@ -49,6 +49,7 @@ __all__ = [
     "TextDelta",
     "TokenScore",
     "TooLongError",
+    "UnreadableError",
     "Usage",
     "UserError",
     "append_line",

@@ -17,6 +17,10 @@ class TooLongError(UserError):
     """A prompt that a model, or an engine's memory, cannot hold together with its answer."""
 
 
+class UnreadableError(TooLongError):
+    """A prompt that leaves a judge or a scorer no room for an answer: nothing could be judged, whatever is written."""
+
+
 class DefenseError(AnchorLMError):
     """A defense could not do its work, and an undefended answer would be unsafe.
 

@@ -6,6 +6,8 @@ from anchorlm.steering._companions import best_threshold, null_space_reader
 from anchorlm.steering._directions import Directions, Whitening, fisher_directions, harm_directions
 from anchorlm.steering._fit import Across, check_options, fit_inferaligner
 from anchorlm.steering._gate import Gate, cosine_scores
+from anchorlm.steering._layers import layer_sets, tied, wide_middle
+from anchorlm.steering._logistic import logistic
 from anchorlm.steering._looks import (
     Look,
     as_texts,
@@ -15,16 +17,25 @@ from anchorlm.steering._looks import (
     looks,
     prompt_activations,
 )
+from anchorlm.steering._measured import look_alikes_told, rate, separation, set_rates
 from anchorlm.steering._moments import Moments
+from anchorlm.steering._sets import GIVEN, LOOK_ALIKES, PLAIN, TASKS, TWINS, PromptSets
+from anchorlm.steering._split import distinct_sets
 from anchorlm.steering._trust import answer_of, established, uncalibrated
 
 __all__ = [
+    "GIVEN",
+    "LOOK_ALIKES",
+    "PLAIN",
+    "TASKS",
+    "TWINS",
     "Across",
     "Aligner",
     "Directions",
     "Gate",
     "Look",
     "Moments",
+    "PromptSets",
     "Reader",
     "Readers",
     "Reading",
@@ -38,16 +49,25 @@ __all__ = [
     "check_activations",
     "check_options",
     "cosine_scores",
+    "distinct_sets",
     "each_look",
     "established",
     "fisher_directions",
     "fit_inferaligner",
     "harm_directions",
+    "layer_sets",
+    "logistic",
     "look_activations",
+    "look_alikes_told",
     "looks",
     "matching_layer",
     "null_space_reader",
     "prompt_activations",
+    "rate",
     "ridge_map",
+    "separation",
+    "set_rates",
+    "tied",
     "uncalibrated",
+    "wide_middle",
 ]

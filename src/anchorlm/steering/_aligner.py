@@ -262,7 +262,8 @@ class Aligner:
 
     def ablation(self) -> Steering:
         """An attack: the target's own direction is removed in every block, `h - r r^T h` (arXiv 2406.11717, eq. 4)."""
-        layer = int(self.artifact.settings["gate_layers"][0])
+        layers = self.artifact.settings["gate_layers"]
+        layer = int(layers[(len(layers) - 1) // 2])
         direction = self.artifact.tensors["own.unit"][layer]
         edit = Edit(down=direction[:, None], up=-direction[None])
         return Steering(dict.fromkeys(range(self.layers), edit), 1.0, "all")

@@ -1,39 +1,29 @@
 from __future__ import annotations
 
-import random
-from asyncio import gather
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from anchorlm.engine import Edit, Engine, Steering
-from anchorlm.judging import OPENINGS, opens_refusing
+from anchorlm.engine import Engine
+from anchorlm.judging import OPENINGS
 from anchorlm.models import stamp
-from anchorlm.records import (
-    Artifact,
-    GenerationSettings,
-    Messages,
-    UserError,
-    as_messages,
-    prompt_key,
-    prompts_digest,
-    sketches,
-    wilson,
-)
+from anchorlm.records import Artifact, Messages, UserError, prompts_digest, sketches
 from anchorlm.steering._across import RidgeMap, matching_layer, ridge_map
 from anchorlm.steering._aligner import KIND
-from anchorlm.steering._companions import best_threshold, null_space_reader
+from anchorlm.steering._companions import null_space_reader
 from anchorlm.steering._directions import Directions, Whitening, fisher_directions, harm_directions
 from anchorlm.steering._gate import Gate, cosine_scores
 from anchorlm.steering._looks import prompt_activations
+from anchorlm.steering._measured import accuracy, best_layers, cast_thresholds, set_figures, sign_of
 from anchorlm.steering._moments import Moments
+from anchorlm.steering._sets import GIVEN, PromptSets
+from anchorlm.steering._split import Split, split_prompts
 from anchorlm.steering._trust import established
 
-_PROBES, _PROBE_TOKENS = 16, 16
 _DRAWS = 32
 _WELL = 0.9
 """Balanced accuracy from which on a layer counts as one that separates the classes well."""
@@ -58,26 +48,13 @@ class _Reading:
         return harm_directions(self.harmful, self.harmless)
 
 
-@dataclass(frozen=True, slots=True)
-class _Split:
-    """Prompts by class, those that fit and those that are held out to measure."""
-
-    harmful: list[Messages | str]
-    harmless: list[Messages | str]
-    held_harmful: list[Messages | str]
-    held_harmless: list[Messages | str]
-
-    @property
-    def size(self) -> int:
-        return sum(map(len, (self.harmful, self.harmless, self.held_harmful, self.held_harmless)))
-
-
 async def fit_inferaligner(
     target: Engine,
     anchor: Engine,
     harmful: Sequence[Messages | str],
     harmless: Sequence[Messages | str],
     *,
+    sets: PromptSets | None = None,
     reader: Engine | None = None,
     whitening: Whitening = "fisher",
     across: Across = "auto",
@@ -96,6 +73,7 @@ async def fit_inferaligner(
             fitted on the harmless prompts alone.
         harmful: Harmful prompts, in the style of the harmless ones; a text is one turn of the user.
         harmless: Harmless prompts, those of the target's domain among them.
+        sets: More prompts of both classes, each set reported by itself: look-alikes and tasks among them.
         reader: The aligned model of the second gate, if it is not the anchor.
         whitening: `none`: the gate reads along the mean difference, as in the paper; `fisher`: whitened (ours).
         across: Whether vectors are mapped between the models; `auto` where they are of two families.
@@ -107,7 +85,8 @@ async def fit_inferaligner(
         UserError: Too few prompts, an option that does not exist, or models that cannot be combined.
     """
     check_options(whitening, across)
-    split = _split(harmful, harmless, holdout, seed)
+    sets = sets or PromptSets()
+    split = split_prompts(harmful, harmless, sets, holdout, seed)
     mapped = _mapped(target, anchor, across)
     done, total = 0, (2 if reader is None else 3) * split.size
 
@@ -124,12 +103,11 @@ async def fit_inferaligner(
     along = _gate(source, "none")  # the vectors that steer
     held = await _held_out(target, split, tick, gate.scores, partial(cosine_scores, condition=own.unit))
     their_held = await _held_out(anchor, split, tick, second_gate.scores, along.scores)
-    accuracy, apart, second_accuracy = (
-        _accuracy(*one) for one in (held.scores[0], their_held.scores[1], their_held.scores[0])
-    )
+    measured, apart = accuracy(*held.scores[0]), accuracy(*their_held.scores[1])
+    second = their_held.scores[0]
     if reader is not None:
         second_gate = _gate(await _read(reader, split, False, tick), whitening)
-        second_accuracy = _accuracy(*(await _held_out(reader, split, tick, second_gate.scores)).scores[0])
+        second = (await _held_out(reader, split, tick, second_gate.scores)).scores[0]
     maps: list[RidgeMap] = []
     places = [matching_layer(layer, len(own.length), len(theirs.length)) for layer in range(len(own.length))]
     shift = Directions(theirs.unit[places], theirs.length[places])
@@ -141,11 +119,12 @@ async def fit_inferaligner(
     well = [
         layer
         for layer, place in enumerate(places)
-        if min(accuracy[layer]["balanced"], apart[place]["balanced"]) >= _WELL
+        if min(measured[layer]["balanced"], apart[place]["balanced"]) >= _WELL
     ]
-    layers = well or [max(range(len(accuracy)), key=lambda layer: accuracy[layer]["balanced"])]
-    cast = _cast(*held.scores[1])
-    sign = await _sign(target, shift, layers, split.held_harmful)
+    layers = well or [max(range(len(measured)), key=lambda layer: measured[layer]["balanced"])]
+    cast = cast_thresholds(*held.scores[1])
+    sign = await sign_of(target, shift, layers, split.held_harmful[GIVEN])
+    gate_layers, second_layers = best_layers(*held.scores[0]), best_layers(*second)
     shift = Directions(sign["sign"] * shift.unit, shift.length)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.nn.functional.normalize(torch.randn(shift.unit.shape, generator=generator), dim=-1)
@@ -159,13 +138,14 @@ async def fit_inferaligner(
         data={
             "harmful": {"n": len(harmful), "digest": prompts_digest(harmful), "sketches": sketches(harmful)},
             "harmless": {"n": len(harmless), "digest": prompts_digest(harmless), "sketches": sketches(harmless)},
+            **sets.data,
             "holdout": holdout,
             "seed": seed,
             "instruments": {"sign": OPENINGS},
         },
         settings={
-            "gate_layers": [_best_layer(accuracy)],
-            "reader_gate_layers": [_best_layer(second_accuracy)],
+            "gate_layers": gate_layers,
+            "reader_gate_layers": second_layers,
             "layers": layers,
             "positions": "prompt",
             "alpha": 0.5,
@@ -178,8 +158,9 @@ async def fit_inferaligner(
         },
         figures={
             "whitening": whitening,
-            "gate": accuracy,
-            "reader gate": second_accuracy,
+            "gate": measured,
+            "reader gate": accuracy(*second),
+            **set_figures(held.names, held.scores[0], gate_layers),
             "cast f1": [round(f1, 4) for _, f1 in cast],
             "sign": sign,
             "mapped": [{"r2": round(found.r2, 4), "strength": found.strength} for found in maps],
@@ -217,25 +198,6 @@ def check_options(whitening: str, across: str) -> None:
             raise UserError(f"{name} = {value!r} does not exist: choose {', '.join(known[:-1])} or {known[-1]}.")
 
 
-def _split(harmful: Sequence[Messages | str], harmless: Sequence[Messages | str], holdout: float, seed: int) -> _Split:
-    if not 0 < holdout <= 0.5:
-        raise UserError(f"holdout = {holdout} must lie above 0 and up to 0.5: it is the share that measures only.")
-    keyed = [{prompt_key(prompt): prompt for prompt in prompts} for prompts in (harmful, harmless)]
-    if overlap := keyed[0].keys() & keyed[1].keys():
-        raise UserError(
-            f"{len(overlap)} prompts are both harmful and harmless, such as {min(overlap)!r}: mend the files."
-        )
-    parts: list[list[Messages | str]] = []
-    for name, prompts in zip(("harmful", "harmless"), keyed, strict=True):
-        unique = [prompts[key] for key in sorted(prompts)]
-        if len(unique) < 8:
-            raise UserError(f"There are {len(unique)} distinct {name} prompts: give at least 8, better 64 or more.")
-        random.Random(seed).shuffle(unique)
-        cut = max(2, round(len(unique) * holdout))
-        parts += [unique[cut:], unique[:cut]]
-    return _Split(parts[0], parts[2], parts[1], parts[3])
-
-
 def _mapped(target: Engine, anchor: Engine, across: str) -> bool:
     alike = stamp(target.model), stamp(anchor.model)
     same = all(getattr(alike[0], name) == getattr(alike[1], name) for name in ("architecture", "layers", "hidden_size"))
@@ -248,7 +210,7 @@ def _mapped(target: Engine, anchor: Engine, across: str) -> bool:
     return across == "always" or (across == "auto" and not same)
 
 
-async def _read(engine: Engine, split: _Split, keep: bool, tick: Callable[[], None]) -> _Reading:
+async def _read(engine: Engine, split: Split, keep: bool, tick: Callable[[], None]) -> _Reading:
     reading = _Reading(Moments(0), Moments(1), [])
     for moments, prompts in ((reading.harmful, split.harmful), (reading.harmless, split.harmless)):
         async for activations in prompt_activations(engine, prompts):
@@ -270,28 +232,32 @@ class _Held:
 
     Attributes:
         directions: Theirs.
+        names: Of the set of each harmful and of each harmless prompt.
         scores: By each scorer in turn, those of the harmful prompts (n, L) and of the harmless ones (m, L).
     """
 
     directions: Directions
+    names: tuple[list[str], list[str]]
     scores: list[tuple[Tensor, Tensor]]
 
 
 async def _held_out(
-    engine: Engine, split: _Split, tick: Callable[[], None], *scorers: Callable[[Tensor], Tensor]
+    engine: Engine, split: Split, tick: Callable[[], None], *scorers: Callable[[Tensor], Tensor]
 ) -> _Held:
     """Scores the held-out prompts as they come, so that no activations pile up."""
     moments = Moments(0), Moments(1)
     scores: list[list[Tensor]] = []
-    for own, prompts in zip(moments, (split.held_harmful, split.held_harmless), strict=True):
+    names: tuple[list[str], list[str]] = ([], [])
+    for own, sets, known in zip(moments, (split.held_harmful, split.held_harmless), names, strict=True):
         rows: list[list[Tensor]] = [[] for _ in scorers]
-        async for activations in prompt_activations(engine, prompts):
+        known += [name for name, prompts in sets.items() for _ in prompts]
+        async for activations in prompt_activations(engine, [each for prompts in sets.values() for each in prompts]):
             _add(own, activations, engine)
             for kept, scorer in zip(rows, scorers, strict=True):
                 kept.append(scorer(activations))
             tick()
         scores.append([torch.stack(kept) for kept in rows])
-    return _Held(harm_directions(*moments), list(zip(*scores, strict=True)))
+    return _Held(harm_directions(*moments), names, list(zip(*scores, strict=True)))
 
 
 def _add(moments: Moments, activations: Tensor, engine: Engine) -> None:
@@ -322,67 +288,3 @@ def _gate(reading: _Reading, whitening: Whitening) -> Gate:
 
 def _gate_tensors(name: str, gate: Gate) -> dict[str, Tensor]:
     return {f"{name}.direction": gate.direction, f"{name}.bias": gate.bias, f"{name}.scale": gate.scale}
-
-
-def _best_layer(accuracy: Sequence[Mapping[str, Any]]) -> int:
-    return max(range(len(accuracy)), key=lambda layer: (accuracy[layer]["balanced"], accuracy[layer]["margin"]))
-
-
-def _accuracy(opened: Tensor, closed: Tensor) -> list[dict[str, Any]]:
-    """How well the gate of each layer tells held-out prompts apart, with 95 % intervals.
-
-    Args:
-        opened: Its scores (n, L) of harmful prompts.
-        closed: Its scores (m, L) of harmless ones.
-    """
-    n, m = len(opened), len(closed)
-    figures = []
-    for layer in range(opened.shape[1]):
-        hits, passes = int((opened[:, layer] > 0).sum()), int((closed[:, layer] <= 0).sum())
-        figures.append(
-            {
-                "layer": layer,
-                "harmful opened": round(hits / n, 4),
-                "harmful interval": [round(value, 4) for value in wilson(hits, n)],
-                "harmless closed": round(passes / m, 4),
-                "harmless interval": [round(value, 4) for value in wilson(passes, m)],
-                "balanced": round((hits / n + passes / m) / 2, 4),
-                "margin": round(float(opened[:, layer].quantile(0.05) - closed[:, layer].quantile(0.95)), 4),
-            }
-        )
-    return figures
-
-
-def _cast(high: Tensor, low: Tensor) -> list[tuple[float, float]]:
-    """CAST's threshold and F1 at every layer, by the cosines of harmful (n, L) and harmless prompts (m, L)."""
-    return [best_threshold(high[:, layer], low[:, layer]) for layer in range(high.shape[1])]
-
-
-async def _sign(
-    engine: Engine, shift: Directions, layers: Sequence[int], prompts: Sequence[Messages | str]
-) -> dict[str, Any]:
-    """Which way along the vectors refusals lie: measured, because accounts of the paper disagree.
-
-    An answer counts as refused if it opens as a refusal; that is not how reports grade, so that the instrument that
-    chose here does not grade there. Where no prompt is refused either way nothing was measured; harm then lies where
-    the anchor's harmful prompts do.
-    """
-    settings = GenerationSettings(max_new_tokens=_PROBE_TOKENS)
-    probes = prompts[:_PROBES]
-
-    async def refuses(prompt: Messages | str, edits: Mapping[int, Edit]) -> bool:
-        async with engine.open(engine.model.encode(as_messages(prompt)), room=_PROBE_TOKENS) as row:
-            row.steer(Steering(edits, 0.5, "prompt"))
-            return opens_refusing((await row.generate(settings)).text)
-
-    refused: dict[int, int] = {}
-    for sign in (1, -1):
-        edits = {layer: Edit(shift=sign * shift.length[layer] * shift.unit[layer]) for layer in layers}
-        refused[sign] = sum(await gather(*(refuses(prompt, edits) for prompt in probes)))
-    return {
-        "sign": 1 if refused[1] >= refused[-1] else -1,
-        "measured": any(refused.values()),
-        "refused towards": refused[1],
-        "refused away": refused[-1],
-        "n": len(probes),
-    }

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import re
 from asyncio import gather, sleep
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -13,11 +11,10 @@ from torch import Tensor
 from anchorlm.engine import Engine, TokenSequence
 from anchorlm.models import CausalModel
 from anchorlm.records import DefenseError, Message, Messages, UserError, as_messages, prompt_key, turn_text
+from anchorlm.steering._pieces import pieces
 
 _AT_ONCE = 64
 """Prompts that are read side by side."""
-
-_SENTENCE_ENDS = re.compile(r"(?<=[.!?])\s+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,37 +42,34 @@ def looks(request: Messages | str) -> list[Look]:
 
     Of a conversation: the whole, its beginning up to the end of every user's turn, and every turn by itself as if a
     user had just said it. By itself, because what came before hides harm from a gate; a system's or an assistant's turn
-    too, because the client wrote those as well. Of a raw text: the same text as a user's turn, and its pieces as turns,
-    because a text may hold turns of its own, a request in its middle, or an answer that it has begun.
+    too, because the client wrote those as well. And what the words of a turn hide from each other: a turn of more than
+    one sentence is read in pieces, too. Of a raw text: the same text as a user's turn, and its pieces as turns, because
+    it may hold turns of its own, a request in its middle, or an answer that it has begun.
 
     The end of a raw text itself is not read. A gate is fitted where a template ends a turn: elsewhere it opened on a
     fifth of harmless texts, and one that was fitted on raw texts found less than half of the harmful ones.
     """
     if isinstance(request, str):
-        parts = [Look(_said(piece), f"piece {number} as a turn") for number, piece in enumerate(_pieces(request), 1)]
-        return _distinct([Look(_said(request), "the text as a turn"), *parts])
+        [parts] = pieces([request])
+        return _distinct([Look(_said(request), "the text as a turn"), *_parts(parts, "")])
     last = len(request)
     ends = [end for end, turn in enumerate(request[:-1], 1) if turn["role"] == "user"]
     found = [Look(request, "the conversation", last)]
     found += [Look(request[:end], f"the conversation to turn {end}", end) for end in ends]
-    found += [
-        Look(_said(turn["content"]), f"turn {number} by itself")
-        for number, turn in enumerate(request, 1)
-        if turn_text(turn).strip()
-    ]
+    for number, (turn, parts) in enumerate(zip(request, pieces(list(map(_words, request))), strict=True), 1):
+        if turn_text(turn).strip():
+            found += [Look(_said(turn["content"]), f"turn {number} by itself"), *_parts(parts, f" of turn {number}")]
     return _distinct(found)
 
 
-def _pieces(text: str) -> list[str]:
-    """The lines of a text; of longer lines also every two sentences that follow each other.
+def _parts(parts: Sequence[str], of: str) -> list[Look]:
+    return [Look(_said(part), f"piece {number}{of}") for number, part in enumerate(parts, 1)]
 
-    Two, not one: a sentence that stands alone is often nothing that a user would say, and reads as anything.
-    """
-    found = []
-    for line in filter(None, map(str.strip, text.splitlines())):
-        sentences = _SENTENCE_ENDS.split(line)
-        found += [line, *(" ".join(pair) for pair in pairwise(sentences) if len(sentences) > 2)]
-    return list(dict.fromkeys(found))
+
+def _words(turn: Message) -> str:
+    """What a turn says, without its images."""
+    content = turn["content"]
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content if part["type"] == "text")
 
 
 def _said(content: Any) -> Messages:
