@@ -25,7 +25,8 @@ COST, REWARD = "real-cost", "real-reward"
 """What a response costs, and what it is worth."""
 
 KNOBS: dict[str, dict[str, Any]] = {
-    "inferenceguard": {"proposal": "alignbeam", "gate": "inferaligner"},
+    "alignbeam": {"max_harm": 0.45},
+    "inferenceguard": {"proposal": "alignbeam", "max_harm": 0.45, "block": 16, "beams": [4, 16]},
 }
 """What differs from the defaults for the real models; chosen on development prompts."""
 
