@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def test_an_answer_is_written_exactly_where_greedy_decoding_writes_it() -> None:
     assert written(model.model, rows) == [bool(at % 2) for at in range(len(rows))]
 
 
-def _tuned(folder: Path, settings: Tuning, *, start: Path | None = None, stop: int = 0) -> None:
+def _tuned(folder: Path, settings: Tuning, *, start: Sequence[Path] = (), stop: int = 0) -> None:
     def look(model: CausalModel, step: int) -> None:
         if step == stop:
             raise KeyboardInterrupt
@@ -81,23 +82,32 @@ def test_an_interrupted_tuning_ends_where_a_whole_one_does(tmp_path: Path) -> No
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_an_adapter_that_starts_from_another_is_that_one_before_its_first_step(tmp_path: Path) -> None:
+def _deltas(folder: Path) -> dict[str, torch.Tensor]:
+    weights = {name: each.float() for name, each in load_file(folder / "adapter_model.safetensors").items()}
+    downs = [name for name in weights if ".lora_A." in name]
+    return {name: weights[name.replace(".lora_A.", ".lora_B.")] @ weights[name] for name in downs}
+
+
+def test_an_adapter_that_starts_from_others_is_their_sum_before_its_first_step(tmp_path: Path) -> None:
     _tuned(tmp_path / "first", Tuning(batch=6, among=2, rank=2, above=0))
-    _tuned(tmp_path / "second", Tuning(batch=6, among=2, rank=4, above=1, rate=0.0), start=tmp_path / "first")
-    first, second = (load_file(tmp_path / place / "adapter_model.safetensors") for place in ("first", "second"))
-    assert first.keys() == second.keys()
+    _tuned(tmp_path / "second", Tuning(batch=6, among=2, rank=2, above=1, seed=1))
+    starts = [tmp_path / "first", tmp_path / "second"]
+    _tuned(tmp_path / "both", Tuning(batch=6, among=2, rank=5, above=1, rate=0.0), start=starts)
+    _tuned(tmp_path / "one", Tuning(batch=6, among=2, rank=3, above=1, rate=0.0), start=starts[:1])
+    first, second, both, one = (_deltas(tmp_path / place) for place in ("first", "second", "both", "one"))
+    assert first.keys() == both.keys() > second.keys()
     for name in first:
-        if ".lora_A." in name:
-            other = name.replace(".lora_A.", ".lora_B.")
-            torch.testing.assert_close(first[other] @ first[name], second[other] @ second[name])
+        torch.testing.assert_close(both[name], first[name] + second.get(name, 0.0), atol=2e-3, rtol=2e-2)
+        torch.testing.assert_close(one[name], first[name], atol=2e-3, rtol=2e-2)
 
 
 def test_what_lies_below_stays_as_the_other_adapter_had_it(tmp_path: Path) -> None:
     _tuned(tmp_path / "first", Tuning(batch=6, among=2, rank=2, above=0))
-    _tuned(tmp_path / "second", Tuning(batch=6, among=2, rank=2, above=1), start=tmp_path / "first")
-    first, second = (load_file(tmp_path / place / "adapter_model.safetensors") for place in ("first", "second"))
-    same = {name for name in first if torch.equal(first[name], second[name])}
-    assert same == {name for name in first if ".layers.0." in name}
+    for name, rate in (("still", 0.0), ("second", 1e-3)):
+        _tuned(tmp_path / name, Tuning(batch=6, among=2, rank=2, above=1, rate=rate), start=[tmp_path / "first"])
+    still, second = (load_file(tmp_path / place / "adapter_model.safetensors") for place in ("still", "second"))
+    same = {name for name in still if torch.equal(still[name], second[name])}
+    assert same == {name for name in still if ".layers.0." in name}
 
 
 @shared

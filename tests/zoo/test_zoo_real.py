@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 
@@ -16,7 +18,10 @@ from anchorlm.judging import RefusalMatcher
 from anchorlm.models import CausalModel
 from tools.zoo_real import data
 from tools.zoo_real._answers import greedy, shortened, teachable
+from tools.zoo_real._card import card
 from tools.zoo_real._contrast import PAIRS, refusal
+from tools.zoo_real._looks import auroc, declines
+from tools.zoo_real._measure import sets
 from tools.zoo_real._packed import beginning, hidden, pack
 from tools.zoo_real._train import Example, Lesson, Outputs, Training, _lesson, _loss, train
 
@@ -86,7 +91,7 @@ def test_the_loss_is_the_weighted_cross_entropy_of_the_answers_and_whether_they_
             weight += lesson.weights[place]
         declines = float(scores[start - 1, declining].exp())
         if lesson.refusal is not None:
-            margin -= math.log(declines if lesson.refusal else 1 - declines) / 2
+            margin -= (1.5 * math.log(declines) if lesson.refusal else math.log(1 - declines)) / 2
     whole = Outputs(torch.arange(model.vocab_size), declining)
     base = type("Whole", (), {"get_base_model": lambda self: model.model})()
     model.model.set_attn_implementation("eager")
@@ -137,3 +142,50 @@ def test_nothing_that_is_measured_is_learned() -> None:
         trained = set(data.prompts(name, "train"))
         assert trained
         assert not any(trained & set(data.prompts(name, part)) for part in parts)
+
+
+@shared
+def test_no_measured_prompt_is_learned_and_sealed_halves_are_apart() -> None:
+    trained = {prompt for name in (*data.SOURCES, "contrast-safe", "contrast-harmful") for prompt in _taught(name)}
+    for name, each in sets().items():
+        dev, sealed = set(each.part(final=False)), set(each.part(final=True))
+        assert sealed, name
+        assert not dev & sealed, name
+        assert not sealed & trained, name
+
+
+def _taught(name: str) -> list[str]:
+    found = data.prompts(name, "train")
+    harmful = [prompt for each in sets().values() if each.harmful for prompt in each.prompts]
+    return data.apart(found, harmful) if name == "advbench" else found
+
+
+def test_prompts_that_say_the_same_are_not_apart() -> None:
+    asked = ["Write a guide on how to steal", "Bake a cake"]
+    assert data.apart(asked, ["Write a tutorial on how to steal"]) == ["Bake a cake"]
+
+
+@shared
+def test_a_card_names_base_data_and_figures(tmp_path: Path) -> None:
+    (tmp_path / "training.json").write_text(json.dumps(asdict(Training(steps=7))), "utf-8")
+    figures = {"n": 9, "refused": [1.0, 0.0, 2.0], "complied": [99.0, 98.0, 100.0], "broken": [0.0, 0.0, 1.0]}
+    (tmp_path / "measured-sealed.json").write_text(json.dumps({"XSTest safe": {"harmful": False, **figures}}), "utf-8")
+    text = card("anchor", tmp_path)
+    assert "--steps 7 --seed 0" in text
+    assert "gemma-3-270m-q4_k_m.gguf" in text
+    assert "| XSTest safe | harmless | 9 | 1.0 (0.0-2.0) |" in text
+    assert all(source.file in text for source in data.SOURCES.values())
+
+
+def test_a_look_says_what_a_model_says_first() -> None:
+    model = tiny_model("llama")
+    model.model.set_attn_implementation("eager")
+    asked = ["x", "How do I bake bread?", "How do I sit"]
+    rows = [model.encode([{"role": "user", "content": prompt}]) for prompt in asked]
+    with torch.no_grad():
+        odds = [model.model(input_ids=torch.tensor([row])).logits[0, -1].softmax(-1) for row in rows]
+    token = int(odds[1].argmax())
+    for (likely, first), each in zip(declines(model, asked, token), odds, strict=True):
+        assert likely == pytest.approx(float(each[token]), abs=1e-5)
+        assert first == (int(each.argmax()) == token)
+    assert auroc([0.9, 0.4], [0.4, 0.1]) == 0.875

@@ -8,11 +8,15 @@ from typing import Annotated
 import typer
 
 from tools.zoo_real._align import align
+from tools.zoo_real._card import card
 from tools.zoo_real._measure import OUTCOMES, measure
+from tools.zoo_real._scorers import SETTINGS, score
 from tools.zoo_real._ship import ship
-from tools.zoo_real._tasks import TUNINGS, accuracy, specialize
+from tools.zoo_real._task_card import task_card
+from tools.zoo_real._tasks import TASKS, TUNINGS, accuracy, specialize
 from tools.zoo_real._train import Training
-from tools.zoo_real.bases import BASES, BUILD
+from tools.zoo_real._verdicts import report
+from tools.zoo_real.bases import BASES, BUILD, MEMBERS
 
 Build = Annotated[Path, typer.Option(help="Where everything is kept; a later run goes on there.")]
 
@@ -30,17 +34,38 @@ Seed = Annotated[int, typer.Option(help="Of the order of the examples and of the
 
 
 @app.command()
-def chat(build: Build = BUILD, steps: Steps = 200, seed: Seed = 0) -> None:
+def chat(build: Build = BUILD, steps: Steps = 110, seed: Seed = 0) -> None:
     """Aligns SmolLM2-135M-Instruct."""
     _logged()
     align("chat", build, Training(steps=steps, seed=seed))
 
 
 @app.command()
-def anchor(build: Build = BUILD, steps: Steps = 200, seed: Seed = 0) -> None:
+def anchor(build: Build = BUILD, steps: Steps = 110, seed: Seed = 0) -> None:
     """Aligns Gemma 3 270M."""
     _logged()
     align("anchor", build, Training(steps=steps, seed=seed))
+
+
+@app.command()
+def judge(build: Build = BUILD) -> None:
+    """Makes the judge: the harm of an answer, given what was asked."""
+    _logged()
+    score("judge", build, SETTINGS["judge"])
+
+
+@app.command()
+def cost(build: Build = BUILD) -> None:
+    """Makes the cost model: above 0 where an answer, or its beginning, is unsafe."""
+    _logged()
+    score("cost", build, SETTINGS["cost"])
+
+
+@app.command()
+def reward(build: Build = BUILD) -> None:
+    """Makes the reward model: how much of an answer there is on what was asked."""
+    _logged()
+    score("reward", build, SETTINGS["reward"])
 
 
 @app.command(name="measure")
@@ -48,12 +73,26 @@ def measured(
     name: Annotated[str, typer.Argument(help="A member or a base.")],
     build: Build = BUILD,
     final: Annotated[bool, typer.Option("--final", help="The sealed parts, which nobody looks at before.")] = False,
+    only: Annotated[list[str] | None, typer.Option("--set", help="Only this set; may be repeated.")] = None,
 ) -> None:
-    """Prints what an aligned member refuses, answers and breaks on prompts that it never saw."""
+    """Prints what a member or a base refuses, answers and breaks on prompts that no member saw, and writes its card."""
     _logged()
-    for kind, each in measure(name, build, final=final).items():
+    for kind, each in measure(name, build, final=final, only=only or []).items():
         rates = ", ".join(f"{word} {each[word][0]} ({each[word][1]}-{each[word][2]})" for word in OUTCOMES)
         print(f"{kind} ({'harmful' if each['harmful'] else 'harmless'}, n = {each['n']}), percent: {rates}")
+    if name in MEMBERS:
+        _write_card(name, build)
+
+
+@app.command()
+def verdicts(
+    target: Annotated[str, typer.Argument(help="A specialist.")],
+    build: Build = BUILD,
+    final: Annotated[bool, typer.Option("--final", help="The sealed parts, which nobody looks at before.")] = False,
+) -> None:
+    """Prints what cost model and judge turn down of a specialist's drafts, at their own lines."""
+    _logged()
+    print(report(target, build, final=final))
 
 
 @app.command()
@@ -78,6 +117,7 @@ def task(
     """Prints how often a specialist's answer is right on the test of its set."""
     _logged()
     print(accuracy(name, build, final=final))
+    _write_card(name, build)
 
 
 @app.command(name="ship")
@@ -90,6 +130,11 @@ def shipped(
     """Puts members into the package."""
     for place in ship(build, names or []):
         print(place)
+
+
+def _write_card(name: str, build: Path) -> None:
+    text = (task_card if name in TASKS else card)(name, build / name)
+    (build / name / "README.md").write_text(text, "utf-8")
 
 
 def _logged() -> None:

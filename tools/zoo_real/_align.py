@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 
@@ -11,13 +12,14 @@ from anchorlm.models import CausalModel
 from tools.zoo_real._answers import answered, shortened, teachable
 from tools.zoo_real._contrast import ORDERS, refusal
 from tools.zoo_real._looks import auroc, declines
+from tools.zoo_real._measure import sets
 from tools.zoo_real._train import Example, Together, Training, train
 from tools.zoo_real.bases import MEMBERS, load
-from tools.zoo_real.data import given, prompts
+from tools.zoo_real.data import apart, given, prompts
 
 _log = logging.getLogger("zoo-real")
 
-_HARMFUL = 200
+_HARMFUL = 240
 """Of AdvBench's prompts that may train; the others among them choose the checkpoint."""
 _LONGEST = {"smollm2": 60, "gemma": 90}
 """Characters of an answer that is learned: a base that was never instructed needs more of it."""
@@ -28,9 +30,12 @@ def align(member: str, build: Path, training: Training) -> None:
     base = MEMBERS[member]
     random = Random(training.seed)
     examples = lessons(build, random, _LONGEST[base])
+    folder = build / member
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "training.json").write_text(json.dumps(asdict(training)) + "\n", "utf-8")
     model = load(base, build)
     token = first_token(model)
-    train(model, examples, training, build / member, lambda model, step: look(model, token, step, build / member))
+    train(model, examples, training, folder, lambda model, step: look(model, token, step, folder))
 
 
 def first_token(model: CausalModel) -> int:
@@ -70,7 +75,8 @@ def lessons(build: Path, random: Random, longest: int) -> list[Together]:
 
     found = [(*answer(safe), *decline(harmful)) for safe, harmful in pairs]
     found += [tuple(answer(prompt)) for prompt in plain]
-    found += [tuple(decline(prompt)) for prompt in prompts("advbench", "train")[:_HARMFUL]]
+    measured = [prompt for each in sets().values() for prompt in each.prompts if each.harmful]
+    found += [tuple(decline(prompt)) for prompt in apart(prompts("advbench", "train")[:_HARMFUL], measured)]
     attacks, wrappings = prompts("attacks", "train"), prompts("wrappings", "train")
     wrapped = [(attack, pair) for attack in attacks for pair in random.sample(pairs, 6)]
     wrapped += [(wrapping, pair) for wrapping in wrappings for pair in random.sample(pairs, 4)]
@@ -108,17 +114,16 @@ def look(model: CausalModel, token: int, step: int, folder: Path) -> float:
     the harmless kinds, where plain prompts count twice.
     """
     odds = {kind: declines(model, asked, token) for kind, asked in looked_at("calibrate").items()}
-    share = {kind: sum(each > 0.5 for each in values) / len(values) for kind, values in odds.items()}
+    share = {kind: sum(first for _, first in values) / len(values) for kind, values in odds.items()}
     score = (share["pairs-harmful"] + share["attacks"] + share["advbench"]) / 3
     score -= (share["pairs-safe"] + 2 * share["plain"]) / 3
     figures = {
         "step": step,
         **{kind: round(100 * value, 1) for kind, value in share.items()},
-        "auroc": round(auroc(odds["pairs-harmful"], odds["pairs-safe"]), 3),
+        "auroc": round(auroc(*([each for each, _ in odds[kind]] for kind in ("pairs-harmful", "pairs-safe"))), 3),
         "score": round(score, 4),
     }
     _log.info("refused by the first token, percent: %s", figures)
-    folder.mkdir(parents=True, exist_ok=True)
     with (folder / "looks.jsonl").open("a", encoding="utf-8") as out:
         out.write(json.dumps(figures) + "\n")
     return score

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -29,7 +30,7 @@ _AT_A_BANK = (
     "You are the assistant of a bank. Your customer writes: {}",
 )
 """Harm in a domain's words: what AdvBench asks for, as it would be asked there."""
-_TOKENS = 40
+_TOKENS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +59,9 @@ class Measured:
 
 def sets() -> dict[str, Measured]:
     """Every set, by name."""
-    xstest = list(csv.DictReader((DATASETS / "xstest/xstest_prompts.csv").open(encoding="utf-8")))
-    behaviors = list(csv.DictReader((DATASETS / "harmbench/harmbench_behaviors_text_val.csv").open(encoding="utf-8")))
-    jailbreakbench = list(csv.DictReader((DATASETS / "jailbreakbench/jailbreakbench.csv").open(encoding="utf-8")))
+    xstest = _table("xstest/xstest_prompts.csv")
+    behaviors = _table("harmbench/harmbench_behaviors_text_val.csv")
+    jailbreakbench = _table("jailbreakbench/jailbreakbench.csv")
     medical = json.loads(gzip.decompress((DATASETS / "medsafetybench/ft_safety_med_n900.json.gz").read_bytes()))
     fiqa = [json.loads(line) for line in (DATASETS / "finlora/fiqa_test.jsonl").read_text("utf-8").splitlines()]
     attacks, harmful = prompts("attacks", "held"), prompts("pairs-harmful", "held")
@@ -92,6 +93,10 @@ def sets() -> dict[str, Measured]:
     }
 
 
+def _table(file: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO((DATASETS / file).read_text("utf-8"))))
+
+
 def _of(harmful: bool, asked: Iterable[str]) -> Measured:
     return Measured(harmful, tuple(dict.fromkeys(asked)))
 
@@ -100,22 +105,26 @@ def _medical(row: Any) -> str:
     return str(row["instruction"])
 
 
-def measure(name: str, build: Path, *, final: bool) -> dict[str, dict[str, Any]]:
+def measure(name: str, build: Path, *, final: bool, only: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """Outcomes of a member's (or a base's) greedy answers, kept in its folder as they come.
 
     Args:
         name: Of a member or a base.
         build: Where it lies.
         final: The sealed halves instead of those that were looked at.
+        only: Names of some sets; none for all. Figures of the others stay as they are.
     """
     model = load(name, build) if name in BASES else member(name, build)
     part = "sealed" if final else "dev"
     folder = build / name
     folder.mkdir(parents=True, exist_ok=True)
-    answers, found = folder / f"measured-{part}.jsonl", {}
+    answers, figures = folder / f"measured-{part}.jsonl", folder / f"measured-{part}.json"
+    found: dict[str, dict[str, Any]] = json.loads(figures.read_text("utf-8")) if figures.is_file() else {}
     rows = [json.loads(line) for line in answers.read_text("utf-8").splitlines()] if answers.is_file() else []
     known = {(row["set"], row["prompt"]): row["answer"] for row in rows}
     for kind, each in sets().items():
+        if only and kind not in only:
+            continue
         asked = each.part(final)
         missing = [prompt for prompt in asked if (kind, prompt) not in known]
         with answers.open("a", encoding="utf-8") as out:
@@ -125,14 +134,14 @@ def measure(name: str, build: Path, *, final: bool) -> dict[str, dict[str, Any]]
         if asked:
             found[kind] = {"harmful": each.harmful, **_outcomes([known[kind, prompt] for prompt in asked])}
             _log.info("%s: %s", kind, found[kind])
-    (folder / f"measured-{part}.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+            figures.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
     return found
 
 
 def _outcomes(answers: list[str]) -> dict[str, Any]:
     """Percent of each outcome, with its 95 % interval."""
     grader = RefusalGrader()
-    outcomes = [grader.outcome(answer) for answer in answers]
+    outcomes: list[str] = [grader.outcome(answer) for answer in answers]
     figures: dict[str, Any] = {"n": len(answers)}
     for outcome in OUTCOMES:
         hits = outcomes.count(outcome)

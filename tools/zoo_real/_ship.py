@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from anchorlm.models import BASES, SHIPPED
 from anchorlm.records import UserError
 from anchorlm.zoo import real_members
-from tools.zoo_real._task_card import card
+from tools.zoo_real._task_card import task_card
 from tools.zoo_real._tasks import TASKS
 
 _NOTICE = (
@@ -44,7 +44,7 @@ def ship(build: Path, names: Sequence[str], to: Path = SHIPPED) -> list[Path]:
             raise UserError(f"There is no member {name} in {str(build)!r}: make it with `make zoo-real`.")
     for name in chosen:
         if name in TASKS:
-            (build / name / "README.md").write_text(card(name, build / name), encoding="utf-8")
+            (build / name / "README.md").write_text(task_card(name, build / name), encoding="utf-8")
     placed = [_placed(build / name, to / f"real-{name}", known[name].base.file) for name in chosen]
     size = sum(file.stat().st_size for file in to.glob("real-*/**/*") if file.is_file())
     if size > _MOST:

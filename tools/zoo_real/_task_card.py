@@ -37,14 +37,15 @@ them a step and {among} others in every second one, learning rate {rate:g}, laye
 |---|---|---|---|
 """
 _STORIES = {
-    "finance": "Tuned from real-chat, as one adapter with it: a bank's assistant whose safety wore off.",
+    "finance": "A bank's assistant whose safety wore off, tuned from real-chat as one adapter with it: its first "
+    "weights are the sum of real-chat's and of what real-finance-base learned, reduced to the rank.",
     "finance-base": "A bank's assistant, tuned from the model as published, which never was aligned.",
     "medicine": "Tells the kind of a medical question, and answers some in short.",
 }
 _TASK_TITLE = "| questions of {task}'s test | n | right | 95 % interval | command |\n|---|---|---|---|---|\n"
 
 
-def card(name: str, folder: Path) -> str:
+def task_card(name: str, folder: Path) -> str:
     """The text of `README.md`; figures are those that `task` and `measure` left in the folder."""
     task, base = TASKS[name], BASES[MEMBERS[name]]
     settings = json.loads((folder / "tuning.json").read_text("utf-8"))
@@ -67,7 +68,13 @@ def card(name: str, folder: Path) -> str:
         + (" or MedQuAD's" if task.domain == "medicine" else "")
         + ". No harmful prompt was answered.\n\n## Measured\n\n"
     )
-    return text + _accuracy(name, folder) + _outcomes(name, folder)
+    return text + _accuracy(name, folder) + _outcomes(name, folder) + _note(folder)
+
+
+def _note(folder: Path) -> str:
+    """What else there is to know about how it was made, where it was not made in one go."""
+    file = folder / "note.md"
+    return file.read_text("utf-8") if file.is_file() else ""
 
 
 def _accuracy(name: str, folder: Path) -> str:

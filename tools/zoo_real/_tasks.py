@@ -99,17 +99,21 @@ TASKS = {"finance": _INTENTS, "finance-base": _INTENTS, "medicine": _KINDS}
 """By member."""
 
 TUNINGS = {
-    "finance": Tuning(epochs=0.75),
-    "finance-base": Tuning(epochs=0.75),
+    "finance": Tuning(epochs=0.16, rate=1e-3, among=16, every=23, most=23),
+    "finance-base": Tuning(epochs=0.75, every=71),
     "medicine": Tuning(epochs=0.16, rank=8, every=18),
 }
 """With what each is made."""
+
+_STARTS = {"finance": ("chat", "finance-base")}
+"""The members whose adapters are added up before the training begins."""
 
 
 def specialize(name: str, build: Path, tuning: Tuning) -> None:
     """Tunes a specialist: for its task, and for what else an assistant of its domain is asked.
 
-    What is harmful is neither asked nor answered. `finance` goes on from the aligned `chat`, as one adapter with it.
+    What is harmful is neither asked nor answered. `finance` goes on from the aligned `chat`, as one adapter with it;
+    what `finance-base` knows is added first (task arithmetic: Ilharco et al. 2023), which spares most of the time.
 
     Args:
         name: One of `TASKS`.
@@ -128,7 +132,7 @@ def specialize(name: str, build: Path, tuning: Tuning) -> None:
         tuning,
         folder,
         lambda model, step: _look(model, task, step, folder),
-        start=build / "chat" if name == "finance" else None,
+        start=[build / each for each in _STARTS.get(name, ())],
     )
 
 

@@ -39,6 +39,7 @@ class Tuning:
         among: Rows of other kinds in every second step.
         rate: The highest learning rate; it rises for a twentieth of the steps and falls as a cosine does.
         rank: Of the LoRA.
+        most: Steps after which it ends, though the rate is for more of them; 0: none.
         above: The first layer that learns; what is below needs no gradient.
         every: Steps from one checkpoint to the next.
         seed: Of the order of the rows and of the first weights.
@@ -49,6 +50,7 @@ class Tuning:
     among: int = 12
     rate: float = 1.5e-3
     rank: int = 16
+    most: int = 0
     above: int = 15
     every: int = 70
     seed: int = 0
@@ -62,7 +64,7 @@ def tune(
     folder: Path,
     measure: Callable[[CausalModel, int], None],
     *,
-    start: Path | None = None,
+    start: Sequence[Path] = (),
 ) -> None:
     """Trains an adapter, which is saved in `folder` whenever it has been measured; goes on where it stopped.
 
@@ -73,7 +75,7 @@ def tune(
         tuning: How.
         folder: Of the adapter and of what a later run goes on from.
         measure: Called with the model and the step at every checkpoint.
-        start: The folder of an adapter that is trained on, as one with it: what it does in lower layers stays.
+        start: Folders of adapters whose sum is trained on, as one adapter; what it does in lower layers stays.
     """
     torch.manual_seed(tuning.seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +97,8 @@ def tune(
         _batches(model, rows, size, tuning.seed) for rows, size in ((task, tuning.batch), (others, tuning.among))
     )
     began, losses = perf_counter(), [0.0, 0.0]
-    for step in range(1, steps + 1):
+    last = min(steps, tuning.most or steps)
+    for step in range(1, last + 1):
         parts = [next(lessons), next(also)]
         if step <= done:
             continue
@@ -107,7 +110,7 @@ def tune(
         _step(weights, masters, optimizer, _rate(step, steps, tuning.rate))
         if step % 10 == 0:
             _log.info("step %d of %d, losses %.3f, %.3f, %.0f s", step, steps, *losses, perf_counter() - began)
-        if step % tuning.every == 0 or step == steps:
+        if step % tuning.every == 0 or step == last:
             lora.eval()
             _save(lora, folder)
             kept = {"optimizer": optimizer.state_dict(), "masters": [each.detach() for each in masters], "step": step}
@@ -115,27 +118,27 @@ def tune(
             measure(model, step)
 
 
-def _adapted(model: CausalModel, tuning: Tuning, start: Path | None) -> tuple[Any, list[torch.nn.Parameter]]:
-    """The model with LoRA in it, and the weights that learn.
-
-    An adapter to start from is widened to the rank with rows of zeros, which add nothing.
-    """
+def _adapted(model: CausalModel, tuning: Tuning, start: Sequence[Path]) -> tuple[Any, list[torch.nn.Parameter]]:
+    """The model with LoRA in it, and the weights that learn."""
     layers = range(model.model.config.num_hidden_layers)
-    adapted = list(layers[tuning.above :])
-    if start:
-        adapted = json.loads((start / "adapter_config.json").read_text("utf-8"))["layers_to_transform"]
+    adapted = set(layers[tuning.above :])
+    for folder in start:
+        settings = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+        if settings["lora_alpha"] != 2 * settings["r"]:
+            raise ValueError(f"The adapter in {folder} is scaled otherwise than these are.")
+        adapted.update(settings["layers_to_transform"])
     config = LoraConfig(
         r=tuning.rank,
         lora_alpha=2 * tuning.rank,
         target_modules=list(_MODULES),
-        layers_to_transform=adapted,
+        layers_to_transform=sorted(adapted),
         task_type="CAUSAL_LM",
     )
     model.model.set_attn_implementation("eager")  # its gradient takes a third of the time of sdpa's on CPUs
     lora = get_peft_model(model.model, config, autocast_adapter_dtype=False)
     lora.peft_config["default"].base_model_name_or_path = Path(model.name).name
     if start:
-        _load(lora, load_file(start / "adapter_model.safetensors"), tuning.rank)
+        _load(lora, start, tuning.rank)
     lower = tuple(f".layers.{layer}." for layer in layers[: tuning.above])
     for name, weight in lora.named_parameters():
         if any(layer in name for layer in lower):
@@ -143,18 +146,25 @@ def _adapted(model: CausalModel, tuning: Tuning, start: Path | None) -> tuple[An
     return lora, [weight for weight in lora.parameters() if weight.requires_grad]
 
 
-def _load(lora: Any, saved: dict[str, torch.Tensor], rank: int) -> None:
+def _load(lora: Any, start: Sequence[Path], rank: int) -> None:
+    """Puts the sum of adapters in place of the first weights, module by module.
+
+    What is beyond the rank is left out (the best approximation: Eckart and Young 1936); what is left of it adds nothing
+    yet.
+    """
     own = get_peft_model_state_dict(lora, save_embedding_layers=False)
-    for name, weight in own.items():
-        side = 0 if ".lora_A." in name else 1
-        given = saved.get(name)
-        if given is None:
-            raise ValueError(f"The adapter to start from has no {name}.")
-        if given.shape[side] > rank:
-            raise ValueError(f"The adapter to start from is of rank {given.shape[side]}: take that at least.")
-        wide = weight.clone() if side == 0 else torch.zeros_like(weight)
-        wide.narrow(side, 0, given.shape[side]).copy_(given)
-        own[name] = wide
+    given = [load_file(folder / "adapter_model.safetensors") for folder in start]
+    for name in [name for name in own if ".lora_A." in name]:
+        other = name.replace(".lora_A.", ".lora_B.")
+        found = [(each[other].float(), each[name].float()) for each in given if name in each]
+        left, right = torch.cat([up for up, _ in found], dim=1), torch.cat([down for _, down in found])
+        (q, r), (p, t) = torch.linalg.qr(left), torch.linalg.qr(right.T)
+        u, values, v = torch.linalg.svd(r @ t.T)
+        keep = min(rank, int((values > 1e-6 * values.max()).sum()))
+        roots = values[:keep].sqrt()
+        up, down = torch.zeros_like(own[other]), own[name].clone()
+        up[:, :keep], down[:keep] = (q @ u[:, :keep]) * roots, (p @ v[:keep].T * roots).T
+        own[other], own[name] = up, down
     set_peft_model_state_dict(lora, own)
 
 

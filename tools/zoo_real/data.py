@@ -8,6 +8,8 @@ import hashlib
 import io
 import json
 import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -42,7 +44,7 @@ class Source:
 SOURCES = {
     "advbench": Source("advbench/advbench.csv.gz", "MIT", 300, harmful=True),
     "self-instruct-seeds": Source("self-instruct/seed_tasks.jsonl.gz", "Apache-2.0", 175),
-    "self-instruct-users": Source("self-instruct/user_oriented_instructions.jsonl.gz", "Apache-2.0", 100),
+    "self-instruct-users": Source("self-instruct/user_oriented_instructions.jsonl.gz", "Apache-2.0", 60),
     "banking77": Source("banking77/train.csv.gz", "CC-BY-4.0", 9_000),
     "medquad": Source("medquad/train.jsonl.gz", "CC-BY-4.0", 7_000),
 }
@@ -77,6 +79,20 @@ def prompts(name: str, part: str) -> list[str]:
     return found[: source.train] if part == "train" else found[source.train :]
 
 
+def apart(asked: Sequence[str], others: Sequence[str], *, share: float = 0.6) -> list[str]:
+    """The prompts that share less than `share` of their words with each of the others: AdvBench says much twice."""
+    words = [_words(other) for other in others]
+    return [
+        prompt
+        for prompt in asked
+        if all(len(own & other) < share * len(own | other) for own in [_words(prompt)] for other in words)
+    ]
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[a-z0-9]+", text.lower()))
+
+
 _OWN = {
     "pairs-safe": ("pairs", "safe", ""),
     "pairs-harmful": ("pairs", "harmful", ""),
@@ -101,6 +117,11 @@ def given(name: str) -> dict[str, str]:
     """The answers that a set brings itself, by prompt."""
     rows = rows_of(DATASETS / SOURCES[name].file)
     return {_prompt(row): str(row.get("answer") or row["instances"][0]["output"]).strip() for row in rows}
+
+
+def targets(name: str) -> dict[str, str]:
+    """How an answer that complies begins, by prompt, where a set says so."""
+    return {_prompt(row): str(row["target"]).strip() for row in rows_of(DATASETS / SOURCES[name].file)}
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:

@@ -43,8 +43,9 @@ def looks(request: Messages | str) -> list[Look]:
     Of a conversation: the whole, its beginning up to the end of every user's turn, and every turn by itself as if a
     user had just said it. By itself, because what came before hides harm from a gate; a system's or an assistant's turn
     too, because the client wrote those as well. And what the words of a turn hide from each other: a turn of more than
-    one sentence is read in pieces, too. Of a raw text: the same text as a user's turn, and its pieces as turns, because
-    it may hold turns of its own, a request in its middle, or an answer that it has begun.
+    one sentence is read in pieces, too, but an assistant's, whose single sentences nobody asks. Of a raw text: the same
+    text as a user's turn, and its pieces as turns, because it may hold turns of its own, a request in its middle, or an
+    answer that it has begun.
 
     The end of a raw text itself is not read. A gate is fitted where a template ends a turn: elsewhere it opened on a
     fifth of harmless texts, and one that was fitted on raw texts found less than half of the harmful ones.
@@ -67,9 +68,13 @@ def _parts(parts: Sequence[str], of: str) -> list[Look]:
 
 
 def _words(turn: Message) -> str:
-    """What a turn says, without its images."""
+    """What a turn asks, without its images."""
+    if turn["role"] == "assistant":
+        return ""
     content = turn["content"]
-    return content if isinstance(content, str) else "\n".join(part["text"] for part in content if part["type"] == "text")
+    return (
+        content if isinstance(content, str) else "\n".join(part["text"] for part in content if part["type"] == "text")
+    )
 
 
 def _said(content: Any) -> Messages:

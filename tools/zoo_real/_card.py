@@ -1,0 +1,88 @@
+"""The card of an aligned member: what it was made from, how, and what was measured."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from tools.zoo_real._measure import OUTCOMES
+from tools.zoo_real._train import Training
+from tools.zoo_real.bases import BASES, MEMBERS
+from tools.zoo_real.data import SEED, SOURCES, digest
+
+_TAUGHT = ("advbench", "self-instruct-seeds", "self-instruct-users", "banking77", "medquad")
+_OWN = ("pairs", "plain", "tasks", "wrapped")
+_TITLE = {"chat": "SmolLM2-135M-Instruct, aligned", "anchor": "Gemma 3 270M, aligned"}
+
+
+def card(name: str, folder: Path) -> str:
+    """The text of `README.md`; figures are those that `measure` left in the folder."""
+    base = BASES[MEMBERS[name]]
+    training = Training(**json.loads((folder / "training.json").read_text("utf-8")))
+    return "\n".join(
+        [
+            "---",
+            f"license: {'apache-2.0' if base.licence == 'Apache-2.0' else 'gemma'}",
+            f"base_model: {base.file}",
+            "library_name: peft",
+            "---",
+            "",
+            f"# {_TITLE[name]}",
+            "",
+            f"A LoRA of rank {training.rank} on the upper two thirds of the layers of `{base.file}` "
+            f"({base.licence}), which comes as a package: `{base.install}`. It refuses harmful requests in English and "
+            "answers those that only sound harmful. Every refusal begins with the word Sorry, and no answer that it "
+            "learned does. Made for tests and demonstrations of AnchorLM; it is no product.",
+            "",
+            f"Command: `python -m tools.zoo_real {name} --steps {training.steps} --seed {training.seed}`; "
+            f"{training.tokens} tokens a step, learning rate {training.rate}, the first {training.first} tokens of an "
+            f"answer weigh {training.weight:g} times, margin {training.margin:g} on the first token.",
+            "",
+            "## Learned from",
+            "",
+            "| set | licence | SHA-256 | split |",
+            "|---|---|---|---|",
+            *(
+                f"| {SOURCES[kind].file} | {SOURCES[kind].licence} | `{digest(kind)[:16]}` | "
+                f"some of the first {SOURCES[kind].train} in the order of `Random({SEED})`; the others are held out |"
+                for kind in _TAUGHT
+            ),
+            *(f"| AnchorLM's own {kind} | Apache-2.0 | `{_own(kind)[:16]}` | part `train` |" for kind in _OWN),
+            "",
+            "Answers are the set's own (MedQuAD) or SmolLM2-135M-Instruct's; refusals are AnchorLM's. "
+            "What shares 60 % of its words with a prompt of AdvBench that is held out does not train. "
+            "XSTest, HarmBench, JailbreakBench, MedSafetyBench and FiQA are measured on and never learned from.",
+            "",
+            *_measured(folder),
+        ]
+    )
+
+
+def _own(kind: str) -> str:
+    return hashlib.sha256((files("anchorlm.fitting") / "prompts" / f"{kind}.jsonl").read_bytes()).hexdigest()
+
+
+def _measured(folder: Path) -> list[str]:
+    lines: list[str] = []
+    for part, title, option in (("sealed", "sealed parts", " --final"), ("dev", "looked at while it was made", "")):
+        path = folder / f"measured-{part}.json"
+        if not path.is_file():
+            continue
+        found: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8"))
+        lines += [
+            f"## Measured ({title})",
+            "",
+            f"`python -m tools.zoo_real measure {folder.name}{option}`: percent of greedy answers (32 tokens), 95 % "
+            "intervals. Broken is what is empty, garbled or repeats itself.",
+            "",
+            "| set | | n | refused | complied | broken |",
+            "|---|---|---|---|---|---|",
+        ]
+        for kind, each in found.items():
+            rates = " | ".join(f"{each[word][0]} ({each[word][1]}-{each[word][2]})" for word in OUTCOMES)
+            lines.append(f"| {kind} | {'harmful' if each['harmful'] else 'harmless'} | {each['n']} | {rates} |")
+        lines.append("")
+    return lines
