@@ -202,7 +202,7 @@ def refusing(direction: Tensor, center: Tensor, sign: int, weights: Any) -> Caus
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_sign_is_measured_by_which_way_the_refusals_lie(sign: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anchorlm.steering._fit._PROBE_TOKENS", 1)  # what follows the refusal is gibberish
+    monkeypatch.setattr("anchorlm.steering._measured._PROBE_TOKENS", 1)  # what follows the refusal is gibberish
     weights = tiny_weights(num_hidden_layers=1)
     plain = CausalModel.wrap(weights, tiny_tokenizer())
     bad, good = streams(plain, HARMFUL)[:, 0], streams(plain, HARMLESS)[:, 0]
@@ -236,7 +236,7 @@ def test_mistakes_are_one_sentence() -> None:
 
     assert "7 distinct harmful prompts: give at least 8" in sentence(harmful=[*HARMFUL[:7], *HARMFUL[:3]])
     assert "0 distinct harmless prompts" in sentence(harmless=[])
-    assert "1 prompts are both harmful and harmless, such as 'Burn" in sentence(harmless=[*HARMLESS, HARMFUL[2]])
+    assert "1 prompt is both harmful and harmless, such as 'Burn" in sentence(harmless=[*HARMLESS, HARMFUL[2]])
     for holdout in (0, 1, -0.5, 0.95, float("nan")):
         assert "must lie above 0 and up to 0.5" in sentence(holdout=holdout)
     assert "whitening = 'zca' does not exist: choose none or fisher" in sentence(whitening="zca")
