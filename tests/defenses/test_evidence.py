@@ -137,10 +137,11 @@ def test_nothing_that_is_asked_hides_behind_the_rest_of_a_request(pair: tuple[Lo
         return {"role": role, "content": text}
 
     for text, other in (PROMPTS, PROMPTS[::-1]):
-        alone = score([turn(text)])
+        alone = pytest.approx(found := score([turn(text)]), abs=1e-4)
+        least = found - 1e-4  # what is read together is read with other padding
         assert score(text) == alone  # a raw text opens nothing at its own end
-        assert score([turn(other), turn("Well", "assistant"), turn(text)]) >= alone
-        assert score([turn(other), turn(text, "assistant")]) >= max(alone, score([turn(other)]))
+        assert score([turn(other), turn("Well", "assistant"), turn(text)]) >= least
+        assert score([turn(other), turn(text, "assistant")]) >= max(least, score([turn(other)]) - 1e-4)
         assert score([turn(text), turn(" ", "assistant")]) == alone
 
 

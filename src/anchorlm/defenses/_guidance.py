@@ -90,6 +90,11 @@ class Guidance:
                 if settings.artifact is not None:
                     raise
                 left.append(str(error))
+        if self.aligner is None and settings.gate_reader is not None:
+            raise UserError(
+                "gate_reader says who reads the gate, and there is none: give the artifact of InferAligner that was "
+                "fitted to this target, or leave it out."
+            )
         if (place := self._place(settings, EVIDENCE)) is not None:
             target, anchor = self._defense.target, self._defense.anchor
             try:

@@ -111,7 +111,7 @@ async def _fit(
     labels = torch.cat([torch.ones(len(high)), torch.zeros(len(low))])
     weights, offset = logistic(torch.cat([high, low]), labels, _PENALTY)
     offset = offset - log(len(high) / len(low))  # as if there were as many of either class
-    scores = [one.double() @ weights + offset for one in (high, low)]
+    scores = high.double() @ weights + offset, low.double() @ weights + offset
     threshold, full = thresholds(*scores, *shares)
     figures = {
         "auroc": _told(scores),
