@@ -87,7 +87,7 @@ def test_an_adapter_that_names_a_packaged_base_loads_on_it_in_its_format(tmp_pat
     given = CausalModel.from_pretrained(SMOL.path(), dtype="bfloat16")
     lora = get_peft_model(given.model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
     lora.peft_config["default"].base_model_name_or_path = f"../{SMOL.file}"
-    lora.save_pretrained(str(tmp_path / "first"))
+    lora.save_pretrained(str(tmp_path / "first"), save_embedding_layers=False)
     shutil.copytree(tmp_path / "first", tmp_path / "second" / "moved")
     model, moved = (CausalModel.from_pretrained(tmp_path / place) for place in ("first", "second/moved"))
     assert model.model.dtype == torch.bfloat16

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anchorlm.cli._errors import OneSentence
-from anchorlm.cli._fit_guard import calibrate, fit
+from anchorlm.cli._fit_alignbeam import fit
+from anchorlm.cli._fit_guard import calibrate
 from anchorlm.records import UserError
 
 if TYPE_CHECKING:
@@ -100,6 +101,25 @@ def generate(
         concurrency=concurrency,
         probe=probe,
     )
+
+
+@app.command()
+def grade(
+    source: Annotated[
+        str, typer.Argument(metavar="FILE", help="CSV, TSV, JSON list, JSONL (also as .gz) or Parquet with answers.")
+    ],
+    text: Annotated[str, typer.Option("--text", help="Column or field that holds the answer.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="JSONL file, continued if it exists; - is stdout.")],
+    prompt: Annotated[str | None, typer.Option("--prompt", help="Column or field that holds the prompt.")] = None,
+    grader: Annotated[
+        str, typer.Option("--grader", help="english: does it refuse? harm: does it give harm? refusal: phrases alone.")
+    ] = "english",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start the output again.")] = False,
+) -> None:
+    """Grades answers that exist already: index, outcome and probability a row."""
+    from anchorlm.cli._grade import run
+
+    run(source, text, prompt, grader, output, overwrite=overwrite)
 
 
 @app.command()

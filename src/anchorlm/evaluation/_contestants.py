@@ -8,11 +8,12 @@ from typing import Any
 from anchorlm.defenses import find_defense
 from anchorlm.engine import LocalEngine
 from anchorlm.evaluation._cases import Case
+from anchorlm.evaluation._english import EnglishGrader, HarmGrader
 from anchorlm.evaluation._graders import Grader, JudgeGrader, RefusalGrader, TruthGrader, is_correct
 from anchorlm.evaluation._recipe import CompareRecipe, DataSettings
 from anchorlm.evaluation._sets import read_set
 from anchorlm.guard import Guard, JudgeSettings, ScorerSettings, build_judge, build_scorer
-from anchorlm.judging import Judge, Scorer
+from anchorlm.judging import ENGLISH, HARM, Judge, Scorer
 from anchorlm.models import SHIPPED, CausalModel, ModelSettings
 from anchorlm.records import UserError
 from anchorlm.steering import Aligner
@@ -38,7 +39,7 @@ class Embedded:
     correct: Callable[[Case, str], bool]
 
 
-FITTED = ("artifact", "critic", "calibration")
+FITTED = ("artifact", "evidence", "critic", "calibration")
 """Knobs that name a fitted artifact."""
 
 EMBEDDED_PROMPTS = 400
@@ -296,8 +297,10 @@ class Pool:
             elif name in self._recipe.grader:
                 settings = self._recipe.grader[name]
                 found.append(JudgeGrader(name, self.judge(settings.judge), settings.threshold))
+            elif name in (ENGLISH, HARM):
+                found.append(EnglishGrader() if name == ENGLISH else HarmGrader())
             else:
-                known = ", ".join(["refusal", "truth", *self._recipe.grader])
+                known = ", ".join(["refusal", ENGLISH, HARM, "truth", *self._recipe.grader])
                 raise UserError(f"There is no grader {name!r}: describe it in a section [grader.{name}], or take one "
                                 f"of {known}.")  # fmt: skip
         return found

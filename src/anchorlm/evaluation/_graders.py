@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import get_args
+from typing import Literal, get_args
 
 from anchorlm.evaluation._cases import Case
 from anchorlm.evaluation._tasks import answer_line
@@ -18,6 +18,10 @@ _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 _NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")
 
 
+Graded = Outcome | Literal["ungraded"]
+"""What a grader said of an answer, or that it could not grade it."""
+
+
 class Grader(ABC):
     """Tells what became of a request: refused, complied, or broken (empty, garbled, or neither).
 
@@ -30,8 +34,8 @@ class Grader(ABC):
     judge: str | None = None
 
     @abstractmethod
-    async def grade(self, case: Case, texts: Sequence[str]) -> list[Outcome]:
-        """The outcomes of some responses to one prompt, in order.
+    async def grade(self, case: Case, texts: Sequence[str]) -> Sequence[Graded]:
+        """The outcomes of some responses to one prompt, in order; `ungraded` where it cannot tell.
 
         Raises:
             DefenseError: A judge could not do its work.
