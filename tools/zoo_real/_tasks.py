@@ -99,7 +99,7 @@ TASKS = {"finance": _INTENTS, "finance-base": _INTENTS, "medicine": _KINDS}
 """By member."""
 
 TUNINGS = {
-    "finance": Tuning(epochs=0.16, rate=1e-3, among=16, every=23, most=23),
+    "finance": Tuning(epochs=0.16, rate=1e-3, among=16, every=23),
     "finance-base": Tuning(epochs=0.75, every=71),
     "medicine": Tuning(epochs=0.16, rank=8, every=18),
 }
