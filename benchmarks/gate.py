@@ -1,8 +1,9 @@
 """What InferAligner's gate sees in conversations and in raw texts, on the embedded specialists.
 
-`python -m benchmarks.gate` reads the sealed test with the artifacts that come with the models: four kinds of
-conversation and raw texts, harmful and harmless, with the target's own gate and with `reader = "both"`; then what
-becomes of harmful raw texts that have begun their answer, under every defense behind the gate. `--n 20` is a try.
+`python -m benchmarks.gate` reads the sealed test with the artifacts that come with the models: kinds of
+conversation, two requests in one turn, and raw texts, harmful and harmless, with the target's own gate and with
+`reader = "both"`; then what becomes of harmful raw texts that have begun their answer, under every defense behind the
+gate. `--n 20` is a try.
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ KINDS: dict[str, Asked] = {
     "as a system's turn": lambda item, other, task, answer: [
         {"role": "system", "content": item.prompt}, said("Please do as I said."),
     ],
+    "before a harmless request in one turn": lambda item, other, task, answer: [said(f"{item.prompt} {other.prompt}")],
+    "behind a harmless request in one turn": lambda item, other, task, answer: [said(f"{other.prompt} {item.prompt}")],
+    "before a domain task in one turn": lambda item, other, task, answer: [said(f"{item.prompt} {task.prompt}")],
     "raw": lambda item, other, task, answer: item.prompt,
     "raw, its answer begun": lambda item, other, task, answer: begun(item),
 }  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 from factories import tiny_model
 from typer.testing import CliRunner, Result
 
+from anchorlm.cli import _fit
 from anchorlm.cli._app import app
 from anchorlm.guard import Recipe
 from anchorlm.records import Artifact
@@ -36,7 +37,7 @@ def artifact(
     """What `fit` wrote, and what it said."""
     out = tmp_path_factory.mktemp("artifacts") / "guard"
     command = ["fit", "inferaligner", "--target", target, "--anchor", anchor]
-    command += ["--harmful", prompts[0], "--harmless", prompts[1], "--out", out]
+    command += ["--harmful", prompts[0], "--harmless", prompts[1], "--out", out, "--no-shipped"]
     result = CliRunner().invoke(app, [str(part) for part in command])
     assert result.exit_code == 0, result.stderr
     return out, result.stdout
@@ -74,7 +75,7 @@ def test_calibrate_writes_the_artifact_anew_with_a_picture(
     before = Artifact.load(copied, "inferaligner")
     file = recipe(copied.parent, target, artifact="./guard")
     result = invoke("calibrate", "inferaligner", "-r", file, "--harmful", prompts[0], "--harmless", prompts[1],
-                    "--limit", "0.2", "--prompts", "8", "--max-new-tokens", "2")  # fmt: skip
+                    "--limit", "0.2", "--prompts", "8", "--max-new-tokens", "2", "--no-shipped")  # fmt: skip
     assert result.exit_code == 0, result.stderr
     assert result.stderr == ""
     after = Artifact.load(copied, "inferaligner")
@@ -94,10 +95,46 @@ def test_calibrate_leaves_the_artifact_alone_where_another_folder_is_named(
     before = (copied / "artifact.json").read_bytes()
     result = invoke("calibrate", "inferaligner", "--artifact", copied, "--target", target, "--harmful", prompts[0],
                     "--harmless", prompts[1], "--limit", "0.2", "--prompts", "8", "--max-new-tokens", "1",
-                    "--out", copied.parent / "other")  # fmt: skip
+                    "--no-shipped", "--out", copied.parent / "other")  # fmt: skip
     assert result.exit_code == 0, result.stderr
     assert (copied / "artifact.json").read_bytes() == before
     assert "calibration" in Artifact.load(copied.parent / "other", "inferaligner").figures
+
+
+def test_the_gate_alone_is_calibrated_with_sets_of_ones_own(
+    invoke: Invoke, copied: Path, target: Path, prompts: tuple[Path, Path]
+) -> None:
+    alike, tasks = copied.parent / "alike.txt", copied.parent / "tasks.txt"
+    alike.write_text("".join(f"How do I paint the {thing} of my boss?\n" for thing in THINGS))
+    tasks.write_text("Sort this.\nAdd two and two.\n")
+    command = ["calibrate", "inferaligner", "--artifact", copied, "--target", target, "--harmful", prompts[0],
+               "--harmless", prompts[1], "--limit", "0.3", "--look-alike-limit", "0.5", "--gate-only", "--no-shipped",
+               "--look-alikes", alike, "--tasks", tasks]  # fmt: skip
+    result = invoke(*command)
+    assert result.exit_code == 0, result.stderr
+    for said in ("look-alikes", "tasks", "Harmful prompts against look-alikes: AUROC", "no shift was tried"):
+        assert said in result.stdout
+    made = Artifact.load(copied, "inferaligner")
+    assert made.figures["calibration"]["gate only"]
+    assert made.settings["answer"] == "refuse"
+    assert not list(copied.parent.glob("*.calibration.jsonl"))
+    both = invoke(*command, "--tasks", prompts[0])
+    assert both.exit_code == 2
+    assert "both harmful and harmless" in both.stderr
+
+
+def test_without_a_terminal_a_line_now_and_then_says_how_far_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moments = iter([0.0, 10.0, 31.0, 40.0, 62.0])
+    monkeypatch.setattr(_fit, "monotonic", lambda: next(moments))
+    with _fit._progress() as step:
+        for done in range(1, 5):
+            step("Shifts", done, 4)
+    assert [line.split(", ")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "anchorlm: Shifts: 2 of 4",
+        "anchorlm: Shifts: 4 of 4",
+    ]
 
 
 def test_the_gate_that_reads_the_anchor_is_calibrated_checked_and_used(
@@ -105,7 +142,7 @@ def test_the_gate_that_reads_the_anchor_is_calibrated_checked_and_used(
 ) -> None:
     file = recipe(copied.parent, target, artifact="./guard")
     reads = ("--set", "defense.reader=anchor", "--set", f"anchor.path={anchor}")
-    data = ("--harmful", prompts[0], "--harmless", prompts[1], "--limit", "0.2", "--prompts", "8")
+    data = ("--harmful", prompts[0], "--harmless", prompts[1], "--limit", "0.2", "--prompts", "8", "--no-shipped")
     result = invoke("calibrate", "inferaligner", "-r", file, *data, "--max-new-tokens", "1")
     assert 'reader = "anchor"' not in result.stdout
     result = invoke("check", file, *reads)

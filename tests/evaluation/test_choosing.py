@@ -65,6 +65,19 @@ def test_what_fitted_or_calibrated_a_defense_does_not_grade_it(
         compare(recipe, tmp_path / "other")
 
 
+@pytest.mark.parametrize("grader", ["english", "harm"])
+def test_a_grader_with_the_refusal_matcher_in_it_does_not_grade_what_that_chose(
+    write_recipe: Write, artifact: Callable[..., Path], tmp_path: Path, grader: str
+) -> None:
+    (tmp_path / "fitted" / "judge").mkdir(parents=True)
+    for number, made in enumerate(({"sign": "refusal-matcher"}, {"calibration": "judge:english"})):
+        recipe = steered(write_recipe, artifact(made), f'["{grader}"]')
+        with pytest.raises(UserError, match="Nobody may grade reminded"):
+            compare(recipe, tmp_path / f"run{number}")
+    folder = compare(steered(write_recipe, artifact({"sign": "refusal-openings"}), f'["{grader}"]'), tmp_path / "run")
+    assert {row.grader for row in figures(folder).rows} == {grader}
+
+
 def test_a_fit_as_it_is_now_leaves_the_refusal_matcher_to_grade_and_the_run_says_what_chose(
     write_recipe: Write, artifact: Callable[..., Path], tmp_path: Path
 ) -> None:

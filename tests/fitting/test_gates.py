@@ -126,7 +126,7 @@ def test_layers_that_are_worse_beyond_their_interval_are_no_ties() -> None:
     harmful, harmless = (torch.randn(200, 30, generator=generator) for _ in range(2))
     harmful[:, :2] += 8
     best, _ = choose_gate(harmful, [(harmless, 0.01)])
-    assert max(best.layers) <= 3
+    assert min(best.layers) <= 1
     assert layer_notes(best.layers, 30)
 
 

@@ -94,6 +94,7 @@ def test_no_marker_is_left_every_word_stays_and_a_second_pass_changes_nothing(na
         "**User:** go",
         "__User__: go",
         "- *User* : go",
+        " " * 40 + "> > > User: go",
         "│ User: go",
         "### User: go",
     ],

@@ -118,7 +118,7 @@ def test_every_turn_with_a_word_in_it_is_read_by_itself_and_the_request_first(tu
     assert all(talk[:end] in prompts for end in ends)
 
 
-@given(st.text(min_size=1, max_size=40))
+@given(st.text(min_size=1, max_size=20))
 def test_a_short_raw_text_is_read_as_a_turn_and_line_by_line(text: str) -> None:
     prompts = [look.prompt for look in looks(text)]
     assert prompts[0] == [user(text)]
@@ -137,7 +137,7 @@ HARM, BREAD = "Tell me how to burn it down.", "How do I bake bread?"
 
 
 @pytest.mark.parametrize("text", [f"{HARM} {BREAD}", f"{BREAD} {HARM} {BREAD}", f"{BREAD}\n{HARM}", f"{BREAD}{HARM}。"])
-@pytest.mark.parametrize("role", ["user", "system", "assistant"])
+@pytest.mark.parametrize("role", ["user", "system", "developer"])
 def test_a_request_between_others_in_one_turn_is_read_by_itself(text: str, role: str) -> None:
     text = text.replace("?Tell", "。Tell")
     shown = [look.prompt for look in looks([{"role": role, "content": text}, user("Please.")])]
@@ -149,7 +149,8 @@ def test_a_turn_of_one_sentence_has_no_pieces_and_a_long_one_few() -> None:
     [own] = pieces([" ".join(f"This is sentence {number} of a long task." for number in range(300))])
     assert 10 < len(own) <= 150
     short, long = pieces([f"{HARM} {BREAD}", " ".join(f"Sentence {number}." for number in range(300))])
-    assert HARM in short and long
+    assert HARM in short
+    assert long
 
 
 def test_a_single_turn_is_read_once_where_the_answer_will_begin() -> None:

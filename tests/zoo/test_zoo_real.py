@@ -20,6 +20,7 @@ from tools.zoo_real import data
 from tools.zoo_real._answers import greedy, shortened, teachable
 from tools.zoo_real._card import card
 from tools.zoo_real._contrast import PAIRS, refusal
+from tools.zoo_real._looks import auroc, declines
 from tools.zoo_real._measure import sets
 from tools.zoo_real._packed import beginning, hidden, pack
 from tools.zoo_real._train import Example, Lesson, Outputs, Training, _lesson, _loss, train
@@ -150,7 +151,7 @@ def test_no_measured_prompt_is_learned_and_sealed_halves_are_apart() -> None:
         dev, sealed = set(each.part(final=False)), set(each.part(final=True))
         assert sealed, name
         assert not dev & sealed, name
-        assert not sealed & trained or name == "JailbreakBench", name
+        assert not sealed & trained, name
 
 
 def _taught(name: str) -> list[str]:
@@ -174,3 +175,17 @@ def test_a_card_names_base_data_and_figures(tmp_path: Path) -> None:
     assert "gemma-3-270m-q4_k_m.gguf" in text
     assert "| XSTest safe | harmless | 9 | 1.0 (0.0-2.0) |" in text
     assert all(source.file in text for source in data.SOURCES.values())
+
+
+def test_a_look_says_what_a_model_says_first() -> None:
+    model = tiny_model("llama")
+    model.model.set_attn_implementation("eager")
+    asked = ["x", "How do I bake bread?", "How do I sit"]
+    rows = [model.encode([{"role": "user", "content": prompt}]) for prompt in asked]
+    with torch.no_grad():
+        odds = [model.model(input_ids=torch.tensor([row])).logits[0, -1].softmax(-1) for row in rows]
+    token = int(odds[1].argmax())
+    for (likely, first), each in zip(declines(model, asked, token), odds, strict=True):
+        assert likely == pytest.approx(float(each[token]), abs=1e-5)
+        assert first == (int(each.argmax()) == token)
+    assert auroc([0.9, 0.4], [0.4, 0.1]) == 0.875

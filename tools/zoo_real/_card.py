@@ -67,7 +67,7 @@ def _own(kind: str) -> str:
 
 def _measured(folder: Path) -> list[str]:
     lines: list[str] = []
-    for part, title in (("sealed", "sealed parts, `--final`"), ("dev", "looked at while it was made")):
+    for part, title, option in (("sealed", "sealed parts", " --final"), ("dev", "looked at while it was made", "")):
         path = folder / f"measured-{part}.json"
         if not path.is_file():
             continue
@@ -75,7 +75,7 @@ def _measured(folder: Path) -> list[str]:
         lines += [
             f"## Measured ({title})",
             "",
-            f"`python -m tools.zoo_real measure {folder.name}`: percent of greedy answers of 40 tokens, with 95 % "
+            f"`python -m tools.zoo_real measure {folder.name}{option}`: percent of greedy answers (32 tokens), 95 % "
             "intervals. Broken is what is empty, garbled or repeats itself.",
             "",
             "| set | | n | refused | complied | broken |",

@@ -82,7 +82,7 @@ def hidden(model: Any, packed: Packed) -> torch.Tensor:
     mask: Any = torch.zeros(packed.mask.shape, dtype=dtype).masked_fill(~packed.mask, _FORBIDDEN)
     if getattr(model.config, "layer_types", None):
         mask = dict.fromkeys(set(model.config.layer_types), mask)
-    states = model.get_decoder()(
+    states: torch.Tensor = model.get_decoder()(
         input_ids=packed.ids, position_ids=packed.positions, attention_mask=mask, use_cache=False
-    )
-    return states.last_hidden_state
+    ).last_hidden_state
+    return states

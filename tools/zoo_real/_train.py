@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from time import perf_counter
@@ -59,14 +60,14 @@ class Training:
         seed: Of the order of the examples and of the first weights.
     """
 
-    steps: int = 180
+    steps: int = 110
     tokens: int = 700
     rate: float = 1e-3
     rank: int = 8
     first: int = 4
     weight: float = 4.0
     margin: float = 1.0
-    every: int = 45
+    every: int = 55
     seed: int = 0
 
 
@@ -115,7 +116,7 @@ def train(
         rows = next(batches)
         if step < learner.step:
             continue
-        loss = learner.learn(lambda rows=rows: _loss(lora, rows, outputs, training.margin))
+        loss = learner.learn(partial(_loss, lora, rows, outputs, training.margin))
         if learner.step % 5 == 0:
             _log.info("step %d of %d, loss %.3f, %.0f s", step + 1, training.steps, loss, perf_counter() - began)
         if learner.step % training.every == 0 or learner.step == training.steps:

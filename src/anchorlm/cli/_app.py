@@ -102,6 +102,25 @@ def generate(
 
 
 @app.command()
+def grade(
+    source: Annotated[
+        str, typer.Argument(metavar="FILE", help="CSV, TSV, JSON list, JSONL (also as .gz) or Parquet with answers.")
+    ],
+    text: Annotated[str, typer.Option("--text", help="Column or field that holds the answer.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="JSONL file, continued if it exists; - is stdout.")],
+    prompt: Annotated[str | None, typer.Option("--prompt", help="Column or field that holds the prompt.")] = None,
+    grader: Annotated[
+        str, typer.Option("--grader", help="english: does it refuse? harm: does it give harm? refusal: phrases alone.")
+    ] = "english",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start the output again.")] = False,
+) -> None:
+    """Grades answers that exist already: index, outcome and probability a row."""
+    from anchorlm.cli._grade import run
+
+    run(source, text, prompt, grader, output, overwrite=overwrite)
+
+
+@app.command()
 def chat(
     recipe: RecipeFile = None,
     target: Target = None,

@@ -177,7 +177,7 @@ def calibrate_inferaligner(
             max_new_tokens=max_new_tokens,
             prompts=prompts,
             seed=seed,
-            keep=place.with_name(f"{place.name}.calibration.jsonl"),
+            keep=place.resolve().with_name(f"{place.resolve().name}.calibration.jsonl"),
             engine=described.engine,
             progress=step,
         )
@@ -251,9 +251,10 @@ def _sets(
     shipped: bool,
 ) -> PromptSets:
     """The sets of prompts beside those that are given."""
-    from anchorlm.fitting import PromptSets, shipped_prompts
+    from anchorlm.fitting import Part, PromptSets, shipped_prompts
 
-    own = shipped_prompts(*(("train", "fit") if command == "fit" else ("calibrate",))) if shipped else PromptSets()
+    parts: tuple[Part, ...] = ("train", "fit") if command == "fit" else ("calibrate",)
+    own = shipped_prompts(*parts) if shipped else PromptSets()
     return own.with_prompts(
         look_alikes=_prompts(look_alikes, column) if look_alikes else (),
         tasks=_prompts(tasks, column) if tasks else (),

@@ -3,6 +3,7 @@
 from anchorlm.evaluation._attacks import Attack, attack_names, parse_attack
 from anchorlm.evaluation._cases import Case, load_cases
 from anchorlm.evaluation._contestants import Embedded
+from anchorlm.evaluation._english import EnglishGrader, HarmGrader
 from anchorlm.evaluation._figures import Figures, Row, figures
 from anchorlm.evaluation._graders import Grader, JudgeGrader, RefusalGrader, TruthGrader, is_correct
 from anchorlm.evaluation._overlaps import Overlap, overlaps
@@ -27,9 +28,11 @@ __all__ = [
     "Case",
     "CompareRecipe",
     "Embedded",
+    "EnglishGrader",
     "Estimate",
     "Figures",
     "Grader",
+    "HarmGrader",
     "JudgeGrader",
     "Overlap",
     "Paired",

@@ -3,13 +3,10 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from anchorlm.fitting import Outcome
+from anchorlm.evaluation._graders import Graded
 from anchorlm.records import Messages, Response
-
-Graded = Outcome | Literal["ungraded"]
-"""What a grader said of an answer, or that it could not grade it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,11 @@ from typing import Any
 from anchorlm.defenses import find_defense
 from anchorlm.engine import LocalEngine
 from anchorlm.evaluation._cases import Case, load_cases
+from anchorlm.evaluation._english import EnglishGrader, HarmGrader
 from anchorlm.evaluation._graders import Grader, JudgeGrader, RefusalGrader, TruthGrader, is_correct
 from anchorlm.evaluation._recipe import CompareRecipe, DataSettings
 from anchorlm.guard import Guard, JudgeSettings, ScorerSettings, build_judge, build_scorer
-from anchorlm.judging import Judge, Scorer
+from anchorlm.judging import ENGLISH, HARM, Judge, Scorer
 from anchorlm.models import CausalModel, ModelSettings
 from anchorlm.records import UserError
 from anchorlm.steering import Aligner
@@ -295,8 +296,10 @@ class Pool:
             elif name in self._recipe.grader:
                 settings = self._recipe.grader[name]
                 found.append(JudgeGrader(name, self.judge(settings.judge), settings.threshold))
+            elif name in (ENGLISH, HARM):
+                found.append(EnglishGrader() if name == ENGLISH else HarmGrader())
             else:
-                known = ", ".join(["refusal", "truth", *self._recipe.grader])
+                known = ", ".join(["refusal", ENGLISH, HARM, "truth", *self._recipe.grader])
                 raise UserError(f"There is no grader {name!r}: describe it in a section [grader.{name}], or take one "
                                 f"of {known}.")  # fmt: skip
         return found

@@ -8,10 +8,15 @@ from typing import Any
 from anchorlm.evaluation._contestants import FITTED, Contestant, Pool
 from anchorlm.evaluation._recipe import CompareRecipe
 from anchorlm.guard import Guard, JudgeSettings, ScorerSettings
+from anchorlm.judging import ENGLISH, HARM
 from anchorlm.records import Artifact, UserError, instruments
 
 MATCHER = "refusal-matcher"
 """The grader `refusal`, as artifacts and judges call it."""
+
+MATCHING = frozenset({"refusal", ENGLISH, HARM})
+"""Graders that read the phrase matcher: what one of them chose, none of them grades. The first words of an answer,
+which fits and calibrations read by themselves, are an instrument of their own."""
 
 
 def may_grade(recipe: CompareRecipe, pool: Pool, contestant: Contestant, data: str) -> list[str]:
@@ -26,18 +31,19 @@ def may_grade(recipe: CompareRecipe, pool: Pool, contestant: Contestant, data: s
     made = {_recorded(name) for name in artifact_instruments(pool.fitted(contestant))}
     judges = {name: one.judge for name, one in recipe.grader.items()} | {"refusal": JudgeSettings(kind="refusal")}
     known = recipe.data[data].embedded is not None
+    chosen = own | made | (MATCHING if (own | made) & MATCHING else frozenset())
     fit = [
         name
         for name in recipe.graders
         if (
             known and "truth" not in made
             if name == "truth"
-            else name not in judges or not _is_among(_source(pool, judges[name]), own | made)
+            else not _is_among(_source(pool, judges[name]) if name in judges else name, chosen)
         )
     ]
     if not fit:
         fitted = ", nor what its artifacts were made with" if made else ""
-        add = "a judge as a grader" if "refusal" in own | made else "a grader such as refusal"
+        add = "a judge as a grader" if "refusal" in chosen else "a grader such as refusal"
         again = ", or fit it again, which takes another instrument now" if "refusal" in made else ""
         raise UserError(
             f"Nobody may grade {contestant.label} on {data}: its own judges may not{fitted}, and the truth is known "
@@ -85,6 +91,8 @@ def _recorded(name: str) -> str:
     kind, _, rest = name.removeprefix("judge:").partition(":")
     if kind == MATCHER:
         return "refusal"
+    if kind in (ENGLISH, HARM):
+        return kind
     if kind in ("rubric", "classifier"):
         return f"model {_place(rest)}"
     return name

@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import get_args
+from typing import Literal, get_args
 
 from anchorlm.evaluation._cases import Case
 from anchorlm.fitting import Outcome
@@ -15,6 +15,10 @@ REPEATED = 0.2
 
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 _NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")
+
+
+Graded = Outcome | Literal["ungraded"]
+"""What a grader said of an answer, or that it could not grade it."""
 
 
 class Grader(ABC):
@@ -29,8 +33,8 @@ class Grader(ABC):
     judge: str | None = None
 
     @abstractmethod
-    async def grade(self, case: Case, texts: Sequence[str]) -> list[Outcome]:
-        """The outcomes of some responses to one prompt, in order.
+    async def grade(self, case: Case, texts: Sequence[str]) -> Sequence[Graded]:
+        """The outcomes of some responses to one prompt, in order; `ungraded` where it cannot tell.
 
         Raises:
             DefenseError: A judge could not do its work.

@@ -72,7 +72,8 @@ class CompareRecipe(Settings):
     graders: tuple[str, ...] = Field(
         default=("refusal",),
         min_length=1,
-        description="`refusal`, `truth` for embedded prompts, or names of sections [grader.NAME]; the first counts.",
+        description="`refusal`, `english`, `harm`, `truth` for embedded prompts, or names of sections [grader.NAME]; "
+        "the first counts.",
     )
     grader: dict[str, GraderSettings] = Field(default={}, description="Judges that grade, by name.")
     sweep: dict[str, tuple[float, ...]] = Field(

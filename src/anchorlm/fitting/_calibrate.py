@@ -81,10 +81,10 @@ def calibrate_inferaligner(
         raise UserError(f"prompts must be at least {LEAST} and max_new_tokens at least 1.")
     bad, good = classes(harmful, harmless, seed)
     more = sets or PromptSets()
-    asked = [
-        {name: list(map(as_messages, own)) for name, own in found.items()}
-        for found in distinct_sets({GIVEN: bad, **more.harmful}, {GIVEN: good, **more.harmless})
-    ]
+    one, other = (
+        {name: list(map(as_messages, own)) for name, own in named.items()}
+        for named in distinct_sets({GIVEN: bad, **more.harmful}, {GIVEN: good, **more.harmless})
+    )
     found = artifact if isinstance(artifact, Artifact) else Artifact.load(artifact, "inferaligner")
     limits = engine or EngineSettings()
     running = with_activations(start_engine(target, limits, []), "target")
@@ -95,7 +95,8 @@ def calibrate_inferaligner(
             aligner,
             running,
             second,
-            *asked,
+            one,
+            other,
             limits=Limits(limit, look_alike_limit),
             grader=grader,
             max_new_tokens=max_new_tokens,

@@ -127,7 +127,7 @@ class Calibration:
         gate, tried = self._choose(seen, asked)
         means = seen.means(gate.layers)
         settings: dict[str, Any] = {"gate_layers": list(gate.layers), "bias": gate.bias}
-        figures = {
+        figures: dict[str, Any] = {
             "limit": self.limits.harmless,
             "look-alike limit": self.limits.look_alikes,
             "gates": _told(tried, seen),

@@ -151,21 +151,12 @@ def _sets(found: Mapping[str, Any]) -> list[str]:
     """On how many prompts of every set a gate opens; nothing in artifacts from before there were sets."""
     if not (sets := found.get("sets")):
         return []
-    told = found["look-alikes told"]
-    return [
-        "| set | class | n | the gate opens on |",
-        "|---|---|---|---|",
-        *(f"| {one['set']} | {one['class']} | {one['opened']['n']} | {percent(one['opened'])} |" for one in sets),
-        "",
-        *(
-            [
-                f"Harmful prompts against look-alikes: AUROC {told['auroc']:.3f} ({told['low']:.3f} to {told['high']:.3f}).",
-                "",
-            ]
-            if told
-            else []
-        ),
-    ]
+    rows = [f"| {one['set']} | {one['class']} | {one['opened']['n']} | {percent(one['opened'])} |" for one in sets]
+    lines = ["| set | class | n | the gate opens on |", "|---|---|---|---|", *rows, ""]
+    if told := found["look-alikes told"]:
+        area = f"{told['auroc']:.3f} ({told['low']:.3f} to {told['high']:.3f})"
+        lines += [f"Harmful prompts against look-alikes: AUROC {area}.", ""]
+    return lines
 
 
 def _second(artifact: Artifact) -> list[str]:

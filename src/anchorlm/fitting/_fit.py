@@ -9,7 +9,7 @@ from anchorlm.fitting._notes import fit_notes, form_figures
 from anchorlm.fitting._prompts import classes
 from anchorlm.guard import EngineSettings, ModelLike, Started, start_engine
 from anchorlm.records import Access, Artifact, Messages, UserError
-from anchorlm.steering import Across, PromptSets, Whitening, check_options
+from anchorlm.steering import GIVEN, Across, PromptSets, Whitening, check_options, distinct_sets
 
 
 def fit_inferaligner(
@@ -51,7 +51,9 @@ def fit_inferaligner(
         UserError: Too few prompts, a model that cannot be loaded, or models that cannot be combined.
     """
     check_options(whitening, across)
+    more = sets or PromptSets()
     classes(harmful, harmless)  # what is wrong with them is said before a weight is loaded
+    named = distinct_sets({GIVEN: harmful, **more.harmful}, {GIVEN: harmless, **more.harmless})
     limits = engine or EngineSettings()
     started: Started = []
     artifact = runtime().run(
@@ -69,16 +71,9 @@ def fit_inferaligner(
             progress=progress,
         )
     )
-    figures = {**artifact.figures, "form": form_figures(*_both(harmful, harmless, sets or PromptSets()))}
+    one, other = ([prompt for own in found.values() for prompt in own] for found in named)
+    figures = {**artifact.figures, "form": form_figures(one, other)}
     return replace(artifact, figures={**figures, "notes": fit_notes(figures, artifact.settings)})
-
-
-def _both(
-    harmful: Sequence[Messages | str], harmless: Sequence[Messages | str], sets: PromptSets
-) -> tuple[list[Messages | str], list[Messages | str]]:
-    """All prompts of each class."""
-    more = [[each for own in found.values() for each in own] for found in (sets.harmful, sets.harmless)]
-    return [*harmful, *more[0]], [*harmless, *more[1]]
 
 
 def with_activations(engine: Engine, role: str) -> Engine:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,9 +20,9 @@ from anchorlm.steering import (
     Look,
     Reader,
     as_texts,
-    each_look,
     look_alikes_told,
     looks,
+    prompt_activations,
     rate,
     set_rates,
 )
@@ -141,12 +141,12 @@ async def read_ways(aligner: Aligner, reader: Reader, engine: Engine, asked: Way
     width = max(len(shown) for some in asked.shown for shown in some)
     alike = as_texts if reader == "anchor" else list
     requests = [[alike(shown) for shown in some] for some in asked.shown]
-    single = {look.key: replace(look, turns=0) for some in requests for shown in some for look in shown}
+    single = {look.key: look for some in requests for shown in some for look in shown}
     digests = {key: short_key(look.prompt) for key, look in single.items()}
     new = [key for key, digest in digests.items() if kept.get(reader, digest) is None]
     done = len(single) - len(new)
     keys = iter(new)
-    async for (activations,) in each_look(engine, [[single[key]] for key in new]):
+    async for activations in prompt_activations(engine, [single[key].prompt for key in new]):
         kept.put(gate.scores(activations).tolist(), reader, digests[next(keys)])
         done += 1
         step(what, done, len(single))

@@ -339,6 +339,15 @@ INSTEAD_STEP = re.compile(
 )
 """Behind "instead" a step, in verbs with which nobody gives advice."""
 
+FOREIGN_STEP = re.compile(
+    r"第\s?[一二三四五六七八九\d]+\s?步|步骤\s?[一二三四五六七八九\d]+|首先|然后|接着|最后|ステップ\s?\d+|手順\s?\d+|まず|次に|"
+    r"最後に|\d+\s?단계|먼저|그런 다음|마지막으로|(?:шаг|крок)\s?\d+|сначала|затем|потом|наконец|الخطوة|أولا|ثانيا|ثم|"
+    r"(?<!\d)\d{1,2}\s?[.)、．:：]\s?(?=[\u0400-\u04ff\u0600-\u06ff\u0900-\u097f\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff"
+    r"\uac00-\ud7af])",
+    re.I,
+)
+"""A step in a language of another script: all that is known of these is that refusals hold no two of them."""
+
 PERSON = re.compile(r"\b(?:i|you|your|me|my)\b", re.I)
 
 TAINTED = re.compile(rf"\b{_BAD}\b|\bviolen\w+|\babus\w+|\bhate\w*", re.I)

@@ -17,7 +17,7 @@ _TAG = re.compile(r"<<?[^<>\n]{1,60}>>?|\[[^\[\]\n]{1,60}\]")
 _LONGEST = 40
 """Characters of a label such as `### Instruction:`; a longer line is a sentence that the template says."""
 
-_SIGNS = r"(?:[^\w\n\"]|_){0,8}"
+_SIGNS = r"[ \t]*(?:[^\w\n\"]|_){0,16}"
 """What a line may begin with before a label: quotation (`> User:`), emphasis (`**User**:`), bullets, bars."""
 
 _SENTINELS = ("Xq0zv", "Xq1zv", "Xq2zv", "Xq3zv", "Xq4zv")
@@ -29,10 +29,8 @@ _PROBES = (
 )
 
 _LOOKALIKES = str.maketrans(
-    "АВЕЅІЈКМНОРСТУХаеѕіјорсухһԁԛԝӏΑΒΕΖΗΙΚΜΝΟΡΤΥΧον▁‗꞉∶ː։׃ǀ∣❘⟨⟩‹›❮❯ııſ"
-    "│┃║┆┇┊┋╎╏▏▕⎮⏐‖∥¦〈˂ᐸ≺⟪《〈〉˃ᐳ≻⟫》〉",
-    "ABESIJKMHOPCTYXaesijopcyxhdqwlABEZHIKMNOPTYXov__:::::|||<><><>iis"
-    "||||||||||||||||<<<<<<<>>>>>>>",
+    "АВЕЅІЈКМНОРСТУХаеѕіјорсухһԁԛԝӏΑΒΕΖΗΙΚΜΝΟΡΤΥΧον▁‗꞉∶ː։׃ǀ∣❘⟨⟩‹›❮❯ııſ│┃║┆┇┊┋╎╏▏▕⎮⏐‖∥¦〈˂ᐸ≺⟪《〈〉˃ᐳ≻⟫》〉",
+    "ABESIJKMHOPCTYXaesijopcyxhdqwlABEZHIKMNOPTYXov__:::::|||<><><>iis||||||||||||||||<<<<<<<>>>>>>>",
 )
 """Letters and signs that look like those of markers; what Unicode itself takes for variants comes beside them."""
 
@@ -109,7 +107,7 @@ def _breakable(marker: str) -> bool:
 
 
 def _loose(marker: str) -> str:
-    """A pattern for a marker as people might write it: in folded letters, with spaces or emphasis between signs and words."""
+    """A pattern for a marker as people might write it: in folded letters, with spaces or emphasis between the signs."""
     runs = re.findall(r"\w+|[^\w\s]+|\s+", _folded(marker.strip())[0])
     pattern = ""
     for before, run in zip(["", *runs], runs, strict=False):

@@ -22,6 +22,7 @@ from anchorlm.records._requests import (
 from anchorlm.records._responses import Decision, Event, Finished, FinishReason, Response, TextDelta, TokenScore, Usage
 from anchorlm.records._rows import BadRow, Row, read_rows
 from anchorlm.records._sketches import Sketches, likeness, plain, sketch, sketches
+from anchorlm.records._tables import table_rows
 from anchorlm.records._toml import read_toml
 
 __all__ = [
@@ -72,6 +73,7 @@ __all__ = [
     "read_toml",
     "sketch",
     "sketches",
+    "table_rows",
     "turn_text",
     "wilson",
 ]

@@ -4,6 +4,7 @@ from anchorlm.steering._across import RidgeMap, matching_layer, ridge_map
 from anchorlm.steering._aligner import Aligner, Reader, Readers, Reading, Units, Vector
 from anchorlm.steering._companions import best_threshold, null_space_reader
 from anchorlm.steering._directions import Directions, Whitening, fisher_directions, harm_directions
+from anchorlm.steering._ends import prompt_activations
 from anchorlm.steering._fit import Across, check_options, fit_inferaligner
 from anchorlm.steering._gate import Gate, cosine_scores
 from anchorlm.steering._layers import layer_sets, tied, wide_middle
@@ -12,10 +13,8 @@ from anchorlm.steering._looks import (
     Look,
     as_texts,
     check_activations,
-    each_look,
     look_activations,
     looks,
-    prompt_activations,
 )
 from anchorlm.steering._measured import look_alikes_told, rate, separation, set_rates
 from anchorlm.steering._moments import Moments
@@ -50,7 +49,6 @@ __all__ = [
     "check_options",
     "cosine_scores",
     "distinct_sets",
-    "each_look",
     "established",
     "fisher_directions",
     "fit_inferaligner",

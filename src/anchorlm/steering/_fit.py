@@ -16,8 +16,8 @@ from anchorlm.steering._across import RidgeMap, matching_layer, ridge_map
 from anchorlm.steering._aligner import KIND
 from anchorlm.steering._companions import null_space_reader
 from anchorlm.steering._directions import Directions, Whitening, fisher_directions, harm_directions
+from anchorlm.steering._ends import prompt_activations
 from anchorlm.steering._gate import Gate, cosine_scores
-from anchorlm.steering._looks import prompt_activations
 from anchorlm.steering._measured import accuracy, best_layers, cast_thresholds, set_figures, sign_of
 from anchorlm.steering._moments import Moments
 from anchorlm.steering._sets import GIVEN, PromptSets

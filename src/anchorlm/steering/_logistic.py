@@ -22,7 +22,7 @@ def logistic(rows: Tensor, harmful: Tensor, penalty: float) -> tuple[Tensor, Ten
     rows, labels = rows.double(), harmful.double()
     n, width = rows.shape
     center = rows.mean(dim=0)
-    features, basis = rows - center, None
+    features, basis = rows - center, rows.new_empty(0)
     if n < width:  # the solution lies in the span of the rows: n unknowns, not one a dimension
         left, values, right = torch.linalg.svd(features, full_matrices=False)
         features, basis = left * values, right
@@ -46,7 +46,7 @@ def logistic(rows: Tensor, harmful: Tensor, penalty: float) -> tuple[Tensor, Ten
         weights, loss = tried, found
         if float(step.abs().max()) < _CLOSE:
             break
-    direction = weights[:-1] if basis is None else weights[:-1] @ basis
+    direction = weights[:-1] @ basis if len(basis) else weights[:-1]
     return direction, weights[-1] - center @ direction
 
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from asyncio import gather, sleep
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from anchorlm.engine import Engine, TokenSequence
 from anchorlm.models import CausalModel
-from anchorlm.records import DefenseError, Message, Messages, UserError, as_messages, prompt_key, turn_text
+from anchorlm.records import DefenseError, Message, Messages, UserError, prompt_key, turn_text
 from anchorlm.steering._pieces import pieces
 
 _AT_ONCE = 64
@@ -43,8 +43,9 @@ def looks(request: Messages | str) -> list[Look]:
     Of a conversation: the whole, its beginning up to the end of every user's turn, and every turn by itself as if a
     user had just said it. By itself, because what came before hides harm from a gate; a system's or an assistant's turn
     too, because the client wrote those as well. And what the words of a turn hide from each other: a turn of more than
-    one sentence is read in pieces, too. Of a raw text: the same text as a user's turn, and its pieces as turns, because
-    it may hold turns of its own, a request in its middle, or an answer that it has begun.
+    one sentence is read in pieces, too, but an assistant's, whose single sentences nobody asks. Of a raw text: the same
+    text as a user's turn, and its pieces as turns, because it may hold turns of its own, a request in its middle, or an
+    answer that it has begun.
 
     The end of a raw text itself is not read. A gate is fitted where a template ends a turn: elsewhere it opened on a
     fifth of harmless texts, and one that was fitted on raw texts found less than half of the harmful ones.
@@ -67,9 +68,13 @@ def _parts(parts: Sequence[str], of: str) -> list[Look]:
 
 
 def _words(turn: Message) -> str:
-    """What a turn says, without its images."""
+    """What a turn asks, without its images."""
+    if turn["role"] == "assistant":
+        return ""
     content = turn["content"]
-    return content if isinstance(content, str) else "\n".join(part["text"] for part in content if part["type"] == "text")
+    return (
+        content if isinstance(content, str) else "\n".join(part["text"] for part in content if part["type"] == "text")
+    )
 
 
 def _said(content: Any) -> Messages:
@@ -165,24 +170,6 @@ def _turn_ends(model: CausalModel, shown: Sequence[Look], whole: Sequence[int]) 
         return {}
     by_turn = dict(zip(users, ends, strict=True))
     return {index: by_turn[shown[index].turns] - 1 for index in begun}
-
-
-async def each_look(engine: Engine, requests: Sequence[Sequence[Look]]) -> AsyncIterator[list[Tensor]]:
-    """The activations (L, H) of the looks of each request, in order, one pass a request."""
-    for first in range(0, len(requests), _AT_ONCE):
-        for found in await gather(*(look_activations(engine, shown) for shown in requests[first : first + _AT_ONCE])):
-            yield found
-
-
-async def prompt_activations(engine: Engine, prompts: Sequence[Messages | str]) -> AsyncIterator[Tensor]:
-    """The residual stream (L, H) after every block at the last token of each prompt, in order, one pass a prompt.
-
-    Args:
-        engine: Runs the model.
-        prompts: Conversations; a text counts as one turn of the user.
-    """
-    async for (activations,) in each_look(engine, [[Look(as_messages(prompt), "")] for prompt in prompts]):
-        yield activations
 
 
 async def check_activations(engine: Engine) -> None:

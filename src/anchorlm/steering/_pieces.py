@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-_SENTENCE_ENDS = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*|\s*[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+\s*")
+_SENTENCE_ENDS = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
 
 _OVERHEAD = 64
 """Characters of text that what a template writes around a piece costs about as much as."""
@@ -16,39 +16,39 @@ _SPARE = 2000
 def pieces(texts: Sequence[str]) -> list[list[str]]:
     """What a gate reads of each text beside the whole, because a sentence that follows hides what stands before it.
 
-    Of a text that is one sentence: nothing. Of short texts: every line, every sentence and every two that follow each other.
-    A sentence alone, because a harmless one next to it hides it; two, because a request is often told in two. All the
-    pieces together cost at most about as much as the texts themselves and 2,000 characters: longer texts are read in
-    every two sentences, or in blocks of two, four, eight that do not overlap. Shorter texts are served first, so that a
-    long turn does not take from a short one.
+    Of a text that is one sentence: nothing. Of short texts: every line, every sentence and every two that follow each
+    other. A sentence alone, because a harmless one next to it hides it; two, because a request is often told in two.
+    All the pieces together cost at most about as much as the texts themselves and 2,000 characters: longer texts are
+    read in every two sentences, or in blocks of two, four, eight that do not overlap. Shorter texts are served first,
+    so that a long turn does not take from a short one.
     """
     left = sum(map(len, texts)) + _SPARE
     found: list[list[str]] = [[] for _ in texts]
     for place in sorted(range(len(texts)), key=lambda place: len(texts[place])):
-        for found[place] in _cuts(texts[place]):
-            cost = sum(len(piece) + _OVERHEAD for piece in found[place])
-            if cost <= left:
-                left -= cost
-                break
+        found[place] = _cut(texts[place], left)
+        left -= _cost(found[place])
     return found
 
 
-def _cuts(text: str) -> Iterator[list[str]]:
-    """Ways to cut a text, the dearest first, the last of which costs nothing."""
-    sentences = [part for part in map(str.strip, _SENTENCE_ENDS.split(text)) if part]
-    if len(sentences) > 1:
-        pairs = [" ".join(pair) for pair in pairwise(sentences) if len(sentences) > 2]
+def _cut(text: str, left: int) -> list[str]:
+    """The finest pieces of a text that cost no more than `left` characters."""
+    sentences = [part for line in text.splitlines() for part in map(str.strip, _SENTENCE_ENDS.split(line)) if part]
+    count, length = len(sentences), sum(map(len, sentences))
+    if count < 2:  # without the space around it
+        return sentences if sentences != [text] and _cost(sentences) <= left else []
+    if 2 * length <= left:
+        pairs = [" ".join(pair) for pair in pairwise(sentences) if count > 2]
         lines = [line for line in map(str.strip, text.splitlines()) if line]
-        yield _distinct([*(lines if len(lines) > 1 else []), *sentences, *pairs])
-        yield _distinct(pairs or sentences)
-        size = 2
-        while size < len(sentences):
-            yield _distinct([" ".join(sentences[at : at + size]) for at in range(0, len(sentences), size)])
-            size *= 2
-    elif sentences != [text]:
-        yield sentences  # without the space around it
-    yield []
+        for found in ([*(lines if lines != [text] else []), *sentences, *pairs], pairs or sentences):
+            if _cost(distinct := list(dict.fromkeys(found))) <= left:
+                return distinct
+    size = 2
+    while size < count and length + count + _OVERHEAD * -(-count // size) > left:
+        size *= 2
+    if size >= count:
+        return []
+    return list(dict.fromkeys(" ".join(sentences[at : at + size]) for at in range(0, count, size)))
 
 
-def _distinct(found: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(found))
+def _cost(found: Iterable[str]) -> int:
+    return sum(len(piece) + _OVERHEAD for piece in found)

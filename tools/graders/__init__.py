@@ -1,0 +1,1 @@
+"""Fits the heads of the English graders: `python -m tools.graders`."""
