@@ -125,7 +125,7 @@ def written(build: Path, limit: int) -> list[dict[str, Any]]:
     todo = [one for one in asked if one[0] not in known]
     if not todo:
         return rows
-    target, anchor = LocalEngine(bases.load("smollm2", build)), LocalEngine(bases.member("anchor", build))
+    target, anchor = LocalEngine(bases.load("smollm2")), LocalEngine(bases.member("anchor", build))
     generation = {"max_new_tokens": TOKENS}
     plain = Guard(target, "undefended", generation=generation)
     beam = Guard(

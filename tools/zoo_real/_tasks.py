@@ -121,7 +121,7 @@ def specialize(name: str, build: Path, tuning: Tuning) -> None:
         tuning: How.
     """
     task, folder = TASKS[name], build / name
-    model = load("smollm2", build)
+    model = load("smollm2")
     others = assistance(task, model, build)
     lessons = [Example(prompt, answer) for prompt, answer in task.rows("train")]
     _log.info("%d rows of the task, %d others", len(lessons), len(others))
