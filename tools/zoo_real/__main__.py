@@ -10,10 +10,12 @@ import typer
 from tools.zoo_real._align import align
 from tools.zoo_real._card import card
 from tools.zoo_real._measure import OUTCOMES, measure
+from tools.zoo_real._scorers import SETTINGS, score
 from tools.zoo_real._ship import ship
 from tools.zoo_real._task_card import task_card
 from tools.zoo_real._tasks import TASKS, TUNINGS, accuracy, specialize
 from tools.zoo_real._train import Training
+from tools.zoo_real._verdicts import report
 from tools.zoo_real.bases import BASES, BUILD, MEMBERS
 
 Build = Annotated[Path, typer.Option(help="Where everything is kept; a later run goes on there.")]
@@ -45,6 +47,27 @@ def anchor(build: Build = BUILD, steps: Steps = 110, seed: Seed = 0) -> None:
     align("anchor", build, Training(steps=steps, seed=seed))
 
 
+@app.command()
+def judge(build: Build = BUILD) -> None:
+    """Makes the judge: the harm of an answer, given what was asked."""
+    _logged()
+    score("judge", build, SETTINGS["judge"])
+
+
+@app.command()
+def cost(build: Build = BUILD) -> None:
+    """Makes the cost model: above 0 where an answer, or its beginning, is unsafe."""
+    _logged()
+    score("cost", build, SETTINGS["cost"])
+
+
+@app.command()
+def reward(build: Build = BUILD) -> None:
+    """Makes the reward model: how much of an answer there is on what was asked."""
+    _logged()
+    score("reward", build, SETTINGS["reward"])
+
+
 @app.command(name="measure")
 def measured(
     name: Annotated[str, typer.Argument(help="A member or a base.")],
@@ -59,6 +82,17 @@ def measured(
         print(f"{kind} ({'harmful' if each['harmful'] else 'harmless'}, n = {each['n']}), percent: {rates}")
     if name in MEMBERS:
         _write_card(name, build)
+
+
+@app.command()
+def verdicts(
+    target: Annotated[str, typer.Argument(help="A specialist.")],
+    build: Build = BUILD,
+    final: Annotated[bool, typer.Option("--final", help="The sealed parts, which nobody looks at before.")] = False,
+) -> None:
+    """Prints what cost model and judge turn down of a specialist's drafts, at their own lines."""
+    _logged()
+    print(report(target, build, final=final))
 
 
 @app.command()

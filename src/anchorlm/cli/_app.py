@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anchorlm.cli._errors import OneSentence
-from anchorlm.cli._fit_guard import calibrate, fit
+from anchorlm.cli._fit_alignbeam import fit
+from anchorlm.cli._fit_guard import calibrate
 
 if TYPE_CHECKING:
     from anchorlm.guard import Recipe

@@ -140,6 +140,7 @@ def _defense(
     team = Team(outline, None if anchor is None else Outline(anchor, recipe.engine), judge, **scorers)
     built = found.attempt("defense", lambda: defense(team, **knobs))
     if built is not None:
+        found.facts += [f"defense: {fact}" for fact in built.facts]
         found.attempt("engine", lambda: asyncio.run(rehearse(built, judge, outline, recipe.generation)))
 
 

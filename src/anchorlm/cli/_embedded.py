@@ -14,11 +14,13 @@ ANCHOR = "b-chat"
 
 KNOBS: dict[str, dict[str, Any]] = {
     "inferaligner": {"reader": "both"},
-    "alignbeam": {"mixed_tokens": 3, "max_harm": 0.2},
+    # Guided everywhere they refuse more than behind a gate, and no harmless prompt: the anchor knows their whole world.
+    "alignbeam": {"mixed_tokens": 3, "max_harm": 0.2, "gate": "always"},
     "args": {"k": 4, "w": 0.5},  # companions search less than in their papers, so that a comparison takes minutes
     "controlled_decoding": {"n": 4},
     "inferenceguard": {
         "proposal": "alignbeam",
+        "gate": "always",
         "mixed_tokens": 3,
         "block": 8,
         "beams": [4, 16],
@@ -104,7 +106,7 @@ def knobs_of(name: str, defense: str) -> dict[str, Any]:
         raise UserError(f"No artifact was fitted to {name}: fit one with `anchorlm fit inferaligner`, or take another.")
     if defense == "inferenceguard" and folder is not None:
         found = dict(COMPOSED)
-    return found | ({"artifact": str(folder)} if steers or "gate" in found else {})
+    return found | ({"artifact": str(folder)} if steers or found.get("gate") == "inferaligner" else {})
 
 
 def _toml(text: object) -> str:

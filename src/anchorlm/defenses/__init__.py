@@ -6,6 +6,7 @@ from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Team, defen
 from anchorlm.defenses._best_of_n import BestOfN, BestOfNSettings
 from anchorlm.defenses._blockwise import BeamSearch, BeamSearchSettings, ControlledDecoding, ControlledDecodingSettings
 from anchorlm.defenses._budget import CALIBRATION, generation_data, scorers_digest
+from anchorlm.defenses._evidence import EVIDENCE, opening_score, readers_of
 from anchorlm.defenses._inferaligner import InferAligner, InferAlignerSettings, SteeringDefense, SteeringSettings
 from anchorlm.defenses._inferenceguard import InferenceGuard
 from anchorlm.defenses._inferenceguard_settings import InferenceGuardSettings
@@ -20,6 +21,7 @@ __all__ = [
     "CAA",
     "CALIBRATION",
     "CAST",
+    "EVIDENCE",
     "ARGSSettings",
     "AlignBeam",
     "AlignBeamSettings",
@@ -53,6 +55,8 @@ __all__ = [
     "defense_names",
     "find_defense",
     "generation_data",
+    "opening_score",
+    "readers_of",
     "safe_decoding_step",
     "scorers_digest",
     "speak",

@@ -31,11 +31,17 @@ class AlignBeam(Defense):
     needs: ClassVar[Needs] = Needs(target=Access.LOGITS, anchor=Access.LOGITS, judge=True)
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "whole"
     settings_type: ClassVar[type[MixtureSettings]] = AlignBeamSettings
-    fixed: ClassVar[tuple[str, ...]] = ("artifact", "gate_reader")
+    fixed: ClassVar[tuple[str, ...]] = ("artifact", "evidence", "gate_reader")
 
     def __init__(self, team: Team, **settings: Any) -> None:
         super().__init__(team, **settings)
         self.guidance = Guidance(self, self.settings)
+        self.settings = self.guidance.settings
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """See `Defense`."""
+        return (self.guidance.told,)
 
     async def start(self) -> None:
         """See `Defense.start`."""
@@ -56,7 +62,14 @@ class AlignBeam(Defense):
                         yield event
                     return
             first = await self.guidance.open(
-                stack, row, self.anchor, request, settings, rows=settings.candidates, trace_top=settings.trace_top
+                stack,
+                row,
+                self.anchor,
+                request,
+                settings,
+                rows=settings.candidates,
+                seen=reading,
+                trace_top=settings.trace_top,
             )
             if first.guide is None and settings.candidates == 1:
                 yield Decision("chosen", {"why": "alpha is 0 and there is one candidate: the target alone"})

@@ -146,6 +146,11 @@ class Defense(ABC):
         told = None if folder is None else uncalibrated(Artifact.load(folder))
         return () if told is None else (told,)
 
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """What it found out about its models when it was made, a phrase each, for `anchorlm check`."""
+        return ()
+
     async def start(self) -> None:  # noqa: B027 (most defenses have nothing to do here)
         """Run once on the engines' thread, before the first request: what must be known of the models by then.
 

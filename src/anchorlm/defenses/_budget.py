@@ -16,6 +16,9 @@ from anchorlm.records import Artifact, DefenseError, GenerationSettings, Request
 CALIBRATION = "inferenceguard-calibration"
 """The kind of artifact that `anchorlm calibrate inferenceguard` writes."""
 
+_PATHS = ("artifact", "evidence", "calibration", "critic")
+"""Settings that say where something lies: what lies there is known by its own digest."""
+
 
 def scorers_digest(team: Team) -> str:
     """A short digest of the cost and reward models: what a critic was fitted to."""
@@ -42,9 +45,7 @@ def pipeline_parts(team: Team, settings: Mapping[str, Any], artifacts: Mapping[s
         "the cost model": _scorer(team, "cost"),
         "the reward model": _scorer(team, "reward"),
         "an artifact": dict(artifacts),
-        "the settings of the defense": {
-            name: value for name, value in settings.items() if name not in ("artifact", "calibration", "critic")
-        },
+        "the settings of the defense": {name: value for name, value in settings.items() if name not in _PATHS},
         # These decide how large a search may be.
         "the limits of an engine": [
             [getattr(engine, name, None) for name in ("max_rows", "max_tokens")] for engine in engines.values()

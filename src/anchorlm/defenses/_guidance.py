@@ -7,9 +7,10 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from anchorlm.defenses._base import Defense, DefenseSettings
+from anchorlm.defenses._evidence import EVIDENCE, Evidence, Seen, beside, readers_of
 from anchorlm.engine import Engine, Sampler, TokenSequence
 from anchorlm.mixing import LOOKAHEAD_ROWS, Guide, MixAt, MixedSequence, Translator
-from anchorlm.records import Access, Folder, GenerationSettings, Request, UserError
+from anchorlm.records import Access, Artifact, Folder, GenerationSettings, Request, UserError
 from anchorlm.search import Diversity, draw, scored
 from anchorlm.steering import Aligner, Readers, Reading, check_activations
 from anchorlm.tokens import Kind, Projection
@@ -26,20 +27,27 @@ class MixtureSettings(DefenseSettings):
     projection: Kind = Field(default="first-token", description="How the anchor's distribution is translated.")
     top: int = Field(default=50, ge=1, description="B: anchor tokens that the paper's projections look at.")
     mix_at: MixAt = Field(default="every", description="Mix every token, or only where both tokenizers end one.")
-    gate: Literal["always", "inferaligner"] = Field(default="always", description="Guide every response, or only where "
-                                                    "InferAligner's gate sees harm in the prompt.")  # fmt: skip
+    gate: Literal["auto", "always", "inferaligner"] = Field(
+        default="auto",
+        description="Guide every response, or only where InferAligner's gate sees harm in the prompt; auto: as far as "
+        "evidence says harm, or by the gate, where either was fitted to the target; else always.",
+    )
     artifact: Folder | None = Field(default=None, description="For the gate: folder of the artifact of `anchorlm fit "
-                                 "inferaligner`.")  # fmt: skip
-    gate_reader: Readers = Field(default="target", description="Whose activations the gate reads: the target's own, "
-                                 "those of the anchor, or both, on average.")  # fmt: skip
+                                    "inferaligner`; None: the one in the target's own folder, if any.")  # fmt: skip
+    gate_reader: Readers | None = Field(default=None, description="Whose activations the gate reads: the target's own, "
+                                        "those of the anchor, or both, on average; None: both, where the artifact was "
+                                        "fitted with this anchor.")  # fmt: skip
     gate_bias: float | None = Field(default=None, description="The larger, the more often the gate opens.")
+    evidence: Folder | None = Field(default=None, description="Folder of the artifact of `anchorlm fit alignbeam`, by "
+                                    "which alpha follows the evidence of harm; None: the one in the target's own "
+                                    "folder, if any.")  # fmt: skip
 
     @model_validator(mode="after")
     def _gate_has_artifact(self) -> Self:
         if self.gate == "inferaligner" and self.artifact is None:
             raise ValueError("the gate reads along fitted directions: give its artifact, too")
-        if self.gate == "always" and self.gate_reader != "target":
-            raise ValueError('gate_reader says who reads the gate: it needs gate = "inferaligner"')
+        if self.gate == "always" and self.gate_reader is not None:
+            raise ValueError('gate_reader says who reads the gate: it needs gate = "inferaligner" or "auto"')
         return self
 
 
@@ -53,32 +61,86 @@ class Guidance:
 
     Attributes:
         aligner: Reads the gate, if there is one.
+        evidence: By which alpha goes, if there is any.
+        settings: The defense's, with the folders of both.
+        told: What says when the anchor guides, and where it lies, in one sentence.
     """
 
     def __init__(self, defense: Defense, settings: MixtureSettings) -> None:
         self._defense = defense
-        self.aligner = None if settings.artifact is None else self._aligner(settings.artifact, settings.gate_reader)
+        self.aligner: Aligner | None = None
+        self.evidence: Evidence | None = None
+        self._readers: Readers = "target"
+        self.settings = settings
+        self.told = self._choose(settings)
         self._translator = lru_cache(maxsize=8)(self._build_translator)
         self.translator(settings)
 
-    def _aligner(self, artifact: str, readers: Readers) -> Aligner:
+    def _choose(self, settings: MixtureSettings) -> str:
+        """Takes evidence and gate, as they are given or lie in the target's own folder.
+
+        What is given must fit. What lies there may have been fitted with other models; it is left alone then.
+        """
+        left = []
+        if (gate := self._place(settings, "inferaligner")) is not None:
+            try:
+                self._take_gate(gate, settings.gate_reader)
+                self._note(artifact=gate)
+            except UserError as error:
+                if settings.artifact is not None:
+                    raise
+                left.append(str(error))
+        if (place := self._place(settings, EVIDENCE)) is not None:
+            target, anchor = self._defense.target, self._defense.anchor
+            try:
+                self.evidence = Evidence.load(place, target, anchor, self.aligner)
+                self._note(evidence=place)
+            except UserError as error:
+                if settings.evidence is not None:
+                    raise
+                left.append(str(error))
+        if self.evidence is not None and settings.gate == "auto":
+            return f"alpha follows the evidence of {place}"
+        if self.aligner is not None and settings.gate != "always":
+            return f"the anchor guides where the gate of {gate} opens, read by {self._readers}"
+        return " ".join(["the anchor guides every response", *(f"({why})" for why in left)])
+
+    def _note(self, **folders: str) -> None:
+        """What is used is as if it had been given: a report looks there for what it was fitted on, say."""
+        self.settings = self.settings.model_copy(update=folders)
+
+    def _place(self, settings: MixtureSettings, name: str) -> str | None:
+        given = settings.evidence if name == EVIDENCE else settings.artifact
+        if given is not None or settings.gate != "auto":
+            return given
+        found = beside(self._defense.target.model, name)
+        return None if found is None else str(found)
+
+    def _take_gate(self, folder: str, wanted: Readers | None) -> None:
         target, anchor = self._defense.target, self._defense.anchor
+        artifact = Artifact.load(folder, "inferaligner")
+        usual = readers_of(artifact, anchor)
+        self._readers = wanted or usual
         for reader, engine in (("target", target), ("anchor", anchor)):
-            if readers in (reader, "both") and engine.access < Access.ACTIVATIONS:
+            if self._readers in (reader, "both") and engine.access < Access.ACTIVATIONS:
                 raise UserError(f"The gate reads the {reader}'s activations: load the {reader} with transformers.")
-        return Aligner.load(artifact, target, None if readers == "target" else anchor)
+        # Evidence that was fitted on both readers wants both, whoever reads where there is none.
+        self.aligner = Aligner.load(artifact, target, None if usual == self._readers == "target" else anchor)
 
     async def start(self) -> None:
         """See `Defense.start`: whether who reads the gate can be read."""
-        readers = self._defense.settings.gate_reader
+        aligner = self.aligner if self.evidence is None else self.evidence.aligner
+        if aligner is None:
+            return
+        readers = self._readers if self.evidence is None else self.evidence.readers
         for reader, engine in (("target", self._defense.target), ("anchor", self._defense.anchor)):
-            if self.aligner is not None and readers in (reader, "both"):
+            if readers in (reader, "both"):
                 await check_activations(engine)
 
     async def read(
         self, row: TokenSequence, anchor: Engine, request: Request, settings: MixtureSettings
-    ) -> Reading | None:
-        """What the gate says of a prompt; None where there is no gate, and every response is guided.
+    ) -> Reading | Seen | None:
+        """What evidence or gate say of a prompt; None where there is neither, and every response is guided.
 
         Args:
             row: The target's sequence, nothing but the prompt read.
@@ -86,10 +148,15 @@ class Guidance:
             request: What is answered.
             settings: Who reads.
         """
-        if self.aligner is None or settings.gate == "always":
+        if settings.gate == "always":
+            return None
+        target = self._defense.target
+        if self.evidence is not None and settings.gate == "auto":
+            return await self.evidence.read(row, target, anchor, request)
+        if self.aligner is None:
             return None
         return await self.aligner.read(
-            request.messages, settings.gate_reader, self._defense.target, anchor, row=row, bias=settings.gate_bias
+            request.messages, self._readers, target, anchor, row=row, bias=settings.gate_bias
         )
 
     async def open(
@@ -101,6 +168,7 @@ class Guidance:
         settings: MixtureSettings,
         *,
         rows: int,
+        seen: Reading | Seen | None = None,
         trace_top: int = 0,
     ) -> MixedSequence:
         """Both models before the response; with alpha = 0 the anchor is not asked at all.
@@ -112,10 +180,13 @@ class Guidance:
             request: What is answered.
             settings: How to mix.
             rows: Responses that will be guided at once.
+            seen: What was read of the prompt. Where evidence is in between, so is alpha; where it said that the
+                target may answer alone, somebody else has seen harm since, and alpha is whole.
             trace_top: Tokens per distribution and step in the trace.
         """
+        alpha = settings.alpha * (seen.share if isinstance(seen, Seen) and seen.open else 1.0)
         guide = None
-        if settings.alpha > 0:
+        if alpha > 0:
             ids = anchor.model.encode(request.prompt_text)
             sequence = await stack.enter_async_context(
                 anchor.open(ids, rows=_rows(rows, settings), room=_room(settings))
@@ -125,7 +196,7 @@ class Guidance:
             row,
             guide,
             self._defense.target.model.vocabulary,
-            alpha=settings.alpha,
+            alpha=alpha,
             mix_at=settings.mix_at,
             trace_top=trace_top,
             logprobs=request.generation.logprobs,

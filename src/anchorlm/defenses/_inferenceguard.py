@@ -52,7 +52,7 @@ class InferenceGuard(Defense):
     )
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "blocks"  # with release = "whole", one block
     settings_type: ClassVar[type[MixtureSettings]] = InferenceGuardSettings
-    fixed: ClassVar[tuple[str, ...]] = ("critic", "calibration", "proposal", "artifact", "gate_reader")
+    fixed: ClassVar[tuple[str, ...]] = ("critic", "calibration", "proposal", "artifact", "evidence", "gate_reader")
 
     def __init__(self, team: Team, **settings: Any) -> None:
         super().__init__(team, **settings)
@@ -63,16 +63,25 @@ class InferenceGuard(Defense):
                 "give both or neither."
             )
         self.guidance = Guidance(self, mine) if mine.proposal == "alignbeam" else None
+        if self.guidance is not None:
+            self.settings = self.guidance.settings
         self.critic: Critic | None = None
         self._artifacts: dict[str, str] = {}
         if self.guidance is not None and self.guidance.aligner is not None:
             self._artifacts["gate"] = self.guidance.aligner.artifact.id
+        if self.guidance is not None and self.guidance.evidence is not None:
+            self._artifacts["evidence"] = self.guidance.evidence.artifact.id
         if mine.critic is not None:
             artifact = Artifact.load(mine.critic, "inferenceguard")
             self.critic = self._fitted(artifact)
             self._artifacts["critic"] = artifact.id
         self.calibrated = Calibrated() if mine.calibration is None else Calibrated.load(mine.calibration, self.parts)
         self._refusals: set[tuple[str, float]] = set()
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """See `Defense`."""
+        return () if self.guidance is None else (self.guidance.told,)
 
     @cached_property
     def parts(self) -> dict[str, str]:
@@ -283,7 +292,9 @@ class InferenceGuard(Defense):
                 work.reading = await self.guidance.read(row, self.anchor, work.request, settings)
                 work.guided = work.reading is None or work.reading.open
             if self.guidance is not None and work.guided:
-                mixed = await self.guidance.open(stack, row, self.anchor, work.request, settings, rows=n)
+                mixed = await self.guidance.open(
+                    stack, row, self.anchor, work.request, settings, rows=n, seen=work.reading
+                )
                 proposal = Guided(mixed, settings.mixed_tokens, stops)
             root = Beam(proposal, after.state if after else SafetyState(settings.budget))
             if n > 1:

@@ -62,6 +62,6 @@ class InferenceGuardSettings(MixtureSettings):
             raise ValueError("a calibrated limit judges whole responses, so that release must be whole")
         if not self.draft and not self.beams:
             raise ValueError("without a draft there must be beams: nothing would ever be written")
-        if self.gate != "always" and self.proposal != "alignbeam":
+        if (self.gate == "inferaligner" or self.evidence) and self.proposal != "alignbeam":
             raise ValueError('the gate says when the anchor guides: it needs proposal = "alignbeam"')
         return self

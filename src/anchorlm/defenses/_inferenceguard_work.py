@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import inf
 
 from anchorlm.defenses._base import varied
+from anchorlm.defenses._evidence import Seen
 from anchorlm.defenses._inferenceguard_settings import InferenceGuardSettings
 from anchorlm.records import (
     Decision,
@@ -43,7 +44,7 @@ class Work:
     generated: int = 0
     least: float = inf
     vetoed: int = 0
-    reading: Reading | None = None
+    reading: Reading | Seen | None = None
     told: bool = False
     guided: bool = True
 

@@ -38,7 +38,7 @@ class Embedded:
     correct: Callable[[Case, str], bool]
 
 
-FITTED = ("artifact", "critic", "calibration")
+FITTED = ("artifact", "evidence", "critic", "calibration")
 """Knobs that name a fitted artifact."""
 
 EMBEDDED_PROMPTS = 400

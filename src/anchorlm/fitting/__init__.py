@@ -5,7 +5,9 @@ from anchorlm.fitting._calibrate_guard import Labeled, calibrate_inferenceguard
 from anchorlm.fitting._card import told_cosine
 from anchorlm.fitting._conformal import Method, allowed, calibrated_limit, labels_needed, upper_bound
 from anchorlm.fitting._critic import auroc
+from anchorlm.fitting._evidence_card import save_evidence
 from anchorlm.fitting._fit import fit_inferaligner
+from anchorlm.fitting._fit_evidence import fit_alignbeam
 from anchorlm.fitting._fit_guard import fit_inferenceguard
 from anchorlm.fitting._folder import check_folder, save_artifact
 from anchorlm.fitting._guard_card import save_calibration, save_critic
@@ -29,12 +31,14 @@ __all__ = [
     "calibrate_inferenceguard",
     "calibrated_limit",
     "check_folder",
+    "fit_alignbeam",
     "fit_inferaligner",
     "fit_inferenceguard",
     "labels_needed",
     "save_artifact",
     "save_calibration",
     "save_critic",
+    "save_evidence",
     "shipped_prompts",
     "told_cosine",
     "tradeoff_svg",

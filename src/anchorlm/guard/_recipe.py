@@ -131,9 +131,23 @@ def put(data: dict[str, Any], name: str, value: Any) -> None:
     data[last] = value
 
 
+_PLACES = ("path", "adapter", "model", "chat_template", "artifact", "evidence", "judge", "critic", "calibration")
+"""Values that name a file, a folder, or a section that does."""
+
+
 def _resolve(section: Any, folder: Path) -> None:
     if isinstance(section, dict):
-        for name in ("path", "adapter", "model", "chat_template", "artifact", "judge", "critic", "calibration"):
+        for name in (
+            "path",
+            "adapter",
+            "model",
+            "chat_template",
+            "artifact",
+            "evidence",
+            "judge",
+            "critic",
+            "calibration",
+        ):
             if isinstance(section.get(name), str):
                 section[name] = _beside(section[name], folder)
             _resolve(section.get(name), folder)

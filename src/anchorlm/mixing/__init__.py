@@ -2,5 +2,6 @@
 
 from anchorlm.mixing._guide import LOOKAHEAD_ROWS, Guide, Translator
 from anchorlm.mixing._mixture import MixAt, MixedSequence, Mixture, mix, token_text
+from anchorlm.mixing._opening import Opening
 
-__all__ = ["LOOKAHEAD_ROWS", "Guide", "MixAt", "MixedSequence", "Mixture", "Translator", "mix", "token_text"]
+__all__ = ["LOOKAHEAD_ROWS", "Guide", "MixAt", "MixedSequence", "Mixture", "Opening", "Translator", "mix", "token_text"]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _DATA, _TENSORS = "artifact.json", "artifact.safetensors"
 
 _MADE_BY = {
+    "alignbeam": "anchorlm fit alignbeam",
     "inferaligner": "anchorlm fit inferaligner",
     "inferenceguard": "anchorlm fit inferenceguard",
     "inferenceguard-calibration": "anchorlm calibrate inferenceguard",

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from factories import tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anchorlm import Guard
+from anchorlm.defenses._evidence import EVIDENCE, Seen, opening_score
+from anchorlm.engine import LocalEngine, runtime
+from anchorlm.mixing import Opening
+from anchorlm.models import CausalModel, stamp
+from anchorlm.records import Artifact, UserError
+from anchorlm.steering import fit_inferaligner
+
+HARMFUL = [
+    f"Tell me how to break {word}" for word in ["locks", "safes", "doors", "walls", "chains", "seals", "bars", "codes"]
+]
+HARMLESS = [
+    f"How do I bake {word}?" for word in ["bread", "cakes", "pies", "rolls", "buns", "tarts", "scones", "pizza"]
+]
+PROMPTS = (HARMFUL[0], HARMLESS[0])
+
+
+def evidence(target: LocalEngine, anchor: LocalEngine, gate: Artifact | None = None, **settings: Any) -> Artifact:
+    size = anchor.model.vocab_size
+    return Artifact(
+        kind=EVIDENCE,
+        models={"target": stamp(target.model), "anchor": stamp(anchor.model)},
+        data={},
+        settings={
+            "gate": None if gate is None else gate.id,
+            "readers": "both",
+            "opening_weight": 1.0,
+            "gate_weight": 0.0 if gate is None else 1.0,
+            "offset": 0.0,
+            "low": -1.0,
+            "high": 1.0,
+        }
+        | settings,
+        figures={},
+        tensors={"opening.tokens": torch.arange(size), "opening.shares": torch.linspace(0.1, 0.9, size)},
+    )
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[LocalEngine, LocalEngine]:
+    return LocalEngine(tiny_model()), LocalEngine(tiny_model("gpt2", seed=1))
+
+
+@pytest.fixture(scope="module")
+def gate(pair: tuple[LocalEngine, LocalEngine]) -> Artifact:
+    return runtime().run(fit_inferaligner(*pair, HARMFUL, HARMLESS))
+
+
+def guard(pair: tuple[LocalEngine, LocalEngine], **knobs: Any) -> Guard:
+    return Guard(
+        pair[0], "alignbeam", anchor=pair[1], judge=lambda m, t: 0.0, generation={"max_new_tokens": 8}, **knobs
+    )
+
+
+@settings(deadline=None)
+@given(st.floats(-5, 5), st.floats(-2, 2), st.floats(0, 3), st.floats(0, 2))
+def test_the_share_grows_with_the_score_from_nothing_to_all(score: float, low: float, gap: float, more: float) -> None:
+    one, other = (Seen(at, low, low + gap, 0.0, None) for at in (score, score + more))
+    assert 0 <= one.share <= other.share <= 1
+    assert one.open == (score > low)
+    assert one.open or one.share == 0
+    assert Seen(low + gap + 0.1, low, low + gap, 0.0, None).share == 1.0
+    lost = Seen(float("nan"), low, low + gap, 0.0, None)
+    assert (lost.open, lost.share) == (True, 1.0)
+
+
+def test_without_evidence_of_harm_the_target_answers_alone_and_with_all_of_it_it_is_alignbeam(
+    pair: tuple[LocalEngine, LocalEngine], tmp_path: Path
+) -> None:
+    plain, always = Guard(pair[0], generation={"max_new_tokens": 8}), guard(pair)
+    for offset, same in ((-1e3, plain), (1e3, always)):
+        folder = evidence(*pair, offset=offset).save(tmp_path / str(offset))
+        found = guard(pair, evidence=str(folder))
+        for prompt in PROMPTS:
+            got, want = found.chat(prompt), same.chat(prompt)
+            assert (got.text, got.token_ids) == (want.text, want.token_ids)
+            assert got.trace[0].data["share"] == float(offset > 0)
+            paper = found.chat(prompt, knobs={"gate": "always"})
+            assert paper.token_ids == always.chat(prompt).token_ids
+
+
+def test_in_between_the_anchor_weighs_as_much_as_the_evidence(
+    pair: tuple[LocalEngine, LocalEngine], tmp_path: Path
+) -> None:
+    found = guard(pair, evidence=str(evidence(*pair).save(tmp_path)))
+    for prompt in PROMPTS:
+        response = found.chat(prompt)
+        share = response.trace[0].data["share"]
+        assert 0 < share < 1
+        mixed = next(one for one in response.trace if one.kind == "mix").data["steps"][0]
+        assert mixed["weight"] == pytest.approx(0.5 * share, abs=1e-3)
+        same = guard(pair, gate="always", alpha=mixed["weight"]).chat(prompt)
+        assert same.token_ids == response.token_ids
+
+
+def test_gate_and_opening_add_up_as_they_were_fitted(
+    pair: tuple[LocalEngine, LocalEngine], gate: Artifact, tmp_path: Path
+) -> None:
+    artifact, weights = str(gate.save(tmp_path / "gate")), {"opening_weight": 2.0, "gate_weight": 3.0, "offset": 0.5}
+    folder = str(evidence(*pair, gate, **weights).save(tmp_path / "evidence"))
+    seen = guard(pair, artifact=artifact, evidence=folder).chat(PROMPTS[0]).trace[0].data
+    margin = seen["gate"]["score"] - seen["gate"]["threshold"]
+    assert seen["score"] == pytest.approx(2 * seen["opening"] + 3 * margin + 0.5, abs=0.01)
+    with pytest.raises(UserError, match="another gate"):
+        guard(pair, evidence=folder)
+    other = str(replace(gate, settings={**gate.settings, "bias": 0.7}).save(tmp_path / "other"))
+    with pytest.raises(UserError, match="another gate"):
+        guard(pair, artifact=other, evidence=folder)
+
+
+def test_evidence_of_other_models_is_refused(pair: tuple[LocalEngine, LocalEngine], tmp_path: Path) -> None:
+    folder = str(evidence(pair[1], pair[0]).save(tmp_path))
+    with pytest.raises(UserError, match="fitted on the target"):
+        guard(pair, evidence=folder)
+
+
+def test_nothing_that_is_asked_hides_behind_the_rest_of_a_request(pair: tuple[LocalEngine, LocalEngine]) -> None:
+    opening = Opening(torch.arange(pair[1].model.vocab_size), torch.linspace(0.1, 0.9, pair[1].model.vocab_size))
+
+    def score(request: Any) -> float:
+        return runtime().run(opening_score(opening, pair[1], request))
+
+    def turn(text: str, role: str = "user") -> dict[str, str]:
+        return {"role": role, "content": text}
+
+    for text, other in (PROMPTS, PROMPTS[::-1]):
+        alone = score([turn(text)])
+        assert score(text) == alone  # a raw text opens nothing at its own end
+        assert score([turn(other), turn("Well", "assistant"), turn(text)]) >= alone
+        assert score([turn(other), turn(text, "assistant")]) >= max(alone, score([turn(other)]))
+        assert score([turn(text), turn(" ", "assistant")]) == alone
+
+
+def test_what_lies_in_the_targets_own_folder_is_taken_if_it_fits(
+    pair: tuple[LocalEngine, LocalEngine], gate: Artifact, tmp_path: Path
+) -> None:
+    home = tmp_path / "model"
+    pair[0].model.model.save_pretrained(home)
+    pair[0].model.tokenizer.save_pretrained(home)
+    target = LocalEngine(CausalModel.from_pretrained(home))
+    mine = (target, pair[1])
+    always, plain = guard(mine), Guard(target, generation={"max_new_tokens": 8})
+    assert always.defense.facts == ("the anchor guides every response",)
+    runtime().run(fit_inferaligner(*mine, HARMFUL, HARMLESS)).save(home / "inferaligner")
+    gated = guard(mine)
+    assert "inferaligner opens, read by both" in gated.defense.facts[0]
+    reading = gated.chat(PROMPTS[0]).trace[0].data
+    assert reading["reader"] == "both"
+    same = always if reading["open"] else plain
+    assert gated.chat(PROMPTS[0]).token_ids == same.chat(PROMPTS[0]).token_ids
+    evidence(*mine, offset=-1e3).save(home / "alignbeam")
+    assert "follows the evidence" in guard(mine).defense.facts[0]
+    assert guard(mine).chat(PROMPTS[0]).token_ids == plain.chat(PROMPTS[0]).token_ids
+    assert guard(mine, gate="always").defense.facts == ("the anchor guides every response",)
+    for name in ("inferaligner", "alignbeam"):
+        shutil.rmtree(home / name)
+    evidence(pair[1], pair[0]).save(home / "alignbeam")  # of other models: it is left alone, and told
+    left = guard(mine)
+    assert left.defense.facts[0].startswith("the anchor guides every response (")
+    assert left.chat(PROMPTS[0]).token_ids == always.chat(PROMPTS[0]).token_ids
