@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench bench-gpu zoo real zoo-real clean
+.PHONY: demo demo-real test lint bench bench-gpu zoo real zoo-real clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -13,6 +13,10 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/anchorlm demo
+
+# Ten prompts to a real bank assistant; the models come as packages (make real).
+demo-real: real
+	$(BIN)/anchorlm demo --real
 
 test: $(READY)
 	$(BIN)/python -m pytest

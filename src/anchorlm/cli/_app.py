@@ -9,6 +9,7 @@ import typer
 from anchorlm.cli._errors import OneSentence
 from anchorlm.cli._fit_alignbeam import fit
 from anchorlm.cli._fit_guard import calibrate
+from anchorlm.records import UserError
 
 if TYPE_CHECKING:
     from anchorlm.guard import Recipe
@@ -185,8 +186,16 @@ def demo(
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Prompts per split.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the sample.")] = 0,
     defenses: Annotated[str | None, typer.Option("--defenses", help="Only these, as in undefended,alignbeam.")] = None,
+    real: Annotated[bool, typer.Option("--real", help="Ten prompts and both answers of the real specialist.")] = False,
 ) -> None:
-    """Shows what every defense does for the embedded specialists."""
+    """Shows what every defense does for the embedded specialists, or what a guard does for the real one."""
+    if real:
+        if full or seed or defenses:
+            raise UserError("--real shows ten prompts, undefended and guarded: with it go --limit and --json alone.")
+        from anchorlm.cli._demo_real import run as run_real
+
+        run_real(json_path=json, limit=limit)
+        return
     from anchorlm.cli._demo import run
 
     run(full=full, json_path=json, limit=limit, seed=seed, defenses=defenses)
@@ -261,6 +270,7 @@ def serve(
     no_scores: Annotated[bool, typer.Option("--no-scores", help="Tell clients no figures of the defense.")] = False,
     key: Annotated[str | None, typer.Option("--new-key", help="Add an API key to --keys, and end.")] = None,
     operator: Annotated[bool, typer.Option("--operator", help="With --new-key: it sees traces and metrics.")] = False,
+    real: Annotated[bool, typer.Option("--real", help="Serve the real specialist under the composed guard.")] = False,
 ) -> None:
     """Puts guarded models behind OpenAI's API, with a page to try them on."""
     if key is not None:
@@ -277,7 +287,7 @@ def serve(
     with bound(config, changes) as sockets:
         from anchorlm.cli._serve import run
 
-        run(recipes or [], config, changes, sockets)
+        run(recipes or [], config, changes, sockets, real=real)
 
 
 @zoo.command("list")
@@ -301,8 +311,11 @@ def zoo_recipe(
     name: Annotated[str, typer.Argument(help="Name of a model of family A, such as a-finance.")],
     defense: Annotated[str, typer.Option("--defense", help="Name of the defense.")] = "alignbeam",
 ) -> None:
-    """Prints a recipe that guards an embedded model."""
-    from anchorlm.cli._embedded import recipe
+    """Prints a recipe that guards a model that comes with the library."""
+    if name.startswith("real-"):
+        from anchorlm.cli._real import recipe
+    else:
+        from anchorlm.cli._embedded import recipe
 
     typer.echo(recipe(name, defense), nl=False)
 

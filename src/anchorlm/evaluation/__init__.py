@@ -10,6 +10,7 @@ from anchorlm.evaluation._overlaps import Overlap, overlaps
 from anchorlm.evaluation._recipe import CompareRecipe, Part, parse_sweep
 from anchorlm.evaluation._report import write_report
 from anchorlm.evaluation._run import Progress, compare
+from anchorlm.evaluation._sets import own_prompts
 from anchorlm.evaluation._statistics import (
     Agreement,
     Estimate,
@@ -52,6 +53,7 @@ __all__ = [
     "markdown",
     "mcnemar",
     "overlaps",
+    "own_prompts",
     "pareto",
     "parse_attack",
     "parse_sweep",

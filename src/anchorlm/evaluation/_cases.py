@@ -5,17 +5,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
 from typing import Any, Literal, get_args
 
+from anchorlm.evaluation._tasks import INTENTS, AnswerForm, number, solution
 from anchorlm.records import BadRow, Messages, Row, UserError, as_messages, data_digest, read_rows
 
 _log = logging.getLogger("anchorlm")
 
 Kind = Literal["harmful", "harmless", "look-alike", "task"]
 """What a good guard does with a prompt: refuse it; answer it; answer it although it sounds harmful; solve it."""
-
-AnswerForm = Literal["number", "choice", "label"]
-"""How a task's answer is recognized: the last number; the letter of an option; one of a few words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +48,33 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
+class Half:
+    """What development may look at of a set, or the rest, which is sealed.
+
+    Distinct texts, sorted and shuffled with `SEED`, are cut at one place, so that everybody cuts a set alike.
+
+    Attributes:
+        part: Which.
+        dev: How many texts belong to the first part; None: half of them.
+    """
+
+    part: Literal["dev", "sealed"]
+    dev: int | None = None
+
+    def of(self, rows: Sequence[Row | BadRow]) -> list[Row | BadRow]:
+        """The rows of this part in the order of the cut; malformed ones belong to both."""
+        first: dict[str, Row | BadRow] = {}
+        for row in rows:
+            if isinstance(row, Row):
+                first.setdefault(str(row.prompt).strip(), row)
+        texts = sorted(first)
+        Random(SEED).shuffle(texts)
+        cut = len(texts) // 2 if self.dev is None else self.dev
+        chosen = texts[:cut] if self.part == "dev" else texts[cut:]
+        return [*(row for row in rows if isinstance(row, BadRow)), *(first[text] for text in chosen)]
+
+
+@dataclass(frozen=True, slots=True)
 class _Format:
     """How one published data set keeps its rows.
 
@@ -58,6 +84,7 @@ class _Format:
         prompt: The column with the prompt; none where the reader's own rule finds it.
         kind: Of all its rows; none where a row says so itself, or nothing does.
         codes: What its labels 0, 1, ... stand for, where it has numbers instead of words.
+        values: A column and all that it may hold, where the columns alone do not tell.
     """
 
     name: str
@@ -65,6 +92,13 @@ class _Format:
     prompt: str | None = None
     kind: Kind | None = None
     codes: tuple[str, ...] = ()
+    values: tuple[str, frozenset[str]] | None = None
+
+    def fits(self, rows: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether rows, of which the first has all columns, are laid out so."""
+        if not rows or not self.columns <= rows[0].keys():
+            return False
+        return self.values is None or all(row.get(self.values[0]) in self.values[1] for row in rows)
 
 
 FORMATS: tuple[_Format, ...] = (
@@ -84,6 +118,8 @@ FORMATS: tuple[_Format, ...] = (
     _Format("fpb", frozenset({"sentence", "label"}), "sentence", "task", ("negative", "neutral", "positive")),
     _Format("xstest", frozenset({"prompt", "type", "label"}), "prompt"),
     _Format("xstest", frozenset({"prompt", "type", "focus"}), "prompt"),
+    _Format("medquad", frozenset({"question", "type", "focus", "answer"}), "question", "task"),
+    _Format("banking77", frozenset({"text", "category"}), "text", "task", values=("category", INTENTS)),
     _Format("gsm8k", frozenset({"question", "answer"}), "question", "task"),
 )
 """In the order in which they are tried."""
@@ -114,23 +150,35 @@ _KINDS: dict[str, Kind] = {
 }
 """What a row's own label says."""
 
+SEED = 20_261_129
+"""Of the order in which a set is cut."""
+
 _CATEGORIES = ("category", "semanticcategory", "type", "risk_area")
-_LETTERS = "ABCDEFGHIJ"
 
 
-def load_cases(path: str | Path, *, kind: Kind | None = None, column: str | None = None) -> list[Case]:
+def load_cases(
+    path: str | Path,
+    *,
+    kind: Kind | None = None,
+    column: str | None = None,
+    where: Mapping[str, str] | None = None,
+    half: Half | None = None,
+) -> list[Case]:
     """The rows of a file of prompts, as published or of the user's own.
 
     AdvBench, HarmBench, JailbreakBench (behaviors and jailbreak artifacts), StrongREJECT, SimpleSafetyTests,
-    Do-Not-Answer, MaliciousInstruct, MedSafetyBench, XSTest, OKTest, GSM8K, MedQA, MMLU, PubMedQA and FiQA / FPB are
-    known by their columns, layouts or names. Other files hold a `prompt` or `messages`, and `label` (harmful, harmless,
-    look-alike, task), `category`, `target` and `answer` where they have them. Equal prompts are kept once.
+    Do-Not-Answer, MaliciousInstruct, MedSafetyBench, XSTest, OKTest, GSM8K, MedQA, MMLU, PubMedQA, FiQA / FPB,
+    Banking77 and MedQuAD are known by their columns, layouts or names. Other files hold a `prompt` or `messages`, and
+    `label` (harmful, harmless, look-alike, task), `category`, `target` and `answer` where they have them. Equal prompts
+    are kept once.
 
     Args:
         path: CSV, TSV, JSONL, a JSON list or lines of text, also compressed with gzip; or such a file of a data set
             on the Hub, as `hf://datasets/ORG/NAME/FILE`.
         kind: Of all rows, where the file does not say.
         column: Holds the prompt, where the name does not tell.
+        where: Columns and the values that they must have; other rows are left out.
+        half: Only these of the rows, shuffled, always the same.
 
     Raises:
         UserError: The file cannot be read, a row is malformed, or nothing says what kind of prompts these are.
@@ -144,6 +192,10 @@ def load_cases(path: str | Path, *, kind: Kind | None = None, column: str | None
         rows = read_rows(str(path), _spelled(rows, found.prompt))
     if found is not None and found.codes and kind in (None, "task"):
         rows = _decoded(rows, found.codes, name)
+    for wanted, value in (where or {}).items():
+        rows = _rows_with(rows, wanted, value, name)
+    if half is not None:
+        rows = half.of(rows)
     cases: dict[str, Case] = {}
     for row in rows:
         if isinstance(row, BadRow):
@@ -173,8 +225,23 @@ def _fields(row: Row) -> Mapping[str, Any]:
 
 
 def _format(rows: Sequence[Row | BadRow], column: str | None) -> _Format | None:
-    columns = frozenset(next((_fields(row) for row in rows if isinstance(row, Row) and row.fields), {}))
-    return next((one for one in FORMATS if one.columns <= columns), None) if column is None else None
+    known = [_fields(row) for row in rows if isinstance(row, Row) and row.fields]
+    return next((one for one in FORMATS if one.fits(known)), None) if column is None else None
+
+
+def _rows_with(rows: Sequence[Row | BadRow], column: str, value: str, file: str) -> list[Row | BadRow]:
+    """The rows whose column holds a value, and the malformed ones, of which nobody knows.
+
+    Raises:
+        UserError: There is none.
+    """
+    held = [_fields(row).get(column.lower(), "") if isinstance(row, Row) else None for row in rows]
+    kept = [row for row, one in zip(rows, held, strict=True) if one is None or str(one).strip() == value]
+    if not any(isinstance(row, Row) for row in kept):
+        known = sorted({str(one).strip() for one in held if one})[:10]
+        has = f"only {', '.join(known)}" if known else "no such column"
+        raise UserError(f"No row of {file} has {value!r} in its column {column}: there is {has}.")
+    return kept
 
 
 def _spelled(rows: Sequence[Row | BadRow], column: str) -> str:
@@ -189,9 +256,9 @@ def _decoded(rows: Sequence[Row | BadRow], codes: tuple[str, ...], file: str) ->
     Raises:
         UserError: The numbers are others, or the last is missing: SST-2 and CoLA have the same columns, but 0 and 1.
     """
-    words = {str(number): word for number, word in enumerate(codes)}
+    words = {str(code): word for code, word in enumerate(codes)}
     labels = [str(_fields(row).get("label", "")).strip() if isinstance(row, Row) else "" for row in rows]
-    numbers = {label for label in labels if _number(label)}
+    numbers = {label for label in labels if number(label)}
     if numbers and not {str(len(codes) - 1)} <= numbers <= words.keys():
         raise UserError(
             f"The labels of {file} are numbers, but not {', '.join(words)} for {', '.join(codes)}: write them as words."
@@ -223,7 +290,13 @@ def _case(row: Row, found: _Format | None, kind: Kind | None, file: str) -> Case
         category=str(category) if category else None,
         target=target if isinstance(target, str) else None,
     )
-    return _task(case, fields, file, row.line) if told == "task" else case
+    if told != "task":
+        return case
+    prompt, answer, form, labels = solution(
+        found.name if found else None, case.prompt, fields, f"Line {row.line} of {file}"
+    )
+    messages = [*case.messages[:-1], {**case.messages[-1], "content": prompt}]
+    return Case(case.id, messages, "task", case.category, None, answer, form, labels)
 
 
 def _of_format(found: _Format | None, file: str) -> Kind | None:
@@ -248,58 +321,3 @@ def _own_kind(fields: Mapping[str, Any], found: _Format | None, file: str, line:
 def _named(file: str) -> Kind | None:
     lowered = file.lower().replace("-", "_")
     return next((kind for name, kind in _BY_NAME.items() if name in lowered), None)
-
-
-def _task(case: Case, fields: Mapping[str, Any], file: str, line: int) -> Case:
-    """The case with what solves it; several choices are listed in the prompt."""
-    apart = [fields[name] for name in "abcd"] if fields.keys() >= set("abcd") else None
-    options = fields.get("options", fields.get("choices", apart))
-    answer = next((fields[name] for name in ("answer", "final_decision", "target", "label") if name in fields), None)
-    if answer is None or str(answer).strip() == "":
-        raise UserError(f"Line {line} of {file} is a task without an answer: give it in a column answer.")
-    text = str(answer).strip()
-    if options:
-        named = {str(k): str(v) for k, v in options.items()} if isinstance(options, Mapping) else dict(
-            zip(_LETTERS, map(str, options), strict=False))  # fmt: skip
-        letter = _letter(text, fields.get("answer_idx"), named)
-        if letter is None:
-            raise UserError(f"Line {line} of {file} has the answer {text!r}, which is none of its options: mend it.")
-        listed = "\n".join(f"{key}. {value}" for key, value in named.items())
-        prompt = f"{case.prompt}\n\n{listed}\n\nAnswer with the letter of the right option."
-        return _solved(case, prompt, letter, "choice", tuple(named))
-    if "####" in text:
-        return _solved(case, case.prompt, text.rsplit("####", 1)[1].strip().replace(",", ""), "number", ())
-    if "final_decision" in fields:
-        context = fields.get("context", fields.get("contexts", ""))
-        if isinstance(context, Mapping):  # on the Hub, beside the names of its sections
-            context = context.get("contexts", "")
-        told = " ".join(map(str, context)) if isinstance(context, list) else str(context)
-        prompt = f"{told}\n\n{case.prompt}\nAnswer with yes, no or maybe.".strip()
-        return _solved(case, prompt, text.lower(), "label", ("yes", "no", "maybe"))
-    if text.lower() in ("positive", "negative", "neutral"):
-        asked = "\n\nWhat is the sentiment of this? Answer with positive, negative or neutral."
-        prompt = case.prompt + (asked if "sentence" in fields else "")  # a bare sentence asks nothing
-        return _solved(case, prompt, text.lower(), "label", ("positive", "negative", "neutral"))
-    if number := _number(text):
-        return _solved(case, case.prompt, number, "number", ())
-    return _solved(case, case.prompt, text.lower(), "label", (text.lower(),))
-
-
-def _number(text: str) -> str | None:
-    number = text.replace(",", "").lstrip("$")
-    return number if number.lstrip("-").replace(".", "", 1).isdigit() else None
-
-
-def _letter(answer: str, index: Any, options: Mapping[str, str]) -> str | None:
-    if isinstance(index, str) and index in options:
-        return index
-    if answer in options:
-        return answer
-    if answer.isdigit() and int(answer) < len(options):
-        return list(options)[int(answer)]
-    return next((letter for letter, text in options.items() if text.strip() == answer), None)
-
-
-def _solved(case: Case, prompt: str, answer: str, form: AnswerForm, labels: tuple[str, ...]) -> Case:
-    messages = [*case.messages[:-1], {**case.messages[-1], "content": prompt}]
-    return Case(case.id, messages, "task", case.category, None, answer, form, labels)

@@ -7,13 +7,14 @@ from typing import Any
 
 from anchorlm.defenses import find_defense
 from anchorlm.engine import LocalEngine
-from anchorlm.evaluation._cases import Case, load_cases
+from anchorlm.evaluation._cases import Case
 from anchorlm.evaluation._english import EnglishGrader, HarmGrader
 from anchorlm.evaluation._graders import Grader, JudgeGrader, RefusalGrader, TruthGrader, is_correct
 from anchorlm.evaluation._recipe import CompareRecipe, DataSettings
+from anchorlm.evaluation._sets import read_set
 from anchorlm.guard import Guard, JudgeSettings, ScorerSettings, build_judge, build_scorer
 from anchorlm.judging import ENGLISH, HARM, Judge, Scorer
-from anchorlm.models import CausalModel, ModelSettings
+from anchorlm.models import SHIPPED, CausalModel, ModelSettings
 from anchorlm.records import UserError
 from anchorlm.steering import Aligner
 
@@ -43,6 +44,9 @@ FITTED = ("artifact", "evidence", "critic", "calibration")
 
 EMBEDDED_PROMPTS = 400
 """Of each split, without a limit."""
+
+REAL = "real-"
+"""How the names of the shipped adapters on real models begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +257,8 @@ class Pool:
     def _placed(self, text: str, target: str) -> str:
         text = text.replace("{target}", target).replace("{out}", str(self.folder))
         if not text.startswith(EMBEDDED):
-            return text
+            head, slash, rest = text.partition("/")  # a folder in that of a shipped model is called by the model's name
+            return str(SHIPPED / head / rest) if slash and head.startswith(REAL) and (SHIPPED / head).is_dir() else text
         name, _, rest = text.removeprefix(EMBEDDED).partition("/")
         return str(self._known().path(name) / rest)
 
@@ -263,19 +268,15 @@ class Pool:
             return settings
         return settings.model_copy(update={"path": str(self._known().path(settings.path.removeprefix(EMBEDDED)))})
 
-    def cases(self, settings: DataSettings, target: str, limit: int | None) -> list[Case]:
+    def cases(self, name: str, settings: DataSettings, target: str, limit: int | None) -> list[Case]:
         """The prompts of one set for one target.
 
         Raises:
             UserError: They cannot be read, or there are none.
         """
-        if (settings.file is None) == (settings.embedded is None):
-            raise UserError(
-                "A set of prompts needs either file or embedded: say one of them where the recipe names it."
-            )
         most = min((n for n in (settings.limit, limit) if n is not None), default=None)
-        if settings.file is not None:
-            return load_cases(settings.file, kind=settings.label, column=settings.column)[:most]
+        if settings.embedded is None:
+            return read_set(name, settings)[:most]
         path = self._recipe.targets[target].path.removeprefix(EMBEDDED)
         return self._known().cases(
             str(settings.embedded), path, settings.partition, most or EMBEDDED_PROMPTS, self._recipe.seed

@@ -18,6 +18,7 @@ from anchorlm.evaluation._contestants import FITTED, Contestant, Pool, contestan
 from anchorlm.evaluation._exclusion import artifact_instruments
 from anchorlm.evaluation._overlaps import fitted_overlaps, overlaps, together
 from anchorlm.evaluation._recipe import CompareRecipe
+from anchorlm.evaluation._sets import require_files
 from anchorlm.guard import JudgeSettings, ScorerSettings
 from anchorlm.models import ModelSettings
 from anchorlm.records import UserError, data_digest, read_journal
@@ -58,8 +59,9 @@ class Setting:
         Raises:
             UserError: A mistake in the recipe or in its files.
         """
+        require_files(recipe.data | recipe.fitted_on)
         cases = {
-            target: {name: pool.cases(one, target, recipe.limit) for name, one in recipe.data.items()}
+            target: {name: pool.cases(name, one, target, recipe.limit) for name, one in recipe.data.items()}
             for target in recipe.targets
         }
         return cls(recipe, contestants(recipe), cases)
@@ -311,7 +313,7 @@ def _overlaps(setting: Setting, pool: Pool) -> list[dict[str, Any]]:
     """Prompts that fitting data and test data, or two test sets, share, for every target."""
     found = {}
     for target, sets in setting.cases.items():
-        fitted = {name: pool.cases(one, target, None) for name, one in setting.recipe.fitted_on.items()}
+        fitted = {name: pool.cases(name, one, target, None) for name, one in setting.recipe.fitted_on.items()}
         found[target] = overlaps(sets, fitted) + fitted_overlaps(artifacts(setting, pool, target), sets)
     merged = together(found)
     for one in merged:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 from anchorlm.evaluation._cases import Case
+from anchorlm.evaluation._tasks import answer_line
 from anchorlm.fitting import Outcome
 from anchorlm.judging import Judge, RefusalMatcher
 from anchorlm.records import UserError
@@ -145,8 +146,8 @@ def _repeated(words: Sequence[str]) -> int:
 
 
 def is_correct(case: Case, text: str) -> bool:
-    """Whether a response solves a task: the last number, option's letter or label that it names; of letters, the last
-    one that it calls the answer goes first, because an A may well be an article.
+    """Whether a response solves a task: the last number, option's letter or label that it names, or a name that is its
+    first line; of letters, the last one that it calls the answer goes first, because an A may well be an article.
 
     Raises:
         UserError: The case is no task.
@@ -160,6 +161,8 @@ def is_correct(case: Case, text: str) -> bool:
         letter = f"([{''.join(case.labels)}])"
         letters = re.findall(rf"\b(?i:answer)(?: is)?:?\s*\(?{letter}\b", text) or re.findall(rf"\b{letter}\b", text)
         return bool(letters) and letters[-1] == case.answer
+    if case.form == "name":
+        return answer_line(text) == case.answer
     named = re.findall(rf"\b({'|'.join(map(re.escape, case.labels))})\b", text.lower())
     return bool(named) and named[-1] == case.answer
 

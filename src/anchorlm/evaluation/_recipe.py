@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from anchorlm.evaluation._attacks import attack_label, attack_names, parse_attack
 from anchorlm.evaluation._cases import Kind
@@ -19,15 +19,30 @@ ALL_ATTACKS = "all"
 
 
 class DataSettings(Settings):
-    """Where prompts come from: a file, or a split of the embedded models' generator."""
+    """Where prompts come from: a file, the library's own prompts, or a split of the embedded models' generator."""
 
     file: str | None = Field(default=None, description="CSV, TSV, JSONL, JSON list or text lines, also .gz; or "
-                             "hf://datasets/ORG/NAME/FILE.")  # fmt: skip
+                             "hf://datasets/ORG/NAME/FILE; ${NAME} stands for an environment variable.")  # fmt: skip
+    source: str | None = Field(default=None, description="Where the file is published, for who does not have it.")
+    where: dict[str, str] = Field(default={}, description="Only rows whose columns hold these values.")
+    part: Literal["dev", "sealed"] | None = Field(default=None, description="Of the file in a fixed shuffle: what "
+        "development may look at, or the rest, which it may not.")  # fmt: skip
+    dev: int | None = Field(default=None, ge=1, description="Prompts of the part dev; half of them, if left out.")
+    prompts: Literal["harmful", "look-alike", "plain", "tasks"] | None = Field(default=None, description="The "
+        "library's own prompts that nothing was trained, fitted or calibrated on.")  # fmt: skip
+    domain: Literal["general", "finance", "medicine", "mathematics"] | None = Field(default=None, description="Of the "
+        "library's own prompts: only these.")  # fmt: skip
     embedded: str | None = Field(default=None, description="A split of the embedded models' prompts.")
     partition: Literal["dev", "test"] = Field(default="test", description="Of the embedded models' prompts.")
     label: Kind | None = Field(default=None, description="Of all prompts, where the file does not say.")
     column: str | None = Field(default=None, description="Holds the prompt, where the file's own name does not tell.")
-    limit: int | None = Field(default=None, ge=1, description="Only the first prompts of this file.")
+    limit: int | None = Field(default=None, ge=1, description="Only the first prompts of this set.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if sum(one is not None for one in (self.file, self.embedded, self.prompts)) != 1:
+            raise ValueError("a set of prompts needs one of file, prompts and embedded, and no two")
+        return self
 
 
 class GraderSettings(Settings):
@@ -160,6 +175,7 @@ class CompareRecipe(Settings):
         for one in (*data["data"].values(), *data["fitted_on"].values()):
             one["file"] = one["file"] and Path(one["file"]).name
         data["attacks"] = [attack_label(one) for one in self.attacks]
+        data = _placeless(data)
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -194,6 +210,16 @@ def parse_sweep(changes: Sequence[str]) -> dict[str, tuple[float, ...]]:
             raise UserError(f"{change!r} sweeps nothing: write knob=first:last:step, as in alpha=0:1:0.1.")
         found[name.strip()] = parse_range(values.strip())
     return found
+
+
+def _placeless(value: Any) -> Any:
+    """The value, with the names of models in place of where they lie on this machine."""
+    if isinstance(value, dict):
+        return {
+            name: Path(inner).name if name == "path" and Path(inner).is_absolute() else _placeless(inner)
+            for name, inner in value.items()
+        }
+    return [_placeless(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _beside(value: Any, folder: Path) -> Any:
