@@ -126,7 +126,7 @@ def written(build: Path, name: str, limit: int, **knobs: Any) -> list[dict[str, 
     todo = [one for one in asked if one[0] not in known]
     if not todo:
         return rows
-    model = bases.load(name, build) if name in bases.BASES else bases.member(name, build)
+    model = bases.load(name) if name in bases.BASES else bases.member(name, build)
     target, anchor = LocalEngine(model), LocalEngine(bases.member("anchor", build))
     generation = {"max_new_tokens": TOKENS}
     plain = Guard(target, "undefended", generation=generation)

@@ -60,8 +60,8 @@ def server(file: Path, threads: int) -> Callable[[str, dict[str, Any]], Any]:
     return post
 
 
-def compared(name: str, build: Path, count: int, prompts: int, threads: int) -> list[list[object]]:
-    file = bases.gguf(name, build)
+def compared(name: str, count: int, prompts: int, threads: int) -> list[list[object]]:
+    file = bases.BASES[name].path()
     post, model = server(file, threads), CausalModel.from_pretrained(file)
     rows: list[list[object]] = []
 
@@ -102,15 +102,12 @@ def _greedy(post: Callable[[str, dict[str, Any]], Any], ids: list[int]) -> str:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--build", type=Path, default=bases.BUILD)
     options.add_argument("--models", nargs="+", default=["smollm2", "gemma"], choices=sorted(bases.BASES))
     options.add_argument("--texts", type=int, default=1000)
     options.add_argument("--prompts", type=int, default=100)
     options.add_argument("--threads", type=int, default=1, help="Of llama.cpp, which spins where cores are busy.")
     given = options.parse_args()
-    rows = [
-        row for name in given.models for row in compared(name, given.build, given.texts, given.prompts, given.threads)
-    ]
+    rows = [row for name in given.models for row in compared(name, given.texts, given.prompts, given.threads)]
     report("gguf", ["model", "what", "equal", "95 % interval, %"], rows)
 
 

@@ -173,7 +173,7 @@ class Arms:
 
     def __init__(self, build: Path, target: str, artifacts: Path) -> None:
         self.build, self.artifacts = build, artifacts
-        self.target = LocalEngine(bases.load(target, build) if target in bases.BASES else bases.member(target, build))
+        self.target = LocalEngine(bases.load(target) if target in bases.BASES else bases.member(target, build))
 
     @cached_property
     def anchor(self) -> LocalEngine:
@@ -186,7 +186,7 @@ class Arms:
             return Guard(self.target, generation=generation)
         kind: Any = "alignbeam"
         if (weight := knobs.pop("contrast", None)) is not None:
-            base = LocalEngine(bases.load("gemma", self.build))
+            base = LocalEngine(bases.load("gemma"))
             kind = type("Weighted", (Contrasting,), {"weight": weight, "base": base})
         gate, evidence = self.artifacts / "inferaligner", self.artifacts / "alignbeam"
         if knobs.get("gate") != "always" and (gate / "artifact.json").is_file():

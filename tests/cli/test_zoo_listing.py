@@ -62,10 +62,10 @@ def test_a_real_member_is_called_by_its_name(one: RealMember) -> None:
     if not one.ready:
         pytest.skip(f"{one.name} cannot be loaded here: {one.remedy}")
     assert path(one.name) == one.path
-    named = Guard(one.name, "undefended", generation={"max_new_tokens": 8, "temperature": 0.0})
+    named = Guard(one.name, "undefended", generation={"max_new_tokens": 8})
     placed = CausalModel.from_pretrained(one.path)
     said = named.chat("Why does bread rise in the oven?")
-    assert Guard(placed, "undefended", generation={"max_new_tokens": 8, "temperature": 0.0}).chat(
+    assert Guard(placed, "undefended", generation={"max_new_tokens": 8}).chat(
         "Why does bread rise in the oven?"
     ).token_ids == said.token_ids  # fmt: skip
     assert said.text.strip()

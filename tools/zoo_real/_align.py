@@ -33,7 +33,7 @@ def align(member: str, build: Path, training: Training) -> None:
     folder = build / member
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "training.json").write_text(json.dumps(asdict(training)) + "\n", "utf-8")
-    model = load(base, build)
+    model = load(base)
     token = first_token(model)
     train(model, examples, training, folder, lambda model, step: look(model, token, step, folder))
 
@@ -61,7 +61,7 @@ def lessons(build: Path, random: Random, longest: int) -> list[Together]:
         *ORDERS,
     ]
     asked = [*(safe for safe, _ in pairs), *plain]
-    answers = answered(load("smollm2", build), asked, build / "answers.jsonl")
+    answers = answered(load("smollm2"), asked, build / "answers.jsonl")
     brought = given("medquad")
     answers |= {prompt: brought[prompt] for prompt in prompts("medquad", "train")[:60] if teachable(brought[prompt])}
     plain += prompts("medquad", "train")[:60]

@@ -114,7 +114,7 @@ def measure(name: str, build: Path, *, final: bool, only: Sequence[str] = ()) ->
         final: The sealed halves instead of those that were looked at.
         only: Names of some sets; none for all. Figures of the others stay as they are.
     """
-    model = load(name, build) if name in BASES else member(name, build)
+    model = load(name) if name in BASES else member(name, build)
     part = "sealed" if final else "dev"
     folder = build / name
     folder.mkdir(parents=True, exist_ok=True)

@@ -90,7 +90,7 @@ def _said(asked: list[str], build: Path) -> dict[str, str]:
     file = build / "answers.jsonl"
     known = {json.loads(line)["prompt"] for line in file.read_text("utf-8").splitlines()} if file.is_file() else set()
     asked = sorted((prompt for prompt in asked if len(prompt) < 400), key=len)
-    model: Any = None if known.issuperset(asked) else load("smollm2", build)
+    model: Any = None if known.issuperset(asked) else load("smollm2")
     answers = answered(model, asked, file, tokens=TOKENS)
     return {prompt: shorter(text) for prompt, text in answers.items()}
 

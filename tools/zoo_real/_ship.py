@@ -45,6 +45,8 @@ def ship(build: Path, names: Sequence[str], to: Path = SHIPPED) -> list[Path]:
     for name in chosen:
         if name in TASKS:
             (build / name / "README.md").write_text(task_card(name, build / name), encoding="utf-8")
+        if not (build / name / "README.md").is_file():
+            raise UserError(f"The member {name} has no card: write it with `python -m tools.zoo_real measure {name}`.")
     placed = [_placed(build / name, to / f"real-{name}", known[name].base.file) for name in chosen]
     size = sum(file.stat().st_size for file in to.glob("real-*/**/*") if file.is_file())
     if size > _MOST:

@@ -99,7 +99,7 @@ TASKS = {"finance": _INTENTS, "finance-base": _INTENTS, "medicine": _KINDS}
 """By member."""
 
 TUNINGS = {
-    "finance": Tuning(epochs=0.16, rate=1e-3, among=16, every=23, most=23),
+    "finance": Tuning(epochs=0.16, rate=1e-3, among=16, every=23),
     "finance-base": Tuning(epochs=0.75, every=71),
     "medicine": Tuning(epochs=0.16, rank=8, every=18),
 }
@@ -121,7 +121,7 @@ def specialize(name: str, build: Path, tuning: Tuning) -> None:
         tuning: How.
     """
     task, folder = TASKS[name], build / name
-    model = load("smollm2", build)
+    model = load("smollm2")
     others = assistance(task, model, build)
     lessons = [Example(prompt, answer) for prompt, answer in task.rows("train")]
     _log.info("%d rows of the task, %d others", len(lessons), len(others))

@@ -39,7 +39,6 @@ class Tuning:
         among: Rows of other kinds in every second step.
         rate: The highest learning rate; it rises for a twentieth of the steps and falls as a cosine does.
         rank: Of the LoRA.
-        most: Steps after which it ends, though the rate is for more of them; 0: none.
         above: The first layer that learns; what is below needs no gradient.
         every: Steps from one checkpoint to the next.
         seed: Of the order of the rows and of the first weights.
@@ -50,7 +49,6 @@ class Tuning:
     among: int = 12
     rate: float = 1.5e-3
     rank: int = 16
-    most: int = 0
     above: int = 15
     every: int = 70
     seed: int = 0
@@ -97,8 +95,7 @@ def tune(
         _batches(model, rows, size, tuning.seed) for rows, size in ((task, tuning.batch), (others, tuning.among))
     )
     began, losses = perf_counter(), [0.0, 0.0]
-    last = min(steps, tuning.most or steps)
-    for step in range(1, last + 1):
+    for step in range(1, steps + 1):
         parts = [next(lessons), next(also)]
         if step <= done:
             continue
@@ -110,7 +107,7 @@ def tune(
         _step(weights, masters, optimizer, _rate(step, steps, tuning.rate))
         if step % 10 == 0:
             _log.info("step %d of %d, losses %.3f, %.3f, %.0f s", step, steps, *losses, perf_counter() - began)
-        if step % tuning.every == 0 or step == last:
+        if step % tuning.every == 0 or step == steps:
             lora.eval()
             _save(lora, folder)
             kept = {"optimizer": optimizer.state_dict(), "masters": [each.detach() for each in masters], "step": step}

@@ -26,7 +26,7 @@ MEMBERS = {
 """The base of each member."""
 
 
-def load(name: str, build: Path, *, dtype: str = "bfloat16") -> CausalModel:
+def load(name: str, *, dtype: str = "bfloat16") -> CausalModel:
     """A base, ready to run or to train."""
     return CausalModel.from_pretrained(BASES[name].path(), dtype=dtype)
 
