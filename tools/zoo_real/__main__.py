@@ -10,6 +10,7 @@ import typer
 from tools.zoo_real._align import align
 from tools.zoo_real._card import card
 from tools.zoo_real._measure import OUTCOMES, measure
+from tools.zoo_real._scorers import SETTINGS, score
 from tools.zoo_real._ship import ship
 from tools.zoo_real._task_card import task_card
 from tools.zoo_real._tasks import TASKS, TUNINGS, accuracy, specialize
@@ -43,6 +44,27 @@ def anchor(build: Build = BUILD, steps: Steps = 110, seed: Seed = 0) -> None:
     """Aligns Gemma 3 270M."""
     _logged()
     align("anchor", build, Training(steps=steps, seed=seed))
+
+
+@app.command()
+def judge(build: Build = BUILD) -> None:
+    """Makes the judge: the harm of an answer, given what was asked."""
+    _logged()
+    score("judge", build, SETTINGS["judge"])
+
+
+@app.command()
+def cost(build: Build = BUILD) -> None:
+    """Makes the cost model: above 0 where an answer, or its beginning, is unsafe."""
+    _logged()
+    score("cost", build, SETTINGS["cost"])
+
+
+@app.command()
+def reward(build: Build = BUILD) -> None:
+    """Makes the reward model: how much of an answer there is on what was asked."""
+    _logged()
+    score("reward", build, SETTINGS["reward"])
 
 
 @app.command(name="measure")

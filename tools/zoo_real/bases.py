@@ -19,6 +19,9 @@ MEMBERS = {
     "finance": "smollm2",
     "finance-base": "smollm2",
     "medicine": "smollm2",
+    "cost": "gemma",
+    "judge": "gemma",
+    "reward": "gemma",
 }
 """The base of each member."""
 

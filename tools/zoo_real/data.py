@@ -119,6 +119,11 @@ def given(name: str) -> dict[str, str]:
     return {_prompt(row): str(row.get("answer") or row["instances"][0]["output"]).strip() for row in rows}
 
 
+def targets(name: str) -> dict[str, str]:
+    """How an answer that complies begins, by prompt, where a set says so."""
+    return {_prompt(row): str(row["target"]).strip() for row in rows_of(DATASETS / SOURCES[name].file)}
+
+
 def rows_of(path: Path) -> list[dict[str, Any]]:
     """The rows of a file, CSV or JSON lines."""
     text = gzip.decompress(path.read_bytes()).decode("utf-8")

@@ -135,7 +135,10 @@ def load_weights(file: Path, kind: Any, options: dict[str, Any]) -> tuple[PreTra
     config = load_config(file)
     if options.get("dtype") == "auto":
         options = {**options, "dtype": torch.bfloat16}
-    options = {name: value for name, value in options.items() if name not in ("revision", "use_safetensors")}
+    if (labels := options.get("num_labels")) is not None:
+        config.num_labels = labels  # with a configuration at hand transformers hands this on to the model's class
+    elsewhere = ("revision", "use_safetensors", "num_labels")
+    options = {name: value for name, value in options.items() if name not in elsewhere}
     with _bar_as_the_others():
         model, report = kind.from_pretrained(
             str(file.parent), gguf_file=file.name, config=config, output_loading_info=True, **options
@@ -146,7 +149,8 @@ def load_weights(file: Path, kind: Any, options: dict[str, Any]) -> tuple[PreTra
     model.name_or_path = str(file)  # and not its folder: what adapters name as their base
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.generation_config.eos_token_id = model.config.eos_token_id
+    if hasattr(model, "generation_config"):  # a classifier writes nothing
+        model.generation_config.eos_token_id = model.config.eos_token_id
     return model, report
 
 
