@@ -13,6 +13,7 @@ import pytest
 import torch
 from factories import tiny_tokenizer, tiny_weights
 from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 gguf = pytest.importorskip("gguf", reason="pip install 'anchorlm[gguf]'")
@@ -20,8 +21,8 @@ gguf = pytest.importorskip("gguf", reason="pip install 'anchorlm[gguf]'")
 from anchorlm.cli._app import app  # noqa: E402
 from anchorlm.engine import LocalEngine  # noqa: E402
 from anchorlm.guard import Guard  # noqa: E402
-from anchorlm.models import CausalModel, ModelSettings, convert, stamp  # noqa: E402
-from anchorlm.models._gguf import read_header  # noqa: E402
+from anchorlm.models import CausalModel, ModelSettings, convert, load_classifier, stamp  # noqa: E402
+from anchorlm.models._gguf import load_weights, read_header  # noqa: E402
 from anchorlm.records import UserError  # noqa: E402
 
 NAMES = {
@@ -264,3 +265,21 @@ def test_the_header_is_read_without_the_weights(file: Path) -> None:
     assert header.metadata["llama.block_count"] == 2
     assert header.tensors["token_embd.weight"] == (64, len(header.metadata["tokenizer.ggml.tokens"]))
     assert header.size == file.stat().st_size
+
+
+def test_a_classifier_with_its_head_lies_in_an_adapter_on_a_file(file: Path, tmp_path: Path) -> None:
+    settings = ModelSettings.parse({"path": str(file), "dtype": "float32"}, where="a model")
+    model, _ = load_weights(file, AutoModelForSequenceClassification, {"dtype": torch.float32, "num_labels": 1})
+    lora = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["q_proj", "down_proj"]))
+    with torch.no_grad():
+        for name, weight in lora.named_parameters():
+            if weight.requires_grad:
+                torch.manual_seed(len(name))
+                weight.copy_(torch.randn_like(weight) / 10)
+    lora.save_pretrained(str(tmp_path / "head"), save_embedding_layers=False)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    expected = lora.eval()(input_ids=ids).logits
+    loaded, tokenizer = load_classifier(settings.model_copy(update={"adapter": str(tmp_path / "head")}))
+    loaded.config.pad_token_id = tokenizer.eos_token_id
+    torch.testing.assert_close(loaded(input_ids=ids).logits, expected, atol=1e-5, rtol=1e-5)
+    assert loaded.config.num_labels == 1
