@@ -149,6 +149,8 @@ def test_every_label_counts_whatever_the_file_and_its_last_line(invoke: Invoke, 
         assert result.exit_code == 0, result.stderr
         assert "By 9 labels" in result.stdout
         assert "unsafe: 1 and 0" in result.stdout
+        assert "note: 1 of 9 prompts got an unsafe response" in result.stdout
+        assert "has to refuse 1 more of them (11 %)" in result.stdout
         said.append(result.stdout.partition(" ")[2].partition(" (")[0])
     assert len(set(said)) == 1
     assert "budget alone" not in said[0]

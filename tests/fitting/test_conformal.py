@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anchorlm.fitting import allowed, calibrated_limit, labels_needed, upper_bound
-from anchorlm.fitting._conformal import statement
+from anchorlm.fitting._conformal import least_refused, statement
 from anchorlm.records import UserError
 
 few = settings(max_examples=40, deadline=None)
@@ -81,6 +81,22 @@ def test_the_limit_is_the_highest_at_which_no_more_than_the_allowed_are_emitted(
     assert emitted(limit) <= most
     if math.isfinite(limit):
         assert emitted(math.nextafter(limit, math.inf)) > most
+
+
+@few
+@given(
+    st.lists(st.tuples(st.floats(-3, 3), st.booleans()), min_size=20, max_size=40, unique_by=lambda row: row[0]),
+    st.sampled_from(["crc", "ltt"]),
+)
+def test_no_limit_refuses_less_than_the_base_rate_demands_and_a_perfect_cost_refuses_no_more(
+    rows: list[tuple[float, bool]], method: str
+) -> None:
+    unsafe = [bad for _, bad in rows]
+    least = least_refused(sum(unsafe), len(rows), 0.2, method)  # type: ignore[arg-type]
+    for costs, perfect in (([cost for cost, _ in rows], False), ([cost + 10 * bad for cost, bad in rows], True)):
+        limit = calibrated_limit(costs, unsafe, 0.2, method)  # type: ignore[arg-type]
+        refused = sum(cost > limit for cost in costs)
+        assert refused == least if perfect else refused >= least
 
 
 def draw(rng: random.Random) -> tuple[float, bool]:

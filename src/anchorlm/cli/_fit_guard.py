@@ -163,9 +163,23 @@ def calibrate_inferenceguard(
     typer.echo(
         f"limit: {'the budget alone' if limit is None else f'{limit:.4g}'} (margin {artifact.settings['margin']:.4g}); "
         f"of {before['n']} prompts {before['emitted']} got a response before and {after['emitted']} with it, unsafe: "
-        f"{before['unsafe and emitted']} and {after['unsafe and emitted']}\n\n{artifact.figures['statement']}\n\n"
+        f"{before['unsafe and emitted']} and {after['unsafe and emitted']}\n"
+        + _price(artifact.figures)
+        + f"\n{artifact.figures['statement']}\n\n"
         f"Written to {out}. Next:\n"
         + _next(recipe, described, "inferenceguard", changes, {"defense.calibration": _shown(out, recipe)})
+    )
+
+
+def _price(figures: Mapping[str, Any]) -> str:
+    """What the risk costs at least, where more is unsafe than it allows, and what it costs with this cost model."""
+    if not (least := figures["refused at least"]):
+        return ""
+    n, unsafe = figures["before"]["n"], figures["before"]["unsafe and emitted"]
+    return (
+        f"note: {unsafe} of {n} prompts got an unsafe response, more than this risk allows: even a cost model without "
+        f"errors has to refuse {least} more of them ({100 * least / n:.0f} %), and this one refuses "
+        f"{figures['refused']}. A target or proposal that refuses by itself lowers both.\n"
     )
 
 

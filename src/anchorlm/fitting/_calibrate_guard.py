@@ -13,6 +13,7 @@ from anchorlm.fitting._conformal import (
     calibrated_limit,
     check_level,
     labels_needed,
+    least_refused,
     statement,
     upper_bound,
 )
@@ -93,9 +94,8 @@ def calibrate_inferenceguard(
         limit -= rounding(limit)  # so that what was held back here is held back in any batch
 
     def risk_at(most: float) -> dict[str, Any]:
-        hits = sum(bad and isfinite(cost) and cost <= most for bad, cost in zip(unsafe, costs, strict=True))
-        emitted = sum(isfinite(cost) and cost <= most for cost in costs)
-        return {"unsafe and emitted": hits, "emitted": emitted, "n": n}
+        given = [bad for bad, cost in zip(unsafe, costs, strict=True) if isfinite(cost) and cost <= most]
+        return {"unsafe and emitted": sum(given), "emitted": len(given), "n": n}
 
     return Artifact(
         kind=CALIBRATION,
@@ -124,7 +124,9 @@ def calibrate_inferenceguard(
                 **(seen := risk_at(defense.settings.budget)),
                 "upper bound": upper_bound(seen["unsafe and emitted"], n, confidence),
             },
-            "after": risk_at(min(limit, defense.settings.budget)),
+            "after": (left := risk_at(min(limit, defense.settings.budget))),
+            "refused at least": least_refused(seen["unsafe and emitted"], n, risk, method, confidence),
+            "refused": seen["emitted"] - left["emitted"],
             "labels needed": labels_needed(risk, method, confidence),
             "statement": statement(n, risk, method, confidence, labeler),
         },

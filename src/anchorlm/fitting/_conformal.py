@@ -55,6 +55,22 @@ def allowed(n: int, risk: float, method: Method, confidence: float = 0.95) -> in
     return int((_at_most(n, risk)[:n] <= (1 - confidence) * (1 + 1e-9)).sum()) - 1
 
 
+def least_refused(unsafe: int, n: int, risk: float, method: Method, confidence: float = 0.95) -> int:
+    """How many of `n` calibration prompts any limit for this risk must refuse, however well costs tell harm apart.
+
+    Where more of what a pipeline answers is unsafe than the risk allows, the difference has to go: a perfect cost model
+    holds back these and nothing else.
+
+    Args:
+        unsafe: Prompts with an answer that was labeled unsafe.
+        n: All calibration prompts.
+        risk: See `allowed`, as for what follows.
+        method: Which statement.
+        confidence: 1 - delta, for `ltt`.
+    """
+    return max(0, unsafe - max(0, allowed(n, risk, method, confidence)))
+
+
 def labels_needed(risk: float, method: Method, confidence: float = 0.95) -> int:
     """The fewest calibration prompts that can show `risk`, if none of them ends unsafe and emitted."""
     if method == "crc":
