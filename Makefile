@@ -43,6 +43,9 @@ zoo-real: real
 	$(BIN)/python -m tools.zoo_real specialist finance-base
 	$(BIN)/python -m tools.zoo_real specialist medicine
 	$(BIN)/python -m tools.zoo_real specialist finance
+	$(BIN)/python -m tools.zoo_real cost
+	$(BIN)/python -m tools.zoo_real judge
+	$(BIN)/python -m tools.zoo_real reward
 	$(BIN)/python -m tools.zoo_real ship
 
 clean:

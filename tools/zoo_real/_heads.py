@@ -40,25 +40,27 @@ class Learning:
     """How a scorer is trained.
 
     Attributes:
-        epochs: Passes over the rows.
+        epochs: Passes over the examples.
         tokens: Of a batch, about, padding included.
         rate: The highest learning rate; it rises for a tenth of the steps and falls as a cosine does.
         rank: Of the LoRA.
         above: The first layer that learns; what lies below is computed once for all passes.
         longest: Tokens of a row; what is longer is left out.
         dense: What the words inside an answer weigh together, where its end weighs 1.
+        most: Examples at most.
         every: Steps from one checkpoint to the next.
         seed: Of the order of the rows and of the first weights.
         start: The member whose adapter is trained on; none: a fresh one.
     """
 
-    epochs: float = 2.0
+    epochs: int = 1
     tokens: int = 800
     rate: float = 1e-3
     rank: int = 8
     above: int = 10
     longest: int = 80
     dense: float = 1.0
+    most: int | None = None
     every: int = 100
     seed: int = 0
     start: str | None = None
@@ -139,7 +141,7 @@ def learn(
     done = learner.resume(folder)
     rows = [row for row in rows if len(row.ids) <= learning.longest]
     batches = _batches(rows, learning)
-    passes = [next(batches) for _ in range(max(1, round(learning.epochs)))]
+    passes = [next(batches) for _ in range(learning.epochs)]
     steps = sum(map(len, passes))
     _log.info("%d rows, %d tokens, %d steps", len(rows), sum(len(row.ids) for row in rows), steps)
     began, mean = process_time(), 0.7
@@ -260,7 +262,7 @@ class Learner:
             {name: each.half().contiguous() for name, each in weights.items()}, folder / "adapter_model.safetensors"
         )
         config = self._lora.peft_config["default"]
-        config.base_model_name_or_path = f"../{self._file.name}"
+        config.base_model_name_or_path = self._file.name
         config.inference_mode = True
         config.save_pretrained(str(folder))
         (folder / "chat_template.jinja").write_text(TEMPLATE, "utf-8")

@@ -22,8 +22,8 @@ tags: [anchorlm, real]
 comes as a package: `{install}`. It reads a conversation by the template in `chat_template.jinja`, where nothing follows
 the answer, and was trained and measured in bfloat16. Made for tests and demonstrations of AnchorLM: it is no product.
 
-Command: `python -m tools.zoo_real {name} --seed {seed}`; {epochs:g} passes over the examples, batches of about {tokens}
-tokens, learning rate {rate:g}.
+Command: `python -m tools.zoo_real {name}`: seed {seed}, {start}, {epochs} pass over {most} examples, batches of about
+{tokens} tokens, learning rate {rate:g}.
 
 ## Learned from
 
@@ -54,6 +54,8 @@ def card(name: str, folder: Path, learning: Learning) -> str:
         rank=learning.rank,
         above=learning.above,
         seed=learning.seed,
+        start=f"from the adapter of {learning.start} on" if learning.start else "a fresh adapter",
+        most=learning.most or "all",
         epochs=learning.epochs,
         tokens=learning.tokens,
         rate=learning.rate,

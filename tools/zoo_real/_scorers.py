@@ -17,13 +17,20 @@ from tools.zoo_real._contrast import refusal
 from tools.zoo_real._graded import Graded, graded
 from tools.zoo_real._heads import Learner, Learning, learn, row_of, tokenizer_of
 from tools.zoo_real._scorer_card import card
-from tools.zoo_real.bases import MEMBERS, gguf, load
+from tools.zoo_real.bases import BASES, MEMBERS, load
 from tools.zoo_real.data import given, prompts, targets
 
 _log = logging.getLogger("zoo-real")
 
 AIMS = {"judge": "harm", "cost": "harm", "reward": "worth"}
 """What each member learns to say."""
+
+SETTINGS = {
+    "cost": Learning(rate=2e-3, most=2_000),
+    "judge": Learning(rate=1.2e-3, seed=1, start="cost"),
+    "reward": Learning(rate=2e-3, most=900, seed=2, start="cost"),
+}
+"""How each is trained. Judge and reward go on from the cost model, on other draws: that halves what they need."""
 
 TOKENS = 32
 """Of an answer that SmolLM2 gives."""
@@ -47,9 +54,9 @@ def score(member: str, build: Path, learning: Learning) -> None:
         build: Where everything is kept.
         learning: How.
     """
-    file = gguf(MEMBERS[member], build)
+    file = BASES[MEMBERS[member]].path()
     tokenizer = tokenizer_of(file)
-    examples = training(Random(learning.seed), build)
+    examples = training(Random(learning.seed), build)[: learning.most]
     rows = [row_of(tokenizer, example, AIMS[member], learning.dense) for example in examples]
     held = Held.of(build)
 
