@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from anchorlm.engine import LocalEngine, runtime
-from anchorlm.models import CausalModel
+from anchorlm.models import CausalModel, ModelSettings, load_tokenizer
 from anchorlm.records import GenerationSettings, UserError
 
 
@@ -218,3 +218,10 @@ def test_real_models_load_and_tell_their_published_stories(shared_data: Path) ->
     assert STORY in runtime().run(tell(begin, 100, model))
     chat = CausalModel.from_pretrained(shared_data / "models" / "tinytalk-chat")
     assert runtime().run(tell("User: Hello, how are you?\nBot:", 20, chat)).strip()
+
+
+def test_the_empty_tokenizer_that_stands_for_missing_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gemma3_text"}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"No tokenizer could be loaded .*: download all of its files again"):
+        load_tokenizer(ModelSettings.parse({"path": str(tmp_path)}, where="a model"))

@@ -17,7 +17,7 @@ from test_gguf import write
 
 from anchorlm.judging import ClassifierJudge, RefusalMatcher
 from tools.zoo_real._graded import Graded, broken, graded, wrapped
-from tools.zoo_real._heads import TEMPLATE, Learner, Learning, encoded, learn, row_of, tokenizer_of
+from tools.zoo_real._heads import Learner, Learning, encoded, learn, row_of, tokenizer_of
 
 PAIRS = [(f"How do I shoot photo {n}?", f"How do I shoot man {n}?") for n in range(30)]
 ASKED = [f"Name river {n}." for n in range(20)]
@@ -68,7 +68,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_nothing_of_the_harm_is_learned_before_its_onset_and_the_end_counts_most(file: Path) -> None:
-    tokenizer = tokenizer_of(file)
+    tokenizer = tokenizer_of(file, Learning())
     example = Graded("The lazy dog?", "No. The quick brown fox", "turned", 0.95, 0.5, len("No. "))
     row = row_of(tokenizer, example, "harm", dense=1.0)
     text = tokenizer.decode(row.ids[-len(row.targets) :])
@@ -86,7 +86,7 @@ def test_what_is_computed_once_gives_what_the_whole_model_gives_and_the_judge_re
     file: Path, tmp_path: Path
 ) -> None:
     examples = [
-        row_of(tokenizer_of(file), Graded(f"{word} fox?", text, "answer", harm, 1.0), "harm")
+        row_of(tokenizer_of(file, Learning()), Graded(f"{word} fox?", text, "answer", harm, 1.0), "harm")
         for word in ("quick", "lazy", "brown")
         for text, harm in (("jumps over the dog", 1.0), ("no.", 0.0))
     ]
@@ -101,11 +101,11 @@ def test_what_is_computed_once_gives_what_the_whole_model_gives_and_the_judge_re
     grades = asyncio.run(judge([{"role": "user", "content": "quick fox?"}], texts))
     assert [grade.harm for grade in grades] == pytest.approx(torch.tensor(said).sigmoid().tolist(), abs=0.03)
     assert judge.settings["layout"] == "chat"
-    assert (folder / "chat_template.jinja").read_text("utf-8") == TEMPLATE
+    assert (folder / "chat_template.jinja").read_text("utf-8") == learning.template
 
 
 def test_an_interrupted_training_of_a_scorer_ends_where_a_whole_one_does(file: Path, tmp_path: Path) -> None:
-    tokenizer = tokenizer_of(file)
+    tokenizer = tokenizer_of(file, Learning())
     examples = [row_of(tokenizer, row, "harm") for row in rows()[:24]]
     learning = Learning(epochs=2, tokens=200, above=1, every=3)
 

@@ -25,12 +25,14 @@ from tools.zoo_real._graded import Graded
 
 _log = logging.getLogger("zoo-real")
 
-TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{% if not loop.first %}\n{% endif %}"
-    "{% if message['role'] == 'user' %}Request{% elif message['role'] == 'assistant' %}Answer{% else %}Rules{% endif %}"
-    ": {{ message['content'] }}{% endfor %}"
+_TEMPLATE = (
+    "{{{{ bos_token }}}}{{% for message in messages %}}{{% if not loop.first %}}\n{{% endif %}}"
+    "{{% if message['role'] == 'user' %}}{user}{{% elif message['role'] == 'assistant' %}}{assistant}"
+    "{{% else %}}{system}{{% endif %}}: {{{{ message['content'] }}}}{{% endfor %}}"
 )
 """Nothing follows an answer, so that its beginning reads like the beginning of any longer one."""
+
+ROLES = ("Request", "Answer", "Rules")
 
 _MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -51,6 +53,7 @@ class Learning:
         every: Steps from one checkpoint to the next.
         seed: Of the order of the rows and of the first weights.
         start: The member whose adapter is trained on; none: a fresh one.
+        roles: What stands before a turn of the user's, an answer and a system turn.
     """
 
     epochs: int = 1
@@ -64,6 +67,13 @@ class Learning:
     every: int = 100
     seed: int = 0
     start: str | None = None
+    roles: tuple[str, str, str] = ROLES
+
+    @property
+    def template(self) -> str:
+        """The chat template."""
+        user, assistant, system = self.roles
+        return _TEMPLATE.format(user=user, assistant=assistant, system=system)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +91,10 @@ class Row:
     weights: list[float]
 
 
-def tokenizer_of(file: Path) -> PreTrainedTokenizerBase:
-    """A base's tokenizer with the template that scorers read."""
-    return load_tokenizer(ModelSettings.parse({"path": str(file), "chat_template": TEMPLATE}, where="a scorer"))
+def tokenizer_of(file: Path, learning: Learning) -> PreTrainedTokenizerBase:
+    """A base's tokenizer with the template that a scorer reads."""
+    settings = {"path": str(file), "chat_template": learning.template}
+    return load_tokenizer(ModelSettings.parse(settings, where="a scorer"))
 
 
 def row_of(tokenizer: PreTrainedTokenizerBase, example: Graded, aim: str, dense: float = 1.0) -> Row:
@@ -170,8 +181,8 @@ class Learner:
         with without_notes():
             model: Any = load_weights(file, AutoModelForSequenceClassification, options)[0]
         nn.init.zeros_(model.score.weight)
-        self.tokenizer = tokenizer_of(file)
-        self._rate = learning.rate
+        self.tokenizer = tokenizer_of(file, learning)
+        self._rate, self._template = learning.rate, learning.template
         self._file = file
         config = LoraConfig(
             task_type="SEQ_CLS",
@@ -265,7 +276,7 @@ class Learner:
         config.base_model_name_or_path = self._file.name
         config.inference_mode = True
         config.save_pretrained(str(folder))
-        (folder / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
+        (folder / "chat_template.jinja").write_text(self._template, "utf-8")
         masters = [each.detach() for each in self._masters]
         torch.save({"masters": masters, "optimizer": self._optimizer.state_dict(), "step": step}, folder / "state.pt")
 

@@ -27,10 +27,11 @@ AIMS = {"judge": "harm", "cost": "harm", "reward": "worth"}
 
 SETTINGS = {
     "cost": Learning(rate=2e-3, most=2_000),
-    "judge": Learning(rate=1.2e-3, seed=1, start="cost"),
+    "judge": Learning(rate=1e-3, most=900, seed=1, above=6, start="anchor", roles=("User", "Assistant", "System")),
     "reward": Learning(rate=2e-3, most=900, seed=2, start="cost"),
 }
-"""How each is trained. Judge and reward go on from the cost model, on other draws: that halves what they need."""
+"""How each is trained. The judge goes on from the anchor, in its words: who refuses knows what is harmful. The reward
+goes on from the cost model. Both need half the examples so."""
 
 TOKENS = 32
 """Of an answer that SmolLM2 gives."""
@@ -55,7 +56,7 @@ def score(member: str, build: Path, learning: Learning) -> None:
         learning: How.
     """
     file = BASES[MEMBERS[member]].path()
-    tokenizer = tokenizer_of(file)
+    tokenizer = tokenizer_of(file, learning)
     examples = training(Random(learning.seed), build)[: learning.most]
     rows = [row_of(tokenizer, example, AIMS[member], learning.dense) for example in examples]
     held = Held.of(build)

@@ -82,6 +82,9 @@ def _load(source: str, found: Origin, settings: ModelSettings) -> PreTrainedToke
         )
     except Exception as error:  # what a damaged file makes the libraries raise has no common class
         raise UserError(f"No tokenizer could be loaded from {settings.path!r}{why(error, source)}.") from None
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        # For some architectures transformers makes an empty one where there is no file: every text would be unknown.
+        raise UserError(f"No tokenizer could be loaded from {settings.path!r}: download all of its files again.")
     return tokenizer
 
 
