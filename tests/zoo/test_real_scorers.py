@@ -9,6 +9,7 @@ from random import Random
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("gguf", reason="pip install 'anchorlm[gguf]'")
 sys.path.append(str(Path(__file__).parents[1] / "models"))
@@ -119,3 +120,16 @@ def test_an_interrupted_training_of_a_scorer_ends_where_a_whole_one_does(file: P
     learn(file, examples, learning, tmp_path / "parts", lambda learner, step: None)
     name = "adapter_model.safetensors"
     assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_scorer_goes_on_from_an_adapter_that_has_no_head(file: Path, tmp_path: Path) -> None:
+    name = "adapter_model.safetensors"
+    Learner(file, Learning(above=1, seed=5)).save(tmp_path / "anchor", 0)
+    weights = load_file(tmp_path / "anchor" / name)
+    save_file({key: each for key, each in weights.items() if "score" not in key}, tmp_path / "anchor" / name)
+    learner = Learner(file, Learning(above=1))
+    learner.begin(tmp_path / "anchor")
+    learner.save(tmp_path / "judge", 0)
+    taken = load_file(tmp_path / "judge" / name)
+    assert taken.keys() == weights.keys()
+    assert all(torch.equal(taken[key], each) for key, each in weights.items())

@@ -281,8 +281,9 @@ class Learner:
         torch.save({"masters": masters, "optimizer": self._optimizer.state_dict(), "step": step}, folder / "state.pt")
 
     def begin(self, folder: Path) -> None:
-        """Takes the weights of another adapter of the same form."""
-        set_peft_model_state_dict(self._lora, load_file(folder / "adapter_model.safetensors"))
+        """Takes the weights of another adapter of the same form; what it has not, as a head, stays fresh."""
+        own = get_peft_model_state_dict(self._lora, save_embedding_layers=False)
+        set_peft_model_state_dict(self._lora, own | load_file(folder / "adapter_model.safetensors"))
         for weight, master in zip(self._weights, self._masters, strict=True):
             master.data.copy_(weight.data)
 
