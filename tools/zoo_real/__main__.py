@@ -15,6 +15,7 @@ from tools.zoo_real._ship import ship
 from tools.zoo_real._task_card import task_card
 from tools.zoo_real._tasks import TASKS, TUNINGS, accuracy, specialize
 from tools.zoo_real._train import Training
+from tools.zoo_real._verdicts import report
 from tools.zoo_real.bases import BASES, BUILD, MEMBERS
 
 Build = Annotated[Path, typer.Option(help="Where everything is kept; a later run goes on there.")]
@@ -81,6 +82,17 @@ def measured(
         print(f"{kind} ({'harmful' if each['harmful'] else 'harmless'}, n = {each['n']}), percent: {rates}")
     if name in MEMBERS:
         _write_card(name, build)
+
+
+@app.command()
+def verdicts(
+    target: Annotated[str, typer.Argument(help="A specialist.")],
+    build: Build = BUILD,
+    final: Annotated[bool, typer.Option("--final", help="The sealed parts, which nobody looks at before.")] = False,
+) -> None:
+    """Prints what cost model and judge turn down of a specialist's drafts, at their own lines."""
+    _logged()
+    print(report(target, build, final=final))
 
 
 @app.command()
