@@ -66,5 +66,5 @@ def card(name: str, folder: Path, learning: Learning) -> str:
         text += f"| {source.file} | {source.licence} | `{digest(kind)[:16]}` | {kept} |\n"
     text += "| AnchorLM's own pairs, plain, tasks and wrapped | Apache-2.0 | | part `train` |\n"
     *_, last = (folder / "measured.jsonl").read_text("utf-8").splitlines()
-    text += "\n## Measured on the part `held`\n\n| what | value |\n|---|---|\n"
+    text += "\n## Measured\n\n| what | value |\n|---|---|\n"
     return text + "".join(f"| {what} | {value} |\n" for what, value in json.loads(last).items())
