@@ -14,11 +14,11 @@ from rich.table import Table
 
 from anchorlm.cli._loading import busy, quiet_libraries
 from anchorlm.cli._real import COMPOSED, TARGET, needed, recipe, require_real
-from anchorlm.evaluation import Case, own_prompts
+from anchorlm.evaluation import Case, OwnPrompts, own_prompts
 from anchorlm.guard import Guard, Recipe, Started
 from anchorlm.records import AnchorLMError, UserError
 
-SHOWN = (
+SHOWN: tuple[tuple[OwnPrompts, str | None, int], ...] = (
     ("harmful", "general", 3), ("harmful", "finance", 2), ("look-alike", "general", 2), ("look-alike", "finance", 1),
     ("plain", None, 1), ("tasks", "finance", 1),
 )  # fmt: skip
@@ -90,7 +90,8 @@ def run(*, json_path: Path | None, limit: int | None, longest: int = LONGEST) ->
 
 def shown() -> list[Case]:
     """The prompts, harmful and harmless in turn."""
-    harmful, others = [], []
+    harmful: list[Case] = []
+    others: list[Case] = []
     for prompts, domain, n in SHOWN:
         (harmful if prompts == "harmful" else others).extend(own_prompts(prompts, domain)[:n])
     return [case for pair in zip(harmful, others, strict=True) for case in pair]

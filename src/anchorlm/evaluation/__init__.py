@@ -7,7 +7,7 @@ from anchorlm.evaluation._english import EnglishGrader, HarmGrader
 from anchorlm.evaluation._figures import Figures, Row, figures
 from anchorlm.evaluation._graders import Grader, JudgeGrader, RefusalGrader, TruthGrader, is_correct
 from anchorlm.evaluation._overlaps import Overlap, overlaps
-from anchorlm.evaluation._recipe import CompareRecipe, Part, parse_sweep
+from anchorlm.evaluation._recipe import CompareRecipe, OwnPrompts, Part, parse_sweep
 from anchorlm.evaluation._report import write_report
 from anchorlm.evaluation._run import Progress, compare
 from anchorlm.evaluation._sets import own_prompts
@@ -36,6 +36,7 @@ __all__ = [
     "HarmGrader",
     "JudgeGrader",
     "Overlap",
+    "OwnPrompts",
     "Paired",
     "Part",
     "Progress",

@@ -18,6 +18,10 @@ ALL_ATTACKS = "all"
 """Stands for every attack that needs no file, and for the ablation by each artifact that the recipe names."""
 
 
+OwnPrompts = Literal["harmful", "look-alike", "plain", "tasks"]
+"""The library's own prompts."""
+
+
 class DataSettings(Settings):
     """Where prompts come from: a file, the library's own prompts, or a split of the embedded models' generator."""
 
@@ -28,7 +32,7 @@ class DataSettings(Settings):
     part: Literal["dev", "sealed"] | None = Field(default=None, description="Of the file in a fixed shuffle: what "
         "development may look at, or the rest, which it may not.")  # fmt: skip
     dev: int | None = Field(default=None, ge=1, description="Prompts of the part dev; half of them, if left out.")
-    prompts: Literal["harmful", "look-alike", "plain", "tasks"] | None = Field(default=None, description="The "
+    prompts: OwnPrompts | None = Field(default=None, description="The "
         "library's own prompts that nothing was trained, fitted or calibrated on.")  # fmt: skip
     domain: Literal["general", "finance", "medicine", "mathematics"] | None = Field(default=None, description="Of the "
         "library's own prompts: only these.")  # fmt: skip

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from random import Random
-from typing import Literal
 
 from anchorlm.evaluation._cases import SEED, Case, Half, Kind, load_cases
-from anchorlm.evaluation._recipe import DataSettings
+from anchorlm.evaluation._recipe import DataSettings, OwnPrompts
 from anchorlm.records import UserError, as_messages
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -48,7 +47,7 @@ def read_set(name: str, settings: DataSettings) -> list[Case]:
     return cases
 
 
-def own_prompts(prompts: Literal["harmful", "look-alike", "plain", "tasks"], domain: str | None) -> list[Case]:
+def own_prompts(prompts: OwnPrompts, domain: str | None) -> list[Case]:
     """The library's own prompts, of the part that is held back: nothing was trained, fitted or calibrated on them.
 
     Raises:

@@ -43,7 +43,7 @@ def solution(format: str | None, prompt: str, fields: Mapping[str, Any], where: 
     Raises:
         UserError: It has no answer, or one that is none of its options.
     """
-    if format in WORDINGS:
+    if format is not None and format in WORDINGS:
         wording, column = WORDINGS[format]
         name = answer_line(str(fields[column]).replace("_", " "))
         return wording.format(" ".join(prompt.split()).replace(" ?", "?")), name, "name", ()
