@@ -105,8 +105,8 @@ async def _fit(
     progress: Callable[[str, int, int], None] | None,
 ) -> Artifact:
     reader = _Reader(target, anchor, aligner, readers, progress)
-    first = [await reader.firsts(prompts) for prompts in split["fit"]]
-    opening = Opening.fit(first[0].mean(dim=0), first[1].mean(dim=0), min(map(len, first)))
+    first = [await reader.mean_first(prompts) for prompts in split["fit"]]
+    opening = Opening.fit(*first, min(map(len, split["fit"])))
     high, low = [await reader.rows(opening, prompts) for prompts in split["choose"]]
     labels = torch.cat([torch.ones(len(high)), torch.zeros(len(low))])
     weights, offset = logistic(torch.cat([high, low]), labels, _PENALTY)
@@ -183,14 +183,17 @@ class _Reader:
         self.target, self.anchor, self.aligner, self.readers = target, anchor, aligner, readers
         self.progress = progress
 
-    async def firsts(self, prompts: Prompts) -> Tensor:
-        """The anchor's distributions of the first token (n, V)."""
+    async def mean_first(self, prompts: Prompts) -> Tensor:
+        """The mean of the anchor's distributions of the first token (V,), added up as they are read."""
+        total = torch.zeros(self.anchor.model.vocab_size)
 
         async def one(prompt: Messages | str) -> Tensor:
             async with self.anchor.open(self.anchor.model.encode(as_messages(prompt))) as sequence:
-                return (await sequence.logits()).softmax(dim=-1).to(torch.bfloat16).cpu()
+                total.add_((await sequence.logits()).softmax(dim=-1).float().cpu())
+            return total
 
-        return torch.stack(await self._each("The anchor's openings", prompts, one)).float()
+        await self._each("The anchor's openings", prompts, one)
+        return total / len(prompts)
 
     async def rows(self, opening: Opening, prompts: Prompts) -> Tensor:
         """What the parts of the evidence say: of each prompt the opening's score, and the gate's if there is one."""
