@@ -209,12 +209,16 @@ class _Reader:
         return torch.stack(await self._each("Evidence", prompts, one))
 
     async def _each(self, what: str, prompts: Prompts, read: Callable[[Messages | str], Any]) -> list[Tensor]:
-        found: list[Tensor] = []
-        for start in range(0, len(prompts), _AT_ONCE):
-            found += await gather(*map(read, prompts[start : start + _AT_ONCE]))
+        order = sorted(
+            range(len(prompts)), key=lambda place: len(prompt_key(prompts[place]))
+        )  # rows of about one length
+        found: dict[int, Tensor] = {}
+        for start in range(0, len(order), _AT_ONCE):
+            places = order[start : start + _AT_ONCE]
+            found |= zip(places, await gather(*(read(prompts[place]) for place in places)), strict=True)
             if self.progress is not None:
                 self.progress(what, len(found), len(prompts))
-        return found
+        return [found[place] for place in range(len(prompts))]
 
 
 def _by_set(
