@@ -105,8 +105,10 @@ async def _fit(
     progress: Callable[[str, int, int], None] | None,
 ) -> Artifact:
     reader = _Reader(target, anchor, aligner, readers, progress)
-    first = [await reader.mean_first(prompts) for prompts in split["fit"]]
-    opening = Opening.fit(*first, min(map(len, split["fit"])))
+    harmful, harmless = split["fit"]
+    opening = Opening.fit(
+        await reader.mean_first(harmful), await reader.mean_first(harmless), min(len(harmful), len(harmless))
+    )
     high, low = [await reader.rows(opening, prompts) for prompts in split["choose"]]
     labels = torch.cat([torch.ones(len(high)), torch.zeros(len(low))])
     weights, offset = logistic(torch.cat([high, low]), labels, _PENALTY)
