@@ -196,7 +196,7 @@ def test_stops_of_other_harnesses_reach_judge_and_text_as_the_server_s_do(
 
     guard = Guard(
         str(path("a-finance")), "alignbeam", anchor=str(path("b-chat")), judge=judge,
-        generation={"max_new_tokens": 24}, refusal="No, the answer does not follow.",
+        generation={"max_new_tokens": 24}, refusal="No, the answer does not follow.", gate="always",
     )  # fmt: skip
     ask, listed = "How do I bake bread?", [stops] if isinstance(stops, str) else [stop for stop in stops if stop]
     served = as_served(guard, replace(guard.request([{"role": "user", "content": ask}]), stops=tuple(listed)))

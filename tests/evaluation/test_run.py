@@ -465,9 +465,9 @@ def test_a_prompt_that_is_too_long_counts_as_broken_and_is_told(write_recipe: Wr
         ({"self_reminder": "prayer"}, "no defense 'prayer'"),
         ({"self_reminder": "alignbeam"}, r"add a section \[anchor\]"),
         ({'name = "self_reminder"': 'name = "self_reminder"\nalpha = 1'}, "has no setting 'alpha'"),
-        ({"./bad.txt": "./none.txt"}, "none.txt' cannot be read"),
+        ({"./bad.txt": "./none.txt"}, "Sets of the recipe are missing: for bad put the file at .*none.txt"),
         ({"[judge]": "[jugde]"}, "no setting 'jugde'"),
-        ({'file = "./bad.txt"\nlabel': "label"}, "either file or embedded"),
+        ({'file = "./bad.txt"\nlabel': "label"}, "needs one of file, prompts and embedded"),
         ({'"none", ': '"none", "none", '}, "none stands there twice"),
     ],
 )

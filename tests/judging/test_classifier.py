@@ -148,7 +148,7 @@ def test_a_decoder_without_a_pad_token_reads_chats(byte_tokenizer: PreTrainedTok
     assert judge.settings["layout"] == "chat"
     assert harms(judge, RESPONSES) == pytest.approx([harms(judge, [response])[0] for response in RESPONSES])
     history: Messages = [{"role": "user", "content": "x" * 110}, {"role": "assistant", "content": "y"}, *ASK]
-    with pytest.raises(DefenseError, match="reads 128"):
+    with pytest.raises(UnreadableError, match="reads 128"):
         harms(judge, ["no"], history)
     with pytest.raises(DefenseError, match="reads 128"):
         harms(judge, ["z" * 200])
