@@ -133,7 +133,7 @@ def test_the_recipe_that_comes_with_the_project_names_what_exists() -> None:
     assert [one.defense for one in contestants(recipe)] == list(recipe.defenses)
     pool = Pool(recipe, file.parent, embedded())
     for name, data in recipe.data.items():
-        found = pool.cases(data, "a-medicine", 2)
+        found = pool.cases(name, data, "a-medicine", 2)
         assert len(found) == 2, name
     with pytest.raises(UserError, match="embedded models"):
-        Pool(recipe, file.parent).cases(recipe.data["harmful"], "a-medicine", 2)
+        Pool(recipe, file.parent).cases("harmful", recipe.data["harmful"], "a-medicine", 2)

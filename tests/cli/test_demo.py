@@ -11,7 +11,7 @@ from anchorlm.cli._demo_real import run as run_real
 from anchorlm.cli._demo_real import shown
 from anchorlm.cli._figures import Cell, ratio, table
 from anchorlm.guard import Recipe
-from anchorlm.zoo import SPLITS, members, real_members
+from anchorlm.zoo import SPLITS, members, path, real_members
 
 Invoke = Callable[..., Result]
 built = pytest.mark.skipif(not all(one.size for one in members()), reason="the embedded models are not built here")
@@ -145,6 +145,9 @@ def test_the_real_demo_answers_undefended_and_guarded(capsys: pytest.CaptureFixt
 @real
 @pytest.mark.parametrize("defense", ["undefended", "inferaligner", "alignbeam", "inferenceguard"])
 def test_a_printed_recipe_of_a_real_model_describes_a_guard(invoke: Invoke, tmp_path: Path, defense: str) -> None:
-    file = tmp_path / "my.toml"
-    file.write_text(invoke("zoo", "recipe", "real-finance", "--defense", defense).stdout, encoding="utf-8")
+    file, printed = tmp_path / "my.toml", invoke("zoo", "recipe", "real-finance", "--defense", defense)
+    if defense == "inferaligner" and not (path("real-finance") / "inferaligner").is_dir():
+        assert "No artifact was fitted to real-finance" in printed.stderr
+        return
+    file.write_text(printed.stdout, encoding="utf-8")
     assert Recipe.load(file).defense["name"] == defense

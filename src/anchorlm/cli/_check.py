@@ -208,6 +208,7 @@ def _judge(found: Findings, recipe: Recipe, settings: JudgeSettings) -> Judge | 
             f"judge: the rubric and an answer of max_new_tokens = {longest} take {needed} tokens, but "
             f"{grader.name} reads {grader.context_length}; lower max_new_tokens, or take another judge."
         )
+        return None  # it could grade nothing, and would say so once more
     return found.attempt("judge", lambda: build_judge(settings, Outline(grader, recipe.engine)))
 
 
