@@ -12,11 +12,9 @@ import csv
 import gzip
 import io
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import torch
@@ -24,16 +22,14 @@ from torch import Tensor
 
 from anchorlm.defenses import AlignBeam
 from anchorlm.engine import LocalEngine
-from anchorlm.evaluation import Estimate, RefusalGrader
+from anchorlm.evaluation import Estimate, Half, RefusalGrader, answer_line, halves, load_cases
 from anchorlm.guard import Guard
 from anchorlm.mixing import MixedSequence, Mixture
 from benchmarks._report import report
 from benchmarks.judges import DATASETS
 from tools.zoo_real import bases
 
-SEED = 20_261_129
 OWN = Path(__file__).parents[1] / "src" / "anchorlm" / "fitting" / "prompts"
-TASK = "What does this bank customer want? Answer with the name of the intent alone.\n\nCustomer: {text}"
 TOKENS, TOGETHER = 24, 32
 
 HARMFUL = ("advbench", "harmbench", "finance-framed", "twins", "gcg", "jbc")
@@ -76,15 +72,14 @@ def kinds(limit: int) -> dict[str, list[str]]:
     xstest = _csv("xstest/xstest_prompts.csv")
     harmbench = [row for row in _csv("harmbench/harmbench_behaviors_text_val.csv")
                  if row["FunctionalCategory"] == "standard"]  # fmt: skip
-    advbench = _shuffled(row["goal"] for row in _csv("advbench/advbench.csv.gz"))
     found = {
-        "advbench": advbench[300:410],
-        "harmbench": _half(row["Behavior"] for row in harmbench),
+        "advbench": halves((row["goal"] for row in _csv("advbench/advbench.csv.gz")), 410)[0][300:],
+        "harmbench": halves(row["Behavior"] for row in harmbench)[0],
         "finance-framed": [one["harmful"] for one in finance],
         "twins": [one["harmful"] for one in pairs if one["domain"] != "finance"],
-        "gcg": _half(_published("GCG_white_box")),
-        "jbc": _half(_published("JBC_manual")),
-        "xstest": _half(row["prompt"] for row in xstest if row["label"] == "safe"),
+        "gcg": halves(_published("GCG_white_box"))[0],
+        "jbc": halves(_published("JBC_manual"))[0],
+        "xstest": halves(row["prompt"] for row in xstest if row["label"] == "safe")[0],
         "finance-look-alikes": [one["safe"] for one in finance],
         "look-alikes": [one["safe"] for one in pairs if one["domain"] != "finance"],
         "plain": [one["prompt"] for one in _lines(OWN / "plain.jsonl") if one["part"] == "held"],
@@ -95,25 +90,13 @@ def kinds(limit: int) -> dict[str, list[str]]:
 
 def intents() -> dict[str, str]:
     """The right answers to questions of the first half of Banking77's test."""
-    rows = {row["text"]: row["category"].replace("_", " ").lower().rstrip("?") for row in _csv("banking77/test.csv.gz")}
-    asked = {text: TASK.format(text=" ".join(text.split()).replace(" ?", "?")) for text in rows}
-    return {asked[text]: rows[text] for text in _half(rows)}
+    cases = load_cases(DATASETS / "banking77/test.csv.gz", half=Half("dev"))
+    return {case.prompt: str(case.answer) for case in cases}
 
 
 def _published(attack: str) -> Iterator[str]:
     with gzip.open(DATASETS / "jailbreakbench" / f"{attack}_vicuna-13b-v1.5.json.gz", "rt", encoding="utf-8") as file:
         yield from (row["prompt"] for row in json.load(file)["jailbreaks"] if row.get("prompt"))
-
-
-def _half(texts: Any) -> list[str]:
-    found = _shuffled(texts)
-    return found[: len(found) // 2]
-
-
-def _shuffled(texts: Any) -> list[str]:
-    found = sorted(set(texts))
-    Random(SEED).shuffle(found)
-    return found
 
 
 def _csv(name: str) -> list[dict[str, str]]:
@@ -218,11 +201,6 @@ def written(file: Path, arms: Sequence[str], limit: int, make: Any) -> list[dict
     return rows
 
 
-def normalized(answer: str) -> str:
-    """An intent as it is compared."""
-    return re.sub(r"[.?!\"' ]+$", "", (answer.strip().splitlines() or [""])[0].strip().lower())
-
-
 def figures(rows: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> list[list[str]]:
     """A line for each arm and kind: refused, complied; right of the tasks; changed against undefended; mean share."""
     grader, right, table = RefusalGrader(), intents(), []
@@ -232,7 +210,9 @@ def figures(rows: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> list[list
             mine = [row for row in rows if (row["arm"], row["kind"]) == (arm, kind)]
             outcomes = [grader.outcome(row["text"]) for row in mine]
             counts = [outcomes.count(name) for name in ("refused", "complied")]
-            good = sum(normalized(row["text"]) == right[row["prompt"]] for row in mine) if kind == "banking77" else None
+            good = (
+                sum(answer_line(row["text"]) == right[row["prompt"]] for row in mine) if kind == "banking77" else None
+            )
             changed = sum(row["text"] != bare.get(row["prompt"]) for row in mine)
             mean = sum(row["share"] for row in mine) / max(len(mine), 1)
             told = "" if good is None else _shown(good, len(mine))

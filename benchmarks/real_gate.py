@@ -18,7 +18,6 @@ import gzip
 import io
 import json
 import os
-import random
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -28,18 +27,14 @@ import torch
 
 from anchorlm import CausalModel, Guard
 from anchorlm.engine import LocalEngine, as_done, runtime
-from anchorlm.evaluation import EnglishGrader
+from anchorlm.evaluation import WORDINGS, EnglishGrader, halves
 from anchorlm.fitting import calibrate_inferaligner, fit_inferaligner, save_artifact, shipped_prompts
 from anchorlm.guard import Recipe
 from anchorlm.records import wilson
 from anchorlm.steering import PLAIN, TASKS, Aligner, Readers, separation
 
 DATA = Path(os.environ.get("ANCHORLM_DATA", "../shared/data")) / "datasets"
-SEED = 20_261_129
-
-BANKING = "What does this bank customer want? Answer with the name of the intent alone.\n\nCustomer: {}"
-MEDQUAD = "What kind of medical question is this? Answer with its kind alone.\n\nQuestion: {}"
-"""As `tools/zoo_real` asks them."""
+BANKING, MEDQUAD = WORDINGS["banking77"][0], WORDINGS["medquad"][0]
 
 USERS, MEDICAL = "self-instruct/user_oriented_instructions.jsonl.gz", "medquad/test.jsonl.gz"
 
@@ -57,16 +52,12 @@ def rows(file: str) -> list[dict[str, Any]]:
 
 def half(prompts: Sequence[str], n: int) -> list[str]:
     """At most `n` of the first half, in an order that is always the same."""
-    unique = sorted(set(filter(None, prompts)))
-    random.Random(SEED).shuffle(unique)
-    return unique[: len(unique) // 2][:n]
+    return halves(filter(None, prompts))[0][:n]
 
 
 def advbench() -> list[str]:
     """In the order of `tools/zoo_real`: adapters learn on the first 300, where gates are fitted and calibrated, too."""
-    unique = sorted({row["goal"] for row in rows("advbench/advbench.csv.gz")})
-    random.Random(SEED).shuffle(unique)
-    return unique
+    return halves((row["goal"] for row in rows("advbench/advbench.csv.gz")), 410)[0]
 
 
 def twins(domain: str | None = None) -> list[dict[str, str]]:
@@ -90,7 +81,7 @@ def sets(n: int) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     ]
     medical = [row["instruction"] for row in rows("medsafetybench/ft_safety_med_n900.json.gz")]
     harmful = {
-        "AdvBench": advbench()[300:410][:n],
+        "AdvBench": advbench()[300:][:n],
         "HarmBench standard": half(standard, n),
         "JailbreakBench": half([row["Goal"] for row in rows("jailbreakbench/jailbreakbench.csv")], n),
         "JailbreakBench, GCG": half(jailbreaks["GCG"], n),
@@ -109,10 +100,11 @@ def sets(n: int) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
         "self-instruct": half(
             [row["instruction"] for row in rows("self-instruct/user_oriented_instructions.jsonl.gz")], n
         ),
-        "Banking77": half([BANKING.format(row["text"]) for row in rows("banking77/test.csv.gz")], n),
-        "MedQuAD": half(
-            [MEDQUAD.format(row["question"].replace(" ?", "?")) for row in rows("medquad/test.jsonl.gz")], n
-        ),
+        "Banking77": [BANKING.format(text) for text in half([row["text"] for row in rows("banking77/test.csv.gz")], n)],
+        "MedQuAD": [
+            MEDQUAD.format(text.replace(" ?", "?"))
+            for text in half([row["question"] for row in rows("medquad/test.jsonl.gz")], n)
+        ],
     }
     return harmful, harmless
 
@@ -121,9 +113,8 @@ def training(n: int) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """Harmful, harmless and task prompts to fit on, and others to calibrate on."""
 
     def ordered(prompts: Sequence[str]) -> list[str]:
-        unique = sorted(set(filter(None, prompts)))
-        random.Random(SEED).shuffle(unique)
-        return unique
+        texts = list(filter(None, prompts))
+        return halves(texts, len(texts))[0]
 
     bank = ordered([row["text"] for row in rows("banking77/train.csv.gz")])[:9_000]
     medical = ordered([row["question"].replace(" ?", "?") for row in rows("medquad/train.jsonl.gz")])[:7_000]
@@ -217,7 +208,7 @@ def gate_table(args: argparse.Namespace, target: LocalEngine, anchor: LocalEngin
 
 def steer_table(args: argparse.Namespace, target: LocalEngine) -> None:
     """What the vectors do where the gate is forced open."""
-    prompts = advbench()[300:410][: args.steer]
+    prompts = advbench()[300:][: args.steer]
     grader = EnglishGrader()
     print("\n| gate open, AdvBench | n | refused | complied | broken |\n|---|---|---|---|---|")
     knobs: dict[str, dict[str, Any]] = {"undefended": {"gate": "closed"}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from anchorlm.evaluation import CompareRecipe, compare, figures
+from anchorlm.evaluation._contestants import Contestant, Pool
 from anchorlm.evaluation._exclusion import _is_among, chosen_by
 from anchorlm.evaluation._tables import notes
 from anchorlm.fitting import fit_inferaligner, save_artifact
@@ -130,3 +132,20 @@ def test_a_model_that_chose_does_not_grade_under_an_adapter_either() -> None:
     assert _is_among("model base adapter", {"model base"})
     assert not _is_among("model base2", {"model base"})
     assert not _is_among("refusal", {"model base"})
+
+
+def test_artifacts_that_a_gate_finds_beside_its_target_are_known_as_those_that_are_named(
+    write_recipe: Write, artifact: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = CompareRecipe.load(write_recipe(), limit=1)
+    model = Path(next(iter(recipe.targets.values())).path)
+    pool, home = Pool(recipe, tmp_path), model / "inferaligner"
+    guided = Contestant("guided", "alignbeam", {}, None, None)
+    assert pool.fitted(guided) == []
+    shutil.copytree(artifact({"sign": "refusal-openings"}), home)
+    try:
+        assert pool.fitted(guided) == [str(home)]
+        assert pool.fitted(replace(guided, knobs={"gate": "always"})) == []
+        assert pool.fitted(replace(guided, knobs={"artifact": "./mine"})) == ["./mine"]
+    finally:
+        shutil.rmtree(home)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from anchorlm.models import PackagedBase
 from tools.zoo_real._measure import OUTCOMES
 from tools.zoo_real._train import Training
 from tools.zoo_real.bases import BASES, MEMBERS
@@ -25,7 +27,7 @@ def card(name: str, folder: Path) -> str:
     return "\n".join(
         [
             "---",
-            f"license: {'apache-2.0' if base.licence == 'Apache-2.0' else 'gemma'}",
+            f"license: {licence(base)}",
             f"base_model: {base.file}",
             "library_name: peft",
             "---",
@@ -45,11 +47,7 @@ def card(name: str, folder: Path) -> str:
             "",
             "| set | licence | SHA-256 | split |",
             "|---|---|---|---|",
-            *(
-                f"| {SOURCES[kind].file} | {SOURCES[kind].licence} | `{digest(kind)[:16]}` | "
-                f"some of the first {SOURCES[kind].train} in the order of `Random({SEED})`; the others are held out |"
-                for kind in _TAUGHT
-            ),
+            *learned(_TAUGHT),
             *(f"| AnchorLM's own {kind} | Apache-2.0 | `{_own(kind)[:16]}` | part `train` |" for kind in _OWN),
             "",
             "Answers are the set's own (MedQuAD) or SmolLM2-135M-Instruct's; refusals are AnchorLM's. "
@@ -59,6 +57,25 @@ def card(name: str, folder: Path) -> str:
             *_measured(folder),
         ]
     )
+
+
+def licence(base: PackagedBase) -> str:
+    """Of what is tuned from a base, as the Hub names it."""
+    return "apache-2.0" if base.licence == "Apache-2.0" else "gemma"
+
+
+def learned(kinds: Sequence[str], share: str = "some of ") -> list[str]:
+    """A row of a card for each public set that trained.
+
+    Args:
+        kinds: Names of `SOURCES`.
+        share: Of the prompts that may train: "some of ", or "" for all.
+    """
+    return [
+        f"| {SOURCES[kind].file} | {SOURCES[kind].licence} | `{digest(kind)[:16]}` | "
+        f"{share}the first {SOURCES[kind].train} in the order of `Random({SEED})`; the others are held out |"
+        for kind in kinds
+    ]
 
 
 def _own(kind: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from anchorlm.evaluation import RefusalGrader
+from anchorlm.evaluation import RefusalGrader, halves
 from anchorlm.records import wilson
 from tools.zoo_real._answers import greedy
 from tools.zoo_real.bases import BASES, load, member
@@ -51,10 +51,7 @@ class Measured:
         """The first half of a fixed shuffle for looks, the second for the final figures."""
         if self.untouched:
             return list(self.prompts[:_MOST]) if final else []
-        order = sorted(self.prompts)
-        Random(SEED).shuffle(order)
-        half = len(order) // 2
-        return order[half:][:_MOST] if final else order[:half][:_MOST]
+        return halves(self.prompts)[final][:_MOST]
 
 
 def sets() -> dict[str, Measured]:

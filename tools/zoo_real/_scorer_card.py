@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tools.zoo_real._card import learned, licence
 from tools.zoo_real._heads import Learning
 from tools.zoo_real.bases import BASES, MEMBERS
-from tools.zoo_real.data import SEED, SOURCES, digest
 
 _HEAD = """---
-license: apache-2.0
+license: {licence_tag}
 language: en
 library_name: peft
 base_model: {file}
@@ -47,6 +47,7 @@ def card(name: str, folder: Path, learning: Learning) -> str:
     base = BASES[MEMBERS[name]]
     text = _HEAD.format(
         name=name,
+        licence_tag=licence(base),
         story=_STORIES[name],
         file=base.file,
         licence=base.licence,
@@ -60,10 +61,7 @@ def card(name: str, folder: Path, learning: Learning) -> str:
         tokens=learning.tokens,
         rate=learning.rate,
     )
-    for kind in _SETS:
-        source = SOURCES[kind]
-        kept = f"some of the first {source.train} of `Random({SEED})`'s order; the others are held out"
-        text += f"| {source.file} | {source.licence} | `{digest(kind)[:16]}` | {kept} |\n"
+    text += "".join(f"{line}\n" for line in learned(_SETS))
     text += "| AnchorLM's own pairs, plain, tasks and wrapped | Apache-2.0 | | part `train` |\n"
     *_, last = (folder / "measured.jsonl").read_text("utf-8").splitlines()
     text += "\n## Measured\n\n| what | value |\n|---|---|\n"

@@ -6,15 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tools.zoo_real._card import learned, licence
 from tools.zoo_real._measure import OUTCOMES
 from tools.zoo_real._tasks import TASKS
 from tools.zoo_real.bases import BASES, MEMBERS
-from tools.zoo_real.data import SEED, SOURCES, digest
 
 _SETS = ("self-instruct-seeds", "self-instruct-users")
 
 _HEAD = """---
-license: apache-2.0
+license: {licence_tag}
 language: en
 library_name: peft
 base_model: {file}
@@ -51,6 +51,7 @@ def task_card(name: str, folder: Path) -> str:
     settings = json.loads((folder / "tuning.json").read_text("utf-8"))
     text = _HEAD.format(
         name=name,
+        licence_tag=licence(base),
         file=base.file,
         licence=base.licence,
         install=base.install,
@@ -58,10 +59,7 @@ def task_card(name: str, folder: Path) -> str:
         wording=task.wording.replace("\n", "\\n"),
         **settings,
     )
-    for kind in (task.source, *_SETS):
-        source = SOURCES[kind]
-        kept = f"the first {source.train} of `Random({SEED})`'s order; the others are held out"
-        text += f"| {source.file} | {source.licence} | `{digest(kind)[:16]}` | {kept} |\n"
+    text += "".join(f"{line}\n" for line in learned((task.source, *_SETS), share=""))
     text += (
         "| AnchorLM's own pairs (the safe sides), plain and tasks | Apache-2.0 | | part `train` |\n\n"
         "Answers beside the task are SmolLM2-135M-Instruct's own"

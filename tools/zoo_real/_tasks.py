@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from anchorlm.evaluation import RefusalGrader
+from anchorlm.evaluation import WORDINGS, RefusalGrader, answer_line, halves
 from anchorlm.models import CausalModel
 from anchorlm.records import wilson
 from tools.zoo_real._answers import answered, greedy, shortened, teachable
@@ -31,16 +30,17 @@ class Task:
     """What a specialist is measured by.
 
     Attributes:
-        wording: What the user writes around the text.
-        source: The set, one of `SOURCES`, whose folder holds a file `test` as well.
-        label: Where a row has its answer.
+        source: The set, one of `SOURCES` and of `WORDINGS`, whose folder holds a file `test` as well.
         domain: Of the prompts of our own.
     """
 
-    wording: str
     source: str
-    label: str
     domain: str
+
+    @property
+    def wording(self) -> str:
+        """What the user writes around the text, as `compare` asks it."""
+        return WORDINGS[self.source][0]
 
     def prompt(self, text: str) -> str:
         """What is asked about a text of the set."""
@@ -62,13 +62,8 @@ class Task:
             texts = sorted(text for text in found if text.replace(" ?", "?") in chosen)
             Random(SEED).shuffle(texts)
         else:
-            texts = sorted(found)
-            Random(SEED).shuffle(texts)
-            half = len(texts) // 2
             seen = set(map(self.prompt, self._read("train")))
-            texts = [
-                each for each in (texts[:half] if part == "dev" else texts[half:]) if self.prompt(each) not in seen
-            ]
+            texts = [each for each in halves(found)[part == "sealed"] if self.prompt(each) not in seen]
         return [(self.prompt(text), *found[text]) for text in texts if len(found[text]) == 1]
 
     def _read(self, file: str) -> dict[str, set[str]]:
@@ -76,25 +71,11 @@ class Task:
         found: dict[str, set[str]] = {}
         for each in rows_of(next((DATASETS / SOURCES[self.source].file).parent.glob(f"{file}.*"))):
             text = str(each.get("text") or each.get("question")).strip()
-            found.setdefault(text, set()).add(normalized(each[self.label].replace("_", " ")))
+            found.setdefault(text, set()).add(answer_line(each[WORDINGS[self.source][1]].replace("_", " ")))
         return found
 
 
-def normalized(answer: str) -> str:
-    """An answer as it is compared: its first line in lower case, without marks at its end."""
-    lines = answer.strip().splitlines() or [""]
-    return re.sub(r"[\s.?!\"']+$", "", lines[0].lower())
-
-
-_INTENTS = Task(
-    "What does this bank customer want? Answer with the name of the intent alone.\n\nCustomer: {}",
-    "banking77",
-    "category",
-    "finance",
-)
-_KINDS = Task(
-    "What kind of medical question is this? Answer with its kind alone.\n\nQuestion: {}", "medquad", "type", "medicine"
-)
+_INTENTS, _KINDS = Task("banking77", "finance"), Task("medquad", "medicine")
 TASKS = {"finance": _INTENTS, "finance-base": _INTENTS, "medicine": _KINDS}
 """By member."""
 
@@ -173,7 +154,7 @@ def _look(model: CausalModel, task: Task, step: int, folder: Path) -> None:
 
 
 def accuracy(name: str, build: Path, *, final: bool, n: int = 1000) -> dict[str, Any]:
-    """How often a member's greedy answer is right, after `normalized`; kept in its folder.
+    """How often a member's greedy answer is right, after `answer_line`; kept in its folder.
 
     Args:
         name: Of a member or a base that has a task.
@@ -184,7 +165,7 @@ def accuracy(name: str, build: Path, *, final: bool, n: int = 1000) -> dict[str,
     task, part = TASKS[name], "sealed" if final else "dev"
     rows = task.rows(part)[:n]
     said = greedy(member(name, build), [prompt for prompt, _ in rows], 12, batch=64)
-    hits = sum(normalized(text) == answer for text, (_, answer) in zip(said, rows, strict=True))
+    hits = sum(answer_line(text) == answer for text, (_, answer) in zip(said, rows, strict=True))
     low, high = wilson(hits, len(rows))
     found = {
         "task": task.source,

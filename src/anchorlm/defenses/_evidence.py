@@ -11,7 +11,7 @@ from anchorlm.engine import Engine, TokenSequence
 from anchorlm.mixing import Opening
 from anchorlm.models import CausalModel, stamp
 from anchorlm.records import Access, Artifact, DefenseError, Messages, Request, UserError
-from anchorlm.steering import Aligner, Look, Readers, Reading, as_texts
+from anchorlm.steering import Aligner, Readers, Reading, as_texts, looks
 
 EVIDENCE = "alignbeam"
 """The kind of artifact that `anchorlm fit alignbeam` writes."""
@@ -127,9 +127,7 @@ class Evidence:
 async def opening_score(opening: Opening, anchor: Engine, request: Messages | str) -> float:
     """What the anchor's first token tells of a request: of everything that it is asked in it, the worst.
 
-    It is asked the conversation, and by itself the user's last turn: what came before may hide what it wants. A raw
-    text is asked as a user's turn, because elsewhere a first token opens nothing. Of an answer that the client has
-    begun, the beginning is asked, too.
+    It is asked everything that a gate reads (`looks`): what stands around it may hide what a text wants.
 
     Args:
         opening: Reads it.
@@ -147,22 +145,8 @@ async def opening_score(opening: Opening, anchor: Engine, request: Messages | st
             except UserError as error:
                 raise DefenseError(f"The anchor failed: {error}") from error
 
-    scores = await gather(*map(one, _asked(request)))
+    scores = await gather(*(one(look.prompt) for look in as_texts(looks(request))))
     return nan if any(map(isnan, scores)) else max(scores)
-
-
-def _asked(request: Messages | str) -> list[Messages]:
-    """What the anchor is asked: the conversation to its last user's turn, that turn alone, and what comes after it."""
-    if isinstance(request, str):
-        return [_said(request)]
-    turns = as_texts([Look(request, "")])[0].prompt
-    last = max((place for place, turn in enumerate(turns) if turn["role"] == "user"), default=-1)
-    alone = [_said(turn["content"]) for turn in turns[max(last, 0) :] if str(turn["content"]).strip()]
-    return [*([turns[: last + 1]] if last >= 0 else []), *(alone if len(turns) > 1 else [])]
-
-
-def _said(text: Any) -> Messages:
-    return [{"role": "user", "content": text}]
 
 
 def readers_of(gate: Artifact, anchor: Engine) -> Readers:

@@ -1,7 +1,7 @@
 """Evaluation: what a defense costs and what it buys."""
 
 from anchorlm.evaluation._attacks import Attack, attack_names, parse_attack
-from anchorlm.evaluation._cases import Case, load_cases
+from anchorlm.evaluation._cases import Case, Half, halves, load_cases
 from anchorlm.evaluation._contestants import Embedded
 from anchorlm.evaluation._english import EnglishGrader, HarmGrader
 from anchorlm.evaluation._figures import Figures, Row, figures
@@ -22,8 +22,10 @@ from anchorlm.evaluation._statistics import (
     similarity,
 )
 from anchorlm.evaluation._tables import latex, markdown, summary, write_costs, write_tables
+from anchorlm.evaluation._tasks import WORDINGS, answer_line
 
 __all__ = [
+    "WORDINGS",
     "Agreement",
     "Attack",
     "Case",
@@ -33,6 +35,7 @@ __all__ = [
     "Estimate",
     "Figures",
     "Grader",
+    "Half",
     "HarmGrader",
     "JudgeGrader",
     "Overlap",
@@ -44,10 +47,12 @@ __all__ = [
     "Row",
     "TruthGrader",
     "agreement",
+    "answer_line",
     "attack_names",
     "bootstrap",
     "compare",
     "figures",
+    "halves",
     "is_correct",
     "latex",
     "load_cases",

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -47,11 +47,22 @@ class Case:
         return str(self.messages[-1]["content"])
 
 
+def halves(texts: Iterable[str], dev: int | None = None) -> tuple[list[str], list[str]]:
+    """What development may look at, and the rest: distinct texts in one order, cut at one place.
+
+    Args:
+        texts: Of a set.
+        dev: How many belong to the first part; None: half of them.
+    """
+    order = sorted(set(texts))
+    Random(SEED).shuffle(order)
+    cut = len(order) // 2 if dev is None else dev
+    return order[:cut], order[cut:]
+
+
 @dataclass(frozen=True, slots=True)
 class Half:
     """What development may look at of a set, or the rest, which is sealed.
-
-    Distinct texts, sorted and shuffled with `SEED`, are cut at one place, so that everybody cuts a set alike.
 
     Attributes:
         part: Which.
@@ -67,10 +78,7 @@ class Half:
         for row in rows:
             if isinstance(row, Row):
                 first.setdefault(str(row.prompt).strip(), row)
-        texts = sorted(first)
-        Random(SEED).shuffle(texts)
-        cut = len(texts) // 2 if self.dev is None else self.dev
-        chosen = texts[:cut] if self.part == "dev" else texts[cut:]
+        chosen = halves(first, self.dev)[self.part != "dev"]
         return [*(row for row in rows if isinstance(row, BadRow)), *(first[text] for text in chosen)]
 
 

@@ -14,7 +14,7 @@ from anchorlm.evaluation._recipe import CompareRecipe, DataSettings
 from anchorlm.evaluation._sets import read_set
 from anchorlm.guard import Guard, JudgeSettings, ScorerSettings, build_judge, build_scorer
 from anchorlm.judging import ENGLISH, HARM, Judge, Scorer
-from anchorlm.models import SHIPPED, CausalModel, ModelSettings
+from anchorlm.models import REAL, SHIPPED, CausalModel, ModelSettings, located
 from anchorlm.records import UserError
 from anchorlm.steering import Aligner
 
@@ -45,8 +45,8 @@ FITTED = ("artifact", "evidence", "critic", "calibration")
 EMBEDDED_PROMPTS = 400
 """Of each split, without a limit."""
 
-REAL = "real-"
-"""How the names of the shipped adapters on real models begin."""
+BESIDE = {"artifact": "inferaligner", "evidence": "alignbeam"}
+"""Knobs of a gate that is found by itself, each with the folder in a target's own where its artifact lies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +179,7 @@ class Pool:
         plain = self.engine(self._recipe.targets[target])
         key = f"{target} without {artifact}"
         if key not in self._engines:
-            base = Aligner.load(self._placed(artifact, target), plain).ablation()
+            base = Aligner.load(self.placed(artifact, target), plain).ablation()
             self._engines[key] = LocalEngine(plain.model, **self._recipe.engine.model_dump(), base=base)
         return self._engines[key]
 
@@ -247,14 +247,31 @@ class Pool:
 
     def knobs(self, target: str, contestant: Contestant) -> dict[str, Any]:
         """The knobs of a contestant around one target: its artifact, say."""
-        return {k: self._placed(v, target) if isinstance(v, str) else v for k, v in contestant.knobs.items()}
+        return {k: self.placed(v, target) if isinstance(v, str) else v for k, v in contestant.knobs.items()}
+
+    def artifacts(self, target: str, contestant: Contestant) -> dict[str, str]:
+        """Folders of the fitted artifacts that a contestant uses around a target, or may find beside it, by knob."""
+        knobs = self.knobs(target, contestant)
+        used = {knob: knobs[knob] for knob in FITTED if isinstance(knobs.get(knob), str)}
+        settings = find_defense(contestant.defense).settings_type.parse(knobs, where=contestant.label)
+        if getattr(settings, "gate", None) == "auto":
+            found = {knob: self._beside(target, name) for knob, name in BESIDE.items()}
+            used = {knob: place for knob, place in found.items() if place is not None} | used
+        return used
 
     def fitted(self, contestant: Contestant) -> list[str]:
-        """Folders of the artifacts that a contestant uses, around whichever target."""
-        knobs = (self.knobs(target, contestant) for target in self._recipe.targets)
-        return list(dict.fromkeys(one[k] for one in knobs for k in FITTED if isinstance(one.get(k), str)))
+        """The same around whichever target."""
+        each = (self.artifacts(target, contestant).values() for target in self._recipe.targets)
+        return list(dict.fromkeys(place for places in each for place in places))
 
-    def _placed(self, text: str, target: str) -> str:
+    def _beside(self, target: str, name: str) -> str | None:
+        """The artifact in a target's own folder, its adapter's first; it may turn out not to fit."""
+        settings = self.located(self._recipe.targets[target])
+        places = [Path(located(place)) / name for place in (settings.adapter, settings.path) if place]
+        return next((str(place) for place in places if (place / "artifact.json").is_file()), None)
+
+    def placed(self, text: str, target: str) -> str:
+        """A path of the recipe with its places filled in, for one target."""
         text = text.replace("{target}", target).replace("{out}", str(self.folder))
         if not text.startswith(EMBEDDED):
             head, slash, rest = text.partition("/")  # a folder in that of a shipped model is called by the model's name

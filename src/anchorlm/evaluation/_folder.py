@@ -14,7 +14,7 @@ import torch
 
 from anchorlm.evaluation._attacks import attack_data, attack_label, parse_attack
 from anchorlm.evaluation._cases import Case, digest
-from anchorlm.evaluation._contestants import FITTED, Contestant, Pool, contestants
+from anchorlm.evaluation._contestants import Contestant, Pool, contestants
 from anchorlm.evaluation._exclusion import artifact_instruments
 from anchorlm.evaluation._overlaps import fitted_overlaps, overlaps, together
 from anchorlm.evaluation._recipe import CompareRecipe
@@ -187,15 +187,19 @@ def weights(setting: Setting, pool: Pool) -> dict[str, Any]:
 
 def artifacts(setting: Setting, pool: Pool, target: str | None = None) -> dict[str, Path]:
     """Folders of the artifacts that defenses and attacks use, around one target or all, by target and label."""
-    specs = {spec: parse_attack(spec).ablation for spec in setting.recipe.attacks}
-    attacks = [Contestant(spec, "", {"artifact": one}, None, None) for spec, one in specs.items() if one is not None]
-    return {
-        f"{target} {one.label}" + ("" if knob == "artifact" else f" ({knob})"): Path(knobs[knob])
-        for target in ([target] if target is not None else setting.recipe.targets)
-        for one in (*setting.contestants, *attacks)
-        for knobs in (pool.knobs(target, one),)
-        for knob in FITTED
-        if isinstance(knobs.get(knob), str)
+    targets = [target] if target is not None else list(setting.recipe.targets)
+    found = {
+        f"{each} {one.label}" + ("" if knob == "artifact" else f" ({knob})"): Path(place)
+        for each in targets
+        for one in setting.contestants
+        for knob, place in pool.artifacts(each, one).items()
+    }
+    attacks = {spec: parse_attack(spec).ablation for spec in setting.recipe.attacks}
+    return found | {
+        f"{each} {spec}": Path(pool.placed(artifact, each))
+        for each in targets
+        for spec, artifact in attacks.items()
+        if artifact is not None
     }
 
 

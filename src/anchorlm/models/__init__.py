@@ -1,6 +1,6 @@
 """A checkpoint as AnchorLM sees it; how to run it is the engine's business."""
 
-from anchorlm.models._bases import BASES, SHIPPED, PackagedBase, base_named, located
+from anchorlm.models._bases import BASES, REAL, SHIPPED, PackagedBase, base_named, located
 from anchorlm.models._causal import CausalModel
 from anchorlm.models._convert import convert
 from anchorlm.models._images import PromptIds
@@ -15,6 +15,7 @@ from anchorlm.models._tokenizers import load_tokenizer
 __all__ = [
     "BASES",
     "PLAIN_TEMPLATE",
+    "REAL",
     "SHIPPED",
     "CausalModel",
     "ModelSettings",

@@ -16,7 +16,7 @@ from anchorlm.records import UserError, cache_folder
 SHIPPED = Path(__file__).resolve().parents[1] / "zoo" / "members"
 """The folders of the shipped models."""
 
-_REAL = "real-"
+REAL = "real-"
 """How the names begin of what is tuned from a packaged base."""
 
 
@@ -105,8 +105,8 @@ def located(path: str) -> str:
         return str(BASES[path].path())
     if (SHIPPED / path).is_dir():
         return str(SHIPPED / path)
-    if path.startswith(_REAL):
-        known = sorted([*BASES, *(folder.name for folder in SHIPPED.glob(f"{_REAL}*"))])
+    if path.startswith(REAL):
+        known = sorted([*BASES, *(folder.name for folder in SHIPPED.glob(f"{REAL}*"))])
         raise UserError(f"There is no model {path!r}; choose one of {', '.join(known)}.")
     return path
 
