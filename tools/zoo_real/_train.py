@@ -60,14 +60,14 @@ class Training:
         seed: Of the order of the examples and of the first weights.
     """
 
-    steps: int = 110
+    steps: int = 300
     tokens: int = 700
     rate: float = 1e-3
     rank: int = 8
     first: int = 4
     weight: float = 4.0
     margin: float = 1.0
-    every: int = 55
+    every: int = 60
     seed: int = 0
 
 

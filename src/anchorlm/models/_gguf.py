@@ -6,6 +6,7 @@ import hashlib
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from mmap import ACCESS_READ, mmap
@@ -113,12 +114,19 @@ def load_config(file: Path) -> Any:
     """
     header = read_header(file)
     _check_positions(header)
-    config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
+    state = file.stat()
+    config = deepcopy(_config(file, state.st_size, state.st_mtime_ns))
     if (eot := header.metadata.get("tokenizer.ggml.eot_token_id")) is not None:
         ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
         config.eos_token_id = [*dict.fromkeys([one for one in (*ends, int(eot)) if one is not None])]
     config.name_or_path = str(file)  # transformers takes the model's name, which is no path
     return config
+
+
+@lru_cache(maxsize=8)
+def _config(file: Path, _size: int, _changed: int) -> Any:
+    """Read once a process as long as the file stays as it is: for 262,144 entries transformers takes many seconds."""
+    return AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
 
 
 def load_weights(file: Path, kind: Any, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
