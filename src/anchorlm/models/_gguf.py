@@ -24,6 +24,8 @@ SUFFIX = ".gguf"
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
 _ALIGNMENT = 32
+_LONG = 4096
+"""Entries of a list that only a tokenizer has, which is built from our own header."""
 _MOST = 1 << 24
 """Entries of a list or characters of a text that are believed: more is no header."""
 
@@ -116,6 +118,8 @@ def load_config(file: Path) -> Any:
     _check_positions(header)
     state = file.stat()
     config = deepcopy(_config(file, state.st_size, state.st_mtime_ns))
+    if f"{header.architecture}.vocab_size" not in header.metadata:
+        config.vocab_size = len(header.metadata["tokenizer.ggml.tokens"])
     if (eot := header.metadata.get("tokenizer.ggml.eot_token_id")) is not None:
         ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
         config.eos_token_id = [*dict.fromkeys([one for one in (*ends, int(eot)) if one is not None])]
@@ -125,8 +129,9 @@ def load_config(file: Path) -> Any:
 
 @lru_cache(maxsize=8)
 def _config(file: Path, _size: int, _changed: int) -> Any:
-    """Read once a process as long as the file stays as it is: for 262,144 entries transformers takes many seconds."""
-    return AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
+    """Read once a process as long as the file stays as it is."""
+    with _read_quickly():
+        return AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
 
 
 def load_weights(file: Path, kind: Any, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
@@ -147,7 +152,7 @@ def load_weights(file: Path, kind: Any, options: dict[str, Any]) -> tuple[PreTra
         config.num_labels = labels  # with a configuration at hand transformers hands this on to the model's class
     elsewhere = ("revision", "use_safetensors", "num_labels")
     options = {name: value for name, value in options.items() if name not in elsewhere}
-    with _bar_as_the_others():
+    with _bar_as_the_others(), _read_quickly():
         model, report = kind.from_pretrained(
             str(file.parent), gguf_file=file.name, config=config, output_loading_info=True, **options
         )
@@ -324,3 +329,36 @@ def _bar_as_the_others() -> Iterator[None]:
         yield
     finally:
         reader.tqdm = shown
+
+
+@contextmanager
+def _read_quickly() -> Iterator[None]:
+    """Reads no long list of the header: gguf takes 20 s for the 262,144 tokens, scores and kinds of a Gemma."""
+    gguf = _gguf()
+    whole = gguf.GGUFReader
+
+    class Quick(whole):  # type: ignore[misc, valid-type]
+        def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list[Any], list[int], list[Any]]:
+            if raw_type == _ARRAY:
+                kind, count = struct.unpack_from("<IQ", self.data, orig_offs)
+                if count > _LONG:
+                    size = _passed(memoryview(self.data), orig_offs + 12, kind, count) - orig_offs
+                    types = [gguf.GGUFValueType(each) for each in (raw_type, kind)]
+                    return size, [self.data[orig_offs : orig_offs + size]], [], types
+            return super()._get_field_parts(orig_offs, raw_type)  # type: ignore[no-any-return]
+
+    gguf.GGUFReader = Quick
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = whole
+
+
+def _passed(data: memoryview, place: int, kind: int, count: int) -> int:
+    """Where a list of scalars or texts ends."""
+    if kind != _STRING:
+        return place + count * struct.calcsize(_SCALARS[kind])
+    text = struct.Struct("<Q")
+    for _ in range(count):
+        place += 8 + text.unpack_from(data, place)[0]
+    return place
