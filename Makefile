@@ -43,6 +43,7 @@ real: $(READY)
 # The adapters that are made on them, and into the package with these; what is finished is not made again.
 zoo-real: real
 	$(BIN)/python -m tools.zoo_real chat
+	$(BIN)/python -m tools.zoo_real chat-early
 	$(BIN)/python -m tools.zoo_real anchor
 	$(BIN)/python -m tools.zoo_real specialist finance-base
 	$(BIN)/python -m tools.zoo_real specialist medicine
