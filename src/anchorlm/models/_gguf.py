@@ -118,8 +118,6 @@ def load_config(file: Path) -> Any:
     _check_positions(header)
     state = file.stat()
     config = deepcopy(_config(file, state.st_size, state.st_mtime_ns))
-    if f"{header.architecture}.vocab_size" not in header.metadata:
-        config.vocab_size = len(header.metadata["tokenizer.ggml.tokens"])
     if (eot := header.metadata.get("tokenizer.ggml.eot_token_id")) is not None:
         ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
         config.eos_token_id = [*dict.fromkeys([one for one in (*ends, int(eot)) if one is not None])]
@@ -344,7 +342,9 @@ def _read_quickly() -> Iterator[None]:
                 if count > _LONG:
                     size = _passed(memoryview(self.data), orig_offs + 12, kind, count) - orig_offs
                     types = [gguf.GGUFValueType(each) for each in (raw_type, kind)]
-                    return size, [self.data[orig_offs : orig_offs + size]], [], types
+                    nothing = self.data[orig_offs:orig_offs]  # texts are counted, which gives the vocabulary's size
+                    places = [1] * count if kind == _STRING else []
+                    return size, [self.data[orig_offs : orig_offs + size], nothing], places, types
             return super()._get_field_parts(orig_offs, raw_type)  # type: ignore[no-any-return]
 
     gguf.GGUFReader = Quick
