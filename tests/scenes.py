@@ -15,18 +15,26 @@ from anchorlm.cli._app import app
 
 MODELS = {
     "my-model": "a-medicine",
+    "a-chat": "a-chat",  # its base
     "org/aligned-chat": "a-chat",
+    "org/b-chat": "b-chat",  # where the next two have weights
     "org/cost-model": "b-cost",
     "org/reward-model": "b-reward",
 }
 """Names that stand for a reader's own models."""
 
+STAND_INS = {"real-finance": "a-finance", "real-anchor": "b-chat", "real-judge": "b-cost"}
+"""Embedded models for real ones, which are no part of AnchorLM and take minutes on a small machine."""
+
 COMPARED = """
 [targets]
-a-medicine = "a-medicine"
+my-model = "./my-model"
 [defenses.undefended]
-[data.harmful-plain]
-embedded = "harmful-plain"
+[data.harmful]
+file = "./harmful.txt"
+label = "harmful"
+[generation]
+max_new_tokens = 32
 """
 
 ADDRESS = "http://127.0.0.1:8000"
@@ -42,6 +50,7 @@ def furnish(folder: Path) -> None:
     shown = CliRunner().invoke(app, ["zoo", "recipe", "a-finance"])  # as the page itself says
     (folder / "my.toml").write_text(shown.stdout, "utf-8")
     (folder / "compare.toml").write_text(COMPARED, "utf-8")
+    (folder / "harmful.txt").write_text("\n".join(prompts()["harmful"][:4]), "utf-8")
 
 
 def prompts() -> dict[str, Any]:
@@ -54,7 +63,9 @@ def prompts() -> dict[str, Any]:
 
 @contextmanager
 def staged(block: str, folder: Path, names: dict[str, Any]) -> Iterator[str]:
-    """The block, with what it needs beyond the folder: a guard that sees and its image, or a server."""
+    """The block, with what it needs beyond the folder: stand-ins, a guard that sees and its image, or a server."""
+    for real, embedded in STAND_INS.items():
+        block = block.replace(f'"{real}"', f'"{embedded}"')
     if '"type": "image"' in block:
         from llava import picture, save_llava
 
