@@ -24,7 +24,7 @@ MODELS = {
 """Names that stand for a reader's own models."""
 
 STAND_INS = {"real-finance": "a-finance", "real-anchor": "b-chat", "real-judge": "b-cost"}
-"""Embedded models for real ones, which are no part of AnchorLM and take minutes on a small machine."""
+"""Embedded models for real ones, whose weights may not be installed and which take minutes on a small machine."""
 
 COMPARED = """
 [targets]
