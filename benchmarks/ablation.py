@@ -139,13 +139,13 @@ def verdict(data: Mapping[str, Any]) -> str:
         else:
             claim = "the figures do not decide: the anchor's vectors and its own refuse alike within their intervals"
         if tops["anchor"]["broken"]["rate"] > a["rate"]:
-            claim += ", but break more texts than they turn into refusals, so that they are of no use either"
+            claim += ". But the anchor's break more texts than they turn into refusals, and are of no use either"
         beside = "more often than" if a["low"] > noise["refused"]["high"] else "not surely more often than"
-        sentences.append(f"On {name} {claim}; the anchor's refuse {beside} random ones of the same length.")
+        sentences.append(f"- On {name} {claim}. The anchor's refuse {beside} random ones of the same length.")
     return "\n".join([
-        "Each kind of vector at its best layers and positions (chosen on dev) and at the strength that serves it best "
-        f"on these prompts, in natural lengths of the anchor's; {data['n']} plain harmful prompts of "
-        f"{data['partition']}, percent with 95 % intervals:",
+        "Each kind of vector steers at its best layers and positions (chosen on dev), and at the strength that serves "
+        "it best on these prompts. Strengths are in natural lengths of the anchor's vectors. The prompts are "
+        f"{data['n']} plain harmful ones of {data['partition']}. Figures are percent with 95 % intervals:",
         "",
         "| target | vectors | alpha | refused cleanly | complied | broken |",
         "|---|---|---|---|---|---|",
@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "inferaligner-ablation.json").write_text(json.dumps(data, indent=1) + "\n", "utf-8")
     (options.out / "inferaligner-ablation.svg").write_text(panels(data), "utf-8")
-    page = options.out / "inferaligner.md"
+    page = options.out / "inferaligner-measurements.md"
     if page.is_file():
         page.write_text(insert(page.read_text("utf-8"), verdict(data)), "utf-8")
     print(verdict(data))
