@@ -103,3 +103,11 @@ def test_the_repetition_penalty_also_changes_greedy_text() -> None:
     logits = torch.tensor([[3.0, 2.9, -1.0]])
     assert choose(logits, [Sampler(GenerationSettings(repetition_penalty=1.2))], [[0]]) == [1]
     assert choose(logits, [Sampler(GenerationSettings(repetition_penalty=1.2))], [[2]]) == [0]
+
+
+@pytest.mark.parametrize("temperature", [1e-20, 1e-37, 1e-40, 1e-300, 5e-324])
+@pytest.mark.parametrize("offset", [0.0, 200.0, -200.0])
+def test_however_cold_it_is_the_likeliest_token_is_drawn(temperature: float, offset: float) -> None:
+    logits = torch.randn(64, generator=torch.Generator().manual_seed(3)) * 5 + offset
+    sampler = Sampler(GenerationSettings(do_sample=True, temperature=temperature))
+    assert choose(logits[None], [sampler], [[0]]) == [int(logits.argmax())]

@@ -16,6 +16,7 @@ from anchorlm.engine import LocalEngine
 from anchorlm.engine._sequence import LocalSequence
 from anchorlm.fitting import PromptSets, calibrate_inferaligner, save_artifact
 from anchorlm.fitting._shifts import ALPHAS, Shift, Trial, middle, windows
+from anchorlm.fitting._ways import rate_by_prompt
 from anchorlm.records import Artifact, Messages, UserError, wilson
 from tests.fitting.conftest import HARMFUL, HARMLESS
 
@@ -73,6 +74,24 @@ def test_everything_tried_is_kept_with_counts_and_intervals(calibrated: Artifact
         for one in counts:
             low, high = wilson(one["hits"], one["n"])
             assert (one["low"], one["high"]) == (round(low, 4), round(high, 4))
+
+
+def test_gates_that_were_tried_are_told_with_intervals_by_prompt(calibrated: Artifact) -> None:
+    figures = calibrated.figures["calibration"]
+    for gate in figures["gates"]:
+        for name, prompts in (("harmful opened", HARMFUL), ("harmless opened", HARMLESS)):
+            found = gate[name]
+            assert (found["n"], found["prompts"]) == (2 * len(prompts), len(prompts))
+            low, high = wilson(found["hits"] / 2, len(prompts))  # few prompts: the safe end
+            assert (found["low"], found["high"]) == (round(low, 4), round(high, 4))
+
+
+@given(st.lists(st.booleans(), min_size=2, max_size=40), st.integers(2, 5))
+def test_a_request_that_is_asked_again_makes_no_interval_narrower(opened: list[bool], times: int) -> None:
+    prompts = [str(place) for place in range(len(opened))]
+    once, often = rate_by_prompt(opened, prompts), rate_by_prompt(opened * times, prompts * times)
+    assert (often["low"], often["high"]) == (once["low"], once["high"])
+    assert (often["rate"], often["n"]) == (once["rate"], times * once["n"])
 
 
 def test_where_no_shift_makes_refusals_the_fixed_one_is_given(target: LocalEngine, fitted: Artifact) -> None:

@@ -73,6 +73,12 @@ def test_without_a_gate_the_opening_alone_is_the_evidence(pair: tuple[LocalEngin
     assert "auroc of the gate" not in found.figures
 
 
+def test_a_prompt_that_is_given_twice_counts_once_in_figures(pair: tuple[LocalEngine, LocalEngine]) -> None:
+    twice = PromptSets({"stealing": [*CHOOSE.harmful["stealing"]] * 2}, CHOOSE.harmless)
+    once, again = (fit_alignbeam(*pair, FIT, choose).figures["sets"] for choose in (CHOOSE, twice))
+    assert again == once
+
+
 def test_what_cannot_be_fitted_is_one_sentence(pair: tuple[LocalEngine, LocalEngine]) -> None:
     with pytest.raises(UserError, match="both harmful and harmless"):
         fit_alignbeam(*pair, FIT, PromptSets(FIT.harmful, FIT.harmful))

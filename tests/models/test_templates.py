@@ -119,6 +119,16 @@ def test_control_tokens_within_each_other_are_taken_out_at_once() -> None:
     assert perf_counter() - began < 2
 
 
+@pytest.mark.parametrize("flood", [">", "7|>", "<|reserved_7|>", "|>"])
+def test_what_control_tokens_cost_does_not_depend_on_how_many_there_are(flood: str) -> None:
+    few = ("<|start|>", "<|end|>")
+    many = (*few, *(f"<|reserved_{number}|>" for number in range(2_000)))
+    text = "<|end|>" + flood * (60_000 // len(flood))
+    began = perf_counter()
+    without_specials(text, many)
+    assert perf_counter() - began < 2, "two thousand of them took minutes"
+
+
 @given(st.lists(st.sampled_from(["<|", "st", "art", "|>", "<|start|>", "end", "x", "|"]), max_size=30))
 def test_no_control_token_is_left_and_other_text_is_untouched(pieces: list[str]) -> None:
     specials = ("<|start|>", "<|end|>")

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from anchorlm.records import GenerationSettings, TokenScore
 
+_COLDEST = 1e-30
+"""Temperature below which logits would be divided into infinity, and what is drawn would be no token in particular."""
+
 
 def token_scores(logits: Tensor, tokens: Sequence[int], top: int) -> list[TokenScore]:
     """How likely tokens are.
@@ -70,7 +73,7 @@ def _shaped(logits: Tensor, samplers: Sequence[Sampler], histories: Sequence[Seq
             seen = torch.tensor(sorted(set(history)), device=logits.device)
             values = logits[row, seen]
             logits[row, seen] = torch.where(values < 0, values * penalty, values / penalty)
-    scale = [sampler.settings.temperature if sampler.settings.do_sample else 1.0 for sampler in samplers]
+    scale = [max(sampler.settings.temperature, _COLDEST) if sampler.settings.do_sample else 1.0 for sampler in samplers]
     return logits / torch.tensor(scale, device=logits.device)[:, None]
 
 

@@ -7,14 +7,14 @@ from typing import Any
 from torch import Tensor
 
 from anchorlm.engine import Engine
-from anchorlm.fitting._gates import GateChoice, choose_gate, corners, joint_gate
+from anchorlm.fitting._gates import GateChoice, choose_gate, corners, joint_gate, mean_scores
 from anchorlm.fitting._kept import Kept
 from anchorlm.fitting._notes import layer_notes
 from anchorlm.fitting._outcomes import FluencyGrading, Grader, Outcome, graded_by, instrument
 from anchorlm.fitting._prompts import LEAST
 from anchorlm.fitting._shifts import Search, Step, Trial, answers, shares, windows
 from anchorlm.fitting._talks import FORMS, REFUSED, in_form
-from anchorlm.fitting._ways import Limits, Means, Seen, Sets, Ways, gate_data, read_ways, ways
+from anchorlm.fitting._ways import Limits, Means, Seen, Sets, Ways, gate_data, rate_by_prompt, read_ways, ways
 from anchorlm.steering import GIVEN, Aligner, rate
 
 _SEPARATES = 0.9
@@ -130,7 +130,7 @@ class Calibration:
         figures: dict[str, Any] = {
             "limit": self.limits.harmless,
             "look-alike limit": self.limits.look_alikes,
-            "gates": _told(tried, seen),
+            "gates": _told(tried, seen, asked),
             "notes": layer_notes(gate.layers, seen.asked[0].shape[-1]),
             **_decided(gate, means, asked, steered),
         }
@@ -147,7 +147,7 @@ class Calibration:
             }
             figures["read by the anchor"] = {
                 **_decided(their_gate, their_means, asked, steered),
-                "gates": _told(their_tried, theirs),
+                "gates": _told(their_tried, theirs, asked),
             }
             figures["read by both"] = _decided(shared, joint, asked, steered)
         return settings, figures
@@ -217,15 +217,19 @@ def _decided(gate: GateChoice, means: Means, asked: Ways, steered: _Steered | No
     }
 
 
-def _told(gates: Sequence[GateChoice], seen: Seen) -> list[dict[str, Any]]:
-    """Every gate that was tried, on all requests."""
-    n, m = map(len, seen.asked)
+def _told(gates: Sequence[GateChoice], seen: Seen, asked: Ways) -> list[dict[str, Any]]:
+    """Every gate that was tried, on all requests; the intervals know that several of them ask one prompt."""
+
+    def opened(gate: GateChoice, place: int) -> dict[str, Any]:
+        found = (mean_scores(seen.asked[place], gate.layers) > -gate.bias).tolist()
+        return rate_by_prompt(found, asked.prompts[place])
+
     return [
         {
             "layers": list(gate.layers),
             "bias": round(gate.bias, 4),
-            "harmful opened": rate(gate.opened, n),
-            "harmless opened": rate(gate.wrong, m),
+            "harmful opened": opened(gate, 0),
+            "harmless opened": opened(gate, 1),
             "margin": round(gate.margin, 4),
         }
         for gate in gates

@@ -240,7 +240,7 @@ def _by_set(
     for name, prompts in (*sets.harmful.items(), *sets.harmless.items()):
         if not prompts:
             continue
-        found = [known[prompt_key(prompt)] for prompt in prompts]
+        found = [known[key] for key in dict.fromkeys(map(prompt_key, prompts))]  # a prompt that is given twice is one
         counts = {"guided": sum(score > low for score in found), "in full": sum(score >= high for score in found)}
         figures[name] = {"n": len(found)} | {
             what: {"rate": round(hits / len(found), 4), "interval": [round(one, 4) for one in wilson(hits, len(found))]}

@@ -12,7 +12,7 @@ from anchorlm.fitting._gates import GateChoice, Limited, look_means
 from anchorlm.fitting._kept import Kept, short_key
 from anchorlm.fitting._shifts import Step
 from anchorlm.fitting._talks import ANSWERED, FORMS, REFUSED, earlier_turns, in_form
-from anchorlm.records import Messages
+from anchorlm.records import Messages, clustered, prompt_key
 from anchorlm.steering import (
     GIVEN,
     LOOK_ALIKES,
@@ -38,6 +38,7 @@ class Ways:
         sets: For each request, of which set its prompt is.
         forms: For each request, which way: all prompts as they were given, then each again in one of `FORMS`.
         shown: What a gate reads of each request.
+        prompts: For each request, which prompt it asks: requests of one prompt are not independent.
         sizes: How many prompts of no set there are: the first requests.
         earlier: Harmless turns with which conversations begin.
     """
@@ -45,6 +46,7 @@ class Ways:
     sets: tuple[list[str], list[str]]
     forms: tuple[list[str], list[str]]
     shown: tuple[list[list[Look]], list[list[Look]]]
+    prompts: tuple[list[str], list[str]]
     sizes: tuple[int, int]
     earlier: list[Messages]
 
@@ -63,15 +65,19 @@ async def ways(target: Engine | None, harmful: Sets, harmless: Sets, kept: Kept)
         kept: What is known already.
     """
     earlier = await earlier_turns(target, harmless[GIVEN], kept)
-    found = Ways(([], []), ([], []), ([], []), (len(harmful[GIVEN]), len(harmless[GIVEN])), earlier)
+    found = Ways(([], []), ([], []), ([], []), ([], []), (len(harmful[GIVEN]), len(harmless[GIVEN])), earlier)
     for place, (sets, answer) in enumerate(((harmful, REFUSED), (harmless, ANSWERED))):
         prompts = [(name, prompt) for name, own in sets.items() for prompt in own]
-        requests: list[tuple[str, str, Messages | str]] = [(name, PLAIN_FORM, prompt) for name, prompt in prompts]
+        keys = [prompt_key(prompt) for _, prompt in prompts]
+        requests: list[tuple[str, str, str, Messages | str]] = [
+            (key, name, PLAIN_FORM, prompt) for key, (name, prompt) in zip(keys, prompts, strict=True)
+        ]
         for number, (name, prompt) in enumerate(prompts):
             form = FORMS[number % len(FORMS)]
             if (request := in_form(form, earlier, number, prompt, answer)) is not None:
-                requests.append((name, form, request))
-        for name, form, request in requests:
+                requests.append((keys[number], name, form, request))
+        for key, name, form, request in requests:
+            found.prompts[place].append(key)
             found.sets[place].append(name)
             found.forms[place].append(form)
             found.shown[place].append(looks(request))
@@ -165,6 +171,7 @@ def gate_data(gate: GateChoice, means: Means, asked: Ways) -> dict[str, Any]:
     """What a gate does with the prompts that were given and with those of every set, as they are and in other forms."""
 
     def chosen(wanted: str) -> tuple[list[list[str]], list[Tensor]]:
+        # Of one form every prompt has one request, so that these are independent.
         places = [[at for at, form in enumerate(own) if form == wanted] for own in asked.forms]
         names = [[own[at] for at in some] for own, some in zip(asked.sets, places, strict=True)]
         return names, [worst[some] for worst, some in zip(means.worst, places, strict=True)]
@@ -186,4 +193,23 @@ def gate_data(gate: GateChoice, means: Means, asked: Ways) -> dict[str, Any]:
         "sets": set_rates(*plain, -gate.bias),
         "look-alikes told": look_alikes_told(*plain),
         "in other forms": {form: found for form in FORMS if (found := rates(form, given=False))},
+    }
+
+
+def rate_by_prompt(opened: Sequence[bool], prompts: Sequence[str]) -> dict[str, Any]:
+    """A rate of requests with its 95 % interval, as plain data; several requests may ask one prompt.
+
+    Args:
+        opened: Whether it happened, for each request.
+        prompts: Which prompt each request asks.
+    """
+    groups: dict[str, list[bool]] = {}
+    for prompt, one in zip(prompts, opened, strict=True):
+        groups.setdefault(prompt, []).append(one)
+    low, high = clustered(groups.values())
+    return {
+        **rate(sum(opened), len(opened)),
+        "low": round(low, 4),
+        "high": round(high, 4),
+        "prompts": len(groups),
     }

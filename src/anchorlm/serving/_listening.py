@@ -23,7 +23,8 @@ def listen(settings: ServerSettings) -> list[socket.socket]:
         found: list[socket.socket] = []
         try:
             for family, _, _, _, address in dict.fromkeys(_addresses(host, port)):
-                one = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+                # asyncio sends at once only where it sees that it is TCP; else an answer may wait 40 ms for the client.
+                one = stack.enter_context(socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP))
                 try:
                     _bind(one, (address[0], port, *address[2:]))
                 except OSError as error:
