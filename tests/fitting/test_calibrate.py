@@ -19,6 +19,8 @@ from anchorlm.fitting._shifts import ALPHAS, Shift, Trial, middle, windows
 from anchorlm.records import Artifact, Messages, UserError, wilson
 from tests.fitting.conftest import HARMFUL, HARMLESS
 
+pytestmark = pytest.mark.slow
+
 WANTED = (1,), "all", 1.0
 
 
