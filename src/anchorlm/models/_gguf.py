@@ -19,8 +19,6 @@ from transformers.utils import logging as transformers_logging
 
 from anchorlm.records import UserError
 
-SUFFIX = ".gguf"
-
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
 _ALIGNMENT = 32
@@ -50,38 +48,6 @@ class Header:
     def architecture(self) -> str:
         """Of the model, in llama.cpp's words."""
         return str(self.metadata.get("general.architecture", ""))
-
-
-def gguf_file(path: str, name: str | None = None) -> Path | None:
-    """The file that a path means; None if it means no GGUF.
-
-    Args:
-        path: A file that ends in .gguf, a folder, or an id of the Hub.
-        name: The file's name in a folder.
-
-    Raises:
-        UserError: There is no such file, or the folder holds nothing else and no name is given.
-    """
-    place = Path(path)
-    if path.lower().endswith(SUFFIX) and not place.is_dir():
-        if name is not None:
-            raise UserError(f"{path!r} is a file already: leave gguf_file out, or give the folder as path.")
-        if not place.is_file():
-            raise UserError(f"There is no file {path!r}: give the path of a GGUF file on this machine.")
-        return place
-    if name is not None:
-        if not place.is_dir():
-            raise UserError(f"gguf_file names a file in a folder, but {path!r} is none: give the file as path.")
-        if Path(name).name != name or not (place / name).is_file():
-            raise UserError(f"There is no file {name!r} in {path!r}: give the name of one of its GGUF files.")
-        return place / name
-    if place.is_dir() and not any((place / one).is_file() for one in ("config.json", "adapter_config.json")):
-        found = sorted(one.name for one in place.glob(f"*{SUFFIX}"))
-        if found:
-            raise UserError(
-                f"{path!r} holds GGUF files: say which with gguf_file, for example gguf_file = {found[0]!r}."
-            )
-    return None
 
 
 def read_header(file: Path) -> Header:
