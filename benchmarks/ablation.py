@@ -23,7 +23,7 @@ from anchorlm.fitting import fit_inferaligner
 from anchorlm.records import Artifact, GenerationSettings, as_messages, wilson
 from anchorlm.steering import Aligner, Vector
 from benchmarks._panels import panels
-from benchmarks.inferaligner import prompts
+from benchmarks.inferaligner import FITTED, prompts
 
 TARGETS = {
     "a-medicine": "tuned from the aligned chat",
@@ -79,7 +79,7 @@ def controls(artifact: Artifact, target: LocalEngine) -> dict[str, tuple[Aligner
 def measure(name: str, chat: LocalEngine, partition: Literal["dev", "test"], n: int) -> dict[str, Any]:
     """One target: for each kind of vector the place where it refuses best on dev, and there the curve over alpha."""
     target = LocalEngine(CausalModel.from_pretrained(zoo.path(name)))
-    artifact = fit_inferaligner(target, chat, *prompts(name.removeprefix("a-"), "train"))
+    artifact = fit_inferaligner(target, chat, *prompts(name.removeprefix("a-"), "train", FITTED))
     vectors = controls(artifact, target)
     depth = len(artifact.tensors["shift.length"])
     half = depth // 2
