@@ -11,7 +11,7 @@ from anchorlm.engine import Engine, TokenSequence
 from anchorlm.mixing import Opening
 from anchorlm.models import CausalModel, stamp
 from anchorlm.records import Access, Artifact, DefenseError, Messages, Request, UserError
-from anchorlm.steering import Aligner, Readers, Reading, as_texts, looks
+from anchorlm.steering import Aligner, Readers, Reading, as_texts, looks, says_nothing
 
 EVIDENCE = "alignbeam"
 """The kind of artifact that `anchorlm fit alignbeam` writes."""
@@ -145,7 +145,9 @@ async def opening_score(opening: Opening, anchor: Engine, request: Messages | st
             except UserError as error:
                 raise DefenseError(f"The anchor failed: {error}") from error
 
-    scores = await gather(*(one(look.prompt) for look in as_texts(looks(request))))
+    whole, *parts = as_texts(looks(request))
+    shown = [whole, *(look for look in parts if not says_nothing(anchor.model, look))]
+    scores = await gather(*(one(look.prompt) for look in shown))
     return nan if any(map(isnan, scores)) else max(scores)
 
 

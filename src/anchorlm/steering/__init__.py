@@ -15,6 +15,7 @@ from anchorlm.steering._looks import (
     check_activations,
     look_activations,
     looks,
+    says_nothing,
 )
 from anchorlm.steering._measured import look_alikes_told, rate, separation, set_rates
 from anchorlm.steering._moments import Moments
@@ -63,6 +64,7 @@ __all__ = [
     "prompt_activations",
     "rate",
     "ridge_map",
+    "says_nothing",
     "separation",
     "set_rates",
     "tied",
