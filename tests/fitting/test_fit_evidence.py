@@ -81,6 +81,17 @@ def test_a_prompt_that_is_given_twice_counts_once_in_figures(pair: tuple[LocalEn
     assert again == once
 
 
+def test_evidence_is_read_of_a_text_with_a_line_of_a_control_token(
+    pair: tuple[LocalEngine, LocalEngine], gate: Artifact, tmp_path: Path
+) -> None:
+    found = fit_alignbeam(*pair, FIT, CHOOSE, artifact=gate)
+    places = {"evidence": str(found.save(tmp_path / "evidence")), "artifact": str(gate.save(tmp_path / "gate"))}
+    guard = Guard(pair[0], "alignbeam", anchor=pair[1], judge=lambda m, t: 0.0, generation={"max_new_tokens": 2},
+                  on_error="raise", **places)  # fmt: skip
+    for text in ("How do I bake bread?\n<|end|>\nThank you.", "Hello there.\n<|start|>"):
+        assert guard.chat(text).trace[0].kind == guard.chat(text, raw=True).trace[0].kind == "gate"
+
+
 def test_what_cannot_be_fitted_is_one_sentence(pair: tuple[LocalEngine, LocalEngine]) -> None:
     with pytest.raises(UserError, match="both harmful and harmless"):
         fit_alignbeam(*pair, FIT, PromptSets(FIT.harmful, FIT.harmful))

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import httpx
 import pytest
+from factories import CHAT_TEMPLATE, tiny_model, tiny_tokenizer
 from servers import Live
 
 from anchorlm.guard import Guard
@@ -49,6 +50,15 @@ BODIES = {
     "many names": chat(messages=[TURN], **{f"k{number}": 1 for number in range(60_000)}),
     "no json": b"{" * 990_000,
 }
+
+
+ENDLESS = {
+    "loops": "{% if size > 9 %}{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}"
+    "{% endif %}",
+    "product": "{% if size > 9 %}{{ ('a' * (10 ** 9 + size)) * 100 }}{% endif %}",
+    "power": "{% if size > 9 %}{{ (7 ** (90000000 + size)) % 3 }}{% endif %}",
+}
+"""What a template may do with a longer text."""
 
 
 class Health:
@@ -143,6 +153,22 @@ def test_headers_without_an_end_are_cut_off_and_take_no_memory(open_server: Live
         return sent
 
     assert calm(open_server, attack) < 2 * 20e6, "the connections are closed"
+
+
+@pytest.mark.parametrize("endless", ["loops", "product", "power"])
+def test_a_chat_that_is_rendered_for_ever_holds_nobody_up(
+    start_live: Callable[..., Live], plain: Guard, endless: str
+) -> None:
+    template = f"{{% set size = messages[0]['content']|length %}}{ENDLESS[endless]}{CHAT_TEMPLATE}"
+    slow = Guard(tiny_model(tokenizer=tiny_tokenizer(chat_template=template)), generation={"max_new_tokens": 1})
+    live = start_live([Served.of("slow", slow), Served.of("plain", plain)])
+
+    def ask(model: str, text: str) -> httpx.Response:
+        body = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 1}
+        return httpx.post(f"{live.url}/v1/chat/completions", json=body, timeout=60)
+
+    assert calm(live, lambda: ask("slow", "a word that is longer than most")).status_code == 400
+    assert [ask(*one).status_code for one in (("slow", "x"), ("plain", "x"))] == [200, 200]
 
 
 def test_a_request_whose_headers_are_too_long_is_told_so(open_server: Live) -> None:

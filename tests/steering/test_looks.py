@@ -178,9 +178,22 @@ def test_an_engine_that_holds_two_rows_reads_a_conversation_of_more_turns_than_t
 
 
 def test_a_turn_that_cannot_be_read_by_itself_is_an_error_that_closes_the_answer() -> None:
-    talk = [user("Hello"), assistant("Hello."), user("<|end|>"), assistant("No."), user("Please go on.")]
+    refuses = "{% if messages[0]['content'].startswith('Burn') %}{{ raise_exception('no') }}{% endif %}" + CHAT_TEMPLATE
     with pytest.raises(DefenseError, match="cannot read turn 3 by itself"):
-        in_one_go(engine(), talk)
+        in_one_go(engine(refuses), CONVERSATIONS["after another"])
+
+
+@pytest.mark.parametrize("nothing", ["<|end|>", "<|start|><|end|>", " \n<|end|>"])
+def test_where_a_model_reads_no_word_the_whole_request_stands(nothing: str) -> None:
+    for request, empty in (
+        ([user("Hello"), assistant("Hello."), user(nothing), assistant("No."), user("Please go on.")], "turn 3"),
+        ([user(f"Hello there.\n{nothing}\nPlease go on.")], "piece 2"),
+        (f"Hello there.\n{nothing}\nPlease go on.", "piece 2"),
+    ):
+        found = dict(zip((look.what for look in looks(request)), in_one_go(engine(), request), strict=True))
+        whole, *others = found.values()
+        assert any(what.startswith(empty) and torch.equal(one, whole) for what, one in found.items())
+        assert not all(torch.equal(one, whole) for one in others)
 
 
 def test_a_reader_of_texts_sees_the_same_looks() -> None:

@@ -143,7 +143,7 @@ async def opening_score(opening: Opening, anchor: Engine, request: Messages | st
     Raises:
         DefenseError: The anchor says nothing usable.
     """
-    from anchorlm.steering import as_texts, looks
+    from anchorlm.steering import as_texts, looks, says_nothing
 
     async def one(prompt: Messages) -> float:
         async with anchor.open(anchor.model.encode(prompt)) as sequence:
@@ -152,7 +152,9 @@ async def opening_score(opening: Opening, anchor: Engine, request: Messages | st
             except UserError as error:
                 raise DefenseError(f"The anchor failed: {error}") from error
 
-    scores = await gather(*(one(look.prompt) for look in as_texts(looks(request))))
+    whole, *parts = as_texts(looks(request))
+    shown = [whole, *(look for look in parts if not says_nothing(anchor.model, look))]
+    scores = await gather(*(one(look.prompt) for look in shown))
     return nan if any(map(isnan, scores)) else max(scores)
 
 

@@ -24,6 +24,7 @@ from anchorlm.steering import (
     looks,
     prompt_activations,
     rate,
+    says_nothing,
     set_rates,
 )
 
@@ -146,7 +147,7 @@ async def read_ways(aligner: Aligner, reader: Reader, engine: Engine, asked: Way
     gate = aligner.gates[reader]
     width = max(len(shown) for some in asked.shown for shown in some)
     alike = as_texts if reader == "anchor" else list
-    requests = [[alike(shown) for shown in some] for some in asked.shown]
+    requests = [[_told(engine, alike(shown)) for shown in some] for some in asked.shown]
     single = {look.key: look for some in requests for shown in some for look in shown}
     digests = {key: short_key(look.prompt) for key, look in single.items()}
     new = [key for key, digest in digests.items() if kept.get(reader, digest) is None]
@@ -165,6 +166,11 @@ async def read_ways(aligner: Aligner, reader: Reader, engine: Engine, asked: Way
         return found
 
     return Seen((of(requests[0]), of(requests[1])))
+
+
+def _told(engine: Engine, shown: Sequence[Look]) -> list[Look]:
+    """The looks; for those that say nothing to a model the whole request stands, as where a gate is used."""
+    return [shown[0], *(shown[0] if says_nothing(engine.model, look) else look for look in shown[1:])]
 
 
 def gate_data(gate: GateChoice, means: Means, asked: Ways) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import copy
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from anchorlm.models._markers import TurnMarkers, find_markers
@@ -309,15 +309,9 @@ def without_specials(text: str, specials: tuple[str, ...]) -> str:
     One pass, whose cost does not depend on how many there are: whoever nests control tokens a thousand times over, or
     writes the end of one a million times, must not hold up everybody else.
     """
-    known = frozenset(filter(None, specials))
-    if not any(special in text for special in known):
+    known, tails, size, last = _ends(specials)
+    if last.isdisjoint(text):
         return text
-    size = min(map(len, known))
-    lengths: dict[str, set[int]] = {}
-    for special in known:
-        lengths.setdefault(special[-size:], set()).add(len(special))
-    tails = {tail: sorted(found, reverse=True) for tail, found in lengths.items()}
-    last = {special[-1] for special in known}
     kept: list[str] = []
     for char in text:
         kept.append(char)
@@ -328,3 +322,15 @@ def without_specials(text: str, specials: tuple[str, ...]) -> str:
                 del kept[-length:]
                 break
     return "".join(kept)
+
+
+@lru_cache(maxsize=64)
+def _ends(specials: tuple[str, ...]) -> tuple[frozenset[str], dict[str, list[int]], int, frozenset[str]]:
+    """Some strings, the lengths of those that end alike by that end, how long these ends are, and last characters."""
+    known = frozenset(filter(None, specials))
+    size = min(map(len, known), default=1)
+    tails: dict[str, list[int]] = {}
+    for length in sorted({len(one) for one in known}, reverse=True):
+        for tail in {one[-size:] for one in known if len(one) == length}:
+            tails.setdefault(tail, []).append(length)
+    return known, tails, size, frozenset(one[-1] for one in known)

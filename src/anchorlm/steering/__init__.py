@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from anchorlm.steering._gate import Gate, cosine_scores
     from anchorlm.steering._layers import layer_sets, tied, wide_middle
     from anchorlm.steering._logistic import logistic
-    from anchorlm.steering._looks import Look, as_texts, check_activations, look_activations, looks
+    from anchorlm.steering._looks import Look, as_texts, check_activations, look_activations, looks, says_nothing
     from anchorlm.steering._measured import look_alikes_told, rate, separation, set_rates
     from anchorlm.steering._moments import Moments
     from anchorlm.steering._sets import GIVEN, LOOK_ALIKES, PLAIN, TASKS, TWINS, PromptSets
@@ -35,7 +35,7 @@ else:
             "_gate": "Gate cosine_scores",
             "_layers": "layer_sets tied wide_middle",
             "_logistic": "logistic",
-            "_looks": "Look as_texts check_activations look_activations looks",
+            "_looks": "Look as_texts check_activations look_activations looks says_nothing",
             "_measured": "look_alikes_told rate separation set_rates",
             "_moments": "Moments",
             "_sets": "GIVEN LOOK_ALIKES PLAIN TASKS TWINS PromptSets",
@@ -85,6 +85,7 @@ __all__ = [
     "prompt_activations",
     "rate",
     "ridge_map",
+    "says_nothing",
     "separation",
     "set_rates",
     "tied",

@@ -101,11 +101,17 @@ def _texts(turn: Message) -> Message:
     return turn if isinstance(turn["content"], str) else {**turn, "content": turn_text(turn)}
 
 
+def says_nothing(model: CausalModel, look: Look) -> bool:
+    """Whether a model reads no word where a look ends, as where a line is nothing but a control token."""
+    content = look.prompt[-1]["content"]
+    return isinstance(content, str) and not model.without_control_tokens(content).strip()
+
+
 async def look_activations(engine: Engine, shown: Sequence[Look], row: TokenSequence | None = None) -> list[Tensor]:
     """The residual stream (L, H) after every block at the end of each look, in order.
 
     Ends of turns that lie in the conversation as it is written are read there, in one sequence; whatever else there is
-    has sequences of its own, beside it in the same forward.
+    has sequences of its own, beside it in the same forward. For what says nothing by itself the whole request stands.
 
     Args:
         engine: Runs the model.
@@ -123,6 +129,9 @@ async def look_activations(engine: Engine, shown: Sequence[Look], row: TokenSequ
         if index in within:
             continue
         await sleep(0)  # a conversation of many turns must not hold everybody else up
+        if says_nothing(engine.model, look):
+            within[index] = len(whole) - 1
+            continue
         try:
             ids = engine.model.encode(look.prompt)
         except UserError as error:
