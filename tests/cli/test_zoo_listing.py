@@ -57,6 +57,7 @@ def test_a_real_member_names_its_base_and_licences(one: RealMember) -> None:
     assert one.base.title != "Gemma 3 270M" or "Gemma Terms of Use" in card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one", LANGUAGE_MODELS, ids=lambda one: one.name)
 def test_a_real_member_is_called_by_its_name(one: RealMember) -> None:
     if not one.ready:
