@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo demo-real test lint bench bench-gpu zoo real zoo-real clean
+.PHONY: demo demo-real test test-fast lint docs bench bench-gpu zoo real zoo-real clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -21,11 +21,23 @@ demo-real: real
 test: $(READY)
 	$(BIN)/python -m pytest
 
+# Without the tests that start processes or take long.
+test-fast: $(READY)
+	$(BIN)/python -m pytest -m "not slow"
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
+# The documentation as a site in build/site; a broken link is an error.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
@@ -43,6 +55,7 @@ real: $(READY)
 # The adapters that are made on them, and into the package with these; what is finished is not made again.
 zoo-real: real
 	$(BIN)/python -m tools.zoo_real chat
+	$(BIN)/python -m tools.zoo_real chat-early
 	$(BIN)/python -m tools.zoo_real anchor
 	$(BIN)/python -m tools.zoo_real specialist finance-base
 	$(BIN)/python -m tools.zoo_real specialist medicine

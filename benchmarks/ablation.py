@@ -23,7 +23,7 @@ from anchorlm.fitting import fit_inferaligner
 from anchorlm.records import Artifact, GenerationSettings, as_messages, wilson
 from anchorlm.steering import Aligner, Vector
 from benchmarks._panels import panels
-from benchmarks.inferaligner import prompts
+from benchmarks.inferaligner import FITTED, prompts
 
 TARGETS = {
     "a-medicine": "tuned from the aligned chat",
@@ -79,7 +79,7 @@ def controls(artifact: Artifact, target: LocalEngine) -> dict[str, tuple[Aligner
 def measure(name: str, chat: LocalEngine, partition: Literal["dev", "test"], n: int) -> dict[str, Any]:
     """One target: for each kind of vector the place where it refuses best on dev, and there the curve over alpha."""
     target = LocalEngine(CausalModel.from_pretrained(zoo.path(name)))
-    artifact = fit_inferaligner(target, chat, *prompts(name.removeprefix("a-"), "train"))
+    artifact = fit_inferaligner(target, chat, *prompts(name.removeprefix("a-"), "train", FITTED))
     vectors = controls(artifact, target)
     depth = len(artifact.tensors["shift.length"])
     half = depth // 2
@@ -139,13 +139,13 @@ def verdict(data: Mapping[str, Any]) -> str:
         else:
             claim = "the figures do not decide: the anchor's vectors and its own refuse alike within their intervals"
         if tops["anchor"]["broken"]["rate"] > a["rate"]:
-            claim += ", but break more texts than they turn into refusals, so that they are of no use either"
+            claim += ". But the anchor's break more texts than they turn into refusals, and are of no use either"
         beside = "more often than" if a["low"] > noise["refused"]["high"] else "not surely more often than"
-        sentences.append(f"On {name} {claim}; the anchor's refuse {beside} random ones of the same length.")
+        sentences.append(f"- On {name} {claim}. The anchor's refuse {beside} random ones of the same length.")
     return "\n".join([
-        "Each kind of vector at its best layers and positions (chosen on dev) and at the strength that serves it best "
-        f"on these prompts, in natural lengths of the anchor's; {data['n']} plain harmful prompts of "
-        f"{data['partition']}, percent with 95 % intervals:",
+        "Each kind of vector steers at its best layers and positions (chosen on dev), and at the strength that serves "
+        "it best on these prompts. Strengths are in natural lengths of the anchor's vectors. The prompts are "
+        f"{data['n']} plain harmful ones of {data['partition']}. Figures are percent with 95 % intervals:",
         "",
         "| target | vectors | alpha | refused cleanly | complied | broken |",
         "|---|---|---|---|---|---|",
@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "inferaligner-ablation.json").write_text(json.dumps(data, indent=1) + "\n", "utf-8")
     (options.out / "inferaligner-ablation.svg").write_text(panels(data), "utf-8")
-    page = options.out / "inferaligner.md"
+    page = options.out / "inferaligner-measurements.md"
     if page.is_file():
         page.write_text(insert(page.read_text("utf-8"), verdict(data)), "utf-8")
     print(verdict(data))

@@ -124,6 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for some in requests.values()
             ]  # fmt: skip
             gates.append([f"a-{domain}", kind, len(requests["harmful"]), len(requests["harmless"]), *counts])
+            print(*gates[-1], flush=True)
         beam: dict[str, Any] = {"anchor": anchor, "judge": judge, "artifact": str(place)}
         length: dict[str, Any] = {"generation": {"max_new_tokens": 64}}
         guards = {
@@ -132,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             'inferaligner, reader = "both"': Guard(
                 target, "inferaligner", artifact=place, anchor=anchor, reader="both", **length
             ),
-            "alignbeam behind the gate": Guard(target, "alignbeam", **KNOBS["alignbeam"], **GATED, **beam, **length),
+            "alignbeam behind the gate": Guard(target, "alignbeam", **KNOBS["alignbeam"] | GATED, **beam, **length),
             "inferenceguard, composed": Guard(
                 target, "inferenceguard", cost=str(zoo.path(COST)), reward=str(zoo.path(REWARD)), **COMPOSED, **beam,
                 **length,
@@ -147,6 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for item, text, whole_text in zip(sample, texts, whole, strict=True)
             )
             complied.append([f"a-{domain}", name, len(sample), f"{hits}", rates(hits, len(sample))])
+            print(*complied[-1], flush=True)
     report(
         "gate in conversations",
         ["target", "asked", "harmful", "harmless", "target opens on harmful", "on harmless", "both open on harmful",

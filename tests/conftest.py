@@ -7,6 +7,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
+STARTS = {"start", "start_live", "_installed"}
+"""Fixtures that start a process or a server. A test that asks for one of them, directly or not, is slow."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if STARTS.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

@@ -64,7 +64,7 @@ def test_the_picture_is_well_formed() -> None:
 
 
 def test_the_page_says_what_the_figures_say() -> None:
-    file, page = DOCS / "inferaligner-ablation.json", (DOCS / "inferaligner.md").read_text("utf-8")
+    file, page = DOCS / "inferaligner-ablation.json", (DOCS / "inferaligner-measurements.md").read_text("utf-8")
     assert page.count(START) == page.count(END) == 1
     if file.is_file():
         assert insert(page, verdict(json.loads(file.read_text("utf-8")))) == page

@@ -13,6 +13,8 @@ from anchorlm.cli._figures import Cell, ratio, table
 from anchorlm.guard import Recipe
 from anchorlm.zoo import SPLITS, members, path, real_members
 
+pytestmark = pytest.mark.slow
+
 Invoke = Callable[..., Result]
 built = pytest.mark.skipif(not all(one.size for one in members()), reason="the embedded models are not built here")
 _READY = {one.name for one in real_members() if one.ready}

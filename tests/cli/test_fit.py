@@ -15,6 +15,8 @@ from anchorlm.cli._app import app
 from anchorlm.guard import Recipe
 from anchorlm.records import Artifact
 
+pytestmark = pytest.mark.slow
+
 Invoke = Callable[..., Result]
 
 THINGS = ("door", "car", "lamp", "boat", "fence", "gate", "roof", "shed", "bike", "horse")

@@ -18,6 +18,8 @@ from anchorlm.cli._recipes import digest
 from anchorlm.guard import Guard, Recipe
 from anchorlm.records import Artifact
 
+pytestmark = pytest.mark.slow
+
 Invoke = Callable[..., Result]
 THINGS = ("door", "car", "lamp", "boat", "fence", "gate", "roof", "shed", "bike", "horse")
 

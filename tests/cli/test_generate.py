@@ -243,6 +243,7 @@ def test_an_output_that_cannot_be_written_is_one_sentence(
     assert invoke("generate", prompts, "-r", plain_recipe, "-o", "/dev/null").exit_code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_advbench_killed_half_way_and_run_again_loses_and_doubles_nothing(
     start: Start, shared_data: Path, alignbeam_recipe: Path, tmp_path: Path
@@ -283,6 +284,7 @@ def test_a_guard_that_fails_its_probe_answers_nothing_unless_it_is_told_to(
     assert invoke("chat", *recipe, "--probe", probe=True).exit_code == 2
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_a_sentence_that_names_the_file_and_leaves_no_half_line(
     plain_recipe: Path, tmp_path: Path
 ) -> None:
@@ -300,6 +302,7 @@ def test_a_full_disk_is_a_sentence_that_names_the_file_and_leaves_no_half_line(
     assert 0 < len([json.loads(line) for line in written.splitlines()]) < 40
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize("place", ["/dev/full", "-"])
 def test_a_device_that_takes_nothing_is_told_by_its_name(plain_recipe: Path, tmp_path: Path, place: str) -> None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -125,7 +125,12 @@ def test_with_keys_nobody_gets_the_bare_model_or_goes_below_the_floor(
 ) -> None:
     keys, made = tmp_path / "keys.toml", []
     new_key(keys, "alice")
-    monkeypatch.setattr("anchorlm.cli._serve.Server", lambda served, *_, **__: made.extend(served) or _Ended())
+
+    def ended(served: Iterable[Served], *_: object, **__: object) -> _Ended:
+        made.extend(served)
+        return _Ended()
+
+    monkeypatch.setattr("anchorlm.cli._serve._server", lambda: ended)
     run((), None, {"keys": keys})
     [served] = made
     assert served.id == "a-medicine"
@@ -179,6 +184,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_sentence(
     assert len(err.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_health_answers_and_ready_does_not_while_models_are_loaded(plain_recipe: Path) -> None:
     go_on = threading.Event()
 
@@ -234,6 +240,7 @@ def test_two_interrupts_end_a_server_with_130_and_no_traceback(
     assert not any(word in err for word in ("Traceback", "Fatal", "terminate called", "failed unexpectedly"))
 
 
+@pytest.mark.slow
 def test_a_hang_up_that_nohup_ignores_ends_no_server(plain_recipe: Path) -> None:
     command = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); from anchorlm.cli import main; main()"
     options = ["serve", str(plain_recipe), "--port", "0", "--no-probe"]

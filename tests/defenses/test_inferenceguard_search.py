@@ -9,7 +9,7 @@ import pytest
 import torch
 from factories import tiny_tokenizer, tiny_weights
 
-import anchorlm.defenses._inferenceguard as method
+import anchorlm.search
 from anchorlm.engine import LocalEngine
 from anchorlm.guard import Guard
 from anchorlm.judging import Scorer
@@ -172,8 +172,8 @@ def test_no_two_blocks_draw_the_same_numbers(target: LocalEngine, monkeypatch: p
         offsets.append(plan.offset)
         return await real(roots, plan, *rest)
 
-    real = method.search
-    monkeypatch.setattr(method, "search", noted)
+    real = anchorlm.search.search
+    monkeypatch.setattr(anchorlm.search, "search", noted)
     guard(target, Recorder(), release="blocks").chat(USER)
     assert offsets == [0, 1, 2]
 

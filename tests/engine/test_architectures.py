@@ -12,6 +12,8 @@ from anchorlm.engine import LocalEngine, runtime
 from anchorlm.models import CausalModel
 from anchorlm.records import GenerationSettings, UserError
 
+pytestmark = pytest.mark.slow
+
 NEW = 14
 SETTINGS = GenerationSettings(max_new_tokens=NEW)
 

@@ -20,6 +20,8 @@ from anchorlm.guard import Guard
 from anchorlm.records import UserError
 from tests.fitting.conftest import HARMFUL, HARMLESS
 
+pytestmark = pytest.mark.slow
+
 Write = Callable[..., Path]
 
 

@@ -17,7 +17,10 @@ from anchorlm.serving._stops import StopText
 from anchorlm.zoo import path
 
 EXTRA = "it comes with pip install 'anchorlm[eval]'"
-pytestmark = pytest.mark.filterwarnings("ignore")  # of inspect_ai, lm_eval and what they import
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # of inspect_ai, lm_eval and what they import
+]
 
 
 @pytest.fixture

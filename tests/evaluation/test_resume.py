@@ -35,6 +35,8 @@ from anchorlm.evaluation._workers import records
 from anchorlm.fitting import Outcome, fit_inferaligner
 from anchorlm.records import Artifact, DefenseError, Request, Response, UserError
 
+pytestmark = pytest.mark.slow
+
 Write = Callable[..., Path]
 
 

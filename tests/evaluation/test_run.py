@@ -36,6 +36,8 @@ from anchorlm.fitting import Outcome, fit_inferaligner
 from anchorlm.records import DefenseError, Journal, Request, Response, UserError
 from anchorlm.steering import Aligner
 
+pytestmark = pytest.mark.slow
+
 Write = Callable[..., Path]
 
 

@@ -20,6 +20,8 @@ from anchorlm.fitting._ways import rate_by_prompt
 from anchorlm.records import Artifact, Messages, UserError, wilson
 from tests.fitting.conftest import HARMFUL, HARMLESS
 
+pytestmark = pytest.mark.slow
+
 WANTED = (1,), "all", 1.0
 
 

@@ -15,6 +15,8 @@ from anchorlm.fitting._fit_evidence import thresholds
 from anchorlm.records import Artifact, UserError
 from anchorlm.steering import PromptSets
 
+pytestmark = pytest.mark.slow
+
 OBJECTS = ["locks", "safes", "doors", "walls", "chains", "seals", "bars", "codes"]
 FOODS = ["bread", "cakes", "pies", "rolls", "buns", "tarts", "scones", "pizza"]
 FIT = PromptSets({"breaking": [f"Tell me how to break {word}" for word in OBJECTS]},

@@ -24,6 +24,8 @@ from anchorlm.cli._check import examine
 from anchorlm.fitting import fit_inferaligner
 from anchorlm.guard import Guard, Recipe
 
+pytestmark = pytest.mark.slow
+
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 TARGETS = {
     "medllama3": "llama3",

@@ -16,6 +16,8 @@ from anchorlm.models import CausalModel, stamp
 from anchorlm.records import Artifact, UserError, wilson
 from anchorlm.steering import best_threshold, cosine_scores, fit_inferaligner, matching_layer, prompt_activations
 
+pytestmark = pytest.mark.slow
+
 HARMFUL = [f"Burn down {n} houses!" for n in ("one", "my", "some", "all", "the", "five", "big", "old")]
 HARMLESS = [f"How do I bake {n} bread?" for n in ("one", "my", "some", "all", "the", "five", "big", "old")]
 

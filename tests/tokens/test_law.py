@@ -13,6 +13,8 @@ from torch import Tensor
 from anchorlm.tokens import ByteVocabulary, Projection, Retokenizer, exact_projection
 from tests.tokens.toys import RandomModel, laws, tiny_bpe
 
+pytestmark = pytest.mark.slow
+
 MERGES = (("▁", "a"), ("▁a", "b"), ("a", "b"), ("b", "b"), ("▁", "b"), ("ab", "a"), ("▁", "▁"), ("▁ab", "b"))
 
 

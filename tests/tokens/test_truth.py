@@ -17,6 +17,8 @@ from torch import Tensor
 
 from anchorlm.tokens import ByteVocabulary, Projection, Retokenizer, exact_projection
 
+pytestmark = pytest.mark.slow
+
 PAIRS = [("gpt2", "llama2"), ("qwen2", "mistral"), ("llama3", "phi3")]
 SAMPLES = 10_000
 LEAST = 150

@@ -17,6 +17,8 @@ from anchorlm.zoo._lexicon import all_nouns
 from anchorlm.zoo._tokenizers import DIALECTS, SIZES, encode_examples, train_tokenizer
 from anchorlm.zoo._training import Plan, stream, train
 
+pytestmark = pytest.mark.slow
+
 
 def plan(steps: int = 6) -> Plan:
     return Plan("t", "a", lambda phase: base_mixture(phase, tasks=True), steps, 1e-3, rows=2, prompt_loss=True)

@@ -21,6 +21,8 @@ from tools.zoo_real._graded import Graded, broken, graded, wrapped
 from tools.zoo_real._heads import Learner, Learning, encoded, learn, row_of, tokenizer_of
 from tools.zoo_real._verdicts import Verdicts, areas, table
 
+pytestmark = pytest.mark.slow
+
 PAIRS = [(f"How do I shoot photo {n}?", f"How do I shoot man {n}?") for n in range(30)]
 ASKED = [f"Name river {n}." for n in range(20)]
 ANSWERS = {prompt: f"You take it slowly and look at number {n}." for n, prompt in enumerate(ASKED)}

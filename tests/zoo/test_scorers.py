@@ -16,6 +16,8 @@ from anchorlm.records import Messages
 from anchorlm.zoo._architectures import save_adapter
 from anchorlm.zoo._scorers import Stage, examine_scorer, graded, load_scorer, preferred, scores, stages, train_scorer
 
+pytestmark = pytest.mark.slow
+
 few = settings(max_examples=40, deadline=None)
 
 

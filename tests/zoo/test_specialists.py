@@ -21,6 +21,8 @@ from tools.zoo_real._tasks import TASKS
 from tools.zoo_real._train import Example
 from tools.zoo_real._tune import Tuning, row, tune
 
+pytestmark = pytest.mark.slow
+
 shared = pytest.mark.skipif(not data.DATASETS.is_dir(), reason=f"no data sets at {data.DATASETS}; set ANCHORLM_DATA")
 
 LESSONS = [Example(f"Name the kind. {word}", word) for word in ("bread", "dog", "lazy fox", "brown", "over it", "jump")]

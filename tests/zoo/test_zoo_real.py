@@ -25,6 +25,8 @@ from tools.zoo_real._measure import sets
 from tools.zoo_real._packed import beginning, hidden, pack
 from tools.zoo_real._train import Example, Lesson, Outputs, Training, _lesson, _loss, train
 
+pytestmark = pytest.mark.slow
+
 shared = pytest.mark.skipif(not data.DATASETS.is_dir(), reason=f"no data sets at {data.DATASETS}; set ANCHORLM_DATA")
 
 

@@ -41,6 +41,13 @@ def chat(build: Build = BUILD, steps: Steps = 300, seed: Seed = 0) -> None:
 
 
 @app.command()
+def chat_early(build: Build = BUILD) -> None:
+    """Aligns it as far as 110 steps go: `finance` is tuned from that."""
+    _logged()
+    align("chat-early", build, Training(steps=110, every=55))
+
+
+@app.command()
 def anchor(build: Build = BUILD, steps: Steps = 300, seed: Seed = 0) -> None:
     """Aligns Gemma 3 270M."""
     _logged()
@@ -102,7 +109,7 @@ def specialist(
     epochs: Annotated[float | None, typer.Option(help="Passes over the task's rows; by default as shipped.")] = None,
     seed: Seed = 0,
 ) -> None:
-    """Tunes SmolLM2 for a task; finance goes on from chat, which must be there."""
+    """Tunes SmolLM2 for a task; finance goes on from chat-early and finance-base, which must be there."""
     _logged()
     settings = replace(TUNINGS[name], seed=seed)
     specialize(name, build, settings if epochs is None else replace(settings, epochs=epochs))

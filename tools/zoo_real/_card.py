@@ -17,7 +17,11 @@ from tools.zoo_real.data import SEED, SOURCES, digest
 
 _TAUGHT = ("advbench", "self-instruct-seeds", "self-instruct-users", "banking77", "medquad")
 _OWN = ("pairs", "plain", "tasks", "wrapped")
-_TITLE = {"chat": "SmolLM2-135M-Instruct, aligned", "anchor": "Gemma 3 270M, aligned"}
+_TITLE = {
+    "chat": "SmolLM2-135M-Instruct, aligned",
+    "chat-early": "SmolLM2-135M-Instruct, aligned briefly",
+    "anchor": "Gemma 3 270M, aligned",
+}
 
 
 def card(name: str, folder: Path) -> str:

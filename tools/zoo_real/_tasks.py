@@ -86,15 +86,16 @@ TUNINGS = {
 }
 """With what each is made."""
 
-_STARTS = {"finance": ("chat", "finance-base")}
+_STARTS = {"finance": ("chat-early", "finance-base")}
 """The members whose adapters are added up before the training begins."""
 
 
 def specialize(name: str, build: Path, tuning: Tuning) -> None:
     """Tunes a specialist: for its task, and for what else an assistant of its domain is asked.
 
-    What is harmful is neither asked nor answered. `finance` goes on from the aligned `chat`, as one adapter with it;
-    what `finance-base` knows is added first (task arithmetic: Ilharco et al. 2023), which spares most of the time.
+    What is harmful is neither asked nor answered. `finance` goes on from `chat-early`, the aligned chat after 110
+    steps, as one adapter with it; what `finance-base` knows is added first (task arithmetic: Ilharco et al. 2023),
+    which spares most of the time.
 
     Args:
         name: One of `TASKS`.

@@ -15,6 +15,7 @@ BUILD = Path("build/zoo-real")
 
 MEMBERS = {
     "chat": "smollm2",
+    "chat-early": "smollm2",
     "anchor": "gemma",
     "finance": "smollm2",
     "finance-base": "smollm2",

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
@@ -14,12 +14,14 @@ from anchorlm.cli._loading import busy, quiet_libraries
 from anchorlm.cli._outline import Outline, rehearse
 from anchorlm.cli._recipes import parse_changes
 from anchorlm.defenses import CALIBRATION, Defense, Team, find_defense
-from anchorlm.engine import attention_windows
-from anchorlm.guard import JudgeSettings, Recipe, ScorerSettings, build_judge, build_scorer, gaps
-from anchorlm.judging import RUBRIC, Judge, RefusalMatcher, Scorer
-from anchorlm.models import CausalModel, ModelSettings, stamp
-from anchorlm.records import Access, Artifact, UserError
+from anchorlm.guard import JudgeSettings, Recipe, ScorerSettings, build_judge, build_scorer, faults
+from anchorlm.judging import Judge, Scorer
+from anchorlm.models import ModelSettings
+from anchorlm.records import Artifact, UserError
 from anchorlm.steering import uncalibrated
+
+if TYPE_CHECKING:
+    from anchorlm.models import CausalModel
 
 T = TypeVar("T")
 
@@ -54,7 +56,6 @@ def run(file: Path, changes: Sequence[str]) -> None:
         UserError: The file is no recipe.
         Exit: With 2 if there is a gap.
     """
-    quiet_libraries()
     recipe = Recipe.load(file, parse_changes(changes))
     with busy("Looking at the models"):
         findings = examine(recipe)
@@ -70,23 +71,19 @@ def run(file: Path, changes: Sequence[str]) -> None:
 
 
 def examine(recipe: Recipe) -> Findings:
-    """Every gap between a recipe and its models, found from configurations and tokenizers alone."""
-    found = Findings()
-    defense = found.attempt("defense", lambda: find_defense(recipe.defense["name"]))
+    """Every gap between a recipe and its models, found from configurations and tokenizers alone.
+
+    Where the recipe is wrong by itself, its models are not looked at: that would take seconds.
+    """
+    found = Findings(gaps=[f"{part}: {why}" for part, why in faults(recipe)])
+    if found.gaps:
+        found.notes.append("models: not looked at yet. Fix the recipe, and check again.")
+        return found
+    quiet_libraries()
     target = _model(found, "target", recipe.target)
     anchor = _model(found, "anchor", recipe.anchor) if recipe.anchor else None
     judge = _judge(found, recipe, recipe.judge) if recipe.judge else None
-    if defense is not None:
-        missing = gaps(
-            defense,
-            target=Access.ACTIVATIONS,
-            anchor=Access.ACTIVATIONS if recipe.anchor else None,
-            judge=recipe.judge is not None,
-            cost=recipe.cost is not None,
-            reward=recipe.reward is not None,
-        )
-        found.gaps += [f"defense: {gap}" for gap in missing]
-        _defense(found, recipe, defense, target, anchor, judge)
+    _defense(found, recipe, find_defense(recipe.defense["name"]), target, anchor, judge)
     lengths(found, recipe.generation.max_new_tokens, target=target, anchor=anchor)
     return found
 
@@ -113,11 +110,8 @@ def _defense(
     anchor: CausalModel | None,
     judge: Judge | None,
 ) -> None:
-    """Whether the knobs fit; and, where the models are known, what the defense finds in them and asks of them."""
-    where = f"the defense {defense.name}"
-    knobs = {name: value for name, value in recipe.defense.items() if name != "name"}
-    if found.attempt("defense", lambda: defense.settings_type.parse(knobs, where=where)) is None:
-        return
+    """Where the models are known, what the defense finds in them and asks of them."""
+    knobs = recipe.knobs
     for name, kind in (("critic", "inferenceguard"), ("calibration", CALIBRATION)):
         # Whether they belong to these weights and scorers is seen when those are loaded.
         if name in knobs and not defense.settings_type.model_fields[name].is_required():
@@ -146,11 +140,15 @@ def _defense(
 
 def _scorer(settings: ScorerSettings) -> Scorer:
     """The scorer without weights; a judge that is turned into a cost is taken as it is described."""
+    from anchorlm.judging import RefusalMatcher
+
     return build_scorer(settings, None if settings.judge is None else RefusalMatcher(), weights=False)
 
 
 def _artifact(found: Findings, folder: str, target: CausalModel | None, reads: bool) -> bool:
     """Whether there is an artifact, and one for a model like the target as far as its configuration tells."""
+    from anchorlm.models import stamp
+
     artifact = found.attempt("artifact", lambda: Artifact.load(folder))
     if artifact is None:
         return False
@@ -180,6 +178,9 @@ def _artifact(found: Findings, folder: str, target: CausalModel | None, reads: b
 
 
 def _model(found: Findings, role: str, settings: ModelSettings) -> CausalModel | None:
+    from anchorlm.engine import attention_windows
+    from anchorlm.models import CausalModel
+
     model = found.attempt(role, lambda: CausalModel.outline(settings))
     if model is None:
         return None
@@ -195,6 +196,8 @@ def _model(found: Findings, role: str, settings: ModelSettings) -> CausalModel |
 
 
 def _judge(found: Findings, recipe: Recipe, settings: JudgeSettings) -> Judge | None:
+    from anchorlm.judging import RUBRIC
+
     if settings.kind != "rubric" or settings.model is None:
         return found.attempt("judge", lambda: build_judge(settings, None, weights=False))
     grader = _model(found, "judge", settings.model)

@@ -4,20 +4,24 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from anchorlm.cli._embedded import ANCHOR, COST, JUDGE, OWN_FAMILY, REWARD, SAME_VOCABULARY, SPECIALISTS, knobs_of
 from anchorlm.cli._figures import Cell, table
-from anchorlm.cli._loading import quiet_libraries, stderr
+from anchorlm.cli._loading import quiet_libraries
 from anchorlm.defenses import find_defense
-from anchorlm.engine import LocalEngine
 from anchorlm.guard import Guard
-from anchorlm.judging import ClassifierScorer, RubricJudge, Scorer
-from anchorlm.models import CausalModel, ModelSettings
+from anchorlm.judging import Scorer
+from anchorlm.models import ModelSettings
 from anchorlm.records import AnchorLMError, UserError, as_messages
 from anchorlm.zoo import JUDGE_TEMPLATE, SPLITS, Item, Outcome, grade, is_correct, items, path
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from anchorlm.engine import LocalEngine
 
 DEFENSES = (
     "undefended", "self_reminder", "goal_priority", "safe_decoding", "best_of_n", "inferaligner", "alignbeam",
@@ -110,6 +114,8 @@ class _Others:
         return self._engines[name]
 
     def scorer(self, name: str) -> Scorer:
+        from anchorlm.judging import ClassifierScorer
+
         if name not in self._scorers:
             self._scorers[name] = ClassifierScorer.load(ModelSettings(path=str(path(name))))
         return self._scorers[name]
@@ -127,10 +133,15 @@ def _chosen(defenses: str | None) -> tuple[str, ...]:
 
 
 def _engine(name: str) -> LocalEngine:
+    from anchorlm.engine import LocalEngine
+    from anchorlm.models import CausalModel
+
     return LocalEngine(CausalModel.from_pretrained(path(name)))
 
 
 def _guards(target: str, defenses: Sequence[str], others: _Others) -> dict[str, Guard]:
+    from anchorlm.judging import RubricJudge
+
     engine, guards = _engine(target), {}
     for name in defenses:
         needs = find_defense(name).needs
@@ -187,5 +198,9 @@ def _cell(target: str, defense: str, split: str, sample: Sequence[Item], texts: 
 
 
 def _progress() -> Progress:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from anchorlm.cli._bars import stderr
+
     columns = (TextColumn("{task.description:<40}"), BarColumn(), TimeRemainingColumn())
     return Progress(*columns, console=stderr, disable=not stderr.is_terminal, transient=True)

@@ -5,10 +5,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from anchorlm.records import wilson
 from anchorlm.zoo import SPLITS
 
@@ -76,6 +72,10 @@ def ratio(own: Sequence[Cell], cells: Iterable[Cell]) -> float | None:
 
 def table(cells: Sequence[Cell], seconds: float) -> str:
     """All cells, a row per target and defense."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for title in ("target", "defense"):
         grid.add_column(title, no_wrap=True)

@@ -85,7 +85,6 @@ def fit_inferaligner(
     from anchorlm.cli._loading import quiet_libraries
     from anchorlm.cli._recipes import make_recipe
     from anchorlm.fitting import check_folder, save_artifact
-    from anchorlm.fitting import fit_inferaligner as fit_artifact
 
     bad, good = _prompts(harmful, column), _prompts(harmless, column)
     sets = _sets("fit", look_alikes, tasks, column, shipped=shipped)
@@ -95,6 +94,8 @@ def fit_inferaligner(
         raise UserError("There is no aligned model to take the vectors from: give --anchor MODEL.")
     second = make_recipe(recipe, target=target, anchor=reader, changes=changes or []).anchor if reader else None
     quiet_libraries()
+    from anchorlm.fitting import fit_inferaligner as fit_artifact
+
     with _progress() as step:
         artifact = fit_artifact(
             described.target,
@@ -151,7 +152,6 @@ def calibrate_inferaligner(
     """Chooses gate, steered layers, positions and strength for a stated limit on over-refusal."""
     from anchorlm.cli._loading import quiet_libraries
     from anchorlm.cli._recipes import make_recipe
-    from anchorlm.fitting import calibrate_inferaligner as calibrate_artifact
     from anchorlm.fitting import check_folder, save_artifact
     from anchorlm.records import Artifact
 
@@ -163,6 +163,8 @@ def calibrate_inferaligner(
     place = check_folder(out or folder, "inferaligner")
     reads = reader is not None or _reads_anchor(described)
     quiet_libraries()
+    from anchorlm.fitting import calibrate_inferaligner as calibrate_artifact
+
     with _progress() as step:
         calibrated = calibrate_artifact(
             found,
@@ -266,7 +268,7 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
     """A bar for what is done now, on a terminal; elsewhere, as in a log, a line now and then."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from anchorlm.cli._loading import stderr
+    from anchorlm.cli._bars import stderr
 
     if not stderr.is_terminal:
         yield _Log()

@@ -50,7 +50,6 @@ def fit_alignbeam(
     from anchorlm.cli._loading import quiet_libraries
     from anchorlm.cli._recipes import make_recipe
     from anchorlm.fitting import check_folder, save_evidence, shipped_prompts
-    from anchorlm.fitting import fit_alignbeam as fit_artifact
 
     check_folder(out, "alignbeam")
     described = make_recipe(recipe, target=target, anchor=anchor, changes=changes or [])
@@ -64,6 +63,8 @@ def fit_alignbeam(
         _with_own(shipped_prompts("calibrate"), *(prompts[1::2] for prompts in own)),
     ]
     quiet_libraries()
+    from anchorlm.fitting import fit_alignbeam as fit_artifact
+
     with _progress() as step:
         found = fit_artifact(
             described.target,

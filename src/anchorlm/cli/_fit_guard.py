@@ -58,7 +58,6 @@ def fit_inferenceguard(
     from anchorlm.cli._loading import quiet_libraries
     from anchorlm.defenses import InferenceGuard, InferenceGuardSettings
     from anchorlm.fitting import check_folder, save_critic
-    from anchorlm.fitting import fit_inferenceguard as fit_artifact
 
     bad, good = _prompts(harmful, column), _prompts(harmless, column)
     check_folder(out, "inferenceguard")
@@ -69,6 +68,8 @@ def fit_inferenceguard(
     settings = InferenceGuardSettings.parse(knobs, where=f"the defense {InferenceGuard.name}")
     journal = out.with_name(f"{out.name}.rollouts.jsonl")
     quiet_libraries()
+    from anchorlm.fitting import fit_inferenceguard as fit_artifact
+
     with _progress() as step:
         artifact = fit_artifact(
             described.target,

@@ -4,16 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
+from typing import TYPE_CHECKING
 
 from anchorlm.cli._errors import complain
-from anchorlm.cli._loading import load_guard, stderr
+from anchorlm.cli._loading import load_guard
 from anchorlm.cli._output import Output
 from anchorlm.cli._recipes import digest
 from anchorlm.guard import Guard, Recipe
 from anchorlm.records import AnchorLMError, BadRow, DefenseError, Row, UserError, as_messages, read_rows
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 _NAMED = 10
 """How many skipped rows are explained one by one at the end."""
@@ -107,14 +108,10 @@ def _refusal_to_read(bad: Sequence[BadRow]) -> str:
     return f"Line {bad[0].line} cannot be answered: {bad[0].why}{more}; mend it, or go on without with --skip-bad."
 
 
-class _Rate(ProgressColumn):
-    """Rows per second."""
-
-    def render(self, task: Task) -> Text:
-        """See rich."""
-        return Text(f"{task.speed:.1f}/s" if task.speed else "")
-
-
 def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from anchorlm.cli._bars import Rate, stderr
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
     return Progress(*columns, console=stderr, disable=not stderr.is_terminal)

@@ -8,11 +8,7 @@ from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rich.progress import Progress, TextColumn, TimeElapsedColumn
-
 from anchorlm.cli._errors import complain
-from anchorlm.cli._loading import stderr
-from anchorlm.evaluation import EnglishGrader, HarmGrader, RefusalGrader
 from anchorlm.records import UserError, append_line, clustered, lock, table_rows, turn_text, wilson
 
 Word = Callable[[str, str], tuple[str, float]]
@@ -31,21 +27,22 @@ def run(source: str, text: str, prompt: str | None, grader: str, output: str, *,
     Raises:
         UserError: A file, column, row or grader that cannot be used.
     """
-    word = _grader(grader, prompt, source)
+    _check_grader(grader, prompt, source)
+    place = Path(output)
+    if output != "-" and place.exists() and Path(source).exists() and place.samefile(source):
+        raise UserError(f"{output!r} is the input: choose another output.")
     pairs = _pairs(source, text, prompt)
+    pairs = chain([next(pairs)], pairs)  # what is wrong with the input is said before there is an output
+    word = _grader(grader)
     if output == "-":
         return _grade(pairs, word, grader, sys.stdout.buffer, output, [])
-    place = Path(output)
-    if place.exists() and Path(source).exists() and place.samefile(source):
-        raise UserError(f"{output!r} is the input: choose another output.")
-    first = next(pairs)  # what is wrong with the input is said before there is an output
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with place.open("r+b" if place.exists() else "x+b", buffering=0) as file:
             lock(file, place)
             if overwrite:
                 file.truncate(0)
-            _grade(chain([first], pairs), word, grader, file, output, _resumed(file, output, grader))
+            _grade(pairs, word, grader, file, output, _resumed(file, output, grader))
     except OSError as error:
         raise UserError(f"{output!r} cannot be written ({error.strerror or error}): choose another output.") from None
     return None
@@ -54,6 +51,10 @@ def run(source: str, text: str, prompt: str | None, grader: str, output: str, *,
 def _grade(
     pairs: Iterator[tuple[str | None, str]], word: Word, grader: str, file: BinaryIO, place: str, done: list[Row]
 ) -> None:
+    from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+    from anchorlm.cli._bars import stderr
+
     tally = _Tally()
     with Progress(TextColumn("Grading: {task.completed} answers"), TimeElapsedColumn(), console=stderr,
                   disable=not stderr.is_terminal) as progress:  # fmt: skip
@@ -128,18 +129,23 @@ def _foreign(place: str) -> UserError:
                      "output, or start anew with --overwrite.")  # fmt: skip
 
 
-def _grader(name: str, prompt: str | None, source: str) -> Word:
+def _check_grader(name: str, prompt: str | None, source: str) -> None:
+    if name not in ("english", "harm", "refusal"):
+        raise UserError(f"There is no grader {name!r} for answers in a file: it is one of english, harm, refusal.")
+    if name == "harm" and prompt is None:
+        columns = ", ".join(map(repr, next(table_rows(source), (0, {}))[1]))
+        raise UserError(f"The grader harm reads prompts, too: name their column with --prompt; there are {columns}.")
+
+
+def _grader(name: str) -> Word:
+    from anchorlm.evaluation import EnglishGrader, HarmGrader, RefusalGrader
+
     if name == "refusal":
         matcher = RefusalGrader()
         return lambda _, text: (outcome := matcher.outcome(text), float(outcome == "refused"))
     if name == "english":
         english = EnglishGrader()
         return lambda _, text: english.word(text)
-    if name != "harm":
-        raise UserError(f"There is no grader {name!r} for answers in a file: it is one of english, harm, refusal.")
-    if prompt is None:
-        columns = ", ".join(map(repr, next(table_rows(source), (0, {}))[1]))
-        raise UserError(f"The grader harm reads prompts, too: name their column with --prompt; there are {columns}.")
     return HarmGrader().word
 
 

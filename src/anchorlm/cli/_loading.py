@@ -1,18 +1,14 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from rich.console import Console
-from transformers.utils import logging as transformers_logging
 
 from anchorlm.cli._errors import complain
 from anchorlm.guard import Guard, Recipe
 from anchorlm.records import UserError
-
-stderr = Console(stderr=True, highlight=False, soft_wrap=True)
-"""Where everything goes that is not the answer."""
 
 
 def load_guard(recipe: Recipe, *, probe: bool | None = None) -> Guard:
@@ -42,6 +38,8 @@ def load_guard(recipe: Recipe, *, probe: bool | None = None) -> Guard:
 @contextmanager
 def busy(what: str) -> Iterator[None]:
     """A spinner on a terminal, and nothing elsewhere."""
+    from anchorlm.cli._bars import stderr
+
     if not stderr.is_terminal:
         yield
         return
@@ -52,8 +50,14 @@ def busy(what: str) -> Iterator[None]:
 def quiet_libraries() -> None:
     """Only AnchorLM speaks, a sentence a line: the libraries' bars and warnings are for developers."""
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    # Importing them to tell them so takes seconds: where nobody has, they read it when they are imported.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if "transformers" in sys.modules:
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
     log = logging.getLogger("anchorlm")
     if not log.handlers:
         log.addHandler(_Aloud())

@@ -3,14 +3,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from anchorlm.defenses import Defense
-from anchorlm.engine import TokenSequence
 from anchorlm.guard import EngineSettings
 from anchorlm.judging import Judge
-from anchorlm.models import CausalModel
 from anchorlm.records import Access, DefenseError, GenerationSettings, Request, UserError
+
+if TYPE_CHECKING:
+    from anchorlm.engine import TokenSequence
+    from anchorlm.models import CausalModel
 
 
 class _ReachedError(Exception):
@@ -55,7 +57,7 @@ class Outline:
                 f"{self.limits.max_rows} rows and {self.limits.max_tokens} tokens: raise max_rows or max_tokens, or "
                 "ask for less."
             )
-        yield cast(TokenSequence, _Prompt(ids))
+        yield cast("TokenSequence", _Prompt(ids))
 
 
 async def rehearse(defense: Defense, judge: Judge | None, target: Outline, generation: GenerationSettings) -> None:

@@ -5,23 +5,19 @@ import sys
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from anchorlm.cli._bind import server_settings
-from anchorlm.cli._embedded import recipe as zoo_recipe
 from anchorlm.cli._errors import complain
 from anchorlm.cli._loading import busy, quiet_libraries
-from anchorlm.cli._real import COMPOSED, TARGET, needed, require_real
-from anchorlm.cli._real import recipe as real_recipe
-from anchorlm.guard import Guard, Recipe, Started
+from anchorlm.guard import Guard, Recipe, Started, faults
 from anchorlm.records import UserError
+from anchorlm.serving import ModelServing, ServerSettings, new_key, own_output
 
-try:
-    from anchorlm.serving import ModelServing, Served, Server, ServerSettings, new_key, own_output
-except ModuleNotFoundError as error:
-    raise UserError(f"The server needs {error.name}: pip install 'anchorlm[serve]'.") from None
+if TYPE_CHECKING:
+    from anchorlm.serving import Served, Server
 
 EMBEDDED = "a-medicine"
 """The model that is served where no recipe is given: the medical specialist."""
@@ -72,7 +68,10 @@ def run(
     names = [
         ModelServing.parse(recipe.serve, where=f"the section serve of {id}").id or id for id, recipe in found
     ]  # before a weight is loaded
-    server = Server(
+    for _, recipe in found:
+        for _, why in faults(recipe):
+            raise UserError(why)
+    server = _server()(
         _loaded(found, settings, floor=not recipes and not settings.private),
         settings,
         listening=lambda address: _greet(address, names, settings),
@@ -83,8 +82,23 @@ def run(
         complain(wrong)
 
 
+def _server() -> type[Server]:
+    """The server, which is imported when all that it was told fits: it takes the longest of all.
+
+    Raises:
+        UserError: What it needs is not installed.
+    """
+    try:
+        from anchorlm.serving import Server
+    except ModuleNotFoundError as error:
+        raise UserError(f"The server needs {error.name}: pip install 'anchorlm[serve]'.") from None
+    return Server
+
+
 def _loaded(found: Sequence[tuple[str, Recipe]], settings: ServerSettings, *, floor: bool) -> Iterator[Served]:
     """The guards of some recipes, each loaded as it is asked for."""
+    from anchorlm.serving import Served
+
     started: Started = []
     with busy("Loading the models"):
         for id, recipe in found:
@@ -116,6 +130,8 @@ def described(recipes: Sequence[Path], *, bare: bool, real: bool = False) -> lis
         return [(file.stem, Recipe.load(file)) for file in recipes]
     if real:
         return _real(bare=bare)
+    from anchorlm.cli._embedded import recipe as zoo_recipe
+
     found = []
     for defense, limits in (("alignbeam", _LIMITS), *([("undefended", {})] if bare else [])):
         data = tomllib.loads(zoo_recipe(EMBEDDED, defense))
@@ -126,6 +142,9 @@ def described(recipes: Sequence[Path], *, bare: bool, real: bool = False) -> lis
 
 
 def _real(*, bare: bool) -> list[tuple[str, Recipe]]:
+    from anchorlm.cli._real import COMPOSED, TARGET, needed, require_real
+    from anchorlm.cli._real import recipe as real_recipe
+
     require_real(*needed(COMPOSED))
     found = []
     for defense in (COMPOSED, *(["undefended"] if bare else [])):

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from anchorlm.cli._embedded import SPECIALISTS
 from anchorlm.cli._loading import quiet_libraries
@@ -17,6 +15,9 @@ from anchorlm.zoo import Member, RealMember, members, path, real_members
 
 def show(as_json: bool) -> None:
     """Prints what there is: the embedded models, and the real family with what to install for it."""
+    from rich.console import Console
+    from rich.table import Table
+
     if as_json:
         typer.echo(json.dumps([*map(_embedded, members()), *map(_real, real_members())], indent=2))
         return

@@ -2,16 +2,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from anchorlm.defenses._base import Defense, Needs, Team, room_for, speak
 from anchorlm.defenses._guidance import Guidance, Guided, MixtureSettings
 from anchorlm.defenses._picked import COMFORT, picked
-from anchorlm.mixing import MixedSequence
 from anchorlm.records import Access, Decision, Event, GenerationSettings, Request
-from anchorlm.search import Beam, Diversity, Plan, SafetyState, search, unscored
+
+if TYPE_CHECKING:
+    from anchorlm.mixing import MixedSequence
+    from anchorlm.search import Diversity
 
 
 class AlignBeamSettings(MixtureSettings):
@@ -49,6 +51,8 @@ class AlignBeam(Defense):
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Mixes, primes, extends, finishes, judges (steps 1 to 6 of the paper)."""
+        from anchorlm.search import Beam, Plan, SafetyState, search, unscored
+
         settings: AlignBeamSettings = self.settings_for(request)
         prompt = self.target.model.encode(request.prompt)
         async with AsyncExitStack() as stack:

@@ -1,15 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Speech, room_for
 from anchorlm.records import Access, Event, Finished, Request, Usage
-from anchorlm.search import scored
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class ARGSSettings(DefenseSettings):
@@ -43,6 +43,8 @@ class ARGS(Defense):
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Scores k texts for each token."""
+        from anchorlm.search import scored
+
         settings: ARGSSettings = self.settings_for(request)
         model = self.target.model
         prompt = model.encode(request.prompt)
@@ -71,6 +73,8 @@ class ARGS(Defense):
 
     async def _rewards(self, request: Request, settings: ARGSSettings, written: list[int], tokens: list[int]) -> Tensor:
         """The reward less the weighted cost of the text with each token at its end (k,)."""
+        import torch
+
         stops = self.target.model.stop_ids
         texts = [
             self.target.model.vocabulary.decode([*written, *([] if token in stops else [token])]).decode(

@@ -6,11 +6,10 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from anchorlm.engine import Engine, TextStream, TokenSequence
 from anchorlm.judging import Grade, Judge, Scorer, checked_scores
 from anchorlm.records import (
     Access,
@@ -28,7 +27,10 @@ from anchorlm.records import (
     UserError,
 )
 from anchorlm.steering import uncalibrated
-from anchorlm.tokens import ByteVocabulary
+
+if TYPE_CHECKING:
+    from anchorlm.engine import Engine, TokenSequence
+    from anchorlm.tokens import ByteVocabulary
 
 GROUP = "anchorlm.defenses"
 """The entry-point group through which defenses, the built-in ones too, are found."""
@@ -239,6 +241,8 @@ class Speech:
     """
 
     def __init__(self, sequence: TokenSequence, vocabulary: ByteVocabulary) -> None:
+        from anchorlm.engine import TextStream
+
         self._sequence = sequence
         self._text = TextStream(vocabulary)
         self._at = sequence.prompt_length

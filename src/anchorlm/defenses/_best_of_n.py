@@ -8,7 +8,6 @@ from pydantic import Field
 from anchorlm.defenses._base import Defense, DefenseSettings, Needs, room_for, varied
 from anchorlm.defenses._picked import COMFORT, picked
 from anchorlm.records import Access, Event, Request
-from anchorlm.search import Alone, Beam, Plan, SafetyState, search, unscored
 
 
 class BestOfNSettings(DefenseSettings):
@@ -31,6 +30,8 @@ class BestOfN(Defense):
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Samples, judges, picks."""
+        from anchorlm.search import Alone, Beam, Plan, SafetyState, search, unscored
+
         settings: BestOfNSettings = self.settings_for(request)
         ids = self.target.model.encode(request.prompt)
         generation = request.generation

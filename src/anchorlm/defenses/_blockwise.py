@@ -2,13 +2,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from math import inf
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from anchorlm.defenses._base import Defense, DefenseSettings, Needs, room_for, varied
 from anchorlm.records import Access, Decision, Event, Finished, Request, TextDelta, Usage
-from anchorlm.search import Alone, Beam, Plan, SafetyState, search
+
+if TYPE_CHECKING:
+    from anchorlm.search import Beam
 
 
 class ControlledDecodingSettings(DefenseSettings):
@@ -42,6 +44,8 @@ class BeamSearch(Defense):
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Searches, and gives the best."""
+        from anchorlm.search import Alone, Beam, Plan, SafetyState, search
+
         settings: Any = self.settings_for(request)
         prompt = self.target.model.encode(request.prompt)
         room = room_for(self.target, len(prompt), request.generation)

@@ -10,7 +10,6 @@ from typing import Any
 
 from anchorlm.defenses._base import Team
 from anchorlm.judging import Judge, Scorer
-from anchorlm.models import identity
 from anchorlm.records import Artifact, DefenseError, GenerationSettings, Request, UserError
 
 CALIBRATION = "inferenceguard-calibration"
@@ -33,6 +32,8 @@ def pipeline_parts(team: Team, settings: Mapping[str, Any], artifacts: Mapping[s
         settings: The defense's knobs.
         artifacts: Ids of the artifacts that it uses.
     """
+    from anchorlm.models import identity
+
     engines = {role: engine for role, engine in (("target", team.target), ("anchor", team.anchor)) if engine}
     models = {
         # An attacked target is another one.

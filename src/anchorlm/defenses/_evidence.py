@@ -5,13 +5,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isnan, nan
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from anchorlm.engine import Engine, TokenSequence
-from anchorlm.mixing import Opening
-from anchorlm.models import CausalModel, stamp
 from anchorlm.records import Access, Artifact, DefenseError, Messages, Request, UserError
-from anchorlm.steering import Aligner, Readers, Reading, as_texts, looks, says_nothing
+from anchorlm.steering import Readers
+
+if TYPE_CHECKING:
+    from anchorlm.engine import Engine, TokenSequence
+    from anchorlm.mixing import Opening
+    from anchorlm.models import CausalModel
+    from anchorlm.steering import Aligner, Reading
 
 EVIDENCE = "alignbeam"
 """The kind of artifact that `anchorlm fit alignbeam` writes."""
@@ -87,6 +90,9 @@ class Evidence:
         Raises:
             UserError: No such artifact, or one that was fitted with another target, anchor or gate.
         """
+        from anchorlm.mixing import Opening
+        from anchorlm.models import stamp
+
         found = Artifact.load(folder, EVIDENCE)
         found.require("target", stamp(target.model))
         found.require("anchor", stamp(anchor.model))
@@ -137,6 +143,7 @@ async def opening_score(opening: Opening, anchor: Engine, request: Messages | st
     Raises:
         DefenseError: The anchor says nothing usable.
     """
+    from anchorlm.steering import as_texts, looks, says_nothing
 
     async def one(prompt: Messages) -> float:
         async with anchor.open(anchor.model.encode(prompt)) as sequence:
@@ -158,6 +165,8 @@ def readers_of(gate: Artifact, anchor: Engine) -> Readers:
         gate: An artifact of InferAligner.
         anchor: Runs the anchor.
     """
+    from anchorlm.models import stamp
+
     if anchor.access < Access.ACTIVATIONS or "reader" not in gate.models:
         return "target"
     return "both" if gate.models["reader"].difference(stamp(anchor.model)) is None else "target"

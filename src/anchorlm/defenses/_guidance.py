@@ -2,18 +2,22 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from functools import lru_cache
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
 from anchorlm.defenses._base import Defense, DefenseSettings
 from anchorlm.defenses._evidence import EVIDENCE, Evidence, Seen, beside, readers_of
-from anchorlm.engine import Engine, Sampler, TokenSequence
-from anchorlm.mixing import LOOKAHEAD_ROWS, Guide, MixAt, MixedSequence, Translator
+from anchorlm.mixing import MixAt
 from anchorlm.records import Access, Artifact, Folder, GenerationSettings, Request, UserError
-from anchorlm.search import Diversity, draw, scored
-from anchorlm.steering import Aligner, Readers, Reading, check_activations
-from anchorlm.tokens import Kind, Projection
+from anchorlm.steering import Readers
+from anchorlm.tokens import Kind
+
+if TYPE_CHECKING:
+    from anchorlm.engine import Engine, TokenSequence
+    from anchorlm.mixing import MixedSequence, Translator
+    from anchorlm.search import Diversity
+    from anchorlm.steering import Aligner, Reading
 
 _ANCHOR_TOKENS_PER_TARGET_TOKEN = 16
 """Room that is kept for the response in the anchor's vocabulary: a rare word may be spelled there byte by byte."""
@@ -122,6 +126,8 @@ class Guidance:
         return None if found is None else str(found)
 
     def _take_gate(self, folder: str, wanted: Readers | None) -> None:
+        from anchorlm.steering import Aligner
+
         target, anchor = self._defense.target, self._defense.anchor
         artifact = Artifact.load(folder, "inferaligner")
         usual = readers_of(artifact, anchor)
@@ -134,6 +140,8 @@ class Guidance:
 
     async def start(self) -> None:
         """See `Defense.start`: whether who reads the gate can be read."""
+        from anchorlm.steering import check_activations
+
         aligner = self.aligner if self.evidence is None else self.evidence.aligner
         if aligner is None:
             return
@@ -189,6 +197,8 @@ class Guidance:
                 target may answer alone, somebody else has seen harm since, and alpha is whole.
             trace_top: Tokens per distribution and step in the trace.
         """
+        from anchorlm.mixing import Guide, MixedSequence
+
         alpha = settings.alpha * (seen.share if isinstance(seen, Seen) and seen.open else 1.0)
         guide = None
         if alpha > 0:
@@ -218,6 +228,9 @@ class Guidance:
         return self._translator(settings.projection, settings.top if settings.projection.startswith("paper-") else 1)
 
     def _build_translator(self, kind: Kind, top: int) -> Translator:
+        from anchorlm.mixing import Translator
+        from anchorlm.tokens import Projection
+
         anchor, target = self._defense.anchor.model, self._defense.target.model
         projection = Projection.build(
             anchor.vocabulary,
@@ -231,6 +244,8 @@ class Guidance:
 
 
 def _rows(guided: int, settings: MixtureSettings) -> int:
+    from anchorlm.mixing import LOOKAHEAD_ROWS
+
     return guided + (LOOKAHEAD_ROWS if settings.projection == "lookahead" else 0)
 
 
@@ -272,6 +287,9 @@ class Guided:
 
     async def extend(self, generation: GenerationSettings, diversity: Diversity | None = None) -> bool:
         """See `Proposal`."""
+        from anchorlm.engine import Sampler
+        from anchorlm.search import draw, scored
+
         if len(self.response) >= self._tokens:
             self.mixed.release_guide()  # nothing crops a response behind the start of its last block
         sampler = Sampler(generation)

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Team, refuse, speak
 from anchorlm.engine import Positions
 from anchorlm.records import Access, Decision, Event, Folder, Request, UserError
-from anchorlm.steering import Aligner, Readers, Units, Vector, answer_of, check_activations
+from anchorlm.steering import Readers, Units, Vector, answer_of
+
+if TYPE_CHECKING:
+    from anchorlm.steering import Aligner
 
 
 class SteeringSettings(DefenseSettings):
@@ -59,10 +62,14 @@ class SteeringDefense(Defense):
         self._check(self.settings)
 
     def _load(self) -> Aligner:
+        from anchorlm.steering import Aligner
+
         return Aligner.load(self.settings.artifact, self.target)
 
     async def start(self) -> None:
         """See `Defense.start`: whether activations can be read at all."""
+        from anchorlm.steering import check_activations
+
         await check_activations(self.target)
         if self.team.anchor is not None:
             await check_activations(self.team.anchor)
@@ -87,6 +94,8 @@ class InferAligner(SteeringDefense):
     fixed: ClassVar[tuple[str, ...]] = ("artifact", "reader")
 
     def _load(self) -> Aligner:
+        from anchorlm.steering import Aligner
+
         mine: InferAlignerSettings = self.settings
         if (mine.reader != "target") != (self.team.anchor is not None):
             raise UserError(

@@ -5,17 +5,13 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack
 from functools import cached_property
 from math import inf
-from typing import Any, ClassVar, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from anchorlm.defenses._base import Defense, Needs, Team, room_for
 from anchorlm.defenses._budget import Calibrated, admit, pipeline_digest, pipeline_parts, scorers_digest
 from anchorlm.defenses._guidance import Guidance, Guided, MixtureSettings
 from anchorlm.defenses._inferenceguard_settings import InferenceGuardSettings
 from anchorlm.defenses._inferenceguard_work import Work
-from anchorlm.engine import Engine
-from anchorlm.models import stamp
 from anchorlm.records import (
     Access,
     Artifact,
@@ -26,7 +22,10 @@ from anchorlm.records import (
     UserError,
     as_messages,
 )
-from anchorlm.search import Alone, Beam, Critic, Found, Plan, Proposal, SafetyState, blank, search
+
+if TYPE_CHECKING:
+    from anchorlm.engine import Engine
+    from anchorlm.search import Beam, Critic, Found, Proposal
 
 PROBE = Request(as_messages("How do I hurt somebody?"))
 """A request whose refusal must be within budget."""
@@ -94,6 +93,9 @@ class InferenceGuard(Defense):
         return pipeline_digest(self.parts)
 
     def _fitted(self, artifact: Artifact) -> Critic:
+        from anchorlm.models import stamp
+        from anchorlm.search import Critic
+
         if self.target.access < Access.ACTIVATIONS:
             raise UserError("The critic reads the target's activations: load the target with transformers.")
         artifact.require("target", stamp(self.target.model))
@@ -269,6 +271,8 @@ class InferenceGuard(Defense):
 
         Its rows are given back before another search asks for more, so that requests never wait for one another.
         """
+        from anchorlm.search import Alone, Beam, Plan, SafetyState, search
+
         settings = work.settings
         one = n == 1 and rounds is None
         plan = Plan(
@@ -307,6 +311,8 @@ class InferenceGuard(Defense):
 
     async def _score(self, work: Work, beams: Sequence[Beam], *, ranked: bool) -> None:
         """Sets cost, state and score of each beam: its reward, or what the critic expects; `-inf` over budget."""
+        from anchorlm.search import blank
+
         request, settings = work.request, work.settings
         costs = await self.scores("cost", request, [self._text(beam) for beam in beams])
         for beam, cost in zip(beams, costs, strict=True):
@@ -348,6 +354,8 @@ class InferenceGuard(Defense):
 
     async def _expect(self, beams: Sequence[Beam]) -> None:
         """Unfinished beams are worth what the critic expects of them, if it expects them to end within budget."""
+        import torch
+
         if self.critic is None or not beams:
             return
         states = await gather(*(beam.proposal.row.activations() for beam in beams))

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
+from typing import TYPE_CHECKING
 
 from anchorlm.defenses._base import varied
 from anchorlm.defenses._evidence import Seen
@@ -17,7 +18,9 @@ from anchorlm.records import (
     TextDelta,
     Usage,
 )
-from anchorlm.steering import Reading
+
+if TYPE_CHECKING:
+    from anchorlm.steering import Reading
 
 
 @dataclass(slots=True)

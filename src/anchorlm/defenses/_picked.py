@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING
 
 from anchorlm.defenses._base import Defense
 from anchorlm.records import DefenseError, Event, Request
-from anchorlm.search import Beam, Candidate, blank, release, select, ungraded
+
+if TYPE_CHECKING:
+    from anchorlm.search import Beam
 
 COMFORT = 0.25
 """How far below `max_harm` likelihood decides among candidates, by default: with a rubric's grades the best one alone
@@ -36,6 +39,8 @@ async def picked(
     Raises:
         DefenseError: The judge failed; what was written is in the trace by then.
     """
+    from anchorlm.search import Candidate, blank, release, select, ungraded
+
     decode = defense.target.model.vocabulary.decode
     texts = [decode(beam.tokens).decode("utf-8", errors="replace") for beam in beams]
     candidates = [

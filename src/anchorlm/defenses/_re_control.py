@@ -1,18 +1,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Team, speak
-from anchorlm.engine import Steering
-from anchorlm.models import stamp
 from anchorlm.records import Access, Artifact, Decision, Event, Folder, Request
-from anchorlm.search import Critic
-from anchorlm.steering import check_activations
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from anchorlm.search import Critic
 
 
 class REControlSettings(DefenseSettings):
@@ -40,6 +39,8 @@ class Ascent:
 
     def __call__(self, stream: Tensor) -> Tensor:
         """The change (B, T, H) of a stream; rows are aligned to the right, and only the last position is read on."""
+        import torch
+
         change = torch.zeros_like(stream)
         change[:, -1] = self.climb(stream[:, -1].float()).to(stream)
         return change
@@ -65,6 +66,9 @@ class REControl(Defense):
     fixed: ClassVar[tuple[str, ...]] = ("critic",)
 
     def __init__(self, team: Team, **settings: Any) -> None:
+        from anchorlm.models import stamp
+        from anchorlm.search import Critic
+
         super().__init__(team, **settings)
         artifact = Artifact.load(self.settings.critic, "inferenceguard")
         artifact.require("target", stamp(self.target.model))
@@ -73,10 +77,14 @@ class REControl(Defense):
 
     async def start(self) -> None:
         """See `Defense.start`: whether the last block can be reached at all."""
+        from anchorlm.steering import check_activations
+
         await check_activations(self.target)
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Speaks, while a hook on the last block edits each state before a token is chosen by it."""
+        from anchorlm.engine import Steering
+
         settings: REControlSettings = self.settings_for(request)
         last = len(self.target.model.blocks) - 1
         ascent = Ascent(self._critic, self._budget, settings)

@@ -2,15 +2,11 @@ from __future__ import annotations
 
 from asyncio import gather
 from collections.abc import AsyncIterator
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Speech, Team, room_for, speak
-from anchorlm.engine import TokenSequence
-from anchorlm.mixing import token_text
 from anchorlm.records import (
     Access,
     Decision,
@@ -23,7 +19,11 @@ from anchorlm.records import (
     Usage,
     UserError,
 )
-from anchorlm.search import scored
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from anchorlm.engine import TokenSequence
 
 
 class SafeDecodingSettings(DefenseSettings):
@@ -46,6 +46,8 @@ def safe_decoding_step(p: Tensor, expert: Tensor, *, common: int, strength: floa
     Returns:
         The tokens of the sample space (at least c), and their probabilities, renormalized.
     """
+    import torch
+
     ranks = torch.maximum(_ranks(p), _ranks(expert))  # a token is in both top-k sets if its worse rank is below k
     least = ranks.kthvalue(min(common, len(p))).values
     tokens = (ranks <= least).nonzero()[:, 0]
@@ -55,6 +57,8 @@ def safe_decoding_step(p: Tensor, expert: Tensor, *, common: int, strength: floa
 
 
 def _ranks(p: Tensor) -> Tensor:
+    import torch
+
     order = p.argsort(descending=True, stable=True)
     ranks = torch.empty_like(order)
     ranks[order] = torch.arange(len(order), device=p.device)
@@ -78,6 +82,11 @@ class SafeDecoding(Defense):
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Steers m tokens greedily, then lets the target go on."""
+        import torch
+
+        from anchorlm.mixing import token_text
+        from anchorlm.search import scored
+
         settings: SafeDecodingSettings = self.settings_for(request)
         generation, stops = request.generation, self.target.model.stop_ids
         prompt = self.target.model.encode(request.prompt)

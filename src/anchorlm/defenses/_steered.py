@@ -2,14 +2,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import AsyncIterator
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from anchorlm.defenses._base import DefenseSettings, speak
 from anchorlm.defenses._inferaligner import SteeringDefense, SteeringSettings
-from anchorlm.engine import Steering, TokenSequence
 from anchorlm.records import Decision, Event, Request
+
+if TYPE_CHECKING:
+    from anchorlm.engine import Steering, TokenSequence
 
 
 class _Steered(SteeringDefense):

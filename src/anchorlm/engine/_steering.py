@@ -3,15 +3,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from anchorlm.engine._batch import Row
+from anchorlm.engine._choices import Positions
 from anchorlm.records import DefenseError
-
-Positions = Literal["prompt", "all"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

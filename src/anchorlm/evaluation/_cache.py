@@ -4,11 +4,12 @@ import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from anchorlm.engine import LocalEngine
-from anchorlm.models import identity
 from anchorlm.records import Journal, Request, Response, Usage, UserError, cache_folder, prompt_key
+
+if TYPE_CHECKING:
+    from anchorlm.engine import LocalEngine
 
 
 class UndefendedCache:
@@ -26,6 +27,8 @@ class UndefendedCache:
     """
 
     def __init__(self, target: LocalEngine, folder: Path | None = None) -> None:
+        from anchorlm.models import identity
+
         self.hits = 0
         name = _digest(identity(target.model))
         self._journal: Journal | None = None

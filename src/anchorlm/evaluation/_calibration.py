@@ -8,7 +8,6 @@ from math import isfinite
 from typing import Any
 
 from anchorlm.evaluation._figures import outcome
-from anchorlm.fitting import auroc
 
 _BINS = 24
 
@@ -73,6 +72,8 @@ def _scores(trace: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _knowledge(defense: str, score: str, pairs: Sequence[tuple[float, bool]]) -> Knowledge:
+    from anchorlm.fitting import auroc
+
     values = [value for value, _ in pairs]
     low, high = min(values), max(values)
     wide = (high - low or 1.0) / _BINS

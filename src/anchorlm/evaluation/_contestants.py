@@ -3,10 +3,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from anchorlm.defenses import find_defense
-from anchorlm.engine import LocalEngine
 from anchorlm.evaluation._cases import Case
 from anchorlm.evaluation._english import EnglishGrader, HarmGrader
 from anchorlm.evaluation._graders import Grader, JudgeGrader, RefusalGrader, TruthGrader, is_correct
@@ -14,9 +13,11 @@ from anchorlm.evaluation._recipe import CompareRecipe, DataSettings
 from anchorlm.evaluation._sets import read_set
 from anchorlm.guard import Guard, JudgeSettings, ScorerSettings, build_judge, build_scorer
 from anchorlm.judging import ENGLISH, HARM, Judge, Scorer
-from anchorlm.models import REAL, SHIPPED, CausalModel, ModelSettings, located
+from anchorlm.models import REAL, SHIPPED, ModelSettings, located
 from anchorlm.records import UserError
-from anchorlm.steering import Aligner
+
+if TYPE_CHECKING:
+    from anchorlm.engine import LocalEngine
 
 EMBEDDED = "embedded:"
 """How a recipe begins the path of an embedded model."""
@@ -164,6 +165,9 @@ class Pool:
         Raises:
             UserError: It cannot be loaded.
         """
+        from anchorlm.engine import LocalEngine
+        from anchorlm.models import CausalModel
+
         key = settings.model_dump_json()
         if key not in self._engines:
             limits = self._recipe.engine.model_dump()
@@ -176,6 +180,9 @@ class Pool:
         Raises:
             UserError: No such artifact, or one of another model.
         """
+        from anchorlm.engine import LocalEngine
+        from anchorlm.steering import Aligner
+
         plain = self.engine(self._recipe.targets[target])
         key = f"{target} without {artifact}"
         if key not in self._engines:

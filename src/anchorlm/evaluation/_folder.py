@@ -10,8 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-
 from anchorlm.evaluation._attacks import attack_data, attack_label, parse_attack
 from anchorlm.evaluation._cases import Case, digest
 from anchorlm.evaluation._contestants import Contestant, Pool, contestants
@@ -363,6 +361,8 @@ def _artifact_id(folder: Path) -> str | None:
 
 def _machine(setting: Setting, pool: Pool) -> dict[str, Any]:
     """Versions, machine, and the fitted artifacts by their ids."""
+    import torch
+
     packages = ("anchorlm", "torch", "transformers", "tokenizers")
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from anchorlm.evaluation._cases import Case
 from anchorlm.evaluation._tasks import answer_line
 from anchorlm.fitting import Outcome
-from anchorlm.judging import Judge, RefusalMatcher
+from anchorlm.judging import Judge
 from anchorlm.records import UserError
 
 REPEATED = 0.2
@@ -49,6 +49,8 @@ class RefusalGrader(Grader):
     judge = "refusal-matcher"
 
     def __init__(self) -> None:
+        from anchorlm.judging import RefusalMatcher
+
         self._matcher = RefusalMatcher()
 
     async def grade(self, case: Case, texts: Sequence[str]) -> list[Outcome]:

@@ -8,9 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 
-import torch
-
-from anchorlm.engine import LocalEngine, as_done, runtime
+from anchorlm.engine import as_done, runtime
 from anchorlm.evaluation._answering import Record, answered, graded_anew, is_spoiled, is_ungraded
 from anchorlm.evaluation._attacks import parse_attack
 from anchorlm.evaluation._cache import UndefendedCache
@@ -239,6 +237,10 @@ class _Run:
         contestant: Contestant,
         jobs: Sequence[tuple[str, str, Case]],
     ) -> None:
+        import torch
+
+        from anchorlm.engine import LocalEngine
+
         graders = {name: self._fit_graders(contestant, name) for name in self.recipe.data}
         engine = guard.defense.target
         cache = None
@@ -309,6 +311,8 @@ class _Run:
 
 def _peak_memory() -> int | None:
     """Bytes: of the accelerator since the defense began, or else of the process since it began."""
+    import torch
+
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     if resource is None:

@@ -10,8 +10,6 @@ from threading import Thread
 from traceback import format_exc
 from typing import Any
 
-import torch
-
 from anchorlm.evaluation._contestants import Embedded, Pool
 from anchorlm.evaluation._folder import Setting
 from anchorlm.evaluation._recipe import CompareRecipe
@@ -41,6 +39,8 @@ def records(
         ModelError: A worker ended without a word: killed for memory, say.
         RuntimeError: A worker met a bug; its traceback is a note.
     """
+    import torch
+
     context = multiprocessing.get_context("spawn")
     todo, done = context.Queue(), context.Queue()
     for pair in pairs:
@@ -92,6 +92,8 @@ def _work(
     done: Any,
 ) -> None:  # fmt: skip
     """A worker's whole life."""
+    import torch
+
     Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:

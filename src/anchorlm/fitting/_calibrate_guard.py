@@ -19,7 +19,6 @@ from anchorlm.fitting._conformal import (
 )
 from anchorlm.fitting._rollouts import Step
 from anchorlm.guard import Guard
-from anchorlm.models import stamp
 from anchorlm.records import Artifact, Messages, Request, UserError, as_messages, data_digest, sketches
 from anchorlm.records import prompt_key as key
 
@@ -96,6 +95,8 @@ def calibrate_inferenceguard(
     def risk_at(most: float) -> dict[str, Any]:
         given = [bad for bad, cost in zip(unsafe, costs, strict=True) if isfinite(cost) and cost <= most]
         return {"unsafe and emitted": sum(given), "emitted": len(given), "n": n}
+
+    from anchorlm.models import stamp
 
     return Artifact(
         kind=CALIBRATION,

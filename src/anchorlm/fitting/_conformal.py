@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
-
-import torch
+from typing import TYPE_CHECKING, Literal, get_args
 
 from anchorlm.records import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 Method = Literal["crc", "ltt"]
 """`crc`: conformal risk control (Angelopoulos et al. 2022, arXiv 2208.02814), which bounds the expected risk. `ltt`:
@@ -38,6 +39,8 @@ def _binomial(hits: int, n: int, p: float) -> float:
 
 def _at_most(n: int, p: float) -> torch.Tensor:
     """P(X <= k) for every k from 0 to n (n + 1,)."""
+    import torch
+
     k = torch.arange(n + 1, dtype=torch.float64)
     ways = torch.tensor(n + 1.0, dtype=torch.float64).lgamma() - (k + 1).lgamma() - (n + 1 - k).lgamma()
     return (ways + k * math.log(p) + (n - k) * math.log1p(-p)).logcumsumexp(0).exp()

@@ -5,14 +5,16 @@ from asyncio import gather
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
-from torch import Tensor
-
-from anchorlm.engine import Engine, TokenSequence
 from anchorlm.fitting._kept import Kept, short_key
 from anchorlm.judging import OPENINGS, Judge, gives_the_same, opens_refusing
 from anchorlm.records import Messages, UserError, prompt_key, turn_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from anchorlm.engine import Engine, TokenSequence
 
 _FORKS = 8
 """Most answers that share the reading of their prompt."""

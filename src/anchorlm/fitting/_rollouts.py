@@ -6,14 +6,16 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from torch import Tensor
-
-from anchorlm.engine import Engine
 from anchorlm.judging import Scorer, checked_scores
 from anchorlm.records import GenerationSettings, Journal, Messages, UserError
-from anchorlm.search import SafetyState
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from anchorlm.engine import Engine
+    from anchorlm.search import SafetyState
 
 T = TypeVar("T")
 Step = Callable[[str, int, int], None]
@@ -42,6 +44,8 @@ class Rollout:
 
     def states(self, budget: float, gamma: float = 1.0) -> list[SafetyState]:
         """The budget left after each block, and at the end."""
+        from anchorlm.search import SafetyState
+
         state, states, before = SafetyState(budget), [], 0
         for end, cost in zip([*self.ends, len(self.tokens)], self.costs, strict=True):
             state = state.after(end - before, cost, gamma)

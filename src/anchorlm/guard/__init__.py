@@ -1,11 +1,28 @@
 """The front hall: a target with a defense around it."""
 
-from anchorlm.guard._check import gaps
-from anchorlm.guard._guard import Guard
-from anchorlm.guard._judges import build_judge, build_scorer
-from anchorlm.guard._probe import Door, Finding, Probe, ProbeSettings
-from anchorlm.guard._recipe import EngineSettings, JudgeSettings, Recipe, ScorerSettings, put
-from anchorlm.guard._start import ModelLike, ScorerLike, Started, start_engine, start_scorer
+from typing import TYPE_CHECKING
+
+from anchorlm._lazy import lazily
+
+if TYPE_CHECKING:
+    from anchorlm.guard._check import faults, gaps
+    from anchorlm.guard._guard import Guard
+    from anchorlm.guard._judges import build_judge, build_scorer
+    from anchorlm.guard._probe import Door, Finding, Probe, ProbeSettings
+    from anchorlm.guard._recipe import EngineSettings, JudgeSettings, Recipe, ScorerSettings, put
+    from anchorlm.guard._start import ModelLike, ScorerLike, Started, start_engine, start_scorer
+else:
+    __getattr__, __dir__ = lazily(
+        __name__,
+        {
+            "_check": "faults gaps",
+            "_guard": "Guard",
+            "_judges": "build_judge build_scorer",
+            "_probe": "Door Finding Probe ProbeSettings",
+            "_recipe": "EngineSettings JudgeSettings Recipe ScorerSettings put",
+            "_start": "ModelLike ScorerLike Started start_engine start_scorer",
+        },
+    )
 
 __all__ = [
     "Door",
@@ -22,6 +39,7 @@ __all__ = [
     "Started",
     "build_judge",
     "build_scorer",
+    "faults",
     "gaps",
     "put",
     "start_engine",

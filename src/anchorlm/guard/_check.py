@@ -1,12 +1,49 @@
 from __future__ import annotations
 
 import logging
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
+from typing import TypeVar
 
-from anchorlm.defenses import Defense
+from anchorlm.defenses import Defense, find_defense
+from anchorlm.guard._recipe import Recipe
+from anchorlm.models import check_paths
 from anchorlm.records import Access, UserError
 
+T = TypeVar("T")
+
 _log = logging.getLogger("anchorlm")
+
+
+def faults(recipe: Recipe) -> list[tuple[str, str]]:
+    """What is wrong with a recipe by itself: each part that does not fit, and a sentence with the remedy.
+
+    No model is loaded for it, and no library that loads models. An empty list promises nothing about the models.
+    """
+    found: list[tuple[str, str]] = []
+
+    def attempt(part: str, work: Callable[[], T]) -> T | None:
+        try:
+            return work()
+        except UserError as error:
+            found.append((part, str(error)))
+            return None
+
+    defense = attempt("defense", lambda: find_defense(recipe.defense["name"]))
+    for part, model in recipe.models:
+        attempt(part, partial(check_paths, model))
+    if defense is not None:
+        attempt("defense", lambda: defense.settings_type.parse(recipe.knobs, where=f"the defense {defense.name}"))
+        missing = gaps(
+            defense,
+            target=Access.ACTIVATIONS,
+            anchor=Access.ACTIVATIONS if recipe.anchor else None,
+            judge=recipe.judge is not None,
+            cost=recipe.cost is not None,
+            reward=recipe.reward is not None,
+        )
+        found += [("defense", gap) for gap in missing]
+    return found
 
 
 def gaps(

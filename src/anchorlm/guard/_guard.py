@@ -9,11 +9,10 @@ from typing import Any, Literal, Self
 
 from anchorlm.defenses import Defense, Team, find_defense
 from anchorlm.engine import as_done, runtime
-from anchorlm.guard._check import require, tell_once
+from anchorlm.guard._check import faults, require, tell_once
 from anchorlm.guard._probe import Probe, ProbeSettings, probe
 from anchorlm.guard._recipe import EngineSettings, Recipe
 from anchorlm.guard._start import JudgeLike, ModelLike, ScorerLike, Started, start_engine, start_judge, start_scorer
-from anchorlm.models import message_parts
 from anchorlm.records import (
     Access,
     Decision,
@@ -153,9 +152,8 @@ class Guard:
             recipe = Recipe.load(recipe, changes)
         elif changes:
             raise UserError("Changes go over a recipe's file: give them to Recipe.load.")
-        knobs = {name: value for name, value in recipe.defense.items() if name != "name"}
-        kind = find_defense(recipe.defense["name"])
-        kind.settings_type.parse(knobs, where=f"the defense {kind.name}")  # a knob must not pass for an argument below
+        for _, why in faults(recipe):  # before any model is imported; and no knob may pass for an argument below
+            raise UserError(why)
         return cls(
             recipe.target,
             recipe.defense["name"],
@@ -169,7 +167,7 @@ class Guard:
             started=started,
             on_error=on_error,
             probes=recipe.probe,
-            **knobs,
+            **recipe.knobs,
         )
 
     # --- before the first request -----------------------------------------------------------------------------------
@@ -390,6 +388,8 @@ def _is_long(messages: Messages) -> bool:
 
 def _check(messages: Messages | str, *, images: bool) -> None:
     """Before any defense wraps it into something that looks like a prompt."""
+    from anchorlm.models import message_parts
+
     if not isinstance(messages, str) and not (
         messages and all(isinstance(turn, Mapping) and isinstance(turn.get("content"), str | list) for turn in messages)
     ):

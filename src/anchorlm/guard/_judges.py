@@ -2,21 +2,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from inspect import Parameter, signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from anchorlm.engine import Engine
 from anchorlm.guard._recipe import JudgeSettings, ScorerSettings
-from anchorlm.judging import (
-    ClassifierJudge,
-    ClassifierScorer,
-    Judge,
-    JudgeScorer,
-    RefusalMatcher,
-    RemoteScorer,
-    RubricJudge,
-    Scorer,
-)
+from anchorlm.judging import Judge, JudgeScorer, Scorer
 from anchorlm.records import UserError
+
+if TYPE_CHECKING:
+    from anchorlm.engine import Engine
 
 
 def build_judge(settings: JudgeSettings, engine: Engine | None, *, weights: bool = True) -> Judge:
@@ -30,6 +23,8 @@ def build_judge(settings: JudgeSettings, engine: Engine | None, *, weights: bool
     Raises:
         UserError: An option that this kind of judge does not have, or a value that does not fit.
     """
+    from anchorlm.judging import ClassifierJudge, RefusalMatcher, RubricJudge
+
     kinds: dict[str, type[Judge]] = {"refusal": RefusalMatcher, "classifier": ClassifierJudge, "rubric": RubricJudge}
     _check_options(kinds[settings.kind], settings.options, f"{settings.kind} judge")
     try:
@@ -55,6 +50,8 @@ def build_scorer(settings: ScorerSettings, judge: Judge | None = None, *, weight
     Raises:
         UserError: An option that this kind of scorer does not have, or a value that does not fit.
     """
+    from anchorlm.judging import ClassifierScorer, RemoteScorer
+
     kinds: dict[str, type[Scorer]] = {"classifier": ClassifierScorer, "judge": JudgeScorer, "remote": RemoteScorer}
     _check_options(kinds[settings.kind], settings.options, f"{settings.kind} scorer")
     try:

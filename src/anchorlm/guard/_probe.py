@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from anchorlm.judging import RefusalMatcher
 from anchorlm.records import DefenseError, Messages, Request, Response, Settings, UserError, as_messages
 
 if TYPE_CHECKING:
@@ -239,6 +238,8 @@ def _budget(guard: Guard) -> float:
 
 
 def _refused(response: Response) -> bool:
+    from anchorlm.judging import RefusalMatcher
+
     return response.finish_reason == "refusal" or RefusalMatcher().is_refusal(response.text)
 
 

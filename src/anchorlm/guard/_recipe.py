@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from anchorlm.guard._probe import ProbeSettings
-from anchorlm.models import ModelSource
+from anchorlm.models import ModelSettings, ModelSource
 from anchorlm.records import GenerationSettings, Settings, UserError, read_toml
 
 
@@ -85,6 +85,18 @@ class Recipe(Settings):
         if not isinstance(value.get("name"), str):
             raise ValueError("the section defense must say the name of one, such as alignbeam")
         return value
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """What the section `defense` says besides its name."""
+        return {name: value for name, value in self.defense.items() if name != "name"}
+
+    @property
+    def models(self) -> list[tuple[str, ModelSettings]]:
+        """Every model that is named, and for what."""
+        sources = [(part, getattr(self, part)) for part in ("target", "anchor", "judge", "cost", "reward")]
+        named = [(part, getattr(source, "model", source)) for part, source in sources]
+        return [(part, model) for part, model in named if model is not None]
 
     @classmethod
     def load(cls, path: str | Path, changes: dict[str, Any] | None = None) -> Self:

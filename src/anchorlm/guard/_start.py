@@ -2,27 +2,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from anchorlm.engine import Engine, LocalEngine
 from anchorlm.guard._judges import build_judge, build_scorer
 from anchorlm.guard._recipe import EngineSettings, JudgeSettings, ScorerSettings
-from anchorlm.judging import CallableJudge, CallableScorer, Judge, JudgeScorer, RubricJudge, Score, Scorer
-from anchorlm.models import CausalModel, ModelSettings
+from anchorlm.judging import CallableJudge, CallableScorer, Judge, JudgeScorer, Score, Scorer
+from anchorlm.models import ModelSettings
 from anchorlm.records import UserError
 
-ModelLike = str | Path | Mapping[str, Any] | ModelSettings | CausalModel | Engine
-Started = list[tuple[ModelSettings, EngineSettings, LocalEngine]]
+if TYPE_CHECKING:
+    from anchorlm.engine import Engine, LocalEngine
+    from anchorlm.models import CausalModel
+
+ModelLike: TypeAlias = "str | Path | Mapping[str, Any] | ModelSettings | CausalModel | Engine"
+Started: TypeAlias = "list[tuple[ModelSettings, EngineSettings, LocalEngine]]"
 """Engines by what they were started with."""
 
-JudgeLike = Judge | JudgeSettings | Mapping[str, Any] | str | Path | CausalModel | Engine | Score
-ScorerLike = Scorer | Judge | ScorerSettings | Mapping[str, Any] | str | Path | Score
+JudgeLike: TypeAlias = "Judge | JudgeSettings | Mapping[str, Any] | str | Path | CausalModel | Engine | Score"
+ScorerLike: TypeAlias = "Scorer | Judge | ScorerSettings | Mapping[str, Any] | str | Path | Score"
 
 
 def start_engine(model: ModelLike, limits: EngineSettings, started: Started) -> Engine:
     """An engine for whatever stands for a model; equal settings share one, other limits share the weights."""
     if isinstance(model, str | Path | Mapping):
         model = ModelSettings.parse(model if isinstance(model, Mapping) else {"path": str(model)}, where="a model")
+    from anchorlm.engine import LocalEngine  # settings that do not fit are told before it is loaded
+    from anchorlm.models import CausalModel
+
     if isinstance(model, CausalModel):
         return LocalEngine(model, **limits.model_dump())
     if not isinstance(model, ModelSettings):
@@ -44,6 +50,9 @@ def start_engine(model: ModelLike, limits: EngineSettings, started: Started) -> 
 
 def start_judge(judge: JudgeLike, limits: EngineSettings, started: Started) -> Judge:
     """A judge for whatever stands for one."""
+    from anchorlm.judging import RubricJudge
+    from anchorlm.models import CausalModel
+
     if isinstance(judge, Judge):
         return judge
     if isinstance(judge, str | Path):

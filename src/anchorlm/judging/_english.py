@@ -6,12 +6,6 @@ from anchorlm.judging._heads import head
 from anchorlm.judging._refusal import Refusal
 from anchorlm.judging._traits import Traits, grams
 
-ENGLISH = "english"
-"""What artifacts and reports call the refusal head and what stands on it; the phrase matcher is part of it."""
-
-HARM = "harm"
-"""The same of the harm head, which reads the refusal head, too."""
-
 CANNOT_TELL = "cannot tell"
 
 

@@ -3,16 +3,15 @@ from __future__ import annotations
 import math
 from asyncio import gather
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from anchorlm.engine import TokenSequence, token_scores
+from anchorlm.mixing._choices import MixAt
 from anchorlm.mixing._guide import Guide
 from anchorlm.records import DefenseError
 from anchorlm.tokens import ByteVocabulary
-
-MixAt = Literal["every", "boundaries"]
 
 
 def mix(p: Tensor, q: Tensor, alpha: float) -> Tensor:

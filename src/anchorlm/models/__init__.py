@@ -1,16 +1,40 @@
 """A checkpoint as AnchorLM sees it; how to run it is the engine's business."""
 
-from anchorlm.models._bases import BASES, REAL, SHIPPED, PackagedBase, base_named, located
-from anchorlm.models._causal import CausalModel
-from anchorlm.models._convert import convert
-from anchorlm.models._images import PromptIds
-from anchorlm.models._loading import load_classifier, load_model, load_outline
-from anchorlm.models._markers import TurnMarkers, find_markers
-from anchorlm.models._rendering import TemplateFailedError, TemplateRefusedError, rendered
-from anchorlm.models._settings import ModelSettings, ModelSource
-from anchorlm.models._stamp import contents, identity, stamp
-from anchorlm.models._template import PLAIN_TEMPLATE, control_texts, message_parts, without_specials
-from anchorlm.models._tokenizers import load_tokenizer
+from typing import TYPE_CHECKING
+
+from anchorlm._lazy import lazily
+
+if TYPE_CHECKING:
+    from anchorlm.models._bases import BASES, REAL, SHIPPED, PackagedBase, base_named, located
+    from anchorlm.models._causal import CausalModel
+    from anchorlm.models._convert import check_conversion, convert
+    from anchorlm.models._images import PromptIds
+    from anchorlm.models._loading import load_classifier, load_model, load_outline
+    from anchorlm.models._markers import TurnMarkers, find_markers
+    from anchorlm.models._paths import check_paths
+    from anchorlm.models._rendering import TemplateFailedError, TemplateRefusedError, rendered
+    from anchorlm.models._settings import ModelSettings, ModelSource
+    from anchorlm.models._stamp import contents, identity, stamp
+    from anchorlm.models._template import PLAIN_TEMPLATE, control_texts, message_parts, without_specials
+    from anchorlm.models._tokenizers import load_tokenizer
+else:
+    __getattr__, __dir__ = lazily(
+        __name__,
+        {
+            "_bases": "BASES REAL SHIPPED PackagedBase base_named located",
+            "_causal": "CausalModel",
+            "_convert": "check_conversion convert",
+            "_images": "PromptIds",
+            "_loading": "load_classifier load_model load_outline",
+            "_markers": "TurnMarkers find_markers",
+            "_paths": "check_paths",
+            "_rendering": "TemplateFailedError TemplateRefusedError rendered",
+            "_settings": "ModelSettings ModelSource",
+            "_stamp": "contents identity stamp",
+            "_template": "PLAIN_TEMPLATE control_texts message_parts without_specials",
+            "_tokenizers": "load_tokenizer",
+        },
+    )
 
 __all__ = [
     "BASES",
@@ -26,6 +50,8 @@ __all__ = [
     "TemplateRefusedError",
     "TurnMarkers",
     "base_named",
+    "check_conversion",
+    "check_paths",
     "contents",
     "control_texts",
     "convert",

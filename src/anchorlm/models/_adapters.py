@@ -18,7 +18,8 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from anchorlm.models._places import ADAPTER_WEIGHTS, check_folder
+from anchorlm.models._paths import check_folder
+from anchorlm.models._places import ADAPTER_WEIGHTS
 from anchorlm.models._weights import headers
 from anchorlm.records import UserError
 

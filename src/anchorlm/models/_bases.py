@@ -111,6 +111,11 @@ def located(path: str) -> str:
     return path
 
 
+def known_as(path: str) -> str:
+    """The name of a model that comes with the library, wherever it is installed; any other path as it is."""
+    return Path(path).name if Path(path).parent == SHIPPED else path
+
+
 @cache
 def _assembled(base: PackagedBase) -> Path:
     place = cache_folder() / "bases" / base.file

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from anchorlm.models._bases import known_as
 from anchorlm.models._ends import TurnEnds
 from anchorlm.models._images import ImageReader
 from anchorlm.models._loading import load_model, load_outline, load_processor
@@ -66,7 +67,7 @@ class CausalModel:
         """`from_pretrained` for settings that came from a recipe."""
         tokenizer = load_tokenizer(settings)
         processor = load_processor(settings, tokenizer)
-        model = cls.wrap(load_model(settings), tokenizer, name=settings.path, processor=processor)
+        model = cls.wrap(load_model(settings), tokenizer, name=known_as(settings.path), processor=processor)
         return replace(model, origin=origin(settings))
 
     @classmethod
@@ -80,7 +81,7 @@ class CausalModel:
         """
         tokenizer = load_tokenizer(settings)
         processor = load_processor(settings, tokenizer)
-        model = cls.wrap(load_outline(settings), tokenizer, name=settings.path, processor=processor)
+        model = cls.wrap(load_outline(settings), tokenizer, name=known_as(settings.path), processor=processor)
         return replace(model, origin=origin(settings))
 
     @classmethod

@@ -3,11 +3,26 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from anchorlm.models._causal import CausalModel
-from anchorlm.models._gguf import gguf_file
+from anchorlm.models._paths import gguf_file
 from anchorlm.models._settings import ModelSettings
 from anchorlm.records import UserError
+
+if TYPE_CHECKING:
+    from anchorlm.models._causal import CausalModel
+
+
+def check_conversion(settings: ModelSettings, folder: Path) -> None:
+    """Whether a conversion can begin.
+
+    Raises:
+        UserError: The path is no GGUF file, or the folder is there.
+    """
+    if gguf_file(settings.path, settings.gguf_file) is None:
+        raise UserError(f"{settings.path!r} is no GGUF file: only these are converted.")
+    if folder.exists():
+        raise UserError(f"{str(folder)!r} is there already: give the name of a new folder.")
 
 
 def convert(settings: ModelSettings, folder: Path) -> CausalModel:
@@ -22,10 +37,9 @@ def convert(settings: ModelSettings, folder: Path) -> CausalModel:
     Raises:
         UserError: The path is no GGUF file, it cannot be loaded, or the folder is there or cannot be written.
     """
-    if gguf_file(settings.path, settings.gguf_file) is None:
-        raise UserError(f"{settings.path!r} is no GGUF file: only these are converted.")
-    if folder.exists():
-        raise UserError(f"{str(folder)!r} is there already: give the name of a new folder.")
+    check_conversion(settings, folder)
+    from anchorlm.models._causal import CausalModel
+
     model = CausalModel.load(settings)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:

@@ -19,11 +19,11 @@ from transformers.utils import logging as transformers_logging
 
 from anchorlm.records import UserError
 
-SUFFIX = ".gguf"
-
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
 _ALIGNMENT = 32
+_LONG = 4096
+"""Entries of a list that only a tokenizer has, which is built from our own header."""
 _MOST = 1 << 24
 """Entries of a list or characters of a text that are believed: more is no header."""
 
@@ -48,38 +48,6 @@ class Header:
     def architecture(self) -> str:
         """Of the model, in llama.cpp's words."""
         return str(self.metadata.get("general.architecture", ""))
-
-
-def gguf_file(path: str, name: str | None = None) -> Path | None:
-    """The file that a path means; None if it means no GGUF.
-
-    Args:
-        path: A file that ends in .gguf, a folder, or an id of the Hub.
-        name: The file's name in a folder.
-
-    Raises:
-        UserError: There is no such file, or the folder holds nothing else and no name is given.
-    """
-    place = Path(path)
-    if path.lower().endswith(SUFFIX) and not place.is_dir():
-        if name is not None:
-            raise UserError(f"{path!r} is a file already: leave gguf_file out, or give the folder as path.")
-        if not place.is_file():
-            raise UserError(f"There is no file {path!r}: give the path of a GGUF file on this machine.")
-        return place
-    if name is not None:
-        if not place.is_dir():
-            raise UserError(f"gguf_file names a file in a folder, but {path!r} is none: give the file as path.")
-        if Path(name).name != name or not (place / name).is_file():
-            raise UserError(f"There is no file {name!r} in {path!r}: give the name of one of its GGUF files.")
-        return place / name
-    if place.is_dir() and not any((place / one).is_file() for one in ("config.json", "adapter_config.json")):
-        found = sorted(one.name for one in place.glob(f"*{SUFFIX}"))
-        if found:
-            raise UserError(
-                f"{path!r} holds GGUF files: say which with gguf_file, for example gguf_file = {found[0]!r}."
-            )
-    return None
 
 
 def read_header(file: Path) -> Header:
@@ -125,8 +93,9 @@ def load_config(file: Path) -> Any:
 
 @lru_cache(maxsize=8)
 def _config(file: Path, _size: int, _changed: int) -> Any:
-    """Read once a process as long as the file stays as it is: for 262,144 entries transformers takes many seconds."""
-    return AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
+    """Read once a process as long as the file stays as it is."""
+    with _read_quickly():
+        return AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
 
 
 def load_weights(file: Path, kind: Any, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
@@ -147,7 +116,7 @@ def load_weights(file: Path, kind: Any, options: dict[str, Any]) -> tuple[PreTra
         config.num_labels = labels  # with a configuration at hand transformers hands this on to the model's class
     elsewhere = ("revision", "use_safetensors", "num_labels")
     options = {name: value for name, value in options.items() if name not in elsewhere}
-    with _bar_as_the_others():
+    with _bar_as_the_others(), _read_quickly():
         model, report = kind.from_pretrained(
             str(file.parent), gguf_file=file.name, config=config, output_loading_info=True, **options
         )
@@ -324,3 +293,38 @@ def _bar_as_the_others() -> Iterator[None]:
         yield
     finally:
         reader.tqdm = shown
+
+
+@contextmanager
+def _read_quickly() -> Iterator[None]:
+    """Reads no long list of the header: gguf takes 20 s for the 262,144 tokens, scores and kinds of a Gemma."""
+    gguf = _gguf()
+    whole = gguf.GGUFReader
+
+    class Quick(whole):  # type: ignore[misc, valid-type]
+        def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list[Any], list[int], list[Any]]:
+            if raw_type == _ARRAY:
+                kind, count = struct.unpack_from("<IQ", self.data, orig_offs)
+                if count > _LONG:
+                    size = _passed(memoryview(self.data), orig_offs + 12, kind, count) - orig_offs
+                    types = [gguf.GGUFValueType(each) for each in (raw_type, kind)]
+                    nothing = self.data[orig_offs:orig_offs]  # texts are counted, which gives the vocabulary's size
+                    places = [1] * count if kind == _STRING else []
+                    return size, [self.data[orig_offs : orig_offs + size], nothing], places, types
+            return super()._get_field_parts(orig_offs, raw_type)  # type: ignore[no-any-return]
+
+    gguf.GGUFReader = Quick
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = whole
+
+
+def _passed(data: memoryview, place: int, kind: int, count: int) -> int:
+    """Where a list of scalars or texts ends."""
+    if kind != _STRING:
+        return place + count * struct.calcsize(_SCALARS[kind])
+    text = struct.Struct("<Q")
+    for _ in range(count):
+        place += 8 + text.unpack_from(data, place)[0]
+    return place

@@ -19,7 +19,8 @@ from transformers.quantizers.auto import AutoQuantizationConfig
 
 from anchorlm.models._adapters import adapter_config, adapter_heads, announce, put_on, rehearse, without_notes
 from anchorlm.models._bases import base_named
-from anchorlm.models._gguf import gguf_file, load_config, load_weights
+from anchorlm.models._gguf import load_config, load_weights
+from anchorlm.models._paths import gguf_file
 from anchorlm.models._places import Origin, check_repository, origin
 from anchorlm.models._settings import ModelSettings
 from anchorlm.models._tokenizers import entries, first_line, load_tokenizer, template_of, why

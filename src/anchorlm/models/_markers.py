@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from anchorlm.models._rendering import EndlessTemplateError, TemplateFailedError, TemplateRefusedError, rendered
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _TAG = re.compile(r"<<?[^<>\n]{1,60}>>?|\[[^\[\]\n]{1,60}\]")
 """What brackets make stand out wherever it is written: `[INST]`, `<<SYS>>`, `<|im_end|>`."""

@@ -12,14 +12,13 @@ from transformers.utils import has_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from anchorlm.models._bases import base_named
-from anchorlm.models._gguf import check_options, file_digest, gguf_file
+from anchorlm.models._gguf import check_options, file_digest
+from anchorlm.models._paths import ADAPTER, INDEX, PICKLED, check_folder, gguf_file
 from anchorlm.models._settings import ModelSettings
-from anchorlm.models._weights import INDEX, WEIGHTS, digest, digest_of, weight_files
+from anchorlm.models._weights import WEIGHTS, digest, digest_of, weight_files
 from anchorlm.records import UserError
 
-ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-
-_PICKLED = "only pickled weights, which can run code: convert them once with save_pretrained"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _OF_TRAINING = {"base_model_name_or_path", "revision", "peft_version", "inference_mode", "auto_mapping", "task_type"}
 """What of an adapter's settings changes no output."""
@@ -132,29 +131,6 @@ def adapter_folder(path: str, revision: str | None = None) -> str:
         ) from None
 
 
-def check_folder(path: str) -> None:
-    """Whether a model could be in a folder, if `path` is none of the Hub's ids.
-
-    Raises:
-        UserError: There is no such folder, or it has no configuration or no safetensors.
-    """
-    if gguf_file(path) is not None:
-        return
-    folder = Path(path)
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
-    if not folder.exists() and looks_local:
-        raise UserError(f"There is no folder {path!r}: give the path of a model folder, or a Hub id such as org/name.")
-    if folder.is_file():
-        raise UserError(f"{path!r} is a file: give the folder that holds config.json and the safetensors.")
-    if not folder.is_dir():
-        return
-    if not (folder / "config.json").is_file() and not (folder / ADAPTER).is_file():
-        raise UserError(f"{path!r} holds no config.json: give the folder that holds it beside the safetensors.")
-    if not any(folder.glob("*.safetensors")) and not (folder / INDEX).is_file():
-        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
-        raise UserError(f"{path!r} holds {_PICKLED if pickled else 'no weights: download its *.safetensors'}.")
-
-
 def check_repository(path: str, revision: str | None, stem: str = "model", pickled: str = "pytorch_model") -> None:
     """Whether a repository on the Hub, as far as it can be asked, offers its weights as safetensors.
 
@@ -170,7 +146,7 @@ def check_repository(path: str, revision: str | None, stem: str = "model", pickl
     except OSError:  # gated, or not there: whoever wants a file of it says so
         return
     if only_pickled:
-        raise UserError(f"{path!r} holds {_PICKLED}, or name a revision of it that has safetensors.")
+        raise UserError(f"{path!r} holds {PICKLED}, or name a revision of it that has safetensors.")
 
 
 def adapter_base(folder: str) -> tuple[str, str | None]:

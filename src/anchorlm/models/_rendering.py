@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock, Timer
-from typing import Any, Self
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, Self
 
 from anchorlm.records import Message, UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _PATIENCE = 20.0
 """Seconds on the clock for one rendering, where the machine is busy; of computing it gets fewer (`_renderer.SECONDS`).

@@ -3,7 +3,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import AliasChoices, BeforeValidator, Field, field_validator
 
 from anchorlm.models._bases import located
@@ -40,7 +39,7 @@ class ModelSettings(Settings):
     @field_validator("dtype", mode="before")
     @classmethod
     def _name(cls, value: Any) -> Any:
-        return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+        return str(value).removeprefix("torch.") if type(value).__module__ == "torch" else value
 
     @field_validator("path", "adapter")
     @classmethod

@@ -5,13 +5,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cached_property, lru_cache
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from anchorlm.models._markers import TurnMarkers, find_markers
 from anchorlm.models._rendering import EndlessTemplateError, TemplateFailedError, TemplateRefusedError, rendered
 from anchorlm.records import Messages, UserError, turn_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"

@@ -8,8 +8,9 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from anchorlm.models._gguf import gguf_file, read_header
+from anchorlm.models._gguf import read_header
 from anchorlm.models._gguf_tokenizer import gguf_tokenizer
+from anchorlm.models._paths import gguf_file
 from anchorlm.models._places import Origin, origin
 from anchorlm.models._settings import ModelSettings
 from anchorlm.models._template import chosen_template

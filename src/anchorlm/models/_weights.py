@@ -14,10 +14,10 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 
+from anchorlm.models._paths import INDEX
 from anchorlm.records import UserError
 
 WEIGHTS = "model.safetensors"
-INDEX = f"{WEIGHTS}.index.json"
 
 _LONGEST = 100_000_000
 """Bytes of a header, as the format allows."""

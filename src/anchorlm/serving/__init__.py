@@ -1,7 +1,8 @@
 """The door for clients: guards behind OpenAI's API."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from anchorlm._lazy import lazily
 
 if TYPE_CHECKING:
     from anchorlm.serving._app import create_app
@@ -11,6 +12,19 @@ if TYPE_CHECKING:
     from anchorlm.serving._served import Served
     from anchorlm.serving._server import Server
     from anchorlm.serving._settings import AuditSettings, ModelServing, ServerSettings, own_output
+else:
+    __getattr__, __dir__ = lazily(
+        __name__,
+        {
+            "_app": "create_app",
+            "_errors": "ApiError",
+            "_keys": "Keys KeySettings new_key",
+            "_listening": "listen",
+            "_served": "Served",
+            "_server": "Server",
+            "_settings": "AuditSettings ModelServing ServerSettings own_output",
+        },
+    )
 
 __all__ = [
     "ApiError",
@@ -26,25 +40,3 @@ __all__ = [
     "new_key",
     "own_output",
 ]
-
-_ROOMS = {
-    "ApiError": "_errors",
-    "KeySettings": "_keys",
-    "Keys": "_keys",
-    "Served": "_served",
-    "Server": "_server",
-    "create_app": "_app",
-    "listen": "_listening",
-    "new_key": "_keys",
-}
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
-
-
-def __getattr__(name: str) -> object:
-    # A server takes its port before it waits for the import of torch.
-    if name in __all__:
-        return getattr(import_module(f"anchorlm.serving.{_ROOMS.get(name, '_settings')}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,14 +4,16 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any, TypeVar, cast
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from anchorlm.defenses import Team
-from anchorlm.engine import Engine, TokenSequence
 from anchorlm.judging import Grade, Judge, Scorer
 from anchorlm.records import DefenseError, Messages
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from anchorlm.engine import Engine, TokenSequence
 
 T = TypeVar("T")
 
@@ -20,7 +22,7 @@ def timed(team: Team, seconds: float) -> Team:
     """The same models, but that an anchor, judge, cost or reward model has failed when it says nothing for too long."""
     return replace(
         team,
-        anchor=team.anchor and cast(Engine, _TimedEngine(team.anchor, seconds)),
+        anchor=team.anchor and cast("Engine", _TimedEngine(team.anchor, seconds)),
         judge=team.judge and _TimedJudge(team.judge, seconds),
         cost=team.cost and _TimedScorer(team.cost, seconds),
         reward=team.reward and _TimedScorer(team.reward, seconds),
@@ -74,7 +76,7 @@ class _TimedEngine:
     @asynccontextmanager
     async def open(self, ids: Sequence[int], *, rows: int = 1, room: int = 0) -> AsyncIterator[TokenSequence]:
         async with self._engine.open(ids, rows=rows, room=room) as sequence:
-            yield cast(TokenSequence, _TimedSequence(sequence, self._engine.model.name, self._seconds))
+            yield cast("TokenSequence", _TimedSequence(sequence, self._engine.model.name, self._seconds))
 
 
 class _TimedSequence:
@@ -87,7 +89,7 @@ class _TimedSequence:
         return getattr(self._sequence, name)
 
     def fork(self) -> TokenSequence:
-        return cast(TokenSequence, _TimedSequence(self._sequence.fork(), self._name, self._seconds))
+        return cast("TokenSequence", _TimedSequence(self._sequence.fork(), self._name, self._seconds))
 
     async def logits(self) -> Tensor:
         return await _in_time(self._sequence.logits(), f"The anchor {self._name}", self._seconds)

@@ -4,22 +4,16 @@ from asyncio import gather
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from anchorlm.engine import Edit, Engine, Positions, Steering, TokenSequence
 from anchorlm.models import stamp
 from anchorlm.records import Artifact, Messages, UserError
+from anchorlm.steering._choices import KIND, Reader, Readers, Units, Vector
 from anchorlm.steering._gate import Gate, cosine_scores
 from anchorlm.steering._looks import Look, as_texts, look_activations, looks
-
-KIND = "inferaligner"
-Vector = Literal["anchor", "own", "random"]
-Units = Literal["natural", "absolute"]
-Reader = Literal["target", "anchor"]
-"""Whose activations tell harm: the target's own, as in the paper, or those of an aligned model beside it (ours)."""
-Readers = Literal["target", "anchor", "both"]
 
 LAYERS: dict[Reader, str] = {"target": "gate_layers", "anchor": "reader_gate_layers"}
 """What an artifact calls the layers of each gate."""

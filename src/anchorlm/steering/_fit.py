@@ -13,7 +13,7 @@ from anchorlm.judging import OPENINGS
 from anchorlm.models import stamp
 from anchorlm.records import Artifact, Messages, UserError, prompts_digest, sketches
 from anchorlm.steering._across import RidgeMap, matching_layer, ridge_map
-from anchorlm.steering._aligner import KIND
+from anchorlm.steering._choices import KIND
 from anchorlm.steering._companions import null_space_reader
 from anchorlm.steering._directions import Directions, Whitening, fisher_directions, harm_directions
 from anchorlm.steering._ends import prompt_activations

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from anchorlm.records import Artifact, wilson
-from anchorlm.steering._aligner import KIND
+from anchorlm.steering._choices import KIND
 
 
 def established(sign: Mapping[str, Any]) -> bool:

@@ -1,9 +1,26 @@
 """Vocabularies as bytes, projections between them, the canonical re-tokenization of a growing response."""
 
-from anchorlm.tokens._exact import ExactProjection, exact_projection
-from anchorlm.tokens._projection import Kind, Projection, ProjectionReport
-from anchorlm.tokens._retokenizer import Encoded, Retokenizer
-from anchorlm.tokens._vocabulary import ByteVocabulary
+from typing import TYPE_CHECKING
+
+from anchorlm._lazy import lazily
+
+if TYPE_CHECKING:
+    from anchorlm.tokens._exact import ExactProjection, exact_projection
+    from anchorlm.tokens._kinds import Kind
+    from anchorlm.tokens._projection import Projection, ProjectionReport
+    from anchorlm.tokens._retokenizer import Encoded, Retokenizer
+    from anchorlm.tokens._vocabulary import ByteVocabulary
+else:
+    __getattr__, __dir__ = lazily(
+        __name__,
+        {
+            "_exact": "ExactProjection exact_projection",
+            "_kinds": "Kind",
+            "_projection": "Projection ProjectionReport",
+            "_retokenizer": "Encoded Retokenizer",
+            "_vocabulary": "ByteVocabulary",
+        },
+    )
 
 __all__ = [
     "ByteVocabulary",

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self, get_args
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from anchorlm.records import UserError
 from anchorlm.tokens import _store
 from anchorlm.tokens._continuations import Continuations, Written
+from anchorlm.tokens._kinds import Kind
 from anchorlm.tokens._maps import NOWHERE, Fate, Tables, first_token_tables, paper_tables
 from anchorlm.tokens._retokenizer import Encoded, Retokenizer
 from anchorlm.tokens._twins import Twins
@@ -20,8 +21,6 @@ _LEAST = 1e-30
 """The least that what was written is taken to have been likely."""
 _OPENINGS = 1024
 """How many of the anchor's tokens a response may open with: the most probable."""
-
-Kind = Literal["first-token", "lookahead", "paper-drop", "paper-first", "paper-exact"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,7 @@
+from __future__ import annotations
+
+ENGLISH = "english"
+"""What artifacts and reports call the refusal head and what stands on it; the phrase matcher is part of it."""
+
+HARM = "harm"
+"""The same of the harm head, which reads the refusal head, too."""
