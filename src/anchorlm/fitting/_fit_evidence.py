@@ -73,7 +73,8 @@ def fit_alignbeam(
             raise UserError(f"{name} = {share} is a share of prompts that should be few: give less than 0.5.")
     sets = {"fit": fit, "choose": choose}
     split = {part: classes(_all(one.harmful), _all(one.harmless)) for part, one in sets.items()}
-    limits, started = engine or EngineSettings(), Started()
+    limits = engine or EngineSettings()
+    started: Started = []
     engines = start_engine(target, limits, started), start_engine(anchor, limits, started)
     aligner = None
     if artifact is not None:
