@@ -32,7 +32,11 @@ def card(artifact: Artifact, folder: str) -> str:
         f"A gate that recognizes harmful prompts in the activations of `{target.name}`, and "
         + (
             "the fixed refusal where it opens: "
-            + ("too few answers became" if calibration else "it was not shown that answers become")
+            + (
+                "too few answers became"
+                if calibration and "shifts" in calibration
+                else "it was not shown that answers become"
+            )
             + f" clean refusals under the steering vectors of the aligned `{anchor.name}`, which are here, too "
             '(`answer = "steer"`).'
             if answer_of(artifact) == "refuse"
