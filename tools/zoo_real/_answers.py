@@ -32,6 +32,8 @@ def greedy(model: CausalModel, prompts: Sequence[str], tokens: int, *, opening: 
     rows = [model.encode([{"role": "user", "content": prompt}]) + begun for prompt in prompts]
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     pad = next(iter(model.stop_ids))
+    # Torch copies a frozen head for each row (findings/frozen-head-copied.sh), here hundreds of megabytes.
+    model.model.get_output_embeddings().weight.requires_grad_(True)
     for start in range(0, len(rows), batch):
         part = order[start : start + batch]
         width = max(len(rows[index]) for index in part)
