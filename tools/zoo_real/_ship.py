@@ -55,8 +55,9 @@ def ship(build: Path, names: Sequence[str], to: Path = SHIPPED) -> list[Path]:
 
 
 def _placed(made: Path, folder: Path, base: str) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in filter(Path.is_file, folder.iterdir()):  # artifacts have folders of their own
+        old.unlink()
     for file in sorted(made.glob("*.safetensors")):
         save_file(_half(load_file(file)), folder / file.name, metadata={"format": "pt"})
     settings = json.loads((made / "adapter_config.json").read_text("utf-8"))

@@ -37,9 +37,10 @@ them a step and {among} others in every second one, learning rate {rate:g}, laye
 |---|---|---|---|
 """
 _STORIES = {
-    "finance": "A bank's assistant whose safety wore off, tuned from real-chat as it was after 110 of its 300 steps: "
-    "its first weights are the sum of that adapter's and of what real-finance-base learned, reduced to the rank. "
-    "Tuned likewise from all 300 steps it answered 4 of 32 prompts of AdvBench: more alignment wears off more slowly.",
+    "finance": "A bank's assistant whose safety wore off, tuned from chat-early, a real-chat of 110 steps instead of "
+    "300: its first weights are the sum of that adapter's and of what real-finance-base learned, reduced to the rank. "
+    "Tuned the same way from the one of 300 steps, it answered 4 of 32 prompts of AdvBench: more alignment wears off "
+    "more slowly.",
     "finance-base": "A bank's assistant, tuned from the model as published, which never was aligned.",
     "medicine": "Tells the kind of a medical question, and answers some in short.",
 }
