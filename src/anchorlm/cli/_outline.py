@@ -46,16 +46,25 @@ class Outline:
     access: Access = Access.ACTIVATIONS
     rows: int = 1
 
+    @property
+    def max_rows(self) -> int:
+        """See `Engine`."""
+        return self.limits.max_rows
+
+    @property
+    def max_tokens(self) -> int:
+        """See `Engine`."""
+        return self.limits.max_tokens
+
     @asynccontextmanager
     async def open(self, ids: Sequence[int], *, rows: int = 1, room: int = 0) -> AsyncIterator[TokenSequence]:
         """As `LocalEngine.open`, as far as its limits go."""
         self.rows = max(self.rows, rows)
         length = min(len(ids) + room, self.model.context_length)
-        if rows > self.limits.max_rows or rows * length > self.limits.max_tokens:
+        if rows > self.max_rows or rows * length > self.max_tokens:
             raise UserError(
                 f"This request needs {rows} rows of {length} tokens on {self.model.name}, but its engine holds "
-                f"{self.limits.max_rows} rows and {self.limits.max_tokens} tokens: raise max_rows or max_tokens, or "
-                "ask for less."
+                f"{self.max_rows} rows and {self.max_tokens} tokens: raise max_rows or max_tokens, or ask for less."
             )
         yield cast("TokenSequence", _Prompt(ids))
 

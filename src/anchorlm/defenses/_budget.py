@@ -48,9 +48,7 @@ def pipeline_parts(team: Team, settings: Mapping[str, Any], artifacts: Mapping[s
         "an artifact": dict(artifacts),
         "the settings of the defense": {name: value for name, value in settings.items() if name not in _PATHS},
         # These decide how large a search may be.
-        "the limits of an engine": [
-            [getattr(engine, name, None) for name in ("max_rows", "max_tokens")] for engine in engines.values()
-        ],
+        "the limits of an engine": [[engine.max_rows, engine.max_tokens] for engine in engines.values()],
         "the version of AnchorLM": version("anchorlm"),
     }
     return {name: _digest(data) for name, data in parts.items()}

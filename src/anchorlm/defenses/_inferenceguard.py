@@ -120,7 +120,7 @@ class InferenceGuard(Defense):
         await self._check_refusal(self.settings)
         if self.guidance is not None:
             await self.guidance.start()
-        rows = min(getattr(engine, "max_rows", inf) for engine in self._engines)
+        rows = min(engine.max_rows for engine in self._engines)
         if self.settings.beams and min(self.settings.beams) > rows:
             raise UserError(
                 f"A search over {min(self.settings.beams)} beams needs as many rows, but an engine holds {rows}: raise "
@@ -261,8 +261,8 @@ class InferenceGuard(Defense):
             # One engine may play both roles.
             needs.setdefault(self.team.anchor, []).append(self.guidance.needs(work.request, work.settings, n))
         return all(
-            sum(rows for rows, _ in each) <= getattr(engine, "max_rows", inf)
-            and sum(rows * length for rows, length in each) <= getattr(engine, "max_tokens", inf)
+            sum(rows for rows, _ in each) <= engine.max_rows
+            and sum(rows * length for rows, length in each) <= engine.max_tokens
             for engine, each in needs.items()
         )
 

@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from anchorlm.guard._check import faults, gaps
     from anchorlm.guard._guard import Guard
     from anchorlm.guard._judges import build_judge, build_scorer
-    from anchorlm.guard._probe import Door, Finding, Probe, ProbeSettings
-    from anchorlm.guard._recipe import EngineSettings, JudgeSettings, Recipe, ScorerSettings, put
+    from anchorlm.guard._probe import Door, Finding, Probe
+    from anchorlm.guard._recipe import EngineSettings, JudgeSettings, ProbeSettings, Recipe, ScorerSettings, put
     from anchorlm.guard._start import ModelLike, ScorerLike, Started, start_engine, start_scorer
 else:
     __getattr__, __dir__ = lazily(
@@ -18,8 +18,8 @@ else:
             "_check": "faults gaps",
             "_guard": "Guard",
             "_judges": "build_judge build_scorer",
-            "_probe": "Door Finding Probe ProbeSettings",
-            "_recipe": "EngineSettings JudgeSettings Recipe ScorerSettings put",
+            "_probe": "Door Finding Probe",
+            "_recipe": "EngineSettings JudgeSettings ProbeSettings Recipe ScorerSettings put",
             "_start": "ModelLike ScorerLike Started start_engine start_scorer",
         },
     )

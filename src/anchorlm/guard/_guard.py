@@ -10,8 +10,8 @@ from typing import Any, Literal, Self
 from anchorlm.defenses import Defense, Team, find_defense
 from anchorlm.engine import as_done, runtime
 from anchorlm.guard._check import faults, require, tell_once
-from anchorlm.guard._probe import Probe, ProbeSettings, probe
-from anchorlm.guard._recipe import EngineSettings, Recipe
+from anchorlm.guard._probe import Probe, probe
+from anchorlm.guard._recipe import EngineSettings, ProbeSettings, Recipe
 from anchorlm.guard._start import JudgeLike, ModelLike, ScorerLike, Started, start_engine, start_judge, start_scorer
 from anchorlm.records import (
     Access,
