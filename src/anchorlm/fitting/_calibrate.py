@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from anchorlm.engine import runtime
+from anchorlm.files import Kept
 from anchorlm.fitting._calibration import Calibration
 from anchorlm.fitting._fit import with_activations
-from anchorlm.fitting._kept import Kept
 from anchorlm.fitting._outcomes import Grader, instrument
 from anchorlm.fitting._prompts import LEAST, classes
 from anchorlm.fitting._shifts import Step

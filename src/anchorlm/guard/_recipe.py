@@ -5,8 +5,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from anchorlm.files import read_toml
 from anchorlm.models import ModelSettings, ModelSource
-from anchorlm.records import GenerationSettings, Settings, UserError, read_toml
+from anchorlm.records import GenerationSettings, Settings, UserError
 
 
 class EngineSettings(Settings):
