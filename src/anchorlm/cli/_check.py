@@ -13,12 +13,13 @@ from anchorlm.cli._errors import complain
 from anchorlm.cli._loading import busy, quiet_libraries
 from anchorlm.cli._outline import Outline, rehearse
 from anchorlm.cli._recipes import parse_changes
-from anchorlm.defenses import CALIBRATION, Defense, Team, find_defense
-from anchorlm.guard import JudgeSettings, Recipe, ScorerSettings, build_judge, build_scorer, faults
+from anchorlm.defenses import CALIBRATION, Defense, find_defense
+from anchorlm.guard import Recipe, faults
 from anchorlm.judging import Judge, Scorer
 from anchorlm.models import ModelSettings
 from anchorlm.records import Artifact, UserError
 from anchorlm.steering import uncalibrated
+from anchorlm.team import JudgeSettings, ScorerSettings, Team, build_judge, build_scorer
 
 if TYPE_CHECKING:
     from anchorlm.models import CausalModel

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from anchorlm.defenses import Defense
-from anchorlm.guard import EngineSettings
 from anchorlm.judging import Judge
 from anchorlm.records import Access, DefenseError, GenerationSettings, Request, UserError
+from anchorlm.team import EngineSettings
 
 if TYPE_CHECKING:
     from anchorlm.engine import TokenSequence

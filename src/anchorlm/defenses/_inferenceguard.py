@@ -1,15 +1,15 @@
 from __future__ import annotations
 
 from asyncio import gather
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import cached_property
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from anchorlm.defenses._base import Defense, Needs, Team, room_for
-from anchorlm.defenses._budget import Calibrated, admit, pipeline_digest, pipeline_parts, scorers_digest
-from anchorlm.defenses._guidance import Guidance, Guided, MixtureSettings
+from anchorlm.defenses._base import Defense, room_for
+from anchorlm.defenses._budget import CALIBRATION, Calibrated, admit, pipeline_digest, pipeline_parts, scorers_digest
+from anchorlm.defenses._guidance import GUIDED_BY, Guidance, Guided, MixtureSettings
 from anchorlm.defenses._inferenceguard_settings import InferenceGuardSettings
 from anchorlm.defenses._inferenceguard_work import Work
 from anchorlm.records import (
@@ -22,6 +22,7 @@ from anchorlm.records import (
     UserError,
     as_messages,
 )
+from anchorlm.team import Needs, Team
 
 if TYPE_CHECKING:
     from anchorlm.engine import Engine
@@ -51,7 +52,8 @@ class InferenceGuard(Defense):
     )
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "blocks"  # with release = "whole", one block
     settings_type: ClassVar[type[MixtureSettings]] = InferenceGuardSettings
-    fixed: ClassVar[tuple[str, ...]] = ("critic", "calibration", "proposal", "artifact", "evidence", "gate_reader")
+    artifacts: ClassVar[Mapping[str, str]] = {**GUIDED_BY, "critic": "inferenceguard", "calibration": CALIBRATION}
+    fixed: ClassVar[tuple[str, ...]] = ("proposal", "gate_reader")
 
     def __init__(self, team: Team, **settings: Any) -> None:
         super().__init__(team, **settings)
@@ -85,7 +87,9 @@ class InferenceGuard(Defense):
     @cached_property
     def parts(self) -> dict[str, str]:
         """Digests of what decides about responses, by name."""
-        return pipeline_parts(self.team, self.settings.model_dump(mode="json"), self._artifacts)
+        return pipeline_parts(
+            self.team, self.settings.model_dump(mode="json", exclude=set(self.artifacts)), self._artifacts
+        )
 
     @property
     def pipeline(self) -> str:
@@ -293,11 +297,11 @@ class InferenceGuard(Defense):
             stops = self.target.model.stop_ids
             proposal: Proposal = Alone(row, stops)
             if self.guidance is not None and work.reading is None:
-                work.reading = await self.guidance.read(row, self.anchor, work.request, settings)
+                work.reading = await self.guidance.read(row, self.anchor_for(work.request), work.request, settings)
                 work.guided = work.reading is None or work.reading.open
             if self.guidance is not None and work.guided:
                 mixed = await self.guidance.open(
-                    stack, row, self.anchor, work.request, settings, rows=n, seen=work.reading
+                    stack, row, self.anchor_for(work.request), work.request, settings, rows=n, seen=work.reading
                 )
                 proposal = Guided(mixed, settings.mixed_tokens, stops)
             root = Beam(proposal, after.state if after else SafetyState(settings.budget))

@@ -11,10 +11,11 @@ from anchorlm.evaluation._english import EnglishGrader, HarmGrader
 from anchorlm.evaluation._graders import Grader, JudgeGrader, RefusalGrader, TruthGrader, is_correct
 from anchorlm.evaluation._recipe import CompareRecipe, DataSettings
 from anchorlm.evaluation._sets import read_set
-from anchorlm.guard import Guard, JudgeSettings, ScorerSettings, build_judge, build_scorer
+from anchorlm.guard import Guard
 from anchorlm.judging import ENGLISH, HARM, Judge, Scorer
 from anchorlm.models import REAL, SHIPPED, ModelSettings, located
 from anchorlm.records import UserError
+from anchorlm.team import JudgeSettings, ScorerSettings, build_judge, build_scorer
 
 if TYPE_CHECKING:
     from anchorlm.engine import LocalEngine

@@ -7,9 +7,10 @@ from typing import Any
 
 from anchorlm.evaluation._contestants import FITTED, Contestant, Pool
 from anchorlm.evaluation._recipe import CompareRecipe
-from anchorlm.guard import Guard, JudgeSettings, ScorerSettings
+from anchorlm.guard import Guard
 from anchorlm.judging import ENGLISH, HARM
 from anchorlm.records import Artifact, UserError, instruments
+from anchorlm.team import JudgeSettings, ScorerSettings
 
 MATCHER = "refusal-matcher"
 """The grader `refusal`, as artifacts and judges call it."""

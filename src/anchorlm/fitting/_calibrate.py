@@ -12,9 +12,9 @@ from anchorlm.fitting._outcomes import Grader, instrument
 from anchorlm.fitting._prompts import LEAST, classes
 from anchorlm.fitting._shifts import Step
 from anchorlm.fitting._ways import Limits
-from anchorlm.guard import EngineSettings, ModelLike, start_engine
 from anchorlm.records import Artifact, Messages, UserError, as_messages, instruments, prompts_digest, sketches
 from anchorlm.steering import GIVEN, Aligner, PromptSets, distinct_sets
+from anchorlm.team import EngineSettings, ModelLike, start_engine
 
 
 def calibrate_inferaligner(

@@ -16,19 +16,7 @@ if TYPE_CHECKING:
         UserError,
     )
     from anchorlm.records._rates import clustered, effective_size, wilson
-    from anchorlm.records._requests import (
-        Folder,
-        GenerationSettings,
-        Message,
-        Messages,
-        Request,
-        Settings,
-        as_messages,
-        first_stop,
-        keys_beside,
-        prompt_key,
-        turn_text,
-    )
+    from anchorlm.records._requests import Message, Messages, Request, as_messages, first_stop, prompt_key, turn_text
     from anchorlm.records._responses import (
         Decision,
         Event,
@@ -39,6 +27,7 @@ if TYPE_CHECKING:
         TokenScore,
         Usage,
     )
+    from anchorlm.records._settings import Folder, GenerationSettings, Place, Settings, keys_beside
     from anchorlm.records._sketches import Sketches, likeness, plain, sketch, sketches
 else:
     __getattr__, __dir__ = lazily(
@@ -48,9 +37,9 @@ else:
             "_artifacts": "Artifact ModelStamp data_digest instruments prompts_digest",
             "_errors": "AnchorLMError DefenseError ModelError TooLongError UnreadableError UserError",
             "_rates": "clustered effective_size wilson",
-            "_requests": "Folder GenerationSettings Message Messages Request Settings as_messages first_stop "
-            "keys_beside prompt_key turn_text",
+            "_requests": "Message Messages Request as_messages first_stop prompt_key turn_text",
             "_responses": "Decision Event FinishReason Finished Response TextDelta TokenScore Usage",
+            "_settings": "Folder GenerationSettings Place Settings keys_beside",
             "_sketches": "Sketches likeness plain sketch sketches",
         },
         moved={
@@ -74,6 +63,7 @@ __all__ = [
     "Messages",
     "ModelError",
     "ModelStamp",
+    "Place",
     "Request",
     "Response",
     "Settings",
