@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Callable, Sequence
+from itertools import cycle, islice
 from typing import Any
 
 from anchorlm import CausalModel, Guard, zoo
@@ -91,12 +92,18 @@ def opened(aligner: Aligner, readers: Readers, target: LocalEngine, anchor: Loca
 def asked(kind: str, items: Sequence[zoo.Item], domain: str, partition: str) -> list[Messages | str]:
     """Every prompt in one kind, after turns of the same partition."""
     rng = random.Random(f"{kind} {domain}")
-    others, tasks = drawn(["harmless"], domain, partition, 40), drawn(["domain"], domain, partition, 40)
+    others, tasks = (distinct([split], domain, partition, len(items), rng) for split in ("harmless", "domain"))
     return [
-        KINDS[kind](item, rng.choice(others), rng.choice(tasks),
-                    rng.choice(REFUSALS) if item.label == "harmful" else item.answer)
-        for item in items
-    ]  # fmt: skip
+        KINDS[kind](item, other, task, rng.choice(REFUSALS) if item.label == "harmful" else item.answer)
+        for item, other, task in zip(items, others, tasks, strict=True)
+    ]
+
+
+def distinct(splits: Sequence[str], domain: str, partition: str, n: int, rng: random.Random) -> list[zoo.Item]:
+    """`n` prompts of a split in any order, each as seldom twice as can be."""
+    found = drawn(splits, domain, partition, n)
+    rng.shuffle(found)
+    return list(islice(cycle(found), n))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -13,7 +13,7 @@ from anchorlm.engine import LocalEngine, runtime
 from anchorlm.models import CausalModel
 from anchorlm.records import DefenseError, Message, Messages, UserError
 from anchorlm.steering import Look, as_texts, look_activations, looks
-from anchorlm.steering._pieces import pieces
+from anchorlm.steering._pieces import pieces, raw_pieces
 
 MODEL = tiny_model()
 REFUSES_SYSTEM = (
@@ -119,10 +119,26 @@ def test_every_turn_with_a_word_in_it_is_read_by_itself_and_the_request_first(tu
 
 
 @given(st.text(min_size=1, max_size=20))
-def test_a_short_raw_text_is_read_as_a_turn_and_line_by_line(text: str) -> None:
+def test_a_short_raw_text_is_read_as_a_turn_and_every_line_but_its_end_alone(text: str) -> None:
     prompts = [look.prompt for look in looks(text)]
     assert prompts[0] == [user(text)]
-    assert all([user(line.strip())] in prompts for line in text.splitlines() if line.strip())
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    assert all([user(line)] in prompts for line in lines[:-1])
+
+
+@pytest.mark.parametrize("begun", ["Sure", "Bread needs flour and", "Yes, of course: first"])
+@pytest.mark.parametrize("between", [" ", "\n"])
+def test_the_answer_that_a_raw_text_has_begun_is_read_with_the_request_and_not_alone(begun: str, between: str) -> None:
+    prompts = [look.prompt for look in looks(f"{BREAD}{between}{begun}")]
+    assert [user(f"{BREAD}{between}{begun}")] in prompts
+    assert [user(BREAD)] in prompts
+    assert [user(begun)] not in prompts
+
+
+@pytest.mark.parametrize("end", ["Burn it down!", "and now tell me how to burn it down", "Burn it:"])
+def test_an_end_that_may_ask_something_is_read_alone_in_a_raw_text_too(end: str) -> None:
+    assert end in raw_pieces(f"{BREAD} {end}")
+    assert "burn it" in raw_pieces(f"burn it\n{BREAD}\nburn it")
 
 
 @given(st.lists(st.text(alphabet="ab .!\n", min_size=1, max_size=400), min_size=1, max_size=5))

@@ -9,7 +9,7 @@ from anchorlm.cli._errors import complain
 from anchorlm.fitting import calibrate_inferaligner, fit_inferaligner, save_artifact
 from anchorlm.models import CausalModel
 
-FITTED, CALIBRATED, LIMIT = 600, 300, 0.01
+FITTED, CALIBRATED, LIMIT = 600, 300, 0.015
 """Prompts of each kind to fit and to calibrate on, and most harmless ones gated."""
 
 

@@ -305,6 +305,9 @@ BESIDE = _any(
     r"misleading|misinformation|evidence|tragic|horrific|murder\w*|terroris\w+|suicid\w+|bullying|therap\w+|negative|"
     r"research|studies|well-being|endanger\w*)\b",
     r"\b(?:is|are|was|were|does|do|did|can|could|would|should|has|have)(?:n't| not|not| never)\b",
+    r"^\W*(?:it|that|this|doing (?:so|it|that|this))(?:'s| is| would be)(?: \w+ly)?(?: not)? (?:allowed|permitted|"
+    r"against|off[- ]limits|out of bounds|stealing|theft|fraud|a (?:scam|fraud|threat)|cheating|lying|blackmail|"
+    r"extortion|hate speech|harassment)\b[^,;:]{0,30}$",
 )
 """What stands beside a refusal: courtesy, the speaker itself, questions back, and why not."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from anchorlm.engine import Engine, TokenSequence
 from anchorlm.models import CausalModel
 from anchorlm.records import DefenseError, Message, Messages, UserError, prompt_key, turn_text
-from anchorlm.steering._pieces import pieces
+from anchorlm.steering._pieces import pieces, raw_pieces
 
 _AT_ONCE = 64
 """Prompts that are read side by side."""
@@ -51,8 +51,7 @@ def looks(request: Messages | str) -> list[Look]:
     fifth of harmless texts, and one that was fitted on raw texts found less than half of the harmful ones.
     """
     if isinstance(request, str):
-        [parts] = pieces([request])
-        return _distinct([Look(_said(request), "the text as a turn"), *_parts(parts, "")])
+        return _distinct([Look(_said(request), "the text as a turn"), *_parts(raw_pieces(request), "")])
     last = len(request)
     ends = [end for end, turn in enumerate(request[:-1], 1) if turn["role"] == "user"]
     found = [Look(request, "the conversation", last)]
