@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from anchorlm._lazy import lazily
 
 if TYPE_CHECKING:
-    from anchorlm.search._beams import Beam, Found, Plan, Score, search, unscored
+    from anchorlm.search._beams import Beam, Found, Plan, Score, search, unscored, write
     from anchorlm.search._candidates import Candidate, Choice, blank, release, select, ungraded
     from anchorlm.search._critic import Critic
     from anchorlm.search._proposals import Alone, Diversity, Proposal, draw, scored
@@ -14,7 +14,7 @@ else:
     __getattr__, __dir__ = lazily(
         __name__,
         {
-            "_beams": "Beam Found Plan Score search unscored",
+            "_beams": "Beam Found Plan Score search unscored write",
             "_candidates": "Candidate Choice blank release select ungraded",
             "_critic": "Critic",
             "_proposals": "Alone Diversity Proposal draw scored",
@@ -43,4 +43,5 @@ __all__ = [
     "spend",
     "ungraded",
     "unscored",
+    "write",
 ]
