@@ -35,6 +35,7 @@ class AlignBeam(Defense):
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "whole"
     settings_type: ClassVar[type[MixtureSettings]] = AlignBeamSettings
     artifacts: ClassVar[Mapping[str, str]] = GUIDED_BY
+    beside: ClassVar[tuple[str, ...]] = tuple(GUIDED_BY)
     fixed: ClassVar[tuple[str, ...]] = ("gate_reader",)
 
     def __init__(self, team: Team, **settings: Any) -> None:

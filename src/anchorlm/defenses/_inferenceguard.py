@@ -53,6 +53,7 @@ class InferenceGuard(Defense):
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "blocks"  # with release = "whole", one block
     settings_type: ClassVar[type[MixtureSettings]] = InferenceGuardSettings
     artifacts: ClassVar[Mapping[str, str]] = {**GUIDED_BY, "critic": "inferenceguard", "calibration": CALIBRATION}
+    beside: ClassVar[tuple[str, ...]] = tuple(GUIDED_BY)
     fixed: ClassVar[tuple[str, ...]] = ("proposal", "gate_reader")
 
     def __init__(self, team: Team, **settings: Any) -> None:
