@@ -16,10 +16,11 @@ from typing import Any
 
 from anchorlm import CausalModel, Guard, zoo
 from anchorlm.cli._embedded import ANCHOR, COMPOSED, COST, GATED, JUDGE, KNOBS, REWARD
+from anchorlm.defenses.inferaligner import Aligner
 from anchorlm.engine import LocalEngine, as_done, runtime
 from anchorlm.judging import RubricJudge
 from anchorlm.records import Messages, wilson
-from anchorlm.steering import Aligner, Readers
+from anchorlm.steering import Readers
 from anchorlm.zoo._examples import REFUSALS
 from benchmarks._report import report
 

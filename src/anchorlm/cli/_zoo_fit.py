@@ -6,7 +6,7 @@ from pathlib import Path
 from anchorlm import zoo
 from anchorlm.cli._embedded import ANCHOR, SAME_VOCABULARY
 from anchorlm.cli._errors import complain
-from anchorlm.fitting import calibrate_inferaligner, fit_inferaligner, save_artifact
+from anchorlm.defenses.inferaligner import calibrate_inferaligner, fit_inferaligner, save_artifact
 from anchorlm.models import CausalModel
 
 FITTED, CALIBRATED, LIMIT = 600, 300, 0.015

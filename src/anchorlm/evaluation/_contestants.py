@@ -175,8 +175,8 @@ class Pool:
         Raises:
             UserError: No such artifact, or one of another model.
         """
+        from anchorlm.defenses.inferaligner import Aligner
         from anchorlm.engine import LocalEngine
-        from anchorlm.steering import Aligner
 
         plain = self.engine(self._recipe.targets[target])
         key = f"{target} without {artifact}"

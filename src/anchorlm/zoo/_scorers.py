@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from anchorlm.fitting import auroc
+from anchorlm.judging import auroc
 from anchorlm.records import Messages
 from anchorlm.zoo._architectures import LORA_TARGETS
 from anchorlm.zoo._evaluation import Rate, rate
