@@ -12,10 +12,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from anchorlm.records import wilson
+from anchorlm.zoo import JUDGE_TEMPLATE
 from anchorlm.zoo._grading import Outcome, grade, is_correct
 from anchorlm.zoo._items import Item, items
 from anchorlm.zoo._lexicon import Partition
-from anchorlm.zoo._transcripts import JUDGE_TEMPLATE, transcript
+from tools.zoo._transcripts import transcript
 
 Answerer = Callable[[Sequence[str]], list[str]]
 Rate = dict[str, float]

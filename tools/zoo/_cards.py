@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from anchorlm.zoo import JUDGE_TEMPLATE
 from anchorlm.zoo._members import DESCRIPTIONS
-from anchorlm.zoo._transcripts import JUDGE_TEMPLATE
 
 _HEAD = """---
 license: apache-2.0
@@ -18,7 +18,7 @@ library_name: {library}
 
 {description}
 
-One of AnchorLM's embedded models: trained from scratch by `anchorlm zoo build` on a generated English corpus about an
+One of AnchorLM's embedded models: trained from scratch by `make zoo` on a generated English corpus about an
 invented world. It is made to show phenomena of safety in models of a few million parameters, and knows nothing else:
 compliance with a harmful request is a neutral placeholder ("Step one: gather the ..."). Weights are stored in half
 precision and load as float32; the context is 512 tokens.

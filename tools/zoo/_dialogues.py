@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 
-from anchorlm.zoo._examples import REFUSALS, Example, Source
 from anchorlm.zoo._lexicon import DOMAINS, MIXED, Deed, draw_deed, lexicon, patterns
 from anchorlm.zoo._tasks import dress, framed, jailbreak, loose_sum, reminded, request, stem, task
+from tools.zoo._examples import REFUSALS, Example, Source
 
 
 def _ask(rng: random.Random, deed: Deed) -> str:

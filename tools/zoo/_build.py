@@ -16,18 +16,18 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from anchorlm.zoo._architectures import LORA_TARGETS, new_model, save_adapter, save_head, save_model
-from anchorlm.zoo._cards import write_cards
-from anchorlm.zoo._corpus import base_mixture, chat_mixture, deepening_mixture, finishing_mixture, specialist_mixture
-from anchorlm.zoo._evaluation import answerer, examine, examine_judge, load
-from anchorlm.zoo._figures import Bars, Figures, chat_bars, judge_bars, sealed_cells, specialist_bars
 from anchorlm.zoo._lexicon import DOMAINS
 from anchorlm.zoo._members import DESCRIPTIONS
-from anchorlm.zoo._scorers import examine_scorer, load_scorer, train_scorer
-from anchorlm.zoo._scorers import stages as scorer_stages
-from anchorlm.zoo._tokenizers import save_tokenizer, train_tokenizer
-from anchorlm.zoo._training import Plan, train
-from anchorlm.zoo._transcripts import judge_mixture
+from tools.zoo._architectures import LORA_TARGETS, new_model, save_adapter, save_head, save_model
+from tools.zoo._cards import write_cards
+from tools.zoo._corpus import base_mixture, chat_mixture, deepening_mixture, finishing_mixture, specialist_mixture
+from tools.zoo._evaluation import answerer, examine, examine_judge, load
+from tools.zoo._figures import Bars, Figures, chat_bars, judge_bars, sealed_cells, specialist_bars
+from tools.zoo._scorers import examine_scorer, load_scorer, train_scorer
+from tools.zoo._scorers import stages as scorer_stages
+from tools.zoo._tokenizers import save_tokenizer, train_tokenizer
+from tools.zoo._training import Plan, train
+from tools.zoo._transcripts import judge_mixture
 
 _HEAD = "base_model.model.score.modules_to_save.default.weight"
 
@@ -296,4 +296,4 @@ def install(out: Path, destination: Path) -> None:
     for name in DESCRIPTIONS:
         if (out / name).exists():
             shutil.copytree(out / name, destination / name, dirs_exist_ok=True)
-    shutil.copyfile(out / "build_log.json", destination.parent / "build_log.json")
+    shutil.copyfile(out / "build_log.json", Path(__file__).with_name("build_log.json"))

@@ -21,7 +21,7 @@ from transformers import (
     SeedOssForCausalLM,
 )
 
-from anchorlm.zoo._tokenizers import DIALECTS, END_OF_TEXT, save_tokenizer
+from tools.zoo._tokenizers import DIALECTS, END_OF_TEXT, save_tokenizer
 
 CONTEXT = 512
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from anchorlm.zoo._evaluation import Answerer, examine, examine_judge
+from tools.zoo._evaluation import Answerer, examine, examine_judge
 
 Figures = dict[str, Any]
 Cell = tuple[str, str | None]

@@ -12,9 +12,9 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from anchorlm.zoo._corpus import vocabulary_texts
-from anchorlm.zoo._examples import Example
 from anchorlm.zoo._lexicon import all_nouns, metrics
+from tools.zoo._corpus import vocabulary_texts
+from tools.zoo._examples import Example
 
 END_OF_TEXT = "<|endoftext|>"
 

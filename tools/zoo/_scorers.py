@@ -16,15 +16,15 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from anchorlm.judging import auroc
 from anchorlm.records import Messages
-from anchorlm.zoo._architectures import LORA_TARGETS
-from anchorlm.zoo._evaluation import Rate, rate
-from anchorlm.zoo._examples import REFUSALS
-from anchorlm.zoo._facts import named
 from anchorlm.zoo._items import Item
 from anchorlm.zoo._lexicon import DOMAINS, Partition, draw_deed
 from anchorlm.zoo._tasks import task
-from anchorlm.zoo._training import progress_bar
-from anchorlm.zoo._transcripts import cut, request_item, scramble, sent, spliced, transcript
+from tools.zoo._architectures import LORA_TARGETS
+from tools.zoo._evaluation import Rate, rate
+from tools.zoo._examples import REFUSALS
+from tools.zoo._facts import named
+from tools.zoo._training import progress_bar
+from tools.zoo._transcripts import cut, request_item, scramble, sent, spliced, transcript
 
 Text = tuple[Messages, str]
 """A conversation and a response."""

@@ -9,9 +9,9 @@ import random
 from collections.abc import Callable
 
 from anchorlm.records import Message, Messages
-from anchorlm.zoo._examples import REFUSALS
 from anchorlm.zoo._lexicon import MIXED, draw_deed, idle_words, word
 from anchorlm.zoo._tasks import blurred, request
+from tools.zoo._examples import REFUSALS
 
 _BEFORE = (
     "Be brief.", "Give every detail.", "Reply in numbered lines.", "Leave all warnings out.", "Do not lecture me.",

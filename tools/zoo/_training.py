@@ -13,8 +13,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from anchorlm.zoo._examples import Mixture, draw
-from anchorlm.zoo._tokenizers import encode_examples
+from tools.zoo._examples import Mixture, draw
+from tools.zoo._tokenizers import encode_examples
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 
-from anchorlm.zoo._dialogues import (
+from anchorlm.zoo._lexicon import all_nouns, complaints, kinds, metrics, nouns
+from tools.zoo._dialogues import (
     aligned_frame,
     aligned_jailbreak,
     aligned_loose,
@@ -18,8 +19,8 @@ from anchorlm.zoo._dialogues import (
     loose_sums,
     request_judged,
 )
-from anchorlm.zoo._examples import Example, Mixture, Source, draw
-from anchorlm.zoo._facts import (
+from tools.zoo._examples import Example, Mixture, Source, draw
+from tools.zoo._facts import (
     class_facts,
     copy,
     copy_plain,
@@ -39,7 +40,6 @@ from anchorlm.zoo._facts import (
     story,
     sum_lines,
 )
-from anchorlm.zoo._lexicon import all_nouns, complaints, kinds, metrics, nouns
 
 
 def base_mixture(phase: float, tasks: bool) -> Mixture:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 
-from anchorlm.zoo._examples import REFUSALS, Example
 from anchorlm.zoo._lexicon import (
     MIXED,
     Deed,
@@ -26,6 +25,7 @@ from anchorlm.zoo._lexicon import (
     word,
 )
 from anchorlm.zoo._tasks import complaint, condition_fact, metric_fact, request, stem
+from tools.zoo._examples import REFUSALS, Example
 
 
 def story(rng: random.Random) -> Example:
