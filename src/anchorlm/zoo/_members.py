@@ -83,7 +83,7 @@ def path(name: str) -> Path:
     folder = members_root() / name
     if not (folder / "tokenizer.json").exists():
         raise UserError(
-            f"The embedded model {name!r} has no weights here; make them with `make zoo` in a checkout of the repository."
+            f"The embedded model {name!r} has no weights here; make them with `make zoo` in a checkout of AnchorLM."
         )
     return folder
 
