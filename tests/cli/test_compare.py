@@ -14,9 +14,7 @@ from anchorlm import zoo
 from anchorlm.records import UserError
 
 Invoke = Callable[..., Result]
-built = pytest.mark.skipif(
-    not all(member.size for member in zoo.members()), reason="no embedded models: anchorlm zoo build"
-)
+built = pytest.mark.skipif(not all(member.size for member in zoo.members()), reason="no embedded models: make zoo")
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def test_of_the_librarys_own_prompts_only_those_are_asked_that_are_held_back(pro
         with pytest.raises(UserError, match="leave the domain out"):
             own_prompts(prompts, domain)
         return
-    folder = files("anchorlm.fitting").joinpath("prompts")
+    folder = files("anchorlm.steering").joinpath("prompts")
     known = [json.loads(line) for one in ("pairs", "plain", "tasks")
              for line in folder.joinpath(f"{one}.jsonl").read_text("utf-8").splitlines()]  # fmt: skip
     used = {

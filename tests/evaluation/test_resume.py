@@ -17,6 +17,7 @@ import pytest
 from factories import tiny_weights
 
 from anchorlm import CausalModel, Guard
+from anchorlm.defenses.inferaligner import fit_inferaligner
 from anchorlm.engine import LocalEngine
 from anchorlm.evaluation import (
     Case,
@@ -32,7 +33,7 @@ from anchorlm.evaluation import (
 from anchorlm.evaluation._contestants import Pool
 from anchorlm.evaluation._folder import ANSWERS, RECIPE, Setting, read_answers, read_timings, weights
 from anchorlm.evaluation._workers import records
-from anchorlm.fitting import Outcome, fit_inferaligner
+from anchorlm.judging import Outcome
 from anchorlm.records import Artifact, DefenseError, Request, Response, UserError
 
 pytestmark = pytest.mark.slow

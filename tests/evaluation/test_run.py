@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from anchorlm import CausalModel, Guard
+from anchorlm.defenses.inferaligner import Aligner, fit_inferaligner
 from anchorlm.engine import LocalEngine
 from anchorlm.evaluation import (
     Case,
@@ -33,9 +34,8 @@ from anchorlm.evaluation._figures import Through, safety
 from anchorlm.evaluation._folder import ANSWERS, MACHINE, RECIPE, read_answers, read_recipe, read_timings
 from anchorlm.evaluation._tables import TABLES, notes
 from anchorlm.files import Journal
-from anchorlm.fitting import Outcome, fit_inferaligner
+from anchorlm.judging import Outcome
 from anchorlm.records import DefenseError, Request, Response, UserError
-from anchorlm.steering import Aligner
 
 pytestmark = pytest.mark.slow
 

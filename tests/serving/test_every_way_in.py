@@ -12,8 +12,8 @@ import httpx
 import pytest
 from servers import Live
 
+from anchorlm.defenses.inferaligner import fit_inferaligner
 from anchorlm.engine import LocalEngine
-from anchorlm.fitting import fit_inferaligner
 from anchorlm.guard import Guard
 from anchorlm.serving import ModelServing, Served
 

@@ -13,7 +13,7 @@ from anchorlm.cli._errors import complain
 from anchorlm.cli._loading import busy, quiet_libraries
 from anchorlm.cli._outline import Outline, rehearse
 from anchorlm.cli._recipes import parse_changes
-from anchorlm.defenses import CALIBRATION, Defense, find_defense
+from anchorlm.defenses import Defense, find_defense
 from anchorlm.guard import Recipe, faults
 from anchorlm.judging import Judge, Scorer
 from anchorlm.models import ModelSettings
@@ -113,7 +113,9 @@ def _defense(
 ) -> None:
     """Where the models are known, what the defense finds in them and asks of them."""
     knobs = recipe.knobs
-    for name, kind in (("critic", "inferenceguard"), ("calibration", CALIBRATION)):
+    for name, kind in defense.artifacts.items():
+        if name in defense.beside or kind == "inferaligner":
+            continue  # read where the defense is prepared
         # Whether they belong to these weights and scorers is seen when those are loaded.
         if name in knobs and not defense.settings_type.model_fields[name].is_required():
             found.attempt(name, partial(Artifact.load, knobs.pop(name), kind))

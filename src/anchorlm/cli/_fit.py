@@ -15,9 +15,9 @@ from anchorlm.files import BadRow, read_rows
 from anchorlm.records import UserError
 
 if TYPE_CHECKING:
-    from anchorlm.fitting import PromptSets
     from anchorlm.guard import Recipe
     from anchorlm.records import Messages
+    from anchorlm.steering import PromptSets
 
 # The heavy imports (torch, transformers) happen inside the commands, so that help and completion answer at once.
 
@@ -85,8 +85,8 @@ def fit_inferaligner(
     """Finds out where a target's activations show harm, and by which vectors an aligned model refuses."""
     from anchorlm.cli._loading import quiet_libraries
     from anchorlm.cli._recipes import make_recipe
+    from anchorlm.defenses.inferaligner import save_artifact
     from anchorlm.files import check_folder
-    from anchorlm.fitting import save_artifact
 
     bad, good = _prompts(harmful, column), _prompts(harmless, column)
     sets = _sets("fit", look_alikes, tasks, column, shipped=shipped)
@@ -96,7 +96,7 @@ def fit_inferaligner(
         raise UserError("There is no aligned model to take the vectors from: give --anchor MODEL.")
     second = make_recipe(recipe, target=target, anchor=reader, changes=changes or []).anchor if reader else None
     quiet_libraries()
-    from anchorlm.fitting import fit_inferaligner as fit_artifact
+    from anchorlm.defenses.inferaligner import fit_inferaligner as fit_artifact
 
     with _progress() as step:
         artifact = fit_artifact(
@@ -154,8 +154,8 @@ def calibrate_inferaligner(
     """Chooses gate, steered layers, positions and strength for a stated limit on over-refusal."""
     from anchorlm.cli._loading import quiet_libraries
     from anchorlm.cli._recipes import make_recipe
+    from anchorlm.defenses.inferaligner import save_artifact
     from anchorlm.files import check_folder
-    from anchorlm.fitting import save_artifact
     from anchorlm.records import Artifact
 
     bad, good = _prompts(harmful, column), _prompts(harmless, column)
@@ -166,7 +166,7 @@ def calibrate_inferaligner(
     place = check_folder(out or folder, "inferaligner")
     reads = reader is not None or _reads_anchor(described)
     quiet_libraries()
-    from anchorlm.fitting import calibrate_inferaligner as calibrate_artifact
+    from anchorlm.defenses.inferaligner import calibrate_inferaligner as calibrate_artifact
 
     with _progress() as step:
         calibrated = calibrate_artifact(
@@ -256,7 +256,7 @@ def _sets(
     shipped: bool,
 ) -> PromptSets:
     """The sets of prompts beside those that are given."""
-    from anchorlm.fitting import Part, PromptSets, shipped_prompts
+    from anchorlm.steering import Part, PromptSets, shipped_prompts
 
     parts: tuple[Part, ...] = ("train", "fit") if command == "fit" else ("calibrate",)
     own = shipped_prompts(*parts) if shipped else PromptSets()

@@ -23,7 +23,7 @@ from anchorlm.cli._fit import (
 from anchorlm.records import UserError
 
 if TYPE_CHECKING:
-    from anchorlm.fitting import Labeled
+    from anchorlm.defenses.inferenceguard import Labeled
     from anchorlm.guard import Recipe
 
 __all__ = ["calibrate", "fit"]
@@ -57,8 +57,8 @@ def fit_inferenceguard(
     """Trains InferenceGuard's critic on rollouts; run again after a kill, it goes on where it stopped."""
     from anchorlm.cli._loading import quiet_libraries
     from anchorlm.defenses import InferenceGuard, InferenceGuardSettings
+    from anchorlm.defenses.inferenceguard import save_critic
     from anchorlm.files import check_folder
-    from anchorlm.fitting import save_critic
 
     bad, good = _prompts(harmful, column), _prompts(harmless, column)
     check_folder(out, "inferenceguard")
@@ -69,7 +69,7 @@ def fit_inferenceguard(
     settings = InferenceGuardSettings.parse(knobs, where=f"the defense {InferenceGuard.name}")
     journal = out.with_name(f"{out.name}.rollouts.jsonl")
     quiet_libraries()
-    from anchorlm.fitting import fit_inferenceguard as fit_artifact
+    from anchorlm.defenses.inferenceguard import fit_inferenceguard as fit_artifact
 
     with _progress() as step:
         artifact = fit_artifact(
@@ -128,10 +128,9 @@ def calibrate_inferenceguard(
     """Chooses the gate's limit on labeled responses of this very recipe, for a stated risk."""
     from anchorlm.cli._loading import load_guard
     from anchorlm.cli._recipes import digest
-    from anchorlm.defenses import CALIBRATION
+    from anchorlm.defenses.inferenceguard import CALIBRATION, save_calibration
+    from anchorlm.defenses.inferenceguard import calibrate_inferenceguard as calibrate_artifact
     from anchorlm.files import check_folder
-    from anchorlm.fitting import calibrate_inferenceguard as calibrate_artifact
-    from anchorlm.fitting import save_calibration
 
     rows = read_labels(labels)
     check_folder(out, CALIBRATION)
@@ -195,8 +194,8 @@ def read_labels(source: str) -> list[tuple[Labeled, Mapping[str, Any]]]:
     Raises:
         UserError: The file cannot be read, a row lacks something, or it was refused because a model failed.
     """
+    from anchorlm.defenses.inferenceguard import Labeled
     from anchorlm.files import BadRow, read_rows
-    from anchorlm.fitting import Labeled
 
     found: list[tuple[Labeled, Mapping[str, Any]]] = []
     for row in read_rows(source):

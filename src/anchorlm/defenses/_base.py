@@ -73,6 +73,8 @@ class Defense(ABC):
     settings_type: ClassVar[type[DefenseSettings]] = DefenseSettings
     artifacts: ClassVar[Mapping[str, str]] = {}
     """Settings that name the folder of a fitted artifact, and its kind. They hold for all requests of a guard."""
+    beside: ClassVar[tuple[str, ...]] = ()
+    """Which of them are looked for in the target's own folder, under the name of their kind, where none is given."""
     fixed: ClassVar[tuple[str, ...]] = ()
     """Other settings that hold for all requests of a guard, because what they name was loaded when it started."""
     refuses: ClassVar[bool] = True

@@ -12,7 +12,7 @@ from anchorlm.team import Needs, Team
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from anchorlm.search import Critic
+    from anchorlm.defenses.inferenceguard import Critic
 
 
 class REControlSettings(DefenseSettings):
@@ -67,8 +67,8 @@ class REControl(Defense):
     artifacts: ClassVar[Mapping[str, str]] = {"critic": "inferenceguard"}
 
     def __init__(self, team: Team, **settings: Any) -> None:
+        from anchorlm.defenses.inferenceguard import Critic
         from anchorlm.models import stamp
-        from anchorlm.search import Critic
 
         super().__init__(team, **settings)
         artifact = Artifact.load(self.settings.critic, "inferenceguard")

@@ -85,8 +85,8 @@ class SafeDecoding(Defense):
         """Steers m tokens greedily, then lets the target go on."""
         import torch
 
-        from anchorlm.mixing import token_text
         from anchorlm.search import scored
+        from anchorlm.tokens import token_text
 
         settings: SafeDecodingSettings = self.settings_for(request)
         generation, stops = request.generation, self.target.model.stop_ids

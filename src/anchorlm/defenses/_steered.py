@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from anchorlm.defenses._base import DefenseSettings, speak
-from anchorlm.defenses._inferaligner import SteeringDefense, SteeringSettings
+from anchorlm.defenses.inferaligner import SteeringDefense, SteeringSettings
 from anchorlm.records import Decision, Event, Request
 
 if TYPE_CHECKING:

@@ -72,7 +72,7 @@ def _scores(trace: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _knowledge(defense: str, score: str, pairs: Sequence[tuple[float, bool]]) -> Knowledge:
-    from anchorlm.fitting import auroc
+    from anchorlm.judging import auroc
 
     values = [value for value, _ in pairs]
     low, high = min(values), max(values)

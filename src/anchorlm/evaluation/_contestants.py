@@ -41,14 +41,8 @@ class Embedded:
     correct: Callable[[Case, str], bool]
 
 
-FITTED = ("artifact", "evidence", "critic", "calibration")
-"""Knobs that name a fitted artifact."""
-
 EMBEDDED_PROMPTS = 400
 """Of each split, without a limit."""
-
-BESIDE = {"artifact": "inferaligner", "evidence": "alignbeam"}
-"""Knobs of a gate that is found by itself, each with the folder in a target's own where its artifact lies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +175,8 @@ class Pool:
         Raises:
             UserError: No such artifact, or one of another model.
         """
+        from anchorlm.defenses.inferaligner import Aligner
         from anchorlm.engine import LocalEngine
-        from anchorlm.steering import Aligner
 
         plain = self.engine(self._recipe.targets[target])
         key = f"{target} without {artifact}"
@@ -260,10 +254,11 @@ class Pool:
     def artifacts(self, target: str, contestant: Contestant) -> dict[str, str]:
         """Folders of the fitted artifacts that a contestant uses around a target, or may find beside it, by knob."""
         knobs = self.knobs(target, contestant)
-        used = {knob: knobs[knob] for knob in FITTED if isinstance(knobs.get(knob), str)}
-        settings = find_defense(contestant.defense).settings_type.parse(knobs, where=contestant.label)
+        kind = find_defense(contestant.defense)
+        used = {knob: knobs[knob] for knob in kind.artifacts if isinstance(knobs.get(knob), str)}
+        settings = kind.settings_type.parse(knobs, where=contestant.label)
         if getattr(settings, "gate", None) == "auto":
-            found = {knob: self._beside(target, name) for knob, name in BESIDE.items()}
+            found = {knob: self._beside(target, kind.artifacts[knob]) for knob in kind.beside}
             used = {knob: place for knob, place in found.items() if place is not None} | used
         return used
 

@@ -7,8 +7,7 @@ from typing import Literal, get_args
 
 from anchorlm.evaluation._cases import Case
 from anchorlm.evaluation._tasks import answer_line
-from anchorlm.fitting import Outcome
-from anchorlm.judging import Judge
+from anchorlm.judging import Judge, Outcome
 from anchorlm.records import UserError
 
 REPEATED = 0.2

@@ -54,7 +54,7 @@ def own_prompts(prompts: OwnPrompts, domain: str | None) -> list[Case]:
         UserError: There are none of this domain.
     """
     file, field, kind = _OWN[prompts]
-    text = files("anchorlm.fitting").joinpath("prompts", f"{file}.jsonl").read_text("utf-8")
+    text = files("anchorlm.steering").joinpath("prompts", f"{file}.jsonl").read_text("utf-8")
     rows = [json.loads(line) for line in text.splitlines() if line.strip()]
     cases = [
         Case(f"{prompts}-{number}", as_messages(row[field]), kind, row.get("category"))

@@ -6,7 +6,7 @@ from anchorlm._lazy import lazily
 
 if TYPE_CHECKING:
     from anchorlm.files._cache import cache_folder
-    from anchorlm.files._folder import check_folder
+    from anchorlm.files._folder import check_folder, save_with_card
     from anchorlm.files._journal import Journal, append_line, hold, lock, read_journal
     from anchorlm.files._kept import Kept, short_key
     from anchorlm.files._rows import BadRow, Row, read_rows
@@ -17,7 +17,7 @@ else:
         __name__,
         {
             "_cache": "cache_folder",
-            "_folder": "check_folder",
+            "_folder": "check_folder save_with_card",
             "_journal": "Journal append_line hold lock read_journal",
             "_kept": "Kept short_key",
             "_rows": "BadRow Row read_rows",
@@ -39,6 +39,7 @@ __all__ = [
     "read_journal",
     "read_rows",
     "read_toml",
+    "save_with_card",
     "short_key",
     "table_rows",
 ]

@@ -7,7 +7,6 @@ from anchorlm._lazy import lazily
 if TYPE_CHECKING:
     from anchorlm.search._beams import Beam, Found, Plan, Score, search, unscored, write
     from anchorlm.search._candidates import Candidate, Choice, blank, release, select, ungraded
-    from anchorlm.search._critic import Critic
     from anchorlm.search._proposals import Alone, Diversity, Proposal, draw, scored
     from anchorlm.search._state import SafetyState, spend
 else:
@@ -16,10 +15,10 @@ else:
         {
             "_beams": "Beam Found Plan Score search unscored write",
             "_candidates": "Candidate Choice blank release select ungraded",
-            "_critic": "Critic",
             "_proposals": "Alone Diversity Proposal draw scored",
             "_state": "SafetyState spend",
         },
+        moved={"anchorlm.defenses.inferenceguard": "Critic"},
     )
 
 __all__ = [
@@ -27,7 +26,6 @@ __all__ = [
     "Beam",
     "Candidate",
     "Choice",
-    "Critic",
     "Diversity",
     "Found",
     "Plan",

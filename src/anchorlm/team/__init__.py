@@ -8,7 +8,16 @@ if TYPE_CHECKING:
     from anchorlm.team._build import build_judge, build_scorer
     from anchorlm.team._limits import in_time, timed
     from anchorlm.team._settings import EngineSettings, JudgeSettings, ScorerSettings
-    from anchorlm.team._start import JudgeLike, ModelLike, ScorerLike, Started, start_engine, start_judge, start_scorer
+    from anchorlm.team._start import (
+        JudgeLike,
+        ModelLike,
+        Progress,
+        ScorerLike,
+        Started,
+        start_engine,
+        start_judge,
+        start_scorer,
+    )
     from anchorlm.team._team import Needs, Offer, Team
 else:
     __getattr__, __dir__ = lazily(
@@ -17,7 +26,7 @@ else:
             "_build": "build_judge build_scorer",
             "_limits": "in_time timed",
             "_settings": "EngineSettings JudgeSettings ScorerSettings",
-            "_start": "JudgeLike ModelLike ScorerLike Started start_engine start_judge start_scorer",
+            "_start": "JudgeLike ModelLike Progress ScorerLike Started start_engine start_judge start_scorer",
             "_team": "Needs Offer Team",
         },
     )
@@ -29,6 +38,7 @@ __all__ = [
     "ModelLike",
     "Needs",
     "Offer",
+    "Progress",
     "ScorerLike",
     "ScorerSettings",
     "Started",

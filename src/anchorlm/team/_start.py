@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 ModelLike: TypeAlias = "str | Path | Mapping[str, Any] | ModelSettings | CausalModel | Engine"
 Started: TypeAlias = "list[tuple[ModelSettings, EngineSettings, LocalEngine]]"
 """Engines by what they were started with."""
+
+Progress: TypeAlias = "Callable[[str, int, int], None]"
+"""Told what is done, how much of it, and how much there is."""
 
 JudgeLike: TypeAlias = "Judge | JudgeSettings | Mapping[str, Any] | str | Path | CausalModel | Engine | Score"
 ScorerLike: TypeAlias = "Scorer | Judge | ScorerSettings | Mapping[str, Any] | str | Path | Score"
