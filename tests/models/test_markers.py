@@ -34,12 +34,20 @@ BARE = (
     "{% for m in messages %}{{ m.role }}\n{{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant\n{% endif %}"
 )
+QUESTIONS = VICUNA.replace("USER: ", "Q: ").replace("ASSISTANT:", "A:").replace("}} ", "}}\n")
+CHINESE = QUESTIONS.replace("Q: ", "问：").replace("A:", "答：")
+DASHES = QUESTIONS.replace("Q: ", "user - ").replace("A:", "bot -")
+GUANACO = VICUNA.replace("USER: ", "### Human: ").replace("ASSISTANT:", "### Assistant:").replace("}} ", "}}")
 CHATML = CHAT_TEMPLATE.replace("<|start|>", "<|im_start|>").replace("<|end|>", "<|im_end|>")
 TEMPLATES = {
     "plain": (PLAIN_TEMPLATE, ["\nUser:", "\nAssistant:"]),
     "llama 2": (LLAMA2, ["[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "<s>", "</s>"]),
     "alpaca": (ALPACA, ["\n### Instruction:", "\n### Response:"]),
     "vicuna": (VICUNA, [" USER:", "\nUSER:", " ASSISTANT:"]),
+    "labels of one letter": (QUESTIONS, ["\nQ:", "\nA:"]),
+    "labels of one Chinese letter": (CHINESE, ["\n问：", "\n答："]),
+    "words with a dash": (DASHES, ["\nuser -", "\nbot -"]),
+    "guanaco, with no space between turns": (GUANACO, ["### Human:", "### Assistant:"]),
     "bare": (BARE, ["\nuser\n", "\nassistant\n"]),
     "chatml as text": (CHATML, ["<|im_start|>", "<|im_end|>"]),
 }
