@@ -277,7 +277,7 @@ class _Found:
 
 
 def _least(label: str) -> int:
-    """Characters that a label has more than: `Q:` and `问：` are labels; a sign alone is one only if it is a picture."""
+    """Characters that a label has more than: `Q:` and `问：` are labels; of signs alone, only pictures are."""
     return 0 if not label.isascii() else 1 if re.search(r"\w", label) else 2
 
 
