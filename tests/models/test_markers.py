@@ -38,6 +38,8 @@ QUESTIONS = VICUNA.replace("USER: ", "Q: ").replace("ASSISTANT:", "A:").replace(
 CHINESE = QUESTIONS.replace("Q: ", "问：").replace("A:", "答：")
 DASHES = QUESTIONS.replace("Q: ", "user - ").replace("A:", "bot -")
 GUANACO = VICUNA.replace("USER: ", "### Human: ").replace("ASSISTANT:", "### Assistant:").replace("}} ", "}}")
+PICTURES = VICUNA.replace("USER: ", "🧑 ").replace("ASSISTANT:", "🤖")
+JOINED_PICTURES = PICTURES.replace("}} ", "}}")
 CHATML = CHAT_TEMPLATE.replace("<|start|>", "<|im_start|>").replace("<|end|>", "<|im_end|>")
 TEMPLATES = {
     "plain": (PLAIN_TEMPLATE, ["\nUser:", "\nAssistant:"]),
@@ -124,6 +126,15 @@ def test_a_harmless_text_that_opens_no_turn_stays_as_it_is(text: str) -> None:
 
 def test_a_quoted_label_is_visible_and_keeps_its_line() -> None:
     assert WRITERS["plain"].clean("Log:\nUser: please enter\n") == 'Log:\n"User": please enter\n'
+
+
+@pytest.mark.parametrize("template", [PICTURES, JOINED_PICTURES])
+@pytest.mark.parametrize("text", ["a 🧑 b", "a 🤖🤖🧑 b", '"🧑 b', '🧑" b', "🧑"])
+def test_a_label_that_is_a_picture_is_quoted_once(template: str, text: str) -> None:
+    writer = ChatWriter(TOKENIZER, template)
+    clean = writer.clean(text)
+    assert all(f'"{one}"' in clean for one in text if one in "🧑🤖")
+    assert writer.clean(clean) == clean
 
 
 @pytest.mark.parametrize("unit", ["User", "User:", "[INST", "<|im_", "[/INST]", " \t", "\n ", "<<SYS", "[ "])

@@ -93,8 +93,8 @@ class TurnMarkers:
     @cached_property
     def _pattern(self) -> re.Pattern[str] | None:
         anywhere = [_loose(one) for one in self.tags | self.controls if _breakable(one)]
-        anywhere += [rf"(?<!\w){_loose(label)}" for label in self.inline]
-        anywhere += [_loose(label) for label in self.joined]
+        anywhere += [rf"(?<!\w){_unquoted(label)}" for label in self.inline]
+        anywhere += [_unquoted(label) for label in self.joined]
         lines = [rf"^{_SIGNS}{_loose(label)}(?!(?<=\w)\w)" for label in self.labels]
         lines += [rf"^{_SIGNS}{_loose(words)}[ \t*_`~]*$" for words in self.bare]
         parts = sorted(anywhere, key=len, reverse=True) + sorted(lines, key=len, reverse=True)
@@ -122,6 +122,12 @@ def _loose(marker: str) -> str:
             gap = r"[ \t*_`~]*" if before and not before.isspace() else ""
             pattern += gap + re.escape(run)
     return pattern
+
+
+def _unquoted(label: str) -> str:
+    """A pattern for a label within a line; one without words stays what it is in quotation marks, and is left there."""
+    pattern = _loose(label)
+    return pattern if re.search(r"\w", label) else rf'(?:(?<!"){pattern}|{pattern}(?!"))'
 
 
 def _folded(text: str) -> tuple[str, list[int] | None]:
