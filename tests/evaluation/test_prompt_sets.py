@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anchorlm.evaluation import CompareRecipe, answer_line, is_correct, load_cases, own_prompts
-from anchorlm.evaluation._cases import Half
-from anchorlm.evaluation._recipe import DataSettings
-from anchorlm.evaluation._sets import read_set, require_files
+from anchorlm.evaluation.runs._recipe import DataSettings
+from anchorlm.evaluation.runs._sets import read_set, require_files
+from anchorlm.evaluation.tasks._cases import Half
 from anchorlm.files import Row
 from anchorlm.records import UserError
 

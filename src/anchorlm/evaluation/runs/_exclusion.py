@@ -5,8 +5,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from anchorlm.evaluation._contestants import Contestant, Pool
-from anchorlm.evaluation._recipe import CompareRecipe
+from anchorlm.evaluation.runs._contestants import Contestant, Pool
+from anchorlm.evaluation.runs._recipe import CompareRecipe
 from anchorlm.guard import Guard
 from anchorlm.judging import ENGLISH, HARM
 from anchorlm.records import Artifact, UserError, instruments

@@ -6,11 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from anchorlm.evaluation._attacks import attack_label
-from anchorlm.evaluation._exclusion import MATCHER
-from anchorlm.evaluation._folder import read_answers, read_probes, read_recipe
-from anchorlm.evaluation._overlaps import unseen
-from anchorlm.evaluation._statistics import (
+from anchorlm.evaluation.reports._statistics import (
     Estimate,
     Paired,
     agreement,
@@ -18,6 +14,10 @@ from anchorlm.evaluation._statistics import (
     pareto,
     similarity,
 )
+from anchorlm.evaluation.runs._exclusion import MATCHER
+from anchorlm.evaluation.runs._folder import read_answers, read_probes, read_recipe
+from anchorlm.evaluation.runs._overlaps import unseen
+from anchorlm.evaluation.tasks._attacks import attack_label
 from anchorlm.records import as_messages, plain, turn_text
 
 Record = Mapping[str, Any]

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 
-from anchorlm.evaluation._graders import is_broken
+from anchorlm.evaluation.tasks._graders import is_broken
 
 FOREIGN = 0.5
 """Share of letters of other scripts than Latin from which on a text is no English."""

@@ -10,8 +10,8 @@ from importlib.resources import files
 from pathlib import Path
 from random import Random
 
-from anchorlm.evaluation._cases import SEED, Case, Half, Kind, load_cases
-from anchorlm.evaluation._recipe import DataSettings, OwnPrompts
+from anchorlm.evaluation.runs._recipe import DataSettings, OwnPrompts
+from anchorlm.evaluation.tasks._cases import SEED, Case, Half, Kind, load_cases
 from anchorlm.records import UserError, as_messages
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")

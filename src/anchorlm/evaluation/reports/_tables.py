@@ -4,10 +4,10 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from anchorlm.evaluation._costs import SPENT, cells, costs
-from anchorlm.evaluation._figures import ALL, COLUMNS, Figures, Row, safety, usefulness
-from anchorlm.evaluation._folder import read_recipe, read_timings
-from anchorlm.evaluation._statistics import Estimate
+from anchorlm.evaluation.reports._costs import SPENT, cells, costs
+from anchorlm.evaluation.reports._figures import ALL, COLUMNS, Figures, Row, safety, usefulness
+from anchorlm.evaluation.reports._statistics import Estimate
+from anchorlm.evaluation.runs._folder import read_recipe, read_timings
 from anchorlm.records import UserError
 
 TABLES = ("tables.json", "tables.md", "tables.tex")

@@ -10,9 +10,9 @@ from threading import Thread
 from traceback import format_exc
 from typing import Any
 
-from anchorlm.evaluation._contestants import Embedded, Pool
-from anchorlm.evaluation._folder import Setting
-from anchorlm.evaluation._recipe import CompareRecipe
+from anchorlm.evaluation.runs._contestants import Embedded, Pool
+from anchorlm.evaluation.runs._folder import Setting
+from anchorlm.evaluation.runs._recipe import CompareRecipe
 from anchorlm.records import AnchorLMError, ModelError
 
 Pair = tuple[str, int]

@@ -9,13 +9,11 @@ from pathlib import Path
 from time import perf_counter
 
 from anchorlm.engine import as_done, runtime
-from anchorlm.evaluation._answering import Record, answered, graded_anew, is_spoiled, is_ungraded
-from anchorlm.evaluation._attacks import parse_attack
-from anchorlm.evaluation._cache import UndefendedCache
-from anchorlm.evaluation._cases import Case
-from anchorlm.evaluation._contestants import Contestant, Embedded, Pool
-from anchorlm.evaluation._exclusion import may_grade
-from anchorlm.evaluation._folder import (
+from anchorlm.evaluation.runs._answering import Record, answered, graded_anew, is_spoiled, is_ungraded
+from anchorlm.evaluation.runs._cache import UndefendedCache
+from anchorlm.evaluation.runs._contestants import Contestant, Embedded, Pool
+from anchorlm.evaluation.runs._exclusion import may_grade
+from anchorlm.evaluation.runs._folder import (
     ANSWERS,
     PROBES,
     TIMINGS,
@@ -27,9 +25,11 @@ from anchorlm.evaluation._folder import (
     read_answers,
     read_probes,
 )
-from anchorlm.evaluation._graders import Grader
-from anchorlm.evaluation._recipe import CompareRecipe
-from anchorlm.evaluation._workers import Pair, records
+from anchorlm.evaluation.runs._recipe import CompareRecipe
+from anchorlm.evaluation.runs._workers import Pair, records
+from anchorlm.evaluation.tasks._attacks import parse_attack
+from anchorlm.evaluation.tasks._cases import Case
+from anchorlm.evaluation.tasks._graders import Grader
 from anchorlm.files import Journal
 from anchorlm.guard import Guard
 from anchorlm.records import Artifact, DefenseError, TextDelta, UserError

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from anchorlm.evaluation._adaptive import Attempt
-from anchorlm.evaluation._attacks import Attack, seeded
-from anchorlm.evaluation._cache import UndefendedCache
-from anchorlm.evaluation._cases import Case
-from anchorlm.evaluation._graders import Graded, Grader
+from anchorlm.evaluation.runs._cache import UndefendedCache
+from anchorlm.evaluation.tasks._adaptive import Attempt
+from anchorlm.evaluation.tasks._attacks import Attack, seeded
+from anchorlm.evaluation.tasks._cases import Case
+from anchorlm.evaluation.tasks._graders import Graded, Grader
 from anchorlm.guard import Guard
 from anchorlm.records import DefenseError, Messages, ModelError, Response, Usage, UserError
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from anchorlm.evaluation._calibration import Knowledge
-from anchorlm.evaluation._costs import Cost
-from anchorlm.evaluation._figures import Figures, Row, safety, usefulness
+from anchorlm.evaluation.reports._calibration import Knowledge
+from anchorlm.evaluation.reports._costs import Cost
+from anchorlm.evaluation.reports._figures import Figures, Row, safety, usefulness
 
 _W, _H, _LEFT, _RIGHT, _TOP, _BOTTOM = 720, 440, 64, 700, 20, 380
 

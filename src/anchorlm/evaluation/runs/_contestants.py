@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anchorlm.defenses import find_defense
-from anchorlm.evaluation._cases import Case
-from anchorlm.evaluation._english import EnglishGrader, HarmGrader
-from anchorlm.evaluation._graders import Grader, JudgeGrader, RefusalGrader, TruthGrader, is_correct
-from anchorlm.evaluation._recipe import CompareRecipe, DataSettings
-from anchorlm.evaluation._sets import read_set
+from anchorlm.evaluation.runs._recipe import CompareRecipe, DataSettings
+from anchorlm.evaluation.runs._sets import read_set
+from anchorlm.evaluation.tasks._cases import Case
+from anchorlm.evaluation.tasks._english import EnglishGrader, HarmGrader
+from anchorlm.evaluation.tasks._graders import Grader, JudgeGrader, RefusalGrader, TruthGrader, is_correct
 from anchorlm.guard import Guard
 from anchorlm.judging import ENGLISH, HARM, Judge, Scorer
 from anchorlm.models import REAL, SHIPPED, ModelSettings, located

@@ -3,9 +3,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from anchorlm.evaluation._cases import Case
-from anchorlm.evaluation._garbled import goes_in_circles, is_garbled
-from anchorlm.evaluation._graders import Graded, Grader
+from anchorlm.evaluation.tasks._cases import Case
+from anchorlm.evaluation.tasks._garbled import goes_in_circles, is_garbled
+from anchorlm.evaluation.tasks._graders import Graded, Grader
 from anchorlm.judging import ENGLISH, HARM
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from anchorlm.evaluation._attacks import attack_label, attack_names, parse_attack
-from anchorlm.evaluation._cases import Kind
+from anchorlm.evaluation.tasks._attacks import attack_label, attack_names, parse_attack
+from anchorlm.evaluation.tasks._cases import Kind
 from anchorlm.files import read_toml
 from anchorlm.guard import ProbeSettings
 from anchorlm.models import ModelSource

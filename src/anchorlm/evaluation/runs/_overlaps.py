@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from anchorlm.evaluation._cases import Case
+from anchorlm.evaluation.tasks._cases import Case
 from anchorlm.records import Sketches, plain, sketch
 
 NEAR = 0.7

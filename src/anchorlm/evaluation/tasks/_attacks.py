@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from anchorlm.evaluation._adaptive import SEARCHES, Search, request_text, with_request
+from anchorlm.evaluation.tasks._adaptive import SEARCHES, Search, request_text, with_request
 from anchorlm.files import BadRow, read_rows
 from anchorlm.records import Message, Messages, UserError, data_digest
 

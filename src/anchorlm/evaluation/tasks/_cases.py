@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal, get_args
 
-from anchorlm.evaluation._tasks import INTENTS, AnswerForm, number, solution
+from anchorlm.evaluation.tasks._tasks import INTENTS, AnswerForm, number, solution
 from anchorlm.files import BadRow, Row, read_rows
 from anchorlm.records import Messages, UserError, as_messages, data_digest
 

@@ -8,14 +8,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from anchorlm.evaluation._calibration import knowledge
-from anchorlm.evaluation._costs import SPENT, Cost, cells, costs
-from anchorlm.evaluation._figures import COLUMNS, SMALLER_IS_BETTER, Figures, Row, figures, outcome
-from anchorlm.evaluation._folder import read_answers, read_machine, read_recipe, read_timings
-from anchorlm.evaluation._overlaps import unseen
-from anchorlm.evaluation._plots import bars, calibration, latency, tradeoff
-from anchorlm.evaluation._statistics import Estimate, Paired
-from anchorlm.evaluation._tables import SHARED, interval, measured, notes, pooled, shared, summary
+from anchorlm.evaluation.reports._calibration import knowledge
+from anchorlm.evaluation.reports._costs import SPENT, Cost, cells, costs
+from anchorlm.evaluation.reports._figures import COLUMNS, SMALLER_IS_BETTER, Figures, Row, figures, outcome
+from anchorlm.evaluation.reports._plots import bars, calibration, latency, tradeoff
+from anchorlm.evaluation.reports._statistics import Estimate, Paired
+from anchorlm.evaluation.reports._tables import SHARED, interval, measured, notes, pooled, shared, summary
+from anchorlm.evaluation.runs._folder import read_answers, read_machine, read_recipe, read_timings
+from anchorlm.evaluation.runs._overlaps import unseen
 from anchorlm.records import UserError
 
 REPORT = "report.html"

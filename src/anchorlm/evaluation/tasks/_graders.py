@@ -5,8 +5,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
-from anchorlm.evaluation._cases import Case
-from anchorlm.evaluation._tasks import answer_line
+from anchorlm.evaluation.tasks._cases import Case
+from anchorlm.evaluation.tasks._tasks import answer_line
 from anchorlm.judging import Judge, Outcome
 from anchorlm.records import UserError
 

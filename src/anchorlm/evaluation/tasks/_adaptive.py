@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from anchorlm.evaluation._graders import Graded
+from anchorlm.evaluation.tasks._graders import Graded
 from anchorlm.records import Messages, Response
 
 

@@ -10,13 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
-from anchorlm.evaluation._attacks import attack_data, attack_label, parse_attack
-from anchorlm.evaluation._cases import Case, digest
-from anchorlm.evaluation._contestants import Contestant, Pool, contestants
-from anchorlm.evaluation._exclusion import artifact_instruments
-from anchorlm.evaluation._overlaps import fitted_overlaps, overlaps, together
-from anchorlm.evaluation._recipe import CompareRecipe
-from anchorlm.evaluation._sets import require_files
+from anchorlm.evaluation.runs._contestants import Contestant, Pool, contestants
+from anchorlm.evaluation.runs._exclusion import artifact_instruments
+from anchorlm.evaluation.runs._overlaps import fitted_overlaps, overlaps, together
+from anchorlm.evaluation.runs._recipe import CompareRecipe
+from anchorlm.evaluation.runs._sets import require_files
+from anchorlm.evaluation.tasks._attacks import attack_data, attack_label, parse_attack
+from anchorlm.evaluation.tasks._cases import Case, digest
 from anchorlm.files import read_journal
 from anchorlm.models import ModelSettings
 from anchorlm.records import UserError, data_digest

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from anchorlm.evaluation._statistics import Estimate, resampled_prompts
+from anchorlm.evaluation.reports._statistics import Estimate, resampled_prompts
 
 SPENT = ("defense", "n", "median s", "95 % s", "first text s", "× undefended", "forwards per token",
            "s, many at once", "MB")  # fmt: skip
