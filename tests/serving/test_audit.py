@@ -19,8 +19,8 @@ from servers import SECRET, Live
 from anchorlm.guard import Guard
 from anchorlm.records import UserError
 from anchorlm.serving import ApiError, AuditSettings, Served, ServerSettings
-from anchorlm.serving._audit import Audit
 from anchorlm.serving._desk import Desk
+from anchorlm.serving.ops._audit import Audit
 
 TURN = [{"role": "user", "content": f"Where is the {SECRET}?"}]
 
@@ -174,7 +174,7 @@ def test_a_disk_that_hangs_is_waited_for_until_the_deadline_or_hardly_at_all(
 ) -> None:
     settings = {"file": tmp_path / "audit.jsonl", "on_error": on_error}
     live = start_live([Served.of("plain", plain)], audit=settings, deadline=1.0 if on_error == "refuse" else 20.0)
-    monkeypatch.setattr("anchorlm.serving._exchange._LAST_LINE", 0.5)
+    monkeypatch.setattr("anchorlm.serving.session._exchange._LAST_LINE", 0.5)
     go_on = threading.Event()
     write = Audit._write
     monkeypatch.setattr(Audit, "_write", lambda self, data: (go_on.wait(30), write(self, data))[1])
@@ -243,7 +243,7 @@ def test_a_pipe_takes_the_lines_and_a_reader_that_has_gone_is_an_outage(tmp_path
 def test_the_processs_own_output_takes_the_lines(place: str, tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from anchorlm.serving import AuditSettings\n"
-        "from anchorlm.serving._audit import Audit\n"
+        "from anchorlm.serving.ops._audit import Audit\n"
         "audit = Audit(AuditSettings(file=Path(sys.argv[1]), fsync='second'))\n"
         "for number in range(3): audit.write('request', {'number': number})\n"
         "audit.close(); print('still open', file=sys.stderr); print('{}', flush=True)"

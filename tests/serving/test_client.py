@@ -12,7 +12,7 @@ from anchorlm.guard import Guard
 from anchorlm.models._template import control_texts
 from anchorlm.records import TokenScore
 from anchorlm.serving import Served
-from anchorlm.serving._logprobs import LogProbs
+from anchorlm.serving.http._logprobs import LogProbs
 
 TURN = [{"role": "user", "content": "How do I bake bread?"}]
 

@@ -38,7 +38,7 @@ def test_where_a_body_is_asked_for_one_that_is_too_large_is_not_waited_for(live:
 def test_connections_that_ask_for_nothing_keep_nobody_out(
     start_live: Callable[..., Live], plain: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("anchorlm.serving._protocol.HEAD_PATIENCE", 0.5)
+    monkeypatch.setattr("anchorlm.serving.http._protocol.HEAD_PATIENCE", 0.5)
     live = start_live([Served.of("plain", plain)], concurrency=1, queue=0)
     address = ("127.0.0.1", int(live.url.rpartition(":")[2]))
     with ExitStack() as stack:
@@ -56,7 +56,7 @@ def test_a_connection_is_kept_between_requests_and_during_a_long_answer(
         await asyncio.sleep(0.6)
         return 0.0
 
-    monkeypatch.setattr("anchorlm.serving._protocol.HEAD_PATIENCE", 0.4)
+    monkeypatch.setattr("anchorlm.serving.http._protocol.HEAD_PATIENCE", 0.4)
     live = start_live([Served.of("slow", make_guard(slow))])
     with httpx.Client(base_url=live.url, timeout=60) as client:
         for _ in range(2):
@@ -67,7 +67,7 @@ def test_a_connection_is_kept_between_requests_and_during_a_long_answer(
 def test_a_connection_that_is_busy_is_not_taken_for_an_idle_one(
     start_live: Callable[..., Live], plain: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("anchorlm.serving._protocol.HEAD_PATIENCE", 0.3)
+    monkeypatch.setattr("anchorlm.serving.http._protocol.HEAD_PATIENCE", 0.3)
     live = start_live([Served.of("plain", plain)])
     connection = HTTPConnection("localhost", int(live.url.rpartition(":")[2]), timeout=10)
     connection.connect()

@@ -27,10 +27,10 @@ from anchorlm.guard import Guard
 from anchorlm.judging import RubricJudge
 from anchorlm.records import TextDelta, UserError
 from anchorlm.serving import ModelServing, Served, ServerSettings
-from anchorlm.serving._answers import Answer
-from anchorlm.serving._audit import Audit
 from anchorlm.serving._desk import Desk
-from anchorlm.serving._exchange import Exchange
+from anchorlm.serving.ops._audit import Audit
+from anchorlm.serving.session._answers import Answer
+from anchorlm.serving.session._exchange import Exchange
 
 TURN = [{"role": "user", "content": f"Where is the {SECRET}?"}]
 REFUSAL = "I'm sorry, but I can't help with that."

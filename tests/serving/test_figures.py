@@ -14,7 +14,7 @@ from servers import Live
 from anchorlm.guard import Guard
 from anchorlm.records import Decision
 from anchorlm.serving import Served, new_key
-from anchorlm.serving._answers import Answer
+from anchorlm.serving.session._answers import Answer
 
 BODY = {"model": "guarded", "messages": [{"role": "user", "content": "bread"}]}
 HARM = 0.123456789
@@ -155,7 +155,7 @@ def test_a_refusal_that_a_candidate_won_is_told_as_one_whole_and_streamed(
     start_live: Callable[..., Live], make_guard: Callable[..., Guard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     live = start_live([Served.of("guarded", make_guard())])
-    monkeypatch.setattr("anchorlm.serving._answers.RefusalMatcher.is_refusal", lambda self, text: bool(text))
+    monkeypatch.setattr("anchorlm.serving.session._answers.RefusalMatcher.is_refusal", lambda self, text: bool(text))
     url = f"{live.url}/v1/chat/completions"
     whole = httpx.post(url, json=BODY, timeout=60).json()
     message = whole["choices"][0]["message"]

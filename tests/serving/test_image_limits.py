@@ -18,8 +18,8 @@ from anchorlm.engine import LocalEngine
 from anchorlm.guard import Guard
 from anchorlm.models import CausalModel
 from anchorlm.serving import ApiError, Served
-from anchorlm.serving._messages import conversation, load_images, pictures
-from anchorlm.serving._turns import ChatMessage
+from anchorlm.serving.http._messages import conversation, load_images, pictures
+from anchorlm.serving.http._turns import ChatMessage
 
 
 def url(width: int = 4, height: int = 4, cut: int = 0) -> str:

@@ -15,7 +15,7 @@ from servers import Live
 from anchorlm.guard import Guard
 from anchorlm.records import UserError
 from anchorlm.serving import ApiError, Keys, KeySettings, Served, Server, ServerSettings, new_key
-from anchorlm.serving._keys import Caller, KeyFile
+from anchorlm.serving.ops._keys import Caller, KeyFile
 
 TURN = [{"role": "user", "content": "bread"}]
 

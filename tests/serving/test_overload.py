@@ -210,7 +210,7 @@ def test_beyond_the_connections_that_a_server_takes_each_is_told_so(
 
 
 def test_headers_that_come_letter_by_letter_hold_nobody_up(open_server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anchorlm.serving._protocol.HEAD_PATIENCE", 0.5)
+    monkeypatch.setattr("anchorlm.serving.http._protocol.HEAD_PATIENCE", 0.5)
 
     def attack() -> None:
         with ExitStack() as stack:

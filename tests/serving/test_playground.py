@@ -15,7 +15,7 @@ from servers import LIMITS, Live
 
 from anchorlm.guard import Guard
 from anchorlm.serving import ModelServing, Served, new_key
-from anchorlm.serving._shapes import Shape
+from anchorlm.serving.http._shapes import Shape
 
 PAGES = ("playground.html", "docs.html")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: install the package chromium")
@@ -299,7 +299,7 @@ def test_a_key_is_asked_for_and_a_wrong_one_is_told(
 @pytest.fixture
 def told_page(page: Browser, slow: Live, monkeypatch: pytest.MonkeyPatch) -> Browser:
     """A page where whatever a model says is a refusal in its own words."""
-    monkeypatch.setattr("anchorlm.serving._answers.RefusalMatcher.is_refusal", lambda self, text: True)
+    monkeypatch.setattr("anchorlm.serving.session._answers.RefusalMatcher.is_refusal", lambda self, text: True)
     page.open(slow.url)
     page.wait("document.getElementById('left-model').value === 'guarded'")
     return page

@@ -10,14 +10,14 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from anchorlm.records import UserError
-from anchorlm.serving._admission import Admission
-from anchorlm.serving._audit import Audit
 from anchorlm.serving._errors import ApiError
-from anchorlm.serving._keys import Caller, KeyFile, Keys
-from anchorlm.serving._metrics import Metrics
-from anchorlm.serving._probe import bare_seconds_per_token, examine
-from anchorlm.serving._served import Served
 from anchorlm.serving._settings import ServerSettings
+from anchorlm.serving.ops._admission import Admission
+from anchorlm.serving.ops._audit import Audit
+from anchorlm.serving.ops._keys import Caller, KeyFile, Keys
+from anchorlm.serving.ops._metrics import Metrics
+from anchorlm.serving.ops._probe import bare_seconds_per_token, examine
+from anchorlm.serving.session._served import Served
 
 _log = logging.getLogger("anchorlm")
 

@@ -16,13 +16,13 @@ import uvicorn
 from fastapi import FastAPI
 from sse_starlette.sse import SendTimeoutError
 
-from anchorlm.serving._app import create_app
 from anchorlm.serving._desk import Desk
 from anchorlm.serving._errors import without_paths
-from anchorlm.serving._listening import listen
-from anchorlm.serving._protocol import HEAD_BYTES, Punctual
-from anchorlm.serving._served import Served
 from anchorlm.serving._settings import ServerSettings
+from anchorlm.serving.http._app import create_app
+from anchorlm.serving.http._listening import listen
+from anchorlm.serving.http._protocol import HEAD_BYTES, Punctual
+from anchorlm.serving.session._served import Served
 
 _log = logging.getLogger("anchorlm")
 

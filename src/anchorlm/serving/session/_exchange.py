@@ -7,14 +7,14 @@ from time import monotonic, time
 from typing import Any, TypeVar
 
 from anchorlm.records import Messages, Request, TokenScore, prompt_key
-from anchorlm.serving._admission import late
-from anchorlm.serving._answers import Answer
 from anchorlm.serving._desk import Desk
 from anchorlm.serving._errors import ApiError
-from anchorlm.serving._keys import Caller, unknown_key
-from anchorlm.serving._messages import load_images, pictures
-from anchorlm.serving._served import Served
-from anchorlm.serving._tracing import Span
+from anchorlm.serving.http._messages import load_images, pictures
+from anchorlm.serving.ops._admission import late
+from anchorlm.serving.ops._keys import Caller, unknown_key
+from anchorlm.serving.session._answers import Answer
+from anchorlm.serving.session._served import Served
+from anchorlm.serving.session._tracing import Span
 
 T = TypeVar("T")
 

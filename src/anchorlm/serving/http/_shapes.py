@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from anchorlm.records import TokenScore
-from anchorlm.serving._answers import Answer
 from anchorlm.serving._errors import ApiError, unexpected
-from anchorlm.serving._exchange import Exchange
+from anchorlm.serving.session._answers import Answer
+from anchorlm.serving.session._exchange import Exchange
 
 _log = logging.getLogger("anchorlm")
 

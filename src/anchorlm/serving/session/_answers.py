@@ -22,10 +22,10 @@ from anchorlm.records import (
     first_stop,
 )
 from anchorlm.serving._errors import ApiError
-from anchorlm.serving._logprobs import LogProbs
-from anchorlm.serving._runs import Run
-from anchorlm.serving._served import Served
-from anchorlm.serving._stops import StopText
+from anchorlm.serving.http._logprobs import LogProbs
+from anchorlm.serving.session._runs import Run
+from anchorlm.serving.session._served import Served
+from anchorlm.serving.session._stops import StopText
 
 Verdict = Literal["answer", "refusal", "fail_closed"]
 """`refusal`: the configured refusal was given; `fail_closed`: likewise, because the defense could not do its work."""

@@ -12,15 +12,15 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from anchorlm.records import Messages
-from anchorlm.serving._completions import complete
 from anchorlm.serving._desk import Desk
-from anchorlm.serving._door import Door
-from anchorlm.serving._faults import handle_errors
-from anchorlm.serving._messages import conversation
-from anchorlm.serving._reading import describe, described, raw_text, read_body
-from anchorlm.serving._schema import ChatAsk, CompletionAsk
-from anchorlm.serving._served import Served
 from anchorlm.serving._settings import ServerSettings
+from anchorlm.serving.http._completions import complete
+from anchorlm.serving.http._door import Door
+from anchorlm.serving.http._faults import handle_errors
+from anchorlm.serving.http._messages import conversation
+from anchorlm.serving.http._reading import describe, described, raw_text, read_body
+from anchorlm.serving.http._schema import ChatAsk, CompletionAsk
+from anchorlm.serving.session._served import Served
 
 _PAGE_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; "

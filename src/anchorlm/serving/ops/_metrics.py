@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from anchorlm.serving._admission import Admission
-from anchorlm.serving._answers import Answer
-from anchorlm.serving._served import Served
+from anchorlm.serving.ops._admission import Admission
+from anchorlm.serving.session._answers import Answer
+from anchorlm.serving.session._served import Served
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _PER_TOKEN = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)

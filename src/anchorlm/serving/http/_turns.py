@@ -4,7 +4,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, Field, Tag, field_validator, model_validator
 
-from anchorlm.serving._objects import RequestObject, text_or_list, unsupported
+from anchorlm.serving.http._objects import RequestObject, text_or_list, unsupported
 
 MOST_TURNS = 2_000
 """Turns of a conversation, and parts of all of them together."""

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from anchorlm.serving._desk import Desk
 from anchorlm.serving._errors import ALWAYS, ApiError, unexpected
-from anchorlm.serving._exchange import LEFT
+from anchorlm.serving.session._exchange import LEFT
 
 _PATIENCE = 30.0
 """Seconds in which a request's body must have come."""

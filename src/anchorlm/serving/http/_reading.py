@@ -11,7 +11,7 @@ from pydantic.json_schema import models_json_schema
 
 from anchorlm.models import CausalModel
 from anchorlm.serving._errors import ApiError
-from anchorlm.serving._faults import no_object, unfit
+from anchorlm.serving.http._faults import no_object, unfit
 
 T = TypeVar("T", bound=BaseModel)
 

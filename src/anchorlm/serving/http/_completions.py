@@ -12,12 +12,12 @@ from starlette.types import Receive, Scope, Send
 from anchorlm.records import Messages
 from anchorlm.serving._desk import Desk
 from anchorlm.serving._errors import ApiError
-from anchorlm.serving._exchange import LEFT, Exchange
-from anchorlm.serving._keys import Caller
-from anchorlm.serving._schema import Ask
-from anchorlm.serving._served import TRACE
 from anchorlm.serving._settings import ServerSettings
-from anchorlm.serving._shapes import Shape
+from anchorlm.serving.http._schema import Ask
+from anchorlm.serving.http._shapes import Shape
+from anchorlm.serving.ops._keys import Caller
+from anchorlm.serving.session._exchange import LEFT, Exchange
+from anchorlm.serving.session._served import TRACE
 
 
 async def complete(desk: Desk, ask: Ask, request: Request, prompts: Sequence[Messages | str], kind: str) -> Response:

@@ -8,8 +8,8 @@ from typing import Any
 from anchorlm.guard import Guard
 from anchorlm.records import Messages, Request, TooLongError, UserError, as_messages, turn_text
 from anchorlm.serving._errors import ApiError, without_paths
-from anchorlm.serving._messages import pictures
 from anchorlm.serving._settings import Bounds, ModelServing
+from anchorlm.serving.http._messages import pictures
 from anchorlm.team import Team
 
 TRACE = "trace"

@@ -3,8 +3,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from anchorlm.serving._answers import Answer
-from anchorlm.serving._served import Served
+from anchorlm.serving.session._answers import Answer
+from anchorlm.serving.session._served import Served
 
 
 class Span:

@@ -5,7 +5,7 @@ from time import monotonic
 
 from anchorlm.guard import Guard
 from anchorlm.records import AnchorLMError, as_messages
-from anchorlm.serving._served import Served
+from anchorlm.serving.session._served import Served
 
 _TOKENS = 64
 """Longest answer that is timed."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from anchorlm.records import Messages
 from anchorlm.serving._errors import ApiError
-from anchorlm.serving._turns import ChatMessage, Part
+from anchorlm.serving.http._turns import ChatMessage, Part
 
 _ROLES = {"developer": "system"}
 

@@ -4,8 +4,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from anchorlm.serving._objects import Count, Flag, Number, RequestObject, few_names, unsupported
-from anchorlm.serving._turns import ChatMessage, few_turns
+from anchorlm.serving.http._objects import Count, Flag, Number, RequestObject, few_names, unsupported
+from anchorlm.serving.http._turns import ChatMessage, few_turns
 
 Stop = Annotated[str, Field(max_length=200)]
 Name = Annotated[str, Field(max_length=100)]
