@@ -43,7 +43,7 @@ async def picked(
     *,
     prompt_tokens: int,
 ) -> AsyncIterator[Event]:
-    """One of finished beams by the defense's judge (`select`), or its refusal where none is safe enough.
+    """One of finished beams by the defense's judge (`select_safest`), or its refusal where none is safe enough.
 
     Args:
         defense: Whose judge, and whose vocabulary.
@@ -56,7 +56,7 @@ async def picked(
     Raises:
         DefenseError: The judge failed; what was written is in the trace by then.
     """
-    from anchorlm.search import Candidate, blank, release, select, ungraded
+    from anchorlm.search import Candidate, blank, release, select_safest, ungraded
 
     decode = defense.target.model.vocabulary.decode
     texts = [decode(beam.tokens).decode("utf-8", errors="replace") for beam in beams]
@@ -76,6 +76,6 @@ async def picked(
     except DefenseError:
         yield ungraded(candidates)
         raise
-    choice = select(candidates, grades, settings.max_harm, settings.comfort)
+    choice = select_safest(candidates, grades, settings.max_harm, settings.comfort)
     for event in release(choice, candidates, grades, settings.refusal, prompt_tokens=prompt_tokens):
         yield event

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from anchorlm.serving.http._app import create_app
     from anchorlm.serving.http._listening import listen
     from anchorlm.serving.ops._keys import Keys, KeySettings, new_key
-    from anchorlm.serving.session._served import Served
+    from anchorlm.serving.session._model import ServedModel
 else:
     __getattr__, __dir__ = lazily(
         __name__,
@@ -20,10 +20,11 @@ else:
             "_errors": "ApiError",
             "anchorlm.serving.ops._keys": "Keys KeySettings new_key",
             "anchorlm.serving.http._listening": "listen",
-            "anchorlm.serving.session._served": "Served",
+            "anchorlm.serving.session._model": "ServedModel",
             "_server": "Server",
             "_settings": "AuditSettings ModelServing ServerSettings own_output",
         },
+        moved={"anchorlm.serving": "Served=ServedModel"},
     )
 
 __all__ = [
@@ -32,7 +33,7 @@ __all__ = [
     "KeySettings",
     "Keys",
     "ModelServing",
-    "Served",
+    "ServedModel",
     "Server",
     "ServerSettings",
     "create_app",

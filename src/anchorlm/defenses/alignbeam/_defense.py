@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from anchorlm.defenses._base import Defense, room_for, speak
+from anchorlm.defenses._base import Defense, room_for, stream_target
 from anchorlm.defenses._picked import picked
 from anchorlm.defenses.alignbeam._guidance import GUIDED_BY, Guidance, Guided
 from anchorlm.defenses.alignbeam._settings import AlignBeamSettings, MixtureSettings
@@ -43,7 +43,7 @@ class AlignBeam(Defense):
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Mixes, primes, extends, finishes, judges (steps 1 to 6 of the paper)."""
-        from anchorlm.search import Beam, Plan, SafetyState, search, unscored
+        from anchorlm.search import Beam, SafetyState, SearchPlan, search, unscored
 
         settings: AlignBeamSettings = self.settings_for(request)
         prompt = self.target.model.encode(request.prompt)
@@ -55,7 +55,7 @@ class AlignBeam(Defense):
             if (reading := await self.guidance.read(row, anchor, request, settings)) is not None:
                 yield Decision("gate", reading.data)
                 if not reading.open:
-                    async for event in speak(row, self.target, request.generation):
+                    async for event in stream_target(row, self.target, request.generation):
                         yield event
                     return
             first = await self.guidance.open(
@@ -70,7 +70,7 @@ class AlignBeam(Defense):
             )
             if first.guide is None and settings.candidates == 1:
                 yield Decision("chosen", {"why": "alpha is 0 and there is one candidate: the target alone"})
-                async for event in speak(first.target, self.target, request.generation):
+                async for event in stream_target(first.target, self.target, request.generation):
                     yield event
                 return
             tokens = (await first.mixture()).top(settings.candidates)
@@ -78,7 +78,7 @@ class AlignBeam(Defense):
             stops = self.target.model.stop_ids
             candidates = [Primed(m, settings.mixed_tokens, stops, *t) for m, t in zip(mixtures, tokens, strict=True)]
             room = room_for(self.target, len(prompt), request.generation)
-            plan = Plan(beams=len(tokens), keep=len(tokens), block=room, room=room)
+            plan = SearchPlan(beams=len(tokens), keep=len(tokens), block=room, room=room)
             roots = [Beam(candidate, SafetyState(0.0)) for candidate in candidates]
             found = await search(roots, plan, request.generation, unscored)
         for index, mixture in enumerate(mixtures):

@@ -259,12 +259,12 @@ class InferenceGuard(Defense):
 
         Its rows are given back before another search asks for more, so that requests never wait for one another.
         """
-        from anchorlm.search import Alone, Beam, Plan, SafetyState, search
+        from anchorlm.search import Beam, SafetyState, SearchPlan, TargetProposal, search
 
         settings = work.settings
         rounds = None if work.whole else 1
         one = n == 1 and work.whole
-        plan = Plan(
+        plan = SearchPlan(
             beams=n,
             keep=max(1, int(n * settings.keep)),
             block=work.room if one else settings.block,
@@ -280,7 +280,7 @@ class InferenceGuard(Defense):
             if after is not None:
                 row.append(after.tokens, after.scores)
             stops = self.target.model.stop_ids
-            proposal: Proposal = Alone(row, stops)
+            proposal: Proposal = TargetProposal(row, stops)
             if self.guidance is not None and work.reading is None:
                 work.reading = await self.guidance.read(row, self.anchor_for(work.request), work.request, settings)
                 work.guided = work.reading is None or work.reading.open

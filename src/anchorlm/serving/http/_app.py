@@ -12,15 +12,15 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from anchorlm.records import Messages
-from anchorlm.serving._desk import Desk
 from anchorlm.serving._settings import ServerSettings
+from anchorlm.serving._state import ServerState
 from anchorlm.serving.http._completions import complete
-from anchorlm.serving.http._door import Door
 from anchorlm.serving.http._faults import handle_errors
 from anchorlm.serving.http._messages import conversation
+from anchorlm.serving.http._middleware import Middleware
 from anchorlm.serving.http._reading import describe, described, raw_text, read_body
 from anchorlm.serving.http._schema import ChatAsk, CompletionAsk
-from anchorlm.serving.session._served import Served
+from anchorlm.serving.session._model import ServedModel
 
 _PAGE_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
@@ -28,7 +28,7 @@ _PAGE_POLICY = (
 )
 
 
-def create_app(served: Iterable[Served], settings: ServerSettings | None = None) -> FastAPI:
+def create_app(served: Iterable[ServedModel], settings: ServerSettings | None = None) -> FastAPI:
     """The OpenAI-compatible application around some guards.
 
     Args:
@@ -37,18 +37,18 @@ def create_app(served: Iterable[Served], settings: ServerSettings | None = None)
         settings: Limits and habits.
 
     Raises:
-        UserError: As `Desk`.
+        UserError: As `ServerState`.
     """
     settings = settings or ServerSettings()
-    desk = Desk(served, settings)
+    state = ServerState(served, settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        work = [asyncio.ensure_future(desk.start()), asyncio.ensure_future(desk.watch_keys())]
+        work = [asyncio.ensure_future(state.start()), asyncio.ensure_future(state.watch_keys())]
         yield
         for each in work:
             each.cancel()
-        await desk.close()
+        await state.close()
 
     app = FastAPI(
         title="AnchorLM",
@@ -59,16 +59,16 @@ def create_app(served: Iterable[Served], settings: ServerSettings | None = None)
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.state.desk = desk
-    app.add_middleware(Door, desk=desk)
+    app.state.server = state
+    app.add_middleware(Middleware, state=state)
     handle_errors(app)
-    _add_endpoints(app, desk)
-    _add_house(app, desk)
-    describe(app, ChatAsk, *([CompletionAsk] if desk.settings.raw_completions else []))
+    _add_endpoints(app, state)
+    _add_house(app, state)
+    describe(app, ChatAsk, *([CompletionAsk] if state.settings.raw_completions else []))
     return app
 
 
-def _add_endpoints(app: FastAPI, desk: Desk) -> None:
+def _add_endpoints(app: FastAPI, state: ServerState) -> None:
     errors: dict[int | str, dict[str, Any]] = {
         status: {"description": "An error in OpenAI's shape."}
         for status in (400, 401, 403, 404, 405, 408, 413, 429, 503, 504)
@@ -79,14 +79,14 @@ def _add_endpoints(app: FastAPI, desk: Desk) -> None:
         """The guards, with the knobs that requests may set."""
         return {
             "object": "list",
-            "data": [_model(one) for one in desk.models.values()],
-            "anchorlm": {"operator": desk.may_see_all(request.scope["state"]["caller"])},
+            "data": [_model(one) for one in state.models.values()],
+            "anchorlm": {"operator": state.may_see_all(request.scope["state"]["caller"])},
         }
 
     @app.get("/v1/models/{id:path}", responses=errors)
     async def model(id: str) -> dict[str, Any]:
         """One guard."""
-        return _model(desk.model(id))
+        return _model(state.model(id))
 
     @app.post("/v1/chat/completions", responses=errors, openapi_extra=described(ChatAsk))
     async def chat(request: Request) -> Response:
@@ -95,13 +95,13 @@ def _add_endpoints(app: FastAPI, desk: Desk) -> None:
 
         def read() -> tuple[ChatAsk, list[Messages | str]]:
             ask = read_body(ChatAsk, body, kind)
-            images = desk.model(ask.model).guard.defense.target.model.processor is not None
+            images = state.model(ask.model).guard.defense.target.model.processor is not None
             return ask, [conversation(ask.messages, images=images)]
 
-        ask, prompts = await desk.off_the_loop(read)
-        return await complete(desk, ask, request, prompts, "chat")
+        ask, prompts = await state.off_the_loop(read)
+        return await complete(state, ask, request, prompts, "chat")
 
-    if desk.settings.raw_completions:
+    if state.settings.raw_completions:
 
         @app.post("/v1/completions", responses=errors, openapi_extra=described(CompletionAsk))
         async def completion(request: Request) -> Response:
@@ -110,14 +110,14 @@ def _add_endpoints(app: FastAPI, desk: Desk) -> None:
 
             def read() -> tuple[CompletionAsk, list[Messages | str]]:
                 ask = read_body(CompletionAsk, body, kind)
-                model = desk.model(ask.model).guard.defense.target.model
-                return ask, [raw_text(model, prompt) for prompt in ask.prompts[: desk.settings.max_choices + 1]]
+                model = state.model(ask.model).guard.defense.target.model
+                return ask, [raw_text(model, prompt) for prompt in ask.prompts[: state.settings.max_choices + 1]]
 
-            ask, prompts = await desk.off_the_loop(read)
-            return await complete(desk, ask, request, prompts, "text_completion")
+            ask, prompts = await state.off_the_loop(read)
+            return await complete(state, ask, request, prompts, "text_completion")
 
 
-def _add_house(app: FastAPI, desk: Desk) -> None:
+def _add_house(app: FastAPI, state: ServerState) -> None:
     @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -128,17 +128,17 @@ def _add_house(app: FastAPI, desk: Desk) -> None:
     @app.get("/ready", responses={503: {"description": "Not ready."}})
     async def ready() -> JSONResponse:
         """Whether every guard is loaded and has passed its self-test."""
-        if desk.ready:
+        if state.ready:
             return JSONResponse({"status": "ready"})
-        under_way = "testing" if desk.models else "loading"
-        return JSONResponse({"status": "failed" if desk.wrong else under_way, "wrong": desk.wrong}, 503)
+        under_way = "testing" if state.models else "loading"
+        return JSONResponse({"status": "failed" if state.wrong else under_way, "wrong": state.wrong}, 503)
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """For Prometheus."""
-        return Response(desk.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+        return Response(state.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
-    if desk.settings.playground:
+    if state.settings.playground:
 
         @app.get("/", response_class=HTMLResponse, include_in_schema=False)
         async def playground() -> HTMLResponse:
@@ -153,7 +153,7 @@ def _page(name: str) -> str:
     return files("anchorlm.serving").joinpath(name).read_text("utf-8")
 
 
-def _model(served: Served) -> dict[str, Any]:
+def _model(served: ServedModel) -> dict[str, Any]:
     settings = served.guard.defense.settings.model_dump()
     return {
         "id": served.id,

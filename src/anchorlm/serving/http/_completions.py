@@ -10,21 +10,23 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
 
 from anchorlm.records import Messages
-from anchorlm.serving._desk import Desk
 from anchorlm.serving._errors import ApiError
 from anchorlm.serving._settings import ServerSettings
+from anchorlm.serving._state import ServerState
 from anchorlm.serving.http._schema import Ask
 from anchorlm.serving.http._shapes import Shape
 from anchorlm.serving.ops._keys import Caller
-from anchorlm.serving.session._exchange import LEFT, Exchange
-from anchorlm.serving.session._served import TRACE
+from anchorlm.serving.session._model import TRACE
+from anchorlm.serving.session._session import LEFT, RequestSession
 
 
-async def complete(desk: Desk, ask: Ask, request: Request, prompts: Sequence[Messages | str], kind: str) -> Response:
+async def complete(
+    state: ServerState, ask: Ask, request: Request, prompts: Sequence[Messages | str], kind: str
+) -> Response:
     """Answers a request, whole or as a stream.
 
     Args:
-        desk: Of the server.
+        state: Of the server.
         ask: The body.
         request: What it came with.
         prompts: Conversations, or texts to go on with.
@@ -34,21 +36,21 @@ async def complete(desk: Desk, ask: Ask, request: Request, prompts: Sequence[Mes
         ApiError: The request is not in order, over a limit, or could not be answered.
     """
     caller: Caller = request.scope["state"]["caller"]
-    served = desk.model(ask.model)
-    if not desk.ready:
-        raise desk.not_ready()
-    if not 1 <= len(prompts) * ask.choices <= desk.settings.max_choices:
-        most = desk.settings.max_choices
+    served = state.model(ask.model)
+    if not state.ready:
+        raise state.not_ready()
+    if not 1 <= len(prompts) * ask.choices <= state.settings.max_choices:
+        most = state.settings.max_choices
         raise ApiError(400, f"One request gets 1 to {most} answers here: send fewer prompts, or a lower n.", param="n",
                        code="too_many_choices")  # fmt: skip
     knobs = {name: value for name, value in ask.own.items() if name != TRACE and value is not None}
-    trace = _wants_trace(ask, desk, caller)
+    trace = _wants_trace(ask, state, caller)
     served.check_sampling(temperature=ask.temperature, top_p=ask.top_p)
     generation = ask.generation()
-    if "logprobs" in generation and not desk.settings.logprobs:
+    if "logprobs" in generation and not state.settings.logprobs:
         raise ApiError(400, "This server gives no log-probabilities: leave logprobs out.", param="logprobs",
                        code="unsupported_parameter")  # fmt: skip
-    longest = desk.settings.max_tokens
+    longest = state.settings.max_tokens
     if longest is not None and generation.get("max_new_tokens", 0) > longest:
         raise ApiError(400, f"An answer has at most {longest} tokens here: ask for no more.", param="max_tokens",
                        code="out_of_bounds")  # fmt: skip
@@ -59,36 +61,38 @@ async def complete(desk: Desk, ask: Ask, request: Request, prompts: Sequence[Mes
         for index in range(ask.choices)
     ]
     id = request.scope["state"]["request_id"]
-    exchange = Exchange(id, desk, served, caller, requests, operation=kind, streamed=bool(ask.stream), trace=trace)
-    shape = Shape(exchange, kind)
+    session = RequestSession(
+        id, state, served, caller, requests, operation=kind, streamed=bool(ask.stream), trace=trace
+    )
+    shape = Shape(session, kind)
     if not ask.stream:
-        if not await _unless_left(request, _whole(exchange)):
+        if not await _unless_left(request, _whole(session)):
             return Response(status_code=LEFT)
         return JSONResponse(shape.whole())
-    if not await _unless_left(request, _opened(exchange)):
+    if not await _unless_left(request, _opened(session)):
         return Response(status_code=LEFT)
     usage = ask.stream_options is not None and bool(ask.stream_options.include_usage)
-    return _Stream(exchange, shape.events(usage=usage), desk.settings)
+    return _Stream(session, shape.events(usage=usage), state.settings)
 
 
-def _wants_trace(ask: Ask, desk: Desk, caller: Caller) -> bool:
+def _wants_trace(ask: Ask, state: ServerState, caller: Caller) -> bool:
     trace = ask.own.get(TRACE)
     if trace is not None and not isinstance(trace, bool):
         raise ApiError(400, "trace is true or false.", param="anchorlm.trace", code="invalid_value")
-    if trace and not desk.may_see_all(caller):
+    if trace and not state.may_see_all(caller):
         raise ApiError(403, "The full trace is the operator's: use a key with operator = true.", param="anchorlm.trace",
                        code="operator_only")  # fmt: skip
     return bool(trace)
 
 
-async def _whole(exchange: Exchange) -> None:
-    await exchange.begin()
-    await exchange.whole()
+async def _whole(session: RequestSession) -> None:
+    await session.begin()
+    await session.whole()
 
 
-async def _opened(exchange: Exchange) -> None:
-    await exchange.begin()
-    await exchange.look()
+async def _opened(session: RequestSession) -> None:
+    await session.begin()
+    await session.look()
 
 
 async def _unless_left(request: Request, work: Any) -> bool:
@@ -111,9 +115,11 @@ async def _unless_left(request: Request, work: Any) -> bool:
 
 
 class _Stream(EventSourceResponse):
-    """A stream whose exchange ends with it, however it ends."""
+    """A stream whose session ends with it, however it ends."""
 
-    def __init__(self, exchange: Exchange, events: AsyncIterator[dict[str, str]], settings: ServerSettings) -> None:
+    def __init__(
+        self, session: RequestSession, events: AsyncIterator[dict[str, str]], settings: ServerSettings
+    ) -> None:
         super().__init__(
             events,
             ping=settings.keep_alive,
@@ -122,7 +128,7 @@ class _Stream(EventSourceResponse):
             send_timeout=settings.send_timeout,
             shutdown_grace_period=settings.drain,
         )
-        self._exchange = exchange
+        self._exchange = session
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""

@@ -8,7 +8,7 @@ from typing import Any
 from anchorlm.records import TokenScore
 from anchorlm.serving._errors import ApiError, unexpected
 from anchorlm.serving.session._answers import Answer
-from anchorlm.serving.session._exchange import Exchange
+from anchorlm.serving.session._session import RequestSession
 
 _log = logging.getLogger("anchorlm")
 
@@ -16,18 +16,18 @@ _OBJECTS = {"chat": ("chat.completion", "chatcmpl"), "text_completion": ("text_c
 
 
 class Shape:
-    """An exchange in OpenAI's form.
+    """An session in OpenAI's form.
 
     Args:
-        exchange: The exchange.
+        session: The session.
         kind: `chat` or `text_completion`.
     """
 
-    def __init__(self, exchange: Exchange, kind: str) -> None:
-        self._exchange = exchange
+    def __init__(self, session: RequestSession, kind: str) -> None:
+        self._exchange = session
         self._chat = kind == "chat"
         self._object, prefix = _OBJECTS[kind]
-        self._id = f"{prefix}-{exchange.id}"
+        self._id = f"{prefix}-{session.id}"
 
     def whole(self) -> dict[str, Any]:
         """The body of an answer that came at once."""

@@ -4,7 +4,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from anchorlm.serving.ops._admission import Admission
 from anchorlm.serving.session._answers import Answer
-from anchorlm.serving.session._served import Served
+from anchorlm.serving.session._model import ServedModel
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _PER_TOKEN = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
@@ -49,7 +49,7 @@ class Metrics:
         self.bare: dict[str, float] = {}
         """Seconds per token of each model's target alone."""
 
-    def know(self, served: Served) -> None:
+    def know(self, served: ServedModel) -> None:
         """Shows a model's counters from the start, so that an alert on a first failure can see it rise."""
         names = (served.id, served.guard.defense.name)
         for metric in (self._refused, self._fallbacks, self._failed):
@@ -63,11 +63,11 @@ class Metrics:
         """Counts the seconds that a request has waited for its turn."""
         self._waited.observe(waited)
 
-    def left(self, served: Served) -> None:
+    def left(self, served: ServedModel) -> None:
         """Counts an answer that nobody waited for, or that was not ready in time."""
         self._answers.labels(served.id, served.guard.defense.name, "abandoned").inc()
 
-    def answer(self, served: Served, answer: Answer) -> None:
+    def answer(self, served: ServedModel, answer: Answer) -> None:
         """Counts an answer that has ended."""
         names = (served.id, served.guard.defense.name)
         self._answers.labels(*names, answer.decision).inc()

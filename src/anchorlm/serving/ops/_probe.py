@@ -5,7 +5,7 @@ from time import monotonic
 
 from anchorlm.guard import Guard
 from anchorlm.records import AnchorLMError, as_messages
-from anchorlm.serving.session._served import Served
+from anchorlm.serving.session._model import ServedModel
 
 _TOKENS = 64
 """Longest answer that is timed."""
@@ -13,7 +13,7 @@ _TOKENS = 64
 _log = logging.getLogger("anchorlm")
 
 
-async def examine(served: Served, *, raw: bool) -> list[str]:
+async def examine(served: ServedModel, *, raw: bool) -> list[str]:
     """Whether a guard passes its probe through every door that is open to clients.
 
     Args:
@@ -29,7 +29,7 @@ async def examine(served: Served, *, raw: bool) -> list[str]:
     return [f"{served.id} {served.public(one.said)}" for one in found.failures]
 
 
-async def bare_seconds_per_token(served: Served) -> float | None:
+async def bare_seconds_per_token(served: ServedModel) -> float | None:
     """Seconds that the target alone takes for a token, with nobody else about; None if it gets nothing out."""
     guard = Guard(served.guard.defense.target, generation=served.guard.generation)
     probe = as_messages(served.guard.probes.harmless)

@@ -23,8 +23,8 @@ from anchorlm.records import (
 )
 from anchorlm.serving._errors import ApiError
 from anchorlm.serving.http._logprobs import LogProbs
+from anchorlm.serving.session._model import ServedModel
 from anchorlm.serving.session._runs import Run
-from anchorlm.serving.session._served import Served
 from anchorlm.serving.session._stops import StopText
 
 Verdict = Literal["answer", "refusal", "fail_closed"]
@@ -49,7 +49,7 @@ class Answer:
 
     def __init__(
         self,
-        served: Served,
+        served: ServedModel,
         request: Request,
         request_id: str,
         deadline: float,

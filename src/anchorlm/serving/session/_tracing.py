@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from anchorlm.serving.session._answers import Answer
-from anchorlm.serving.session._served import Served
+from anchorlm.serving.session._model import ServedModel
 
 
 class Span:
@@ -13,7 +13,7 @@ class Span:
     Prompts and answers are never attributes.
     """
 
-    def __init__(self, operation: str, served: Served, request_id: str) -> None:
+    def __init__(self, operation: str, served: ServedModel, request_id: str) -> None:
         self._span: Any = None
         try:
             from opentelemetry import trace

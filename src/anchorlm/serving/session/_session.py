@@ -7,13 +7,13 @@ from time import monotonic, time
 from typing import Any, TypeVar
 
 from anchorlm.records import Messages, Request, TokenScore, prompt_key
-from anchorlm.serving._desk import Desk
 from anchorlm.serving._errors import ApiError
+from anchorlm.serving._state import ServerState
 from anchorlm.serving.http._messages import load_images, pictures
 from anchorlm.serving.ops._admission import late
 from anchorlm.serving.ops._keys import Caller, unknown_key
 from anchorlm.serving.session._answers import Answer
-from anchorlm.serving.session._served import Served
+from anchorlm.serving.session._model import ServedModel
 from anchorlm.serving.session._tracing import Span
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ LEFT = 499
 """Stands for the status of a request whose client left before it was answered."""
 
 
-class Exchange:
+class RequestSession:
     """One request from its admission to its last byte: its answers, and what is counted and written down of it.
 
     Attributes:
@@ -46,8 +46,8 @@ class Exchange:
     def __init__(
         self,
         id: str,
-        desk: Desk,
-        served: Served,
+        state: ServerState,
+        served: ServedModel,
         caller: Caller,
         requests: Sequence[Request],
         *,
@@ -59,7 +59,7 @@ class Exchange:
         self.created = int(time())
         self.served = served
         self.answers: list[Answer] = []
-        self._desk = desk
+        self._desk = state
         self._caller = caller
         self._requests = requests
         self._operation = operation
@@ -70,7 +70,7 @@ class Exchange:
         self._waited: float | None = None
         self._span: Span | None = None
         self._ended = False
-        self._deadline = asyncio.get_running_loop().time() + desk.settings.deadline
+        self._deadline = asyncio.get_running_loop().time() + state.settings.deadline
 
     async def begin(self) -> None:
         """Waits for its turn, writes the request down and starts its answers.

@@ -13,9 +13,9 @@ from uuid import uuid4
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from anchorlm.serving._desk import Desk
 from anchorlm.serving._errors import ALWAYS, ApiError, unexpected
-from anchorlm.serving.session._exchange import LEFT
+from anchorlm.serving._state import ServerState
+from anchorlm.serving.session._session import LEFT
 
 _PATIENCE = 30.0
 """Seconds in which a request's body must have come."""
@@ -35,14 +35,14 @@ _LOCAL = ("localhost", "127.0.0.1", "[::1]", "::1")
 _log = logging.getLogger("anchorlm")
 
 
-class Door:
+class Middleware:
     """Stands before the application: nothing is read of a request, let alone parsed, before its key is known and its
     size is bounded; and only where there is something to ask for.
     """
 
-    def __init__(self, app: ASGIApp, desk: Desk) -> None:
+    def __init__(self, app: ASGIApp, state: ServerState) -> None:
         self._app = app
-        self._desk = desk
+        self._desk = state
         self._notes, self._noted, self._unnoted = float(_MOST_NOTES), monotonic(), 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

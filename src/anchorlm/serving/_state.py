@@ -17,7 +17,7 @@ from anchorlm.serving.ops._audit import Audit
 from anchorlm.serving.ops._keys import Caller, KeyFile, Keys
 from anchorlm.serving.ops._metrics import Metrics
 from anchorlm.serving.ops._probe import bare_seconds_per_token, examine
-from anchorlm.serving.session._served import Served
+from anchorlm.serving.session._model import ServedModel
 
 _log = logging.getLogger("anchorlm")
 
@@ -38,7 +38,7 @@ class UnderWay(Protocol):
         """Ends it, if it is one of theirs."""
 
 
-class Desk:
+class ServerState:
     """What all requests to one server share.
 
     Attributes:
@@ -56,8 +56,8 @@ class Desk:
         UserError: No guard, two of one name, unreadable keys, or an audit log that cannot be written.
     """
 
-    def __init__(self, served: Iterable[Served], settings: ServerSettings) -> None:
-        self.models: dict[str, Served] = {}
+    def __init__(self, served: Iterable[ServedModel], settings: ServerSettings) -> None:
+        self.models: dict[str, ServedModel] = {}
         self.settings = settings
         self.keys = Keys.load(settings.keys) if settings.keys else Keys({}, trusted=settings.on_loopback)
         self._key_file = KeyFile(settings.keys, self.keys) if settings.keys else None
@@ -72,16 +72,16 @@ class Desk:
         self.ready = False
         self.wrong: list[str] = []
         self.error: BaseException | None = None
-        self._coming: Iterable[Served] | None = None
+        self._coming: Iterable[ServedModel] | None = None
         if isinstance(served, Sequence):
             self._take(served)
         else:
             self._coming = served
 
-    def _take(self, served: Sequence[Served]) -> None:
+    def _take(self, served: Sequence[ServedModel]) -> None:
         if not served:
             raise UserError("There is nothing to serve: give at least one recipe.")
-        models: dict[str, Served] = {}
+        models: dict[str, ServedModel] = {}
         for one in served:
             if one.id in models:
                 raise UserError(f"Two recipes are served as {one.id!r}: give one of them another id in its [serve].")
@@ -90,7 +90,7 @@ class Desk:
             self.metrics.know(one)
         self.models = models
 
-    def model(self, id: str | None) -> Served:
+    def model(self, id: str | None) -> ServedModel:
         """The guard of a name; without one, the first.
 
         Raises:
@@ -140,7 +140,7 @@ class Desk:
     async def _load(self) -> None:
         """Goes through what comes, on a thread that nobody waits for when the server ends."""
         loop, coming = asyncio.get_running_loop(), self._coming
-        loaded: asyncio.Future[list[Served]] = loop.create_future()
+        loaded: asyncio.Future[list[ServedModel]] = loop.create_future()
 
         def tell(done: Callable[[], None]) -> None:
             if not loaded.done():

@@ -17,7 +17,7 @@ TRACE = "trace"
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ServedModel:
     """A guard as clients see it.
 
     Attributes:
@@ -35,7 +35,9 @@ class Served:
     patience: float | None = None
 
     @classmethod
-    def of(cls, id: str, guard: Guard, serving: ModelServing | None = None, *, judge_timeout: float = 60.0) -> Served:
+    def of(
+        cls, id: str, guard: Guard, serving: ModelServing | None = None, *, judge_timeout: float = 60.0
+    ) -> ServedModel:
         """Prepares a guard for serving; the one that is given stays as it is.
 
         Args:
