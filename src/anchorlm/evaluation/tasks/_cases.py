@@ -9,7 +9,7 @@ from random import Random
 from typing import Any, Literal, get_args
 
 from anchorlm.evaluation.tasks._tasks import INTENTS, AnswerForm, number, solution
-from anchorlm.files import BadRow, Row, read_rows
+from anchorlm.files import BadRow, PromptRow, read_rows
 from anchorlm.records import Messages, UserError, as_messages, data_digest
 
 _log = logging.getLogger("anchorlm")
@@ -73,11 +73,11 @@ class Half:
     part: Literal["dev", "sealed"]
     dev: int | None = None
 
-    def of(self, rows: Sequence[Row | BadRow]) -> list[Row | BadRow]:
+    def of(self, rows: Sequence[PromptRow | BadRow]) -> list[PromptRow | BadRow]:
         """The rows of this part in the order of the cut; malformed ones belong to both."""
-        first: dict[str, Row | BadRow] = {}
+        first: dict[str, PromptRow | BadRow] = {}
         for row in rows:
-            if isinstance(row, Row):
+            if isinstance(row, PromptRow):
                 first.setdefault(str(row.prompt).strip(), row)
         chosen = halves(first, self.dev)[self.part != "dev"]
         return [*(row for row in rows if isinstance(row, BadRow)), *(first[text] for text in chosen)]
@@ -229,56 +229,58 @@ def digest(cases: Sequence[Case]) -> str:
     return data_digest(f"{case.messages}{case.kind}{case.answer}" for case in cases)
 
 
-def _fields(row: Row) -> Mapping[str, Any]:
+def _fields(row: PromptRow) -> Mapping[str, Any]:
     return {name.strip().lower(): value for name, value in row.fields.items()}
 
 
-def _format(rows: Sequence[Row | BadRow], column: str | None) -> _Format | None:
-    known = [_fields(row) for row in rows if isinstance(row, Row) and row.fields]
+def _format(rows: Sequence[PromptRow | BadRow], column: str | None) -> _Format | None:
+    known = [_fields(row) for row in rows if isinstance(row, PromptRow) and row.fields]
     return next((one for one in FORMATS if one.fits(known)), None) if column is None else None
 
 
-def _rows_with(rows: Sequence[Row | BadRow], column: str, value: str, file: str) -> list[Row | BadRow]:
+def _rows_with(rows: Sequence[PromptRow | BadRow], column: str, value: str, file: str) -> list[PromptRow | BadRow]:
     """The rows whose column holds a value, and the malformed ones, of which nobody knows.
 
     Raises:
         UserError: There is none.
     """
-    held = [_fields(row).get(column.lower(), "") if isinstance(row, Row) else None for row in rows]
+    held = [_fields(row).get(column.lower(), "") if isinstance(row, PromptRow) else None for row in rows]
     kept = [row for row, one in zip(rows, held, strict=True) if one is None or str(one).strip() == value]
-    if not any(isinstance(row, Row) for row in kept):
+    if not any(isinstance(row, PromptRow) for row in kept):
         known = sorted({str(one).strip() for one in held if one})[:10]
         has = f"only {', '.join(known)}" if known else "no such column"
         raise UserError(f"No row of {file} has {value!r} in its column {column}: there is {has}.")
     return kept
 
 
-def _spelled(rows: Sequence[Row | BadRow], column: str) -> str:
+def _spelled(rows: Sequence[PromptRow | BadRow], column: str) -> str:
     """The column as the file spells it."""
-    names = next(row.fields for row in rows if isinstance(row, Row) and row.fields)
+    names = next(row.fields for row in rows if isinstance(row, PromptRow) and row.fields)
     return next(name for name in names if name.strip().lower() == column)
 
 
-def _decoded(rows: Sequence[Row | BadRow], codes: tuple[str, ...], file: str) -> list[Row | BadRow]:
+def _decoded(rows: Sequence[PromptRow | BadRow], codes: tuple[str, ...], file: str) -> list[PromptRow | BadRow]:
     """The rows, with words for the numbers that are their labels.
 
     Raises:
         UserError: The numbers are others, or the last is missing: SST-2 and CoLA have the same columns, but 0 and 1.
     """
     words = {str(code): word for code, word in enumerate(codes)}
-    labels = [str(_fields(row).get("label", "")).strip() if isinstance(row, Row) else "" for row in rows]
+    labels = [str(_fields(row).get("label", "")).strip() if isinstance(row, PromptRow) else "" for row in rows]
     numbers = {label for label in labels if number(label)}
     if numbers and not {str(len(codes) - 1)} <= numbers <= words.keys():
         raise UserError(
             f"The labels of {file} are numbers, but not {', '.join(words)} for {', '.join(codes)}: write them as words."
         )
     return [
-        replace(row, fields={**_fields(row), "label": words[label]}) if isinstance(row, Row) and label in words else row
+        replace(row, fields={**_fields(row), "label": words[label]})
+        if isinstance(row, PromptRow) and label in words
+        else row
         for row, label in zip(rows, labels, strict=True)
     ]
 
 
-def _case(row: Row, found: _Format | None, kind: Kind | None, file: str) -> Case:
+def _case(row: PromptRow, found: _Format | None, kind: Kind | None, file: str) -> Case:
     fields = _fields(row)
     told = kind or _own_kind(fields, found, file, row.line) or _of_format(found, file) or _named(file)
     if told is None:
