@@ -175,7 +175,7 @@ class Output:
         row = rows[index] if 0 <= index < len(rows) else None
         if not isinstance(row, PromptRow) or record.get(_field(row.prompt)) != row.prompt:
             raise UserError(
-                f"PromptRow {index} of {str(path)!r} answers another prompt than the input has there: choose another output, "
+                f"Row {index} of {str(path)!r} answers another prompt than the input has there: choose another output, "
                 "or start it anew with --overwrite."
             )
         return record

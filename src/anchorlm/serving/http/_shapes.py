@@ -16,7 +16,7 @@ _OBJECTS = {"chat": ("chat.completion", "chatcmpl"), "text_completion": ("text_c
 
 
 class Shape:
-    """An session in OpenAI's form.
+    """A session in OpenAI's form.
 
     Args:
         session: The session.
