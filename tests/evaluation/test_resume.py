@@ -30,9 +30,9 @@ from anchorlm.evaluation import (
     figures,
     write_tables,
 )
-from anchorlm.evaluation._contestants import Pool
-from anchorlm.evaluation._folder import ANSWERS, RECIPE, Setting, read_answers, read_timings, weights
-from anchorlm.evaluation._workers import records
+from anchorlm.evaluation.runs._contestants import Pool
+from anchorlm.evaluation.runs._folder import ANSWERS, RECIPE, Setting, read_answers, read_timings, weights
+from anchorlm.evaluation.runs._workers import records
 from anchorlm.judging import Outcome
 from anchorlm.records import Artifact, DefenseError, Request, Response, UserError
 
@@ -326,9 +326,9 @@ import os, sys, time
 from pathlib import Path
 
 from anchorlm.evaluation import CompareRecipe
-from anchorlm.evaluation._contestants import Pool
-from anchorlm.evaluation._folder import Setting
-from anchorlm.evaluation._workers import records
+from anchorlm.evaluation.runs._contestants import Pool
+from anchorlm.evaluation.runs._folder import Setting
+from anchorlm.evaluation.runs._workers import records
 
 
 def wait(setting, pool, hand_over, pair):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anchorlm.evaluation import attack_names, parse_attack
-from anchorlm.evaluation._attacks import seeded
+from anchorlm.evaluation.tasks._attacks import seeded
 from anchorlm.judging import request_text
 from anchorlm.zoo._lexicon import kinds, nouns
 from tools.zoo._facts import named

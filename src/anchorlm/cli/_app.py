@@ -8,7 +8,7 @@ import typer
 
 from anchorlm.cli._errors import OneSentence
 from anchorlm.cli._fit_alignbeam import fit
-from anchorlm.cli._fit_guard import calibrate
+from anchorlm.cli._fit_inferenceguard import calibrate
 from anchorlm.records import UserError
 
 if TYPE_CHECKING:

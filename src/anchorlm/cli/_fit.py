@@ -32,7 +32,7 @@ Changes = Annotated[
     list[str] | None,
     typer.Option("--set", help="A recipe's value, as in target.dtype=bfloat16; may be repeated.", metavar="A.B=C"),
 ]
-Reader = Annotated[
+ReaderOption = Annotated[
     str | None,
     typer.Option("--reader", help="Aligned model that the gate may read, too; without it that is the anchor."),
 ]
@@ -66,7 +66,7 @@ def fit_inferaligner(
     anchor: Annotated[
         str | None, typer.Option("--anchor", help="Aligned model, of any family, that lends its vectors.")
     ] = None,
-    reader: Reader = None,
+    reader: ReaderOption = None,
     recipe: RecipeFile = None,
     changes: Changes = None,
     whitening: Annotated[

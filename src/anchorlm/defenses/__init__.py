@@ -6,7 +6,7 @@ from anchorlm._lazy import lazily
 
 if TYPE_CHECKING:
     from anchorlm.defenses._args import ARGS, ARGSSettings
-    from anchorlm.defenses._base import Defense, DefenseSettings, defense_names, find_defense, speak
+    from anchorlm.defenses._base import Defense, DefenseSettings, defense_names, find_defense, stream_target
     from anchorlm.defenses._best_of_n import BestOfN, BestOfNSettings
     from anchorlm.defenses._blockwise import (
         BeamSearch,
@@ -31,7 +31,7 @@ else:
         __name__,
         {
             "_args": "ARGS ARGSSettings",
-            "_base": "Defense DefenseSettings defense_names find_defense speak",
+            "_base": "Defense DefenseSettings defense_names find_defense stream_target",
             "_best_of_n": "BestOfN BestOfNSettings",
             "_blockwise": "BeamSearch BeamSearchSettings ControlledDecoding ControlledDecodingSettings",
             "_prompting": "GoalPriority GoalPrioritySettings SelfReminder SelfReminderSettings",
@@ -48,6 +48,7 @@ else:
             "anchorlm.team": "Needs Team",
         },
         moved={
+            "anchorlm.defenses": "speak=stream_target",
             "anchorlm.defenses.alignbeam": "EVIDENCE opening_score readers_of",
             "anchorlm.defenses.inferenceguard": "CALIBRATION generation_data scorers_digest",
         },
@@ -90,5 +91,5 @@ __all__ = [
     "defense_names",
     "find_defense",
     "safe_decoding_step",
-    "speak",
+    "stream_target",
 ]

@@ -259,7 +259,7 @@ class Speech:
             yield TextDelta(left)
 
 
-async def speak(
+async def stream_target(
     sequence: TokenSequence, target: Engine, generation: GenerationSettings, speech: Speech | None = None
 ) -> AsyncIterator[Event]:
     """Lets the target go on by itself and hands its text on token by token.

@@ -31,16 +31,16 @@ class BestOfN(Defense):
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Samples, judges, picks."""
-        from anchorlm.search import Alone, Beam, Plan, SafetyState, search, unscored
+        from anchorlm.search import Beam, SafetyState, SearchPlan, TargetProposal, search, unscored
 
         settings: BestOfNSettings = self.settings_for(request)
         ids = self.target.model.encode(request.prompt)
         generation = request.generation
         room = room_for(self.target, len(ids), generation)
-        plan = Plan(beams=settings.n, keep=settings.n, block=room, room=room)
+        plan = SearchPlan(beams=settings.n, keep=settings.n, block=room, room=room)
         async with self.target.open(ids, rows=settings.n, room=room) as root:
             await root.logits()  # one prefill, shared by all
-            beam = Beam(Alone(root, self.target.model.stop_ids), SafetyState(0.0))
+            beam = Beam(TargetProposal(root, self.target.model.stop_ids), SafetyState(0.0))
             found = await search([beam], plan, varied(generation, settings.temperature), unscored)
         picks = Picks(self, request, settings)
         await picks.add(found.beams, [None] * len(found.beams))

@@ -38,7 +38,7 @@ class PickingSettings(Protocol):
 
 @dataclass
 class Picks:
-    """Whole responses, graded as they come, one of which is given; or the refusal where none is safe enough (`select`).
+    """Whole responses, graded as they come, one of which is given; or the refusal where none is safe enough (`select_safest`).
 
     Args:
         defense: Whose judge, and whose vocabulary.
@@ -91,12 +91,12 @@ class Picks:
         Raises:
             DefenseError: The judge failed; what was written is in the trace by then.
         """
-        from anchorlm.search import release, select, ungraded
+        from anchorlm.search import release, select_safest, ungraded
 
         if self._error is not None:
             yield ungraded(self._candidates)
             raise self._error
-        choice = select(self._candidates, self._grades, self.settings.max_harm, self.settings.comfort)
+        choice = select_safest(self._candidates, self._grades, self.settings.max_harm, self.settings.comfort)
         if choice is not None and (left := openings - len(self._candidates)) > 0:
             rest = "1 opening was" if left == 1 else f"{left} openings were"
             choice = replace(choice, why=f"{choice.why}; {rest} not finished")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from anchorlm.defenses._base import Defense, DefenseSettings, speak
+from anchorlm.defenses._base import Defense, DefenseSettings, stream_target
 from anchorlm.records import Access, Artifact, Decision, Event, Folder, Request
 from anchorlm.team import Needs, Team
 
@@ -95,5 +95,5 @@ class REControl(Defense):
         ) as row:
             if settings.steps and settings.rate:
                 row.steer(Steering({last: ascent}))
-            async for event in speak(row, self.target, request.generation):
+            async for event in stream_target(row, self.target, request.generation):
                 yield event

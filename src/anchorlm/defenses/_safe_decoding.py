@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from anchorlm.defenses._base import Defense, DefenseSettings, Speech, room_for, speak
+from anchorlm.defenses._base import Defense, DefenseSettings, Speech, room_for, stream_target
 from anchorlm.records import (
     Access,
     Decision,
@@ -136,7 +136,9 @@ class SafeDecoding(Defense):
                     yield piece
                 yield Finished("stop" if ended else "length", Usage(len(prompt), steered, steered))
                 return
-            async for event in speak(row, self.target, generation.model_copy(update={"max_new_tokens": left}), speech):
+            async for event in stream_target(
+                row, self.target, generation.model_copy(update={"max_new_tokens": left}), speech
+            ):
                 yield event
 
     @property

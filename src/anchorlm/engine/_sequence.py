@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from anchorlm.engine._batch import Row
+from anchorlm.engine._batch import SlotRow
 from anchorlm.engine._pending import PendingCall
 from anchorlm.engine._protocol import Generated
 from anchorlm.engine._sampling import Sampler
@@ -40,7 +40,7 @@ class LocalSequence:
 
     __slots__ = ("_engine", "_last", "_scores", "call", "closed", "group", "prompt_length", "row")
 
-    def __init__(self, engine: Home, group: SequenceGroup[LocalSequence], row: Row, prompt_length: int) -> None:
+    def __init__(self, engine: Home, group: SequenceGroup[LocalSequence], row: SlotRow, prompt_length: int) -> None:
         self._engine = engine
         self._last: Tensor | None = None
         self._scores: dict[int, TokenScore] = {}

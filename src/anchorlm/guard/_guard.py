@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from anchorlm.defenses import Defense
 from anchorlm.engine import as_done, runtime
@@ -41,6 +41,9 @@ from anchorlm.team import (
     start_judge,
     start_scorer,
 )
+
+if TYPE_CHECKING:
+    from anchorlm.guard._examine import Findings
 
 _log = logging.getLogger("anchorlm")
 
@@ -161,6 +164,21 @@ class Guard:
             on_error=on_error,
             probes=recipe.probe,
         )
+
+    @staticmethod
+    def check(recipe: str | Path | Recipe, **changes: Any) -> Findings:
+        """What `anchorlm check` prints of a recipe, found from configurations and tokenizers: no weights are loaded.
+
+        Args:
+            recipe: A TOML file, or a recipe.
+            **changes: Values to put over the file's, by dotted name.
+
+        Raises:
+            UserError: The file is no recipe.
+        """
+        from anchorlm.guard._examine import examine
+
+        return examine(recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, changes))
 
     # --- before the first request -----------------------------------------------------------------------------------
 

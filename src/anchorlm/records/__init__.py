@@ -43,7 +43,7 @@ else:
             "_sketches": "Sketches likeness plain sketch sketches",
         },
         moved={
-            "anchorlm.files": "BadRow Journal Row append_line cache_folder hold lock read_journal read_rows "
+            "anchorlm.files": "BadRow Journal Row=PromptRow append_line cache_folder hold lock read_journal read_rows "
             "read_toml table_rows",
         },
     )

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
-from anchorlm.defenses._base import Defense, room_for, speak
+from anchorlm.defenses._base import Defense, room_for, stream_target
 from anchorlm.defenses._picked import Picks
 from anchorlm.defenses.alignbeam._guidance import GUIDED_BY, Guidance, Guided
 from anchorlm.defenses.alignbeam._settings import AlignBeamSettings, MixtureSettings
@@ -15,7 +15,7 @@ from anchorlm.team import Needs, Team
 if TYPE_CHECKING:
     from anchorlm.defenses.alignbeam._mixture import MixedSequence
     from anchorlm.engine import TokenSequence
-    from anchorlm.search import Beam, Diversity, Plan
+    from anchorlm.search import Beam, Diversity, SearchPlan
 
 
 class AlignBeam(Defense):
@@ -45,7 +45,7 @@ class AlignBeam(Defense):
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Mixes, primes, extends, finishes, judges (steps 1 to 6 of the paper), each only as far as it is needed."""
-        from anchorlm.search import Beam, Plan, SafetyState, search, unscored, write
+        from anchorlm.search import Beam, SearchPlan, SafetyState, search, unscored, write
 
         settings: AlignBeamSettings = self.settings_for(request)
         prompt = self.target.model.encode(request.prompt)
@@ -57,7 +57,7 @@ class AlignBeam(Defense):
             if (reading := await self.guidance.read(row, anchor, request, settings)) is not None:
                 yield Decision("gate", reading.data)
                 if not reading.open:
-                    async for event in speak(row, self.target, request.generation):
+                    async for event in stream_target(row, self.target, request.generation):
                         yield event
                     return
             first = await self.guidance.open(
@@ -72,7 +72,7 @@ class AlignBeam(Defense):
             )
             if first.guide is None and settings.candidates == 1:
                 yield Decision("chosen", {"why": "alpha is 0 and there is one candidate: the target alone"})
-                async for event in speak(first.target, self.target, request.generation):
+                async for event in stream_target(first.target, self.target, request.generation):
                     yield event
                 return
             tokens = (await first.mixture()).top(settings.candidates)
@@ -80,7 +80,7 @@ class AlignBeam(Defense):
             stops = self.target.model.stop_ids
             candidates = [Primed(m, settings.mixed_tokens, stops, *t) for m, t in zip(mixtures, tokens, strict=True)]
             room = room_for(self.target, len(prompt), request.generation)
-            plan = Plan(beams=len(tokens), keep=len(tokens), block=room, room=room)
+            plan = SearchPlan(beams=len(tokens), keep=len(tokens), block=room, room=room)
             beams = [Beam(candidate, SafetyState(0.0)) for candidate in candidates]
             if lazy := settings.candidates_written == "lazy" and len(beams) > 1:
                 order = await self._openings(beams, request.generation, room)
@@ -123,7 +123,7 @@ class AlignBeam(Defense):
         return order
 
     async def _finish(
-        self, beam: Beam, prompt: Sequence[int], plan: Plan, generation: GenerationSettings, index: int
+        self, beam: Beam, prompt: Sequence[int], plan: SearchPlan, generation: GenerationSettings, index: int
     ) -> None:
         """Goes on from an opening whose row was given back; the prompt is read again."""
         from anchorlm.search import write

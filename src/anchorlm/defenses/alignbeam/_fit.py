@@ -102,7 +102,7 @@ async def _fit(
     shares: tuple[float, float],
     progress: Callable[[str, int, int], None] | None,
 ) -> Artifact:
-    reader = _Reader(target, anchor, aligner, readers, progress)
+    reader = _EvidenceReader(target, anchor, aligner, readers, progress)
     harmful, harmless = split["fit"]
     opening = Opening.fit(
         await reader.mean_first(harmful), await reader.mean_first(harmless), min(len(harmful), len(harmless))
@@ -169,7 +169,7 @@ def thresholds(harmful: Tensor, harmless: Tensor, missed: float, disturbed: floa
     return (low, high) if low < high else ((low + high) / 2, (low + high) / 2)
 
 
-class _Reader:
+class _EvidenceReader:
     """Reads evidence of many prompts, some at once."""
 
     def __init__(

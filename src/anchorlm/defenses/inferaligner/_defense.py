@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from anchorlm.defenses._base import Defense, DefenseSettings, refuse, speak
+from anchorlm.defenses._base import Defense, DefenseSettings, refuse, stream_target
 from anchorlm.defenses.inferaligner._settings import InferAlignerSettings, SteeringSettings
 from anchorlm.records import Access, Decision, Event, Request, UserError
 from anchorlm.steering import answer_of
@@ -109,7 +109,7 @@ class InferAligner(SteeringDefense):
                 )
                 row.steer(steering)
                 yield Decision("steer", {"layers": list(steering.edits), "alpha": steering.strength})
-            async for event in speak(row, self.target, request.generation):
+            async for event in stream_target(row, self.target, request.generation):
                 yield event
 
     def _answer(self, settings: InferAlignerSettings, request: Request) -> str:

@@ -25,7 +25,6 @@ from anchorlm.records import (
     Decision,
     Event,
     Request,
-    TextDelta,
     UserError,
     as_messages,
 )
@@ -159,11 +158,32 @@ class InferenceGuard(Defense):
             self._refusals.clear()
         self._refusals.add(key)
 
-    def _limit(self, settings: InferenceGuardSettings) -> float:
-        return min(settings.budget, self.calibrated.limit)
-
     async def respond(self, request: Request) -> AsyncIterator[Event]:
-        """Drafts, searches with more and more beams, and passes the gate or refuses."""
+        """Draft, search, score, gate: what is within budget is given, whole or block by block, or else the refusal."""
+        work = await self._begun(request)
+        limit = min(work.settings.budget, self.calibrated.limit)
+        out: Beam | None = None
+        while out is None or out.reason is None:
+            async for decision in self._escalate(work, out):  # draft and search; `_score` says what each beam is worth
+                yield decision
+            best = work.best
+            if best is None or not admit(best.cost, limit) or not self._text(best).startswith(work.said):
+                for event in work.given_up(limit):
+                    yield event
+                return
+            out = best
+            if out.reason is not None:
+                yield Decision("chosen", work.chosen(out, limit))
+            for piece in work.released(out, self._text(out), self._shown(out)):
+                yield piece
+        yield work.finished(out.reason, len(out.tokens))
+
+    async def _begun(self, request: Request) -> Work:
+        """The request with its settings, if calibration, critic and refusal allow these.
+
+        Raises:
+            UserError: One of them does not.
+        """
         settings: InferenceGuardSettings = self.settings_for(request)
         if settings.calibration is not None:
             self.calibrated.check(request, changed=settings != self.settings)
@@ -178,78 +198,33 @@ class InferenceGuard(Defense):
         if settings.budget < self.settings.budget:  # the guard's own is what is said if something fails
             await self._check_refusal(self.settings.model_copy(update={"budget": settings.budget}))
         prompt = self.target.model.encode(request.prompt)
-        room = room_for(self.target, len(prompt), request.generation)
-        work = Work(request, settings, prompt, room)
-        async for event in self._whole(work) if settings.release == "whole" else self._blocks(work):
-            yield event
+        return Work(request, settings, prompt, room_for(self.target, len(prompt), request.generation))
 
-    async def _whole(self, work: Work) -> AsyncIterator[Event]:
-        """The mode that looks at whole responses before it speaks."""
-        settings, limit = work.settings, self._limit(work.settings)
-        best: Beam | None = None
-        sizes, skipped = self._sizes(work)
+    async def _escalate(self, work: Work, out: Beam | None) -> AsyncIterator[Decision]:
+        """A draft, then searches over more and more beams, until one of them finds what is safe: `work.best`.
+
+        Args:
+            work: The request.
+            out: What is out already, block by block: the next block is looked for.
+        """
+        comfortable = work.settings.budget - work.settings.comfort
+        work.best = None
+        sizes, work.skipped = self._sizes(work)
         while sizes:
             n = sizes.pop(0)
-            found = await self._search(work, n)
-            ended = [beam for beam in found.beams if beam.reason is not None]
-            for decision in self._decisions(work, n, found, ended):
+            found = await self._search(work, n, out)
+            ready = work.ready(found)
+            for decision in self._decisions(work, n, found, ready if work.whole else found.beams):
                 yield decision
-            if comfortable := [beam for beam in ended if beam.cost <= settings.budget - settings.comfort]:
-                best = comfortable[0]
-                break
-            best = min([*([best] if best else []), *ended], key=lambda beam: beam.cost, default=None)
-            if self._heard(work, n, ended):
-                break
+            if safe := [beam for beam in ready if beam.cost <= comfortable]:
+                work.best = safe[0]
+                return
+            work.best = min([*([work.best] if work.best else []), *ready], key=lambda beam: beam.cost, default=None)
+            if self._heard(work, n, ready):
+                return
             if not work.guided:
                 work.guided = True  # what the gate did not see, the cost model or the judge did
                 sizes, _ = self._sizes(work)
-        if best is None or best.reason is None or not admit(best.cost, limit):
-            for event in work.refusal(f"nothing within {limit:.3f} was found{work.told_of(skipped)}"):
-                yield event
-            return
-        yield Decision("chosen", {"cost": best.cost, "reward": best.reward, "limit": limit})
-        yield TextDelta(self._text(best), best.tokens, best.scores)
-        yield work.finished(best.reason, len(best.tokens))
-
-    async def _blocks(self, work: Work) -> AsyncIterator[Event]:
-        """The mode that speaks block by block: what is out is within budget as it stands, and stays out."""
-        settings, limit = work.settings, self._limit(work.settings)
-        out: Beam | None = None
-        said, told = "", 0
-        while True:
-            best: Beam | None = None
-            sizes, skipped = self._sizes(work)
-            while sizes:
-                n = sizes.pop(0)
-                found = await self._search(work, n, out, rounds=1)
-                for decision in self._decisions(work, n, found, found.beams):
-                    yield decision
-                best = min([*([best] if best else []), *found.beams[:1]], key=lambda beam: beam.cost, default=None)
-                if best is not None and best.cost <= settings.budget - settings.comfort:
-                    break
-                if self._heard(work, n, found.beams[:1]):
-                    break
-                if not work.guided:
-                    work.guided = True
-                    sizes, _ = self._sizes(work)
-            if best is None or not admit(best.cost, limit) or not self._text(best).startswith(said):
-                break
-            out, before, said = best, said, self._text(best)
-            if said != before or out.reason is not None:  # tokens wait for a character that they make whole
-                shown = self._shown(out)
-                yield TextDelta(said[len(before) :], shown[told:], out.scores[told : len(shown)])
-                told = len(shown)
-            if out.reason is not None:
-                yield Decision("chosen", {"cost": out.cost, "limit": limit})
-                yield work.finished(out.reason, len(out.tokens))
-                return
-        why = f"block within {limit:.3f} was found{work.told_of(skipped)}"
-        if not said:
-            for event in work.refusal(f"no first {why}"):
-                yield event
-            return
-        yield Decision("fallback", {"why": f"no further {why}; the text ends here"})
-        yield work.finished("refusal", told)
 
     def _heard(self, work: Work, n: int, found: Sequence[Beam]) -> bool:
         """Whether the judge's word ends the search without comfort: on what this search found, and on a draft behind a
@@ -279,16 +254,17 @@ class InferenceGuard(Defense):
             for engine, each in needs.items()
         )
 
-    async def _search(self, work: Work, n: int, after: Beam | None = None, rounds: int | None = None) -> Found:
+    async def _search(self, work: Work, n: int, after: Beam | None) -> Found:
         """One search over n beams, which share the prompt; a single beam is written in one go.
 
         Its rows are given back before another search asks for more, so that requests never wait for one another.
         """
-        from anchorlm.search import Alone, Beam, Plan, SafetyState, search
+        from anchorlm.search import Beam, SafetyState, SearchPlan, TargetProposal, search
 
         settings = work.settings
-        one = n == 1 and rounds is None
-        plan = Plan(
+        rounds = None if work.whole else 1
+        one = n == 1 and work.whole
+        plan = SearchPlan(
             beams=n,
             keep=max(1, int(n * settings.keep)),
             block=work.room if one else settings.block,
@@ -304,7 +280,7 @@ class InferenceGuard(Defense):
             if after is not None:
                 row.append(after.tokens, after.scores)
             stops = self.target.model.stop_ids
-            proposal: Proposal = Alone(row, stops)
+            proposal: Proposal = TargetProposal(row, stops)
             if self.guidance is not None and work.reading is None:
                 work.reading = await self.guidance.read(row, self.anchor_for(work.request), work.request, settings)
                 work.guided = work.reading is None or work.reading.open

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from anchorlm.defenses._base import varied
 from anchorlm.defenses.alignbeam import Seen
@@ -20,6 +20,7 @@ from anchorlm.records import (
 )
 
 if TYPE_CHECKING:
+    from anchorlm.search import Beam, Found
     from anchorlm.steering import Reading
 
 
@@ -38,6 +39,10 @@ class Work:
         reading: What the gate said of the prompt, once it was read.
         told: Whether the trace says so.
         guided: Whether the anchor guides what is written from here on.
+        best: The best that the last searches found.
+        skipped: Beams of the searches for which the engines had no room.
+        said: What is out so far.
+        given: How many tokens are out.
     """
 
     request: Request
@@ -50,6 +55,19 @@ class Work:
     reading: Reading | Seen | None = None
     told: bool = False
     guided: bool = True
+    best: Beam | None = None
+    skipped: Sequence[int] = ()
+    said: str = ""
+    given: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether whole responses are looked at before anything is said; else text comes block by block."""
+        return self.settings.release == "whole"
+
+    def ready(self, found: Found) -> list[Beam]:
+        """What a search found that could be given: whole responses, or the best next block."""
+        return [beam for beam in found.beams if beam.reason is not None] if self.whole else found.beams[:1]
 
     @property
     def doubtful(self) -> bool:
@@ -66,15 +84,37 @@ class Work:
         """The last event."""
         return Finished(reason, Usage(len(self.prompt), tokens, self.generated))
 
-    def told_of(self, skipped: Sequence[int]) -> str:
-        """What else is to be said where nothing was found.
+    def chosen(self, best: Beam, limit: float) -> dict[str, Any]:
+        """For the trace, of the response that is given."""
+        return {"cost": best.cost, **({"reward": best.reward} if self.whole else {}), "limit": limit}
+
+    def released(self, out: Beam, text: str, shown: tuple[int, ...]) -> Iterator[TextDelta]:
+        """What comes out with a beam that passed: nothing while tokens wait for a character that they make whole.
 
         Args:
-            skipped: Beams of the searches for which the engines had no room.
+            out: The beam.
+            text: All of its text.
+            shown: Its tokens that stay whatever follows.
         """
+        if text != self.said or out.reason is not None:
+            yield TextDelta(text[len(self.said) :], shown[self.given :], out.scores[self.given : len(shown)])
+            self.said, self.given = text, len(shown)
+
+    def given_up(self, limit: float) -> Iterator[Event]:
+        """Where nothing passes: the refusal, or the end of what is out already."""
+        what = "nothing" if self.whole else f"no {'further' if self.said else 'first'} block"
+        why = f"{what} within {limit:.3f} was found{self._told_of_failures}"
+        if not self.said:
+            yield from self.refusal(why)
+            return
+        yield Decision("fallback", {"why": f"{why}; the text ends here"})
+        yield self.finished("refusal", self.given)
+
+    @property
+    def _told_of_failures(self) -> str:
         safest = f": the safest response costs {self.least:.3f}" if self.least < inf else ""
         turned = f"; the judge turned down {self.vetoed}" if self.vetoed else ""
-        short = f"; the engines have no room for {list(skipped)} beams" if skipped else ""
+        short = f"; the engines have no room for {list(self.skipped)} beams" if self.skipped else ""
         return f"{safest}{turned}{short}"
 
     def refusal(self, why: str) -> Iterator[Event]:
