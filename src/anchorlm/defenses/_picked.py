@@ -38,7 +38,7 @@ class PickingSettings(Protocol):
 
 @dataclass
 class Picks:
-    """Whole responses, graded as they come, one of which is given; or the refusal where none is safe enough (`select_safest`).
+    """Whole responses, graded as they come, one of which is given (`select_safest`); the refusal where none is safe.
 
     Args:
         defense: Whose judge, and whose vocabulary.

@@ -45,7 +45,7 @@ class AlignBeam(Defense):
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Mixes, primes, extends, finishes, judges (steps 1 to 6 of the paper), each only as far as it is needed."""
-        from anchorlm.search import Beam, SearchPlan, SafetyState, search, unscored, write
+        from anchorlm.search import Beam, SafetyState, SearchPlan, search, unscored, write
 
         settings: AlignBeamSettings = self.settings_for(request)
         prompt = self.target.model.encode(request.prompt)
