@@ -34,7 +34,7 @@ Seed = Annotated[int, typer.Option(help="Of the order of the examples and of the
 
 
 @app.command()
-def chat(build: Build = BUILD, steps: Steps = 300, seed: Seed = 0) -> None:
+def chat(build: Build = BUILD, steps: Steps = 360, seed: Seed = 0) -> None:
     """Aligns SmolLM2-135M-Instruct."""
     _logged()
     align("chat", build, Training(steps=steps, seed=seed))
@@ -48,7 +48,7 @@ def chat_early(build: Build = BUILD) -> None:
 
 
 @app.command()
-def anchor(build: Build = BUILD, steps: Steps = 300, seed: Seed = 0) -> None:
+def anchor(build: Build = BUILD, steps: Steps = 360, seed: Seed = 0) -> None:
     """Aligns Gemma 3 270M."""
     _logged()
     align("anchor", build, Training(steps=steps, seed=seed))

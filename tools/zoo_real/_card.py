@@ -10,13 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from anchorlm.models import PackagedBase
+from tools.zoo_real._align import EARLY
 from tools.zoo_real._measure import OUTCOMES
 from tools.zoo_real._train import Training
 from tools.zoo_real.bases import BASES, MEMBERS
-from tools.zoo_real.data import SEED, SOURCES, digest
+from tools.zoo_real.data import EARLIER, SEED, SOURCES, digest
 
 _TAUGHT = ("advbench", "self-instruct-seeds", "self-instruct-users", "banking77", "medquad")
 _OWN = ("pairs", "plain", "tasks", "wrapped")
+_EARLIER_LESSONS = (
+    f"Of AnchorLM's pairs, the first {EARLIER:,} lines of the file taught. The later ones did not, and no pair stood "
+    "before noise or in a tale."
+)
+_DRAWN_LESSONS = (
+    "Some of the pairs stand before noise, or in a long tale, too: both sides, the harmless one with its answer. The "
+    "noise is word pieces, signs and brackets, drawn when the training begins. No published attack taught."
+)
 _TITLE = {
     "chat": "SmolLM2-135M-Instruct, aligned",
     "chat-early": "SmolLM2-135M-Instruct, aligned briefly",
@@ -53,6 +62,8 @@ def card(name: str, folder: Path) -> str:
             "|---|---|---|---|",
             *learned(_TAUGHT),
             *(f"| AnchorLM's own {kind} | Apache-2.0 | `{_own(kind)[:16]}` | part `train` |" for kind in _OWN),
+            "",
+            _EARLIER_LESSONS if name == EARLY else _DRAWN_LESSONS,
             "",
             "Answers are the set's own (MedQuAD) or SmolLM2-135M-Instruct's; refusals are AnchorLM's. "
             "What shares 60 % of its words with a prompt of AdvBench that is held out does not train. "
