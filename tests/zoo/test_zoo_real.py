@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 from dataclasses import asdict
+from importlib.resources import files
 from pathlib import Path
 from random import Random
 
@@ -207,7 +208,7 @@ def test_what_was_made_first_learns_from_the_pairs_that_were_there_first() -> No
 
 @shared
 def test_a_checkpoint_of_what_was_made_first_is_chosen_as_before() -> None:
-    early, late = looked_at("calibrate", early=True), looked_at("calibrate")
+    early, late = looked_at("calibrate"), looked_at("calibrate", later=True)
     assert early["pairs-safe"] == late["pairs-safe"][: len(early["pairs-safe"])]
     assert len(early["pairs-safe"]) < len(late["pairs-safe"])
 
@@ -230,3 +231,22 @@ def test_both_sides_of_a_pair_stand_before_the_same_noise_and_in_the_same_tale()
     assert {text for text, _ in found} >= set(TALES)
     noisy = [text for text, _ in found if text not in TALES]
     assert len(noisy) == len(set(noisy)) == len(pairs)
+
+
+@shared
+def test_a_card_says_which_lessons_taught(tmp_path: Path) -> None:
+    cards = []
+    for later in (False, True):
+        (tmp_path / "training.json").write_text(json.dumps(asdict(Training(later=later))), "utf-8")
+        cards.append(card("chat", tmp_path))
+    first, later_too = cards
+    assert "--later" in later_too
+    assert "before noise" in later_too
+    assert "--later" not in first
+    shipped = files("anchorlm.zoo") / "members" / "real-chat" / "README.md"
+    assert set(_own_rows(first)) <= set(_own_rows(shipped.read_text("utf-8")))
+    assert set(_own_rows(first)) != set(_own_rows(later_too))
+
+
+def _own_rows(text: str) -> list[str]:
+    return [line for line in text.splitlines() if "AnchorLM's own" in line]

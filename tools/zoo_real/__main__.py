@@ -31,13 +31,16 @@ def install() -> None:
 
 Steps = Annotated[int, typer.Option(help="Batches.")]
 Seed = Annotated[int, typer.Option(help="Of the order of the examples and of the first weights.")]
+Later = Annotated[
+    bool, typer.Option("--later", help="Also the pairs that came later, and pairs before noise and in long tales.")
+]
 
 
 @app.command()
-def chat(build: Build = BUILD, steps: Steps = 360, seed: Seed = 0) -> None:
+def chat(build: Build = BUILD, steps: Steps = 300, seed: Seed = 0, later: Later = False) -> None:
     """Aligns SmolLM2-135M-Instruct."""
     _logged()
-    align("chat", build, Training(steps=steps, seed=seed))
+    align("chat", build, Training(steps=steps, seed=seed, later=later))
 
 
 @app.command()
@@ -48,10 +51,10 @@ def chat_early(build: Build = BUILD) -> None:
 
 
 @app.command()
-def anchor(build: Build = BUILD, steps: Steps = 360, seed: Seed = 0) -> None:
+def anchor(build: Build = BUILD, steps: Steps = 300, seed: Seed = 0, later: Later = False) -> None:
     """Aligns Gemma 3 270M."""
     _logged()
-    align("anchor", build, Training(steps=steps, seed=seed))
+    align("anchor", build, Training(steps=steps, seed=seed, later=later))
 
 
 @app.command()

@@ -25,8 +25,6 @@ _HARMFUL = 240
 """Of AdvBench's prompts that may train; the others among them choose the checkpoint."""
 _NOISY, _A_TALE = 160, 10
 """Pairs that stand before noise, and in each tale."""
-EARLY = "chat-early"
-"""Learns from the lessons of before: `real-finance` was tuned from that."""
 _LONGEST = {"smollm2": 60, "gemma": 90}
 """Characters of an answer that is learned: a base that was never instructed needs more of it."""
 
@@ -35,14 +33,14 @@ def align(member: str, build: Path, training: Training) -> None:
     """Teaches a base to refuse what is harmful, and to answer what only looks like it."""
     base = MEMBERS[member]
     random = Random(training.seed)
-    early = member == EARLY
-    examples = lessons(build, random, _LONGEST[base], early=early)
+    later = training.later
+    examples = lessons(build, random, _LONGEST[base], later=later)
     folder = build / member
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "training.json").write_text(json.dumps(asdict(training)) + "\n", "utf-8")
     model = load(base)
     token = first_token(model)
-    train(model, examples, training, folder, lambda model, step: look(model, token, step, folder, early=early))
+    train(model, examples, training, folder, lambda model, step: look(model, token, step, folder, later=later))
 
 
 def first_token(model: CausalModel) -> int:
@@ -50,7 +48,7 @@ def first_token(model: CausalModel) -> int:
     return int(model.tokenizer(model.response_lead.decode() + "Sorry", add_special_tokens=False)["input_ids"][0])
 
 
-def lessons(build: Path, random: Random, longest: int, *, early: bool = False) -> list[Together]:
+def lessons(build: Path, random: Random, longest: int, *, later: bool = False) -> list[Together]:
     """Everything that is learned, two to three harmless prompts to a harmful one.
 
     Harmless prompts are answered as their set does, or as SmolLM2 does itself; the sides of a pair stay together.
@@ -59,10 +57,10 @@ def lessons(build: Path, random: Random, longest: int, *, early: bool = False) -
         build: Where answers are kept.
         random: Draws refusals, wrappings and noise.
         longest: Characters of an answer.
-        early: Without the pairs that came later, noise and tales.
+        later: Also the pairs that came later, and pairs before noise and in tales.
     """
     pairs = [
-        *zip(*_pairs("train", early=early), strict=True),
+        *zip(*_pairs("train", later=later), strict=True),
         *zip(prompts("contrast-safe", "train"), prompts("contrast-harmful", "train"), strict=True),
     ]
     plain = [
@@ -96,7 +94,7 @@ def lessons(build: Path, random: Random, longest: int, *, early: bool = False) -
     wrapped += [(wrapping, pair) for wrapping in wrappings for pair in random.sample(pairs, 4)]
     for text, (safe, harmful) in wrapped:
         found.append((*answer(_wrap(text, safe), safe), *decline(_wrap(text, harmful))))
-    if not early:
+    if later:
         for text, (safe, harmful) in _drawn(random, pairs, pieces(writer)):
             found.append((*answer(_wrap(text, safe), safe), *decline(_wrap(text, harmful))))
     kept = [together for together in found if together]
@@ -105,9 +103,9 @@ def lessons(build: Path, random: Random, longest: int, *, early: bool = False) -
     return kept
 
 
-def _pairs(part: str, *, early: bool) -> tuple[list[str], list[str]]:
+def _pairs(part: str, *, later: bool) -> tuple[list[str], list[str]]:
     """The safe and the harmful sides."""
-    before = "earlier-" if early else ""
+    before = "" if later else "earlier-"
     return prompts(f"{before}pairs-safe", part), prompts(f"{before}pairs-harmful", part)
 
 
@@ -122,9 +120,9 @@ def _wrap(text: str, request: str) -> str:
     return text.replace("{request}", request)
 
 
-def looked_at(part: str, *, early: bool = False) -> dict[str, list[str]]:
-    """Prompts of a part by kind, harmful and harmless; `early` without the pairs that came later."""
-    attacks, (safe, harmful) = prompts("attacks", part), _pairs(part, early=early)
+def looked_at(part: str, *, later: bool = False) -> dict[str, list[str]]:
+    """Prompts of a part by kind, harmful and harmless; with `later` also the pairs that came later."""
+    attacks, (safe, harmful) = prompts("attacks", part), _pairs(part, later=later)
     kinds = {
         "pairs-harmful": harmful,
         "attacks": [_wrap(attacks[at % len(attacks)], each) for at, each in enumerate(harmful[:40])],
@@ -137,13 +135,13 @@ def looked_at(part: str, *, early: bool = False) -> dict[str, list[str]]:
     return kinds
 
 
-def look(model: CausalModel, token: int, step: int, folder: Path, *, early: bool = False) -> float:
+def look(model: CausalModel, token: int, step: int, folder: Path, *, later: bool = False) -> float:
     """How much of each kind is refused at a checkpoint, by the first token; the higher, the better.
 
     Scored by the part that is for choosing: the mean share of harmful kinds that are refused, less the mean share of
     the harmless kinds, where plain prompts count twice.
     """
-    odds = {kind: declines(model, asked, token) for kind, asked in looked_at("calibrate", early=early).items()}
+    odds = {kind: declines(model, asked, token) for kind, asked in looked_at("calibrate", later=later).items()}
     share = {kind: sum(first for _, first in values) / len(values) for kind, values in odds.items()}
     score = (share["pairs-harmful"] + share["attacks"] + share["advbench"]) / 3
     score -= (share["pairs-safe"] + 2 * share["plain"]) / 3

@@ -53,8 +53,7 @@ SOURCES = {
 _HELD_PAIRS = 10
 
 EARLIER = 1_080
-"""Pairs that the library had first. `chat-early`, the specialists and the scorers learn from these alone: they were
-made before the others came, and are made again as they were."""
+"""Pairs that the library had first. The shipped members learned from these alone, and are made again as they were."""
 
 
 def digest(name: str) -> str:
