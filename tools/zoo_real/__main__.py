@@ -9,6 +9,7 @@ import typer
 
 from tools.zoo_real._align import align
 from tools.zoo_real._card import card
+from tools.zoo_real._first import first_tokens
 from tools.zoo_real._measure import OUTCOMES, measure
 from tools.zoo_real._scorers import SETTINGS, score
 from tools.zoo_real._ship import ship
@@ -92,6 +93,16 @@ def measured(
         print(f"{kind} ({'harmful' if each['harmful'] else 'harmless'}, n = {each['n']}), percent: {rates}")
     if name in MEMBERS:
         _write_card(name, build)
+
+
+@app.command()
+def first(
+    name: Annotated[str, typer.Argument(help="chat, chat-early or anchor.")],
+    build: Build = BUILD,
+) -> None:
+    """Prints how much of each public set a member refuses with its first token, on the halves that may be looked at."""
+    _logged()
+    print(first_tokens(name, build))
 
 
 @app.command()
