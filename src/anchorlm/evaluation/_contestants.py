@@ -11,7 +11,7 @@ from anchorlm.evaluation._english import EnglishGrader, HarmGrader
 from anchorlm.evaluation._graders import Grader, JudgeGrader, RefusalGrader, TruthGrader, is_correct
 from anchorlm.evaluation._recipe import CompareRecipe, DataSettings
 from anchorlm.evaluation._sets import read_set
-from anchorlm.guard import Guard, JudgeSettings, ScorerSettings, build_judge, build_scorer
+from anchorlm.guard import Guard, JudgeSettings, ScorerSettings, build_judge, build_scorer, require_leave
 from anchorlm.judging import ENGLISH, HARM, Judge, Scorer
 from anchorlm.models import REAL, SHIPPED, ModelSettings, located
 from anchorlm.records import UserError
@@ -81,6 +81,7 @@ def contestants(recipe: CompareRecipe) -> list[Contestant]:
     Raises:
         UserError: An unknown defense or knob, a missing anchor or judge, or a sweep of a knob that none of them has.
     """
+    require_leave(recipe.judge, recipe.cost, recipe.reward, *recipe.grader.values())
     found: list[Contestant] = []
     for label, section in recipe.defenses.items():
         name = str(section.get("name", label))
@@ -213,8 +214,8 @@ class Pool:
             local = settings
             if settings.model is not None:
                 local = settings.model_copy(update={"model": self.located(settings.model)})
-            rubric = settings.kind == "rubric" and settings.model is not None
-            engine = self.engine(settings.model) if rubric and settings.model is not None else None
+            runs = settings.kind in ("rubric", "guard")
+            engine = self.engine(settings.model) if runs and settings.model is not None else None
             self._judges[key] = build_judge(local, engine)
         return self._judges[key]
 
@@ -225,7 +226,8 @@ class Pool:
             local = settings
             if settings.model is not None:
                 local = settings.model_copy(update={"model": self.located(settings.model)})
-            self._scorers[key] = build_scorer(local, None if settings.judge is None else self.judge(settings.judge))
+            judged = settings.judged
+            self._scorers[key] = build_scorer(local, None if judged is None else self.judge(judged))
         return self._scorers[key]
 
     def guard(self, target: str, contestant: Contestant, without: str | None = None) -> Guard:

@@ -6,6 +6,7 @@ from anchorlm._lazy import lazily
 
 if TYPE_CHECKING:
     from anchorlm.guard._check import faults, gaps
+    from anchorlm.guard._code import allow_code, require_leave
     from anchorlm.guard._guard import Guard
     from anchorlm.guard._judges import build_judge, build_scorer
     from anchorlm.guard._probe import Door, Finding, Probe, ProbeSettings
@@ -16,6 +17,7 @@ else:
         __name__,
         {
             "_check": "faults gaps",
+            "_code": "allow_code require_leave",
             "_guard": "Guard",
             "_judges": "build_judge build_scorer",
             "_probe": "Door Finding Probe ProbeSettings",
@@ -37,11 +39,13 @@ __all__ = [
     "ScorerLike",
     "ScorerSettings",
     "Started",
+    "allow_code",
     "build_judge",
     "build_scorer",
     "faults",
     "gaps",
     "put",
+    "require_leave",
     "start_engine",
     "start_scorer",
 ]

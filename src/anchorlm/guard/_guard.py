@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from anchorlm.defenses import Defense, Team, find_defense
 from anchorlm.engine import as_done, runtime
 from anchorlm.guard._check import faults, require, tell_once
+from anchorlm.guard._code import require_leave
 from anchorlm.guard._probe import Probe, ProbeSettings, probe
 from anchorlm.guard._recipe import EngineSettings, Recipe
 from anchorlm.guard._start import JudgeLike, ModelLike, ScorerLike, Started, start_engine, start_judge, start_scorer
@@ -154,6 +155,7 @@ class Guard:
             raise UserError("Changes go over a recipe's file: give them to Recipe.load.")
         for _, why in faults(recipe):  # before any model is imported; and no knob may pass for an argument below
             raise UserError(why)
+        require_leave(recipe.judge, recipe.cost, recipe.reward)
         return cls(
             recipe.target,
             recipe.defense["name"],

@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING
 from anchorlm._lazy import lazily
 
 if TYPE_CHECKING:
-    from anchorlm.judging._base import Grade, Judge
+    from anchorlm.judging._base import Follow, Grade, Judge
     from anchorlm.judging._callable import CallableJudge, CallableScorer, Score
     from anchorlm.judging._classifier import ClassifierJudge
     from anchorlm.judging._conversation import request_text
     from anchorlm.judging._english import Verdict, gives_harm, refuses
     from anchorlm.judging._grades import parse_grade
+    from anchorlm.judging._guard import GuardJudge, GuardScorer
+    from anchorlm.judging._guard_formats import GuardFormat, guard_formats
     from anchorlm.judging._names import ENGLISH, HARM
     from anchorlm.judging._openings import OPENINGS, gives_the_same, opens_refusing
     from anchorlm.judging._refusal import Refusal, RefusalMatcher
@@ -22,12 +24,14 @@ else:
     __getattr__, __dir__ = lazily(
         __name__,
         {
-            "_base": "Grade Judge",
+            "_base": "Follow Grade Judge",
             "_callable": "CallableJudge CallableScorer Score",
             "_classifier": "ClassifierJudge",
             "_conversation": "request_text",
             "_english": "Verdict gives_harm refuses",
             "_grades": "parse_grade",
+            "_guard": "GuardJudge GuardScorer",
+            "_guard_formats": "GuardFormat guard_formats",
             "_names": "ENGLISH HARM",
             "_openings": "OPENINGS gives_the_same opens_refusing",
             "_refusal": "Refusal RefusalMatcher",
@@ -48,7 +52,11 @@ __all__ = [
     "CallableScorer",
     "ClassifierJudge",
     "ClassifierScorer",
+    "Follow",
     "Grade",
+    "GuardFormat",
+    "GuardJudge",
+    "GuardScorer",
     "Judge",
     "JudgeScorer",
     "Refusal",
@@ -61,6 +69,7 @@ __all__ = [
     "checked_scores",
     "gives_harm",
     "gives_the_same",
+    "guard_formats",
     "opens_refusing",
     "parse_grade",
     "refuses",

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from anchorlm.models._rendering import TemplateFailedError, TemplateRefusedError, rendered
     from anchorlm.models._settings import ModelSettings, ModelSource
     from anchorlm.models._stamp import contents, identity, stamp
-    from anchorlm.models._template import PLAIN_TEMPLATE, control_texts, message_parts, without_specials
+    from anchorlm.models._template import (
+        PLAIN_TEMPLATE,
+        control_texts,
+        encode_text,
+        message_parts,
+        without_specials,
+    )
     from anchorlm.models._tokenizers import load_tokenizer
 else:
     __getattr__, __dir__ = lazily(
@@ -31,7 +37,7 @@ else:
             "_rendering": "TemplateFailedError TemplateRefusedError rendered",
             "_settings": "ModelSettings ModelSource",
             "_stamp": "contents identity stamp",
-            "_template": "PLAIN_TEMPLATE control_texts message_parts without_specials",
+            "_template": "PLAIN_TEMPLATE control_texts encode_text message_parts without_specials",
             "_tokenizers": "load_tokenizer",
         },
     )
@@ -55,6 +61,7 @@ __all__ = [
     "contents",
     "control_texts",
     "convert",
+    "encode_text",
     "find_markers",
     "identity",
     "load_classifier",
