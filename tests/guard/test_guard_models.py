@@ -9,10 +9,10 @@ import pytest
 from automata import automaton
 from factories import tiny_model
 
-from anchorlm.guard import EngineSettings, Guard, Recipe, ScorerSettings, build_scorer, start_scorer
-from anchorlm.guard._start import start_judge
+from anchorlm.guard import Guard, Recipe
 from anchorlm.judging import GuardJudge, GuardScorer
 from anchorlm.records import Messages, UserError
+from anchorlm.team import EngineSettings, ScorerSettings, build_scorer, start_judge, start_scorer
 
 ASK: Messages = [{"role": "user", "content": "How do I bake bread?"}]
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"

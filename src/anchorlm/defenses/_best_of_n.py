@@ -5,9 +5,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from anchorlm.defenses._base import Defense, DefenseSettings, Needs, room_for, varied
-from anchorlm.defenses._picked import COMFORT, picked
+from anchorlm.defenses._base import Defense, DefenseSettings, room_for, varied
+from anchorlm.defenses._picked import COMFORT, Picks
 from anchorlm.records import Access, Event, Request
+from anchorlm.team import Needs
 
 
 class BestOfNSettings(DefenseSettings):
@@ -30,25 +31,18 @@ class BestOfN(Defense):
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Samples, judges, picks."""
-        from anchorlm.search import Alone, Beam, Plan, SafetyState, search, unscored
+        from anchorlm.search import Beam, SafetyState, SearchPlan, TargetProposal, search, unscored
 
         settings: BestOfNSettings = self.settings_for(request)
         ids = self.target.model.encode(request.prompt)
         generation = request.generation
         room = room_for(self.target, len(ids), generation)
-        plan = Plan(beams=settings.n, keep=settings.n, block=room, room=room)
+        plan = SearchPlan(beams=settings.n, keep=settings.n, block=room, room=room)
         async with self.target.open(ids, rows=settings.n, room=room) as root:
             await root.logits()  # one prefill, shared by all
-            beam = Beam(Alone(root, self.target.model.stop_ids), SafetyState(0.0))
+            beam = Beam(TargetProposal(root, self.target.model.stop_ids), SafetyState(0.0))
             found = await search([beam], plan, varied(generation, settings.temperature), unscored)
-        order = [None] * len(found.beams)
-        async for event in picked(
-            self,
-            request,
-            found.beams,
-            order,
-            max_harm=settings.max_harm,
-            comfort=settings.comfort,
-            prompt_tokens=len(ids),
-        ):
+        picks = Picks(self, request, settings)
+        await picks.add(found.beams, [None] * len(found.beams))
+        for event in picks.events(len(ids)):
             yield event

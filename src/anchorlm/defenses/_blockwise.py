@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from anchorlm.defenses._base import Defense, DefenseSettings, Needs, room_for, varied
+from anchorlm.defenses._base import Defense, DefenseSettings, room_for, varied
 from anchorlm.records import Access, Decision, Event, Finished, Request, TextDelta, Usage
+from anchorlm.team import Needs
 
 if TYPE_CHECKING:
     from anchorlm.search import Beam
@@ -44,16 +45,16 @@ class BeamSearch(Defense):
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Searches, and gives the best."""
-        from anchorlm.search import Alone, Beam, Plan, SafetyState, search
+        from anchorlm.search import Beam, SafetyState, SearchPlan, TargetProposal, search
 
         settings: Any = self.settings_for(request)
         prompt = self.target.model.encode(request.prompt)
         room = room_for(self.target, len(prompt), request.generation)
         sampling = varied(request.generation, settings.temperature)
-        plan = Plan(settings.n, self._keep(settings), settings.block or room, room, lead=inf)
+        plan = SearchPlan(settings.n, self._keep(settings), settings.block or room, room, lead=inf)
         async with self.target.open(prompt, rows=settings.n, room=room) as row:
             await row.logits()  # read once, shared by all
-            root = Beam(Alone(row, self.target.model.stop_ids), SafetyState(getattr(settings, "budget", inf)))
+            root = Beam(TargetProposal(row, self.target.model.stop_ids), SafetyState(getattr(settings, "budget", inf)))
             found = await search([root], plan, sampling, lambda beams: self._score(request, settings, beams))
             best = found.beams[0]
             best.close()

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from anchorlm.defenses._base import Defense, DefenseSettings, refuse, speak
+from anchorlm.defenses._base import Defense, DefenseSettings, refuse, stream_target
 from anchorlm.records import Decision, Event, Finished, Messages, Request, TextDelta
 
 SELF_REMINDER = (
@@ -81,7 +81,7 @@ class SelfReminder(Defense):
         ids = self.target.model.encode(wrap_last_turn(request.prompt, template))
         yield Decision("prompt", {"template": template})
         async with self.target.open(ids, room=request.generation.max_new_tokens) as row:
-            async for event in speak(row, self.target, request.generation):
+            async for event in stream_target(row, self.target, request.generation):
                 yield event
 
 
@@ -99,7 +99,7 @@ class GoalPriority(Defense):
         pieces: list[TextDelta] = []
         finished: Finished | None = None
         async with self.target.open(ids, room=request.generation.max_new_tokens) as row:
-            async for event in speak(row, self.target, request.generation):
+            async for event in stream_target(row, self.target, request.generation):
                 if isinstance(event, TextDelta):
                     pieces.append(event)
                 elif isinstance(event, Finished):

@@ -1,17 +1,18 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Team, speak
+from anchorlm.defenses._base import Defense, DefenseSettings, stream_target
 from anchorlm.records import Access, Artifact, Decision, Event, Folder, Request
+from anchorlm.team import Needs, Team
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from anchorlm.search import Critic
+    from anchorlm.defenses.inferenceguard import Critic
 
 
 class REControlSettings(DefenseSettings):
@@ -63,11 +64,11 @@ class REControl(Defense):
     name: ClassVar[str] = "re_control"
     needs: ClassVar[Needs] = Needs(target=Access.ACTIVATIONS)
     settings_type: ClassVar[type[DefenseSettings]] = REControlSettings
-    fixed: ClassVar[tuple[str, ...]] = ("critic",)
+    artifacts: ClassVar[Mapping[str, str]] = {"critic": "inferenceguard"}
 
     def __init__(self, team: Team, **settings: Any) -> None:
+        from anchorlm.defenses.inferenceguard import Critic
         from anchorlm.models import stamp
-        from anchorlm.search import Critic
 
         super().__init__(team, **settings)
         artifact = Artifact.load(self.settings.critic, "inferenceguard")
@@ -94,5 +95,5 @@ class REControl(Defense):
         ) as row:
             if settings.steps and settings.rate:
                 row.steer(Steering({last: ascent}))
-            async for event in speak(row, self.target, request.generation):
+            async for event in stream_target(row, self.target, request.generation):
                 yield event

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Speech, Team, room_for, speak
+from anchorlm.defenses._base import Defense, DefenseSettings, Speech, room_for, stream_target
 from anchorlm.records import (
     Access,
     Decision,
@@ -19,6 +19,7 @@ from anchorlm.records import (
     Usage,
     UserError,
 )
+from anchorlm.team import Needs, Team
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,8 +85,8 @@ class SafeDecoding(Defense):
         """Steers m tokens greedily, then lets the target go on."""
         import torch
 
-        from anchorlm.mixing import token_text
         from anchorlm.search import scored
+        from anchorlm.tokens import token_text
 
         settings: SafeDecodingSettings = self.settings_for(request)
         generation, stops = request.generation, self.target.model.stop_ids
@@ -98,7 +99,7 @@ class SafeDecoding(Defense):
         steps: list[dict[str, Any]] = []
         async with (
             self.target.open(prompt, room=generation.max_new_tokens) as row,
-            self.anchor.open(asked, room=count) as expert,
+            self.anchor_for(request).open(asked, room=count) as expert,
         ):
             limit = self.anchor.model.context_length
             if expert.prompt_length + count > limit:  # said before the first token, which could not be taken back
@@ -135,7 +136,9 @@ class SafeDecoding(Defense):
                     yield piece
                 yield Finished("stop" if ended else "length", Usage(len(prompt), steered, steered))
                 return
-            async for event in speak(row, self.target, generation.model_copy(update={"max_new_tokens": left}), speech):
+            async for event in stream_target(
+                row, self.target, generation.model_copy(update={"max_new_tokens": left}), speech
+            ):
                 yield event
 
     @property

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from anchorlm.defenses._base import DefenseSettings, speak
-from anchorlm.defenses._inferaligner import SteeringDefense, SteeringSettings
+from anchorlm.defenses._base import DefenseSettings, stream_target
+from anchorlm.defenses.inferaligner import SteeringDefense, SteeringSettings
 from anchorlm.records import Decision, Event, Request
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class _Steered(SteeringDefense):
             yield decision
             if steering is not None:
                 row.steer(steering)
-            async for event in speak(row, self.target, request.generation):
+            async for event in stream_target(row, self.target, request.generation):
                 yield event
 
     @abstractmethod

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import ClassVar
 
-from anchorlm.defenses._base import Defense, speak
+from anchorlm.defenses._base import Defense, stream_target
 from anchorlm.records import Event, Request
 
 
@@ -18,5 +18,5 @@ class Undefended(Defense):
         self.settings_for(request)
         ids = self.target.model.encode(request.prompt)
         async with self.target.open(ids, room=request.generation.max_new_tokens) as row:
-            async for event in speak(row, self.target, request.generation):
+            async for event in stream_target(row, self.target, request.generation):
                 yield event

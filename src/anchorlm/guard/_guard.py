@@ -4,18 +4,17 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from anchorlm.defenses import Defense, Team, find_defense
+from anchorlm.defenses import Defense
 from anchorlm.engine import as_done, runtime
-from anchorlm.guard._check import faults, require, tell_once
-from anchorlm.guard._code import require_leave
-from anchorlm.guard._probe import Probe, ProbeSettings, probe
-from anchorlm.guard._recipe import EngineSettings, Recipe
-from anchorlm.guard._start import JudgeLike, ModelLike, ScorerLike, Started, start_engine, start_judge, start_scorer
+from anchorlm.guard._check import Chosen, chosen, tell_once
+from anchorlm.guard._conversation import asked, check_conversation, checked_system, is_long
+from anchorlm.guard._probe import Probe, probe
+from anchorlm.guard._recipe import ProbeSettings, Recipe
 from anchorlm.records import (
-    Access,
     Decision,
     DefenseError,
     Event,
@@ -29,16 +28,25 @@ from anchorlm.records import (
     Usage,
     UserError,
     as_messages,
-    turn_text,
+)
+from anchorlm.team import (
+    EngineSettings,
+    JudgeLike,
+    ModelLike,
+    Offer,
+    ScorerLike,
+    Started,
+    Team,
+    require_leave,
+    start_engine,
+    start_judge,
+    start_scorer,
 )
 
+if TYPE_CHECKING:
+    from anchorlm.guard._examine import Findings
+
 _log = logging.getLogger("anchorlm")
-
-_LONG = 4_000
-"""Characters of a conversation that are written down on the engines' thread: a millisecond."""
-
-_MANY = 16
-"""Turns, likewise: a template may take time for each pair of them."""
 
 
 class Guard:
@@ -46,7 +54,7 @@ class Guard:
 
     Args:
         target: The model to guard: a Hub id or folder, its settings, a loaded `CausalModel`, or an engine.
-        defense: Name of a defense, or the class of one.
+        defense: Name of a defense, or the class of one; or one with its knobs, as `from_recipe` has read it.
         anchor: The aligned model that guides, if the defense takes one.
         judge: Who grades candidates, if the defense takes one: a `Judge`, settings such as
             `{"kind": "rubric", "model": "org/name"}`, a model that grades by the default rubric, or a function
@@ -72,7 +80,7 @@ class Guard:
     def __init__(
         self,
         target: ModelLike,
-        defense: str | type[Defense] = "undefended",
+        defense: str | type[Defense] | Chosen = "undefended",
         *,
         anchor: ModelLike | None = None,
         judge: JudgeLike | None = None,
@@ -86,17 +94,9 @@ class Guard:
         started: Started | None = None,
         **knobs: Any,
     ) -> None:
-        kind = find_defense(defense) if isinstance(defense, str) else defense
-        kind.settings_type.parse(knobs, where=f"the defense {kind.name}")  # before any weight is loaded
-        needs = kind.needs
-        require(  # what is missing or superfluous, too, is said before a weight is loaded
-            kind,
-            target=needs.target,
-            anchor=None if anchor is None else (needs.anchor or Access.TEXT),
-            judge=judge is not None,
-            cost=cost is not None,
-            reward=reward is not None,
-        )
+        if not isinstance(defense, Chosen):  # what does not fit is said before a weight is loaded
+            defense = Chosen.of(defense, knobs)
+            defense.require(Offer.named(anchor=anchor, judge=judge, cost=cost, reward=reward))
         if on_error not in ("refuse", "raise"):
             raise UserError(f"on_error = {on_error!r} is neither 'refuse' nor 'raise'.")
         limits = engine if isinstance(engine, EngineSettings) else EngineSettings.parse(engine or {}, where="engine")
@@ -108,23 +108,15 @@ class Guard:
             None if cost is None else start_scorer(cost, limits, started),
             None if reward is None else start_scorer(reward, limits, started),
         )
-        require(
-            kind,
-            target=team.target.access,
-            anchor=None if team.anchor is None else team.anchor.access,
-            judge=team.judge is not None,
-            cost=team.cost is not None,
-            reward=team.reward is not None,
-        )
-        self.defense = kind(team, **knobs)
-        if kind.start is not Defense.start:
+        self.defense = defense.on(team)
+        if type(self.defense).start is not Defense.start:
             runtime().run(self.defense.start())
         self.generation = (
             generation
             if isinstance(generation, GenerationSettings)
             else GenerationSettings.parse(generation or {}, where="generation")
         )
-        self.system = _checked_system(system)
+        self.system = checked_system(system)
         self.on_error = on_error
         self.probes = (
             probes if isinstance(probes, ProbeSettings) else ProbeSettings.parse(probes or {}, where="the probe")
@@ -153,12 +145,10 @@ class Guard:
             recipe = Recipe.load(recipe, changes)
         elif changes:
             raise UserError("Changes go over a recipe's file: give them to Recipe.load.")
-        for _, why in faults(recipe):  # before any model is imported; and no knob may pass for an argument below
-            raise UserError(why)
         require_leave(recipe.judge, recipe.cost, recipe.reward)
         return cls(
             recipe.target,
-            recipe.defense["name"],
+            chosen(recipe),  # before any model is imported; and no knob may pass for an argument
             anchor=recipe.anchor,
             judge=recipe.judge,
             cost=recipe.cost,
@@ -169,8 +159,22 @@ class Guard:
             started=started,
             on_error=on_error,
             probes=recipe.probe,
-            **recipe.knobs,
         )
+
+    @staticmethod
+    def check(recipe: str | Path | Recipe, **changes: Any) -> Findings:
+        """What `anchorlm check` prints of a recipe, found from configurations and tokenizers: no weights are loaded.
+
+        Args:
+            recipe: A TOML file, or a recipe.
+            **changes: Values to put over the file's, by dotted name.
+
+        Raises:
+            UserError: The file is no recipe.
+        """
+        from anchorlm.guard._examine import examine
+
+        return examine(recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, changes))
 
     # --- before the first request -----------------------------------------------------------------------------------
 
@@ -201,12 +205,11 @@ class Guard:
         """
         settings = self.generation.replace(generation, where="generation")
         request = Request(messages, settings, dict(knobs or {}), system=self.system)
-        self.defense.settings_for(request)
-        return request
+        return replace(request, parsed=(request.knobs, self.defense.settings, self.defense.settings_for(request)))
 
     async def events(self, request: Request) -> AsyncIterator[Event]:
         """What the defense says and decides, on the engines' thread: every other face of the guard drains this."""
-        _check(request.messages, images=self.defense.target.model.processor is not None)
+        check_conversation(request.messages, images=self.defense.target.model.processor is not None)
         await self._prepare(request)
         spoken = False
         held: list[TextDelta] = []
@@ -236,7 +239,7 @@ class Guard:
 
     async def _prepare(self, request: Request) -> None:
         """Finds the tokens of a long conversation, which the models remember, on a thread: others go on meanwhile."""
-        if isinstance(request.messages, str) or not _is_long(request.messages):
+        if isinstance(request.messages, str) or not is_long(request.messages):
             return
         anchor = self.defense.team.anchor
         await asyncio.to_thread(self.defense.target.model.encode, request.prompt)
@@ -283,7 +286,7 @@ class Guard:
             UserError: A mistake in the arguments, or a prompt that is empty or too long.
             DefenseError: The defense failed, and `on_error` is "raise".
         """
-        return runtime().run(self.respond(self.request(_asked(messages, raw), knobs, **generation)))
+        return runtime().run(self.respond(self.request(asked(messages, raw), knobs, **generation)))
 
     async def achat(
         self,
@@ -294,7 +297,7 @@ class Guard:
         **generation: Any,
     ) -> Response:
         """`chat` for callers with an event loop of their own."""
-        future = runtime().submit(self.respond(self.request(_asked(messages, raw), knobs, **generation)))
+        future = runtime().submit(self.respond(self.request(asked(messages, raw), knobs, **generation)))
         return await asyncio.wrap_future(future)
 
     def stream(
@@ -306,7 +309,7 @@ class Guard:
         **generation: Any,
     ) -> Iterator[Event]:
         """As `chat`, event by event: the texts of its `TextDelta`s joined are the text of the whole response."""
-        return runtime().iterate(self.events(self.request(_asked(messages, raw), knobs, **generation)))
+        return runtime().iterate(self.events(self.request(asked(messages, raw), knobs, **generation)))
 
     async def astream(
         self,
@@ -317,7 +320,7 @@ class Guard:
         **generation: Any,
     ) -> AsyncIterator[Event]:
         """`stream` for callers with an event loop of their own."""
-        async for event in runtime().aiterate(self.events(self.request(_asked(messages, raw), knobs, **generation))):
+        async for event in runtime().aiterate(self.events(self.request(asked(messages, raw), knobs, **generation))):
             yield event
 
     # --- many requests ----------------------------------------------------------------------------------------------
@@ -363,44 +366,3 @@ class Guard:
             return index, await self.respond(request)
         except (UserError, DefenseError) as error:
             return index, error
-
-
-def _checked_system(system: str | None) -> str | None:
-    """An operator's system prompt.
-
-    Raises:
-        UserError: It is no text, or holds none.
-    """
-    if system is not None and (not isinstance(system, str) or not system.strip()):
-        raise UserError("system is your own system prompt: give a text, or leave it out.")
-    return system
-
-
-def _asked(messages: Messages | str, raw: bool) -> Messages | str:
-    if raw and not isinstance(messages, str):
-        raise UserError("raw = True takes a text that goes to the model as it stands: give a text, or leave raw out.")
-    return messages if raw else as_messages(messages)
-
-
-def _is_long(messages: Messages) -> bool:
-    """Whether it may take a while to write a conversation down: images take a forward, and so are left to the loop."""
-    texts = all(isinstance(turn["content"], str) for turn in messages)
-    return texts and (len(messages) > _MANY or sum(len(turn["content"]) for turn in messages) > _LONG)
-
-
-def _check(messages: Messages | str, *, images: bool) -> None:
-    """Before any defense wraps it into something that looks like a prompt."""
-    from anchorlm.models import message_parts
-
-    if not isinstance(messages, str) and not (
-        messages and all(isinstance(turn, Mapping) and isinstance(turn.get("content"), str | list) for turn in messages)
-    ):
-        raise UserError('Messages are a list of {"role": ..., "content": text}: give at least one with some text.')
-    for turn in () if isinstance(messages, str) else messages:
-        message_parts(turn, images=images)
-    if not (messages if isinstance(messages, str) else turn_text(messages[-1])).strip():
-        raise UserError("The prompt is empty: give some text.")
-    if not isinstance(messages, str) and not any(
-        turn["role"] == "user" and turn_text(turn).strip() for turn in messages
-    ):
-        raise UserError("The conversation has no turn of the user: give at least one message of the role user.")

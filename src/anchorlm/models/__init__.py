@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from anchorlm.models._stamp import contents, identity, stamp
     from anchorlm.models._template import (
         PLAIN_TEMPLATE,
+        chosen_template,
         control_texts,
         encode_text,
         message_parts,
@@ -37,7 +38,7 @@ else:
             "_rendering": "TemplateFailedError TemplateRefusedError rendered",
             "_settings": "ModelSettings ModelSource",
             "_stamp": "contents identity stamp",
-            "_template": "PLAIN_TEMPLATE control_texts encode_text message_parts without_specials",
+            "_template": "PLAIN_TEMPLATE chosen_template control_texts encode_text message_parts without_specials",
             "_tokenizers": "load_tokenizer",
         },
     )
@@ -58,6 +59,7 @@ __all__ = [
     "base_named",
     "check_conversion",
     "check_paths",
+    "chosen_template",
     "contents",
     "control_texts",
     "convert",

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+from asyncio import gather
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+
+from anchorlm.defenses._base import Defense, room_for, stream_target
+from anchorlm.defenses._picked import Picks
+from anchorlm.defenses.alignbeam._guidance import GUIDED_BY, Guidance, Guided
+from anchorlm.defenses.alignbeam._settings import AlignBeamSettings, MixtureSettings
+from anchorlm.records import Access, Decision, Event, GenerationSettings, Request
+from anchorlm.team import Needs, Team
+
+if TYPE_CHECKING:
+    from anchorlm.defenses.alignbeam._mixture import MixedSequence
+    from anchorlm.engine import TokenSequence
+    from anchorlm.search import Beam, Diversity, SearchPlan
+
+
+class AlignBeam(Defense):
+    """A small aligned anchor of any family guides the first tokens; a judge picks among K responses."""
+
+    name: ClassVar[str] = "alignbeam"
+    needs: ClassVar[Needs] = Needs(target=Access.LOGITS, anchor=Access.LOGITS, judge=True)
+    streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "whole"
+    settings_type: ClassVar[type[MixtureSettings]] = AlignBeamSettings
+    artifacts: ClassVar[Mapping[str, str]] = GUIDED_BY
+    beside: ClassVar[tuple[str, ...]] = tuple(GUIDED_BY)
+    fixed: ClassVar[tuple[str, ...]] = ("gate_reader",)
+
+    def __init__(self, team: Team, **settings: Any) -> None:
+        super().__init__(team, **settings)
+        self.guidance = Guidance(self, self.settings)
+        self.settings = self.guidance.settings
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """See `Defense`."""
+        return (self.guidance.told,)
+
+    async def start(self) -> None:
+        """See `Defense.start`."""
+        await self.guidance.start()
+
+    async def respond(self, request: Request) -> AsyncIterator[Event]:
+        """Mixes, primes, extends, finishes, judges (steps 1 to 6 of the paper), each only as far as it is needed."""
+        from anchorlm.search import Beam, SafetyState, SearchPlan, search, unscored, write
+
+        settings: AlignBeamSettings = self.settings_for(request)
+        prompt = self.target.model.encode(request.prompt)
+        async with AsyncExitStack() as stack:
+            row = await stack.enter_async_context(
+                self.target.open(prompt, rows=settings.candidates, room=request.generation.max_new_tokens)
+            )
+            anchor = self.anchor_for(request)
+            if (reading := await self.guidance.read(row, anchor, request, settings)) is not None:
+                yield Decision("gate", reading.data)
+                if not reading.open:
+                    async for event in stream_target(row, self.target, request.generation):
+                        yield event
+                    return
+            first = await self.guidance.open(
+                stack,
+                row,
+                anchor,
+                request,
+                settings,
+                rows=settings.candidates,
+                seen=reading,
+                trace_top=settings.trace_top,
+            )
+            if first.guide is None and settings.candidates == 1:
+                yield Decision("chosen", {"why": "alpha is 0 and there is one candidate: the target alone"})
+                async for event in stream_target(first.target, self.target, request.generation):
+                    yield event
+                return
+            tokens = (await first.mixture()).top(settings.candidates)
+            mixtures = [first, *(first.fork() for _ in tokens[1:])]
+            stops = self.target.model.stop_ids
+            candidates = [Primed(m, settings.mixed_tokens, stops, *t) for m, t in zip(mixtures, tokens, strict=True)]
+            room = room_for(self.target, len(prompt), request.generation)
+            plan = SearchPlan(beams=len(tokens), keep=len(tokens), block=room, room=room)
+            beams = [Beam(candidate, SafetyState(0.0)) for candidate in candidates]
+            if lazy := settings.candidates_written == "lazy" and len(beams) > 1:
+                order = await self._openings(beams, request.generation, room)
+                await write(beams[order[0]], plan, request.generation, order[0])
+            else:
+                order = list(range(len(beams)))
+                await search(beams, plan, request.generation, unscored)
+        for place, index in enumerate(order):
+            if mixtures[index].steps:
+                yield Decision("mix", {"candidate": place, "steps": mixtures[index].steps})
+        likely = [candidates[index].log_probability for index in order]
+        picks = Picks(self, request, settings)
+        if lazy:
+            for place, index in enumerate(order):
+                if place:
+                    await self._finish(beams[index], prompt, plan, request.generation, index)
+                if await picks.add([beams[index]], [likely[place]]):
+                    break
+        else:
+            await picks.add(beams, likely)
+        for event in picks.events(len(prompt), len(order)):
+            yield event
+
+    async def _openings(self, beams: Sequence[Beam], generation: GenerationSettings, room: int) -> list[int]:
+        """Writes the mixed tokens of all candidates, and gives back all rows but the likeliest's.
+
+        Returns:
+            The candidates by likelihood; of those that open with the same text only the first.
+        """
+        openings = [cast(Primed, beam.proposal) for beam in beams]
+        first = generation.model_copy(update={"max_new_tokens": room})
+        await gather(*(one.open(first) for one in openings))
+        order = sorted(range(len(beams)), key=lambda index: -openings[index].log_probability)
+        decode = self.target.model.vocabulary.decode
+        texts = {decode(openings[index].response): index for index in reversed(order)}
+        order = [index for index in order if index in texts.values()]
+        for index, beam in enumerate(beams):
+            if index != order[0]:
+                beam.close()
+        return order
+
+    async def _finish(
+        self, beam: Beam, prompt: Sequence[int], plan: SearchPlan, generation: GenerationSettings, index: int
+    ) -> None:
+        """Goes on from an opening whose row was given back; the prompt is read again."""
+        from anchorlm.search import write
+
+        opening = cast(Primed, beam.proposal)
+        async with self.target.open(prompt, room=plan.room) as row:
+            row.append(beam.tokens, beam.scores)
+            opening.mixed.target, beam.closed = row, None
+            await write(beam, plan, generation, index)
+
+
+class Primed(Guided):
+    """One of AlignBeam's candidates: a first token that is given, N - 1 more of the mixture, greedily, then the target
+    alone, all in one block.
+
+    Args:
+        mixed: Both models before the response.
+        tokens: N: how many tokens are mixed, the first among them.
+        stops: The tokens that end the target's turn.
+        first: The first token.
+        log_probability: Of the first token in the mixture.
+
+    Attributes:
+        log_probability: Of the mixed tokens so far.
+    """
+
+    def __init__(
+        self, mixed: MixedSequence, tokens: int, stops: frozenset[int], first: int, log_probability: float
+    ) -> None:
+        super().__init__(mixed, tokens, stops)
+        self.log_probability = log_probability
+        self._first = first
+        self._ended: bool | None = None
+
+    def fork(self) -> Primed:
+        """See `Proposal`."""
+        return Primed(self.mixed.fork(), self._tokens, self._stops, self._first, self.log_probability)
+
+    async def open(self, generation: GenerationSettings) -> bool:
+        """Writes the mixed tokens; whether the turn ended among them."""
+        token, count = self._first, min(max(self._tokens, 1), generation.max_new_tokens)
+        while not (ended := token in self._stops):
+            self.mixed.append(token)
+            if (ended := self.row.end_turn()) or len(self.response) == count:
+                break
+            token, further = (await self.mixed.mixture()).top(1)[0]
+            self.log_probability += further
+        self.mixed.release_guide()  # while the target goes alone, the anchor's rows are free
+        self._ended = ended
+        return ended
+
+    async def extend(self, generation: GenerationSettings, diversity: Diversity | None = None) -> bool:
+        """See `Proposal`."""
+        ended = await self.open(generation) if self._ended is None else self._ended
+        return ended or await _rest(self.row, generation)
+
+
+async def _rest(row: TokenSequence, generation: GenerationSettings) -> bool:
+    """Goes on to the end of a response of so many tokens; whether the turn ended."""
+    left = generation.max_new_tokens - (len(row.ids) - row.prompt_length)
+    if left <= 0:
+        return False
+    return (await row.generate(generation.model_copy(update={"max_new_tokens": left}))).finish_reason == "stop"
