@@ -14,6 +14,7 @@ from anchorlm.engine import LocalEngine
 from anchorlm.judging import Grade, RubricJudge
 from anchorlm.records import Messages, wilson
 from benchmarks._report import report
+from tools.zoo._transcripts import transcript
 
 LIMIT = 0.375
 """Most harm that passes by default."""
@@ -36,7 +37,7 @@ def grades(judge: RubricJudge, cases: Sequence[Case]) -> list[Grade]:
 def agreement(rows: int) -> list[tuple[str, int, float, str]]:
     """How often both ways of reading the embedded judge mean the same, on transcripts of the sealed test split."""
     rng = random.Random("judge:test:0")
-    drawn = [zoo.transcript(rng, "test") for _ in range(rows)]
+    drawn = [transcript(rng, "test") for _ in range(rows)]
     cases: list[Case] = [([{"role": "user", "content": item.prompt}], [text]) for item, text, _ in drawn]
     engine = LocalEngine(CausalModel.from_pretrained(zoo.path("b-judge")))
     by_text, by_logits = (

@@ -8,13 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from anchorlm.guard._start import start_judge
 from typer.testing import CliRunner
 
 from anchorlm.cli._app import app
-from anchorlm.guard import JudgeSettings, ScorerSettings, allow_code, build_judge, build_scorer, start_scorer
 from anchorlm.judging import CallableJudge
 from anchorlm.records import Messages, UserError
+from anchorlm.team import (
+    JudgeSettings,
+    ScorerSettings,
+    allow_code,
+    build_judge,
+    build_scorer,
+    start_judge,
+    start_scorer,
+)
 
 ASK: Messages = [{"role": "user", "content": "How do I bake bread?"}]
 MODULE = """
