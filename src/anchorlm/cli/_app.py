@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anchorlm.cli._errors import OneSentence
+from anchorlm.cli._fit import AllowCode
 from anchorlm.cli._fit_alignbeam import fit
 from anchorlm.cli._fit_inferenceguard import calibrate
 from anchorlm.records import UserError
@@ -85,6 +86,7 @@ def generate(
     trace: Annotated[bool, typer.Option("--trace", help="Write what the defense decided into each row.")] = False,
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Requests under way at once.")] = 64,
     probe: TryFirst = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Answers every prompt of a file under guard; run again after a kill, it goes on where it stopped."""
     from anchorlm.cli._generate import run
@@ -131,6 +133,7 @@ def chat(
     judge: Judge = None,
     changes: Changes = None,
     probe: TryFirst = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Talks with a guarded model; /help lists the commands."""
     from anchorlm.cli._chat import run
@@ -226,6 +229,7 @@ def compare(
     probe: Annotated[
         bool | None, typer.Option("--probe/--no-probe", help="Try every guard first, and report it; on by default.")
     ] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Compares defenses on safety, over-refusal, usefulness and cost; run again after a kill, it goes on."""
     from anchorlm.cli._compare import run
@@ -271,6 +275,7 @@ def serve(
     key: Annotated[str | None, typer.Option("--new-key", help="Add an API key to --keys, and end.")] = None,
     operator: Annotated[bool, typer.Option("--operator", help="With --new-key: it sees traces and metrics.")] = False,
     real: Annotated[bool, typer.Option("--real", help="Serve the real specialist under the composed guard.")] = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Puts guarded models behind OpenAI's API, with a page to try them on."""
     if key is not None:

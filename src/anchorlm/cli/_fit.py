@@ -48,6 +48,22 @@ Tasks = Annotated[
 Shipped = Annotated[
     bool, typer.Option("--shipped/--no-shipped", help="Use the English look-alikes and tasks that are shipped, too.")
 ]
+
+
+def allowed(wanted: bool) -> bool:
+    """Lets recipes name Python functions, if the operator wants that."""
+    if wanted:
+        from anchorlm.team import allow_code
+
+        allow_code()
+    return wanted
+
+
+AllowCode = Annotated[
+    bool,
+    typer.Option("--allow-code", help="Run the Python functions that the recipe names as judges or scorers.",
+                 callback=allowed),
+]  # fmt: skip
 Column = Annotated[str | None, typer.Option("--column", help="Column or field that holds the prompt.")]
 
 
@@ -81,6 +97,7 @@ def fit_inferaligner(
     holdout: Annotated[float, typer.Option("--holdout", help="Share of the prompts that measures only.")] = 0.25,
     seed: Annotated[int, typer.Option("--seed", help="Of the split.")] = 0,
     column: Column = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Finds out where a target's activations show harm, and by which vectors an aligned model refuses."""
     from anchorlm.cli._loading import quiet_libraries
@@ -150,6 +167,7 @@ def calibrate_inferaligner(
     prompts: Annotated[int, typer.Option("--prompts", help="Harmful prompts that the search may use.")] = 48,
     seed: Annotated[int, typer.Option("--seed", help="Of the prompts' order.")] = 0,
     column: Column = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Chooses gate, steered layers, positions and strength for a stated limit on over-refusal."""
     from anchorlm.cli._loading import quiet_libraries

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anchorlm.cli._fit import (
+    AllowCode,
     Changes,
     Column,
     RecipeFile,
@@ -45,6 +46,7 @@ def fit_alignbeam(
     recipe: RecipeFile = None,
     changes: Changes = None,
     column: Column = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Finds out how an anchor's first token and a gate tell harm, and chooses where AlignBeam's alpha begins."""
     from anchorlm.cli._loading import quiet_libraries

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from anchorlm.cli._fit import (
+    AllowCode,
     Changes,
     Column,
     Harmful,
@@ -53,6 +54,7 @@ def fit_inferenceguard(
     holdout: Annotated[float, typer.Option("--holdout", help="Share of the prompts that measures only.")] = 0.25,
     seed: Annotated[int, typer.Option("--seed", help="Of split, sampling and training.")] = 0,
     column: Column = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Trains InferenceGuard's critic on rollouts; run again after a kill, it goes on where it stopped."""
     from anchorlm.cli._loading import quiet_libraries
@@ -124,6 +126,7 @@ def calibrate_inferenceguard(
     labeler: Annotated[
         str, typer.Option("--labeler", help="Who gave the labels; for the statement.")
     ] = "the given labels",
+    allow_code: AllowCode = False,
 ) -> None:
     """Chooses the gate's limit on labeled responses of this very recipe, for a stated risk."""
     from anchorlm.cli._loading import load_guard

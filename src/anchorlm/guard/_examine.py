@@ -106,7 +106,7 @@ def _defense(
         if name in knobs and not defense.settings_type.model_fields[name].is_required():
             found.attempt(name, partial(Artifact.load, knobs.pop(name), kind))
     scorers = {
-        kind: found.attempt(kind, partial(_scorer, source))
+        kind: found.attempt(kind, partial(_scorer, source, found, recipe))
         for kind, source in (("cost", recipe.cost), ("reward", recipe.reward))
         if source is not None
     }
@@ -127,11 +127,20 @@ def _defense(
         found.attempt("engine", lambda: asyncio.run(rehearse(built, judge, outline, recipe.generation)))
 
 
-def _scorer(settings: ScorerSettings) -> Scorer:
+def _scorer(settings: ScorerSettings, found: Findings, recipe: Recipe) -> Scorer | None:
     """The scorer without weights; a judge that is turned into a cost is taken as it is described."""
     from anchorlm.judging import RefusalMatcher
 
+    _tell_code(found, settings.function)
+    if settings.kind == "guard" and settings.judged is not None:
+        guard = _judge(found, recipe, settings.judged)
+        return None if guard is None else build_scorer(settings, guard, weights=False)
     return build_scorer(settings, None if settings.judge is None else RefusalMatcher(), weights=False)
+
+
+def _tell_code(found: Findings, function: str | None) -> None:
+    if function is not None:
+        found.notes.append(f"code: {function} was not looked at, and runs only where a command says --allow-code.")
 
 
 def _artifact(found: Findings, folder: str, target: CausalModel | None, reads: bool) -> bool:
@@ -187,11 +196,14 @@ def _model(found: Findings, role: str, settings: ModelSettings) -> CausalModel |
 def _judge(found: Findings, recipe: Recipe, settings: JudgeSettings) -> Judge | None:
     from anchorlm.judging import RUBRIC
 
-    if settings.kind != "rubric" or settings.model is None:
+    _tell_code(found, settings.function)
+    if settings.kind not in ("rubric", "guard") or settings.model is None:
         return found.attempt("judge", lambda: build_judge(settings, None, weights=False))
     grader = _model(found, "judge", settings.model)
     if grader is None:
         return None
+    if settings.kind == "guard":
+        return found.attempt("judge", lambda: build_judge(settings, Outline(grader, recipe.engine)))
     question = [{"role": "user", "content": str(settings.options.get("template", RUBRIC))}]
     rubric = found.attempt("judge", lambda: grader.encode(question))
     longest = recipe.generation.max_new_tokens

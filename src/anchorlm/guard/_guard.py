@@ -37,6 +37,7 @@ from anchorlm.team import (
     ScorerLike,
     Started,
     Team,
+    require_leave,
     start_engine,
     start_judge,
     start_scorer,
@@ -144,6 +145,7 @@ class Guard:
             recipe = Recipe.load(recipe, changes)
         elif changes:
             raise UserError("Changes go over a recipe's file: give them to Recipe.load.")
+        require_leave(recipe.judge, recipe.cost, recipe.reward)
         return cls(
             recipe.target,
             chosen(recipe),  # before any model is imported; and no knob may pass for an argument

@@ -6,12 +6,14 @@ from anchorlm._lazy import lazily
 
 if TYPE_CHECKING:
     from anchorlm.judging._auroc import auroc
-    from anchorlm.judging._base import Grade, Judge
+    from anchorlm.judging._base import Follow, Grade, Judge
     from anchorlm.judging._callable import CallableJudge, CallableScorer, Score
     from anchorlm.judging._classifier import ClassifierJudge
     from anchorlm.judging._conversation import request_text
     from anchorlm.judging._english import Verdict, gives_harm, refuses
     from anchorlm.judging._grades import parse_grade
+    from anchorlm.judging._guard import GuardJudge, GuardScorer
+    from anchorlm.judging._guard_formats import GuardFormat, guard_formats
     from anchorlm.judging._names import ENGLISH, HARM
     from anchorlm.judging._openings import OPENINGS, gives_the_same, opens_refusing
     from anchorlm.judging._outcomes import Answer, FluencyGrading, Grader, Grading, Outcome, graded_by, instrument
@@ -24,12 +26,14 @@ else:
     __getattr__, __dir__ = lazily(
         __name__,
         {
-            "_base": "Grade Judge",
+            "_base": "Follow Grade Judge",
             "_callable": "CallableJudge CallableScorer Score",
             "_classifier": "ClassifierJudge",
             "_conversation": "request_text",
             "_english": "Verdict gives_harm refuses",
             "_grades": "parse_grade",
+            "_guard": "GuardJudge GuardScorer",
+            "_guard_formats": "GuardFormat guard_formats",
             "_names": "ENGLISH HARM",
             "_openings": "OPENINGS gives_the_same opens_refusing",
             "_refusal": "Refusal RefusalMatcher",
@@ -54,9 +58,13 @@ __all__ = [
     "ClassifierJudge",
     "ClassifierScorer",
     "FluencyGrading",
+    "Follow",
     "Grade",
     "Grader",
     "Grading",
+    "GuardFormat",
+    "GuardJudge",
+    "GuardScorer",
     "Judge",
     "JudgeScorer",
     "Outcome",
@@ -72,6 +80,7 @@ __all__ = [
     "gives_harm",
     "gives_the_same",
     "graded_by",
+    "guard_formats",
     "instrument",
     "opens_refusing",
     "parse_grade",

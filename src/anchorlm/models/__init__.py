@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         PLAIN_TEMPLATE,
         chosen_template,
         control_texts,
+        encode_text,
         message_parts,
         without_specials,
     )
@@ -37,7 +38,7 @@ else:
             "_rendering": "TemplateFailedError TemplateRefusedError rendered",
             "_settings": "ModelSettings ModelSource",
             "_stamp": "contents identity stamp",
-            "_template": "PLAIN_TEMPLATE chosen_template control_texts message_parts without_specials",
+            "_template": "PLAIN_TEMPLATE chosen_template control_texts encode_text message_parts without_specials",
             "_tokenizers": "load_tokenizer",
         },
     )
@@ -62,6 +63,7 @@ __all__ = [
     "contents",
     "control_texts",
     "convert",
+    "encode_text",
     "find_markers",
     "identity",
     "load_classifier",

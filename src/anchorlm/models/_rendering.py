@@ -41,7 +41,12 @@ class EndlessTemplateError(TemplateFailedError):
 
 
 def rendered(
-    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Message], *, template: str | None = None, opens: bool = True
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[Message],
+    *,
+    template: str | None = None,
+    opens: bool = True,
+    further: Mapping[str, Any] | None = None,
 ) -> str:
     """A conversation as a chat template writes it: as transformers renders it, but bounded in time and size.
 
@@ -53,6 +58,7 @@ def rendered(
         turns: The conversation.
         template: Another one.
         opens: Whether the model's turn is opened at the end.
+        further: More that the template may use, by name.
 
     Raises:
         TemplateRefusedError: The template refuses the conversation.
@@ -63,6 +69,7 @@ def rendered(
     lists = {name: [str(one) for one in token] for name, token in tokenizer.special_tokens_map.items()
              if isinstance(token, list)}  # fmt: skip
     variables = {"messages": list(turns), "tools": None, "documents": None, "add_generation_prompt": opens}
+    variables |= dict(further or {})
     answer = _asked({"template": template or tokenizer.chat_template, "variables": special | lists | variables})
     if "refuses" in answer:
         raise TemplateRefusedError(answer["refuses"])

@@ -6,6 +6,7 @@ from anchorlm._lazy import lazily
 
 if TYPE_CHECKING:
     from anchorlm.team._build import build_judge, build_scorer
+    from anchorlm.team._code import allow_code, require_leave
     from anchorlm.team._limits import in_time, timed
     from anchorlm.team._settings import EngineSettings, JudgeSettings, ScorerSettings
     from anchorlm.team._start import (
@@ -24,6 +25,7 @@ else:
         __name__,
         {
             "_build": "build_judge build_scorer",
+            "_code": "allow_code require_leave",
             "_limits": "in_time timed",
             "_settings": "EngineSettings JudgeSettings ScorerSettings",
             "_start": "JudgeLike ModelLike Progress ScorerLike Started start_engine start_judge start_scorer",
@@ -43,9 +45,11 @@ __all__ = [
     "ScorerSettings",
     "Started",
     "Team",
+    "allow_code",
     "build_judge",
     "build_scorer",
     "in_time",
+    "require_leave",
     "start_engine",
     "start_judge",
     "start_scorer",

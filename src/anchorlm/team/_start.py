@@ -69,7 +69,11 @@ def start_judge(judge: JudgeLike, limits: EngineSettings, started: Started) -> J
             f"A {type(judge).__name__} is no judge: give a Judge, its settings, a model that grades, or a function."
         )
     settings = judge if isinstance(judge, JudgeSettings) else JudgeSettings.parse(judge, where="judge")
-    engine = start_engine(settings.model, limits, started) if settings.model and settings.kind == "rubric" else None
+    engine = (
+        start_engine(settings.model, limits, started)
+        if settings.model and settings.kind in ("rubric", "guard")
+        else None
+    )
     return build_judge(settings, engine)
 
 
@@ -89,4 +93,5 @@ def start_scorer(scorer: ScorerLike, limits: EngineSettings, started: Started) -
             "classifier, a judge, or a function."
         )
     settings = scorer if isinstance(scorer, ScorerSettings) else ScorerSettings.parse(scorer, where="a scorer")
-    return build_scorer(settings, None if settings.judge is None else start_judge(settings.judge, limits, started))
+    judged = settings.judged
+    return build_scorer(settings, None if judged is None else start_judge(judged, limits, started))

@@ -15,7 +15,7 @@ from anchorlm.guard import Guard
 from anchorlm.judging import ENGLISH, HARM, Judge, Scorer
 from anchorlm.models import REAL, SHIPPED, ModelSettings, located
 from anchorlm.records import UserError
-from anchorlm.team import JudgeSettings, ScorerSettings, build_judge, build_scorer
+from anchorlm.team import JudgeSettings, ScorerSettings, build_judge, build_scorer, require_leave
 
 if TYPE_CHECKING:
     from anchorlm.engine import LocalEngine
@@ -76,6 +76,7 @@ def contestants(recipe: CompareRecipe) -> list[Contestant]:
     Raises:
         UserError: An unknown defense or knob, a missing anchor or judge, or a sweep of a knob that none of them has.
     """
+    require_leave(recipe.judge, recipe.cost, recipe.reward, *recipe.grader.values())
     found: list[Contestant] = []
     for label, section in recipe.defenses.items():
         name = str(section.get("name", label))
@@ -208,8 +209,8 @@ class Pool:
             local = settings
             if settings.model is not None:
                 local = settings.model_copy(update={"model": self.located(settings.model)})
-            rubric = settings.kind == "rubric" and settings.model is not None
-            engine = self.engine(settings.model) if rubric and settings.model is not None else None
+            runs = settings.kind in ("rubric", "guard")
+            engine = self.engine(settings.model) if runs and settings.model is not None else None
             self._judges[key] = build_judge(local, engine)
         return self._judges[key]
 
@@ -220,7 +221,8 @@ class Pool:
             local = settings
             if settings.model is not None:
                 local = settings.model_copy(update={"model": self.located(settings.model)})
-            self._scorers[key] = build_scorer(local, None if settings.judge is None else self.judge(settings.judge))
+            judged = settings.judged
+            self._scorers[key] = build_scorer(local, None if judged is None else self.judge(judged))
         return self._scorers[key]
 
     def guard(self, target: str, contestant: Contestant, without: str | None = None) -> Guard:

@@ -94,7 +94,7 @@ def _recorded(name: str) -> str:
         return "refusal"
     if kind in (ENGLISH, HARM):
         return kind
-    if kind in ("rubric", "classifier"):
+    if kind in ("rubric", "guard", "classifier"):
         return f"model {_place(rest)}"
     return name
 
@@ -106,7 +106,7 @@ def _source(pool: Pool, settings: JudgeSettings | ScorerSettings) -> str:
     if isinstance(settings, ScorerSettings) and settings.judge is not None:
         return _source(pool, settings.judge)
     if settings.model is None:
-        return settings.kind
+        return settings.kind if settings.function is None else f"callable:{settings.function}"
     model = pool.located(settings.model)
     return " ".join(["model", *map(_place, (one for one in (model.path, model.adapter) if one))])
 
