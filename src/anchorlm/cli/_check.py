@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
@@ -13,6 +14,7 @@ from anchorlm.cli._errors import complain
 from anchorlm.cli._loading import busy, quiet_libraries
 from anchorlm.cli._outline import Outline, rehearse
 from anchorlm.cli._recipes import parse_changes
+from anchorlm.cli._thoughts import look_at_thoughts
 from anchorlm.defenses import CALIBRATION, Defense, Team, find_defense
 from anchorlm.guard import JudgeSettings, Recipe, ScorerSettings, build_judge, build_scorer, faults
 from anchorlm.judging import Judge, Scorer
@@ -34,11 +36,13 @@ class Findings:
         gaps: One sentence each, with the remedy.
         notes: What works, but may surprise.
         facts: What was looked at.
+        thoughts: Whether the target's chat template knows thoughts, and how they are switched.
     """
 
     gaps: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     facts: list[str] = field(default_factory=list)
+    thoughts: dict[str, Any] = field(default_factory=dict)
 
     def attempt(self, what: str, work: Callable[[], T]) -> T | None:
         """The result of `work`; None where it found a gap, which is kept."""
@@ -49,8 +53,13 @@ class Findings:
             return None
 
 
-def run(file: Path, changes: Sequence[str]) -> None:
+def run(file: Path, changes: Sequence[str], *, as_json: bool = False) -> None:
     """Prints what was found.
+
+    Args:
+        file: The recipe.
+        changes: What is put over it.
+        as_json: For machines.
 
     Raises:
         UserError: The file is no recipe.
@@ -59,6 +68,11 @@ def run(file: Path, changes: Sequence[str]) -> None:
     recipe = Recipe.load(file, parse_changes(changes))
     with busy("Looking at the models"):
         findings = examine(recipe)
+    if as_json:
+        typer.echo(json.dumps(_data(findings), indent=2))
+        if findings.gaps:
+            raise typer.Exit(2)
+        return
     for fact in findings.facts:
         typer.echo(fact)
     for note in findings.notes:
@@ -68,6 +82,11 @@ def run(file: Path, changes: Sequence[str]) -> None:
     if findings.gaps:
         raise typer.Exit(2)
     typer.echo(f"{file} works on these models.")
+
+
+def _data(found: Findings) -> dict[str, Any]:
+    return {"works": not found.gaps, "gaps": found.gaps, "notes": found.notes, "facts": found.facts,
+            "template": found.thoughts}  # fmt: skip
 
 
 def examine(recipe: Recipe) -> Findings:
@@ -83,6 +102,8 @@ def examine(recipe: Recipe) -> Findings:
     target = _model(found, "target", recipe.target)
     anchor = _model(found, "anchor", recipe.anchor) if recipe.anchor else None
     judge = _judge(found, recipe, recipe.judge) if recipe.judge else None
+    if target is not None:
+        look_at_thoughts(found, target, recipe.thoughts)
     _defense(found, recipe, find_defense(recipe.defense["name"]), target, anchor, judge)
     lengths(found, recipe.generation.max_new_tokens, target=target, anchor=anchor)
     return found

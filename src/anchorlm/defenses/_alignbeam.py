@@ -9,6 +9,7 @@ from pydantic import Field
 from anchorlm.defenses._base import Defense, Needs, Team, room_for, speak
 from anchorlm.defenses._guidance import Guidance, Guided, MixtureSettings
 from anchorlm.defenses._picked import COMFORT, picked
+from anchorlm.defenses._thinking import Thinking, said
 from anchorlm.records import Access, Decision, Event, GenerationSettings, Request
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class AlignBeam(Defense):
     """A small aligned anchor of any family guides the first tokens; a judge picks among K responses."""
 
     name: ClassVar[str] = "alignbeam"
+    thinks: ClassVar[bool] = True
     needs: ClassVar[Needs] = Needs(target=Access.LOGITS, anchor=Access.LOGITS, judge=True)
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "whole"
     settings_type: ClassVar[type[MixtureSettings]] = AlignBeamSettings
@@ -54,17 +56,26 @@ class AlignBeam(Defense):
         from anchorlm.search import Beam, Plan, SafetyState, search, unscored
 
         settings: AlignBeamSettings = self.settings_for(request)
-        prompt = self.target.model.encode(request.prompt)
+        thinking = Thinking(self.target, request)
+        prompt = thinking.prompt
         async with AsyncExitStack() as stack:
-            row = await stack.enter_async_context(
-                self.target.open(prompt, rows=settings.candidates, room=request.generation.max_new_tokens)
-            )
-            if (reading := await self.guidance.read(row, self.anchor, request, settings)) is not None:
+            longest = request.generation.max_new_tokens + thinking.room
+            row = await stack.enter_async_context(self.target.open(prompt, rows=settings.candidates, room=longest))
+            async with thinking.as_fitted(row) as plain:  # before the thought
+                reading = await self.guidance.read(plain, self.anchor, request, settings)
+            if reading is not None:
                 yield Decision("gate", reading.data)
                 if not reading.open:
-                    async for event in speak(row, self.target, request.generation):
+                    async for event in said(thinking, row, self.target, settings.refusal):
                         yield event
                     return
+            async for piece in self.guidance.think(thinking, row, self.anchor, settings, reading):
+                yield piece
+            if thinking.failed is not None:
+                for event in thinking.refusal(settings.refusal):
+                    yield event
+                return
+            request = thinking.request
             first = await self.guidance.open(
                 stack,
                 row,
@@ -77,14 +88,15 @@ class AlignBeam(Defense):
             )
             if first.guide is None and settings.candidates == 1:
                 yield Decision("chosen", {"why": "alpha is 0 and there is one candidate: the target alone"})
-                async for event in speak(first.target, self.target, request.generation):
+                rest = speak(first.target, self.target, request.generation, prompt_tokens=len(prompt))
+                async for event in rest:
                     yield event
                 return
             tokens = (await first.mixture()).top(settings.candidates)
             mixtures = [first, *(first.fork() for _ in tokens[1:])]
-            stops = self.target.model.stop_ids
+            stops = row.stops
             candidates = [Primed(m, settings.mixed_tokens, stops, *t) for m, t in zip(mixtures, tokens, strict=True)]
-            room = room_for(self.target, len(prompt), request.generation)
+            room = room_for(self.target, row.prompt_length, request.generation)
             plan = Plan(beams=len(tokens), keep=len(tokens), block=room, room=room)
             roots = [Beam(candidate, SafetyState(0.0)) for candidate in candidates]
             found = await search(roots, plan, request.generation, unscored)

@@ -15,6 +15,9 @@ from anchorlm.records import Artifact, DefenseError, GenerationSettings, Request
 CALIBRATION = "inferenceguard-calibration"
 """The kind of artifact that `anchorlm calibrate inferenceguard` writes."""
 
+_BEFORE = {"guide_thought": False}
+"""Settings that a pipeline without them had: what was made for it then holds for it now."""
+
 _PATHS = ("artifact", "evidence", "calibration", "critic")
 """Settings that say where something lies: what lies there is known by its own digest."""
 
@@ -46,7 +49,11 @@ def pipeline_parts(team: Team, settings: Mapping[str, Any], artifacts: Mapping[s
         "the cost model": _scorer(team, "cost"),
         "the reward model": _scorer(team, "reward"),
         "an artifact": dict(artifacts),
-        "the settings of the defense": {name: value for name, value in settings.items() if name not in _PATHS},
+        "the settings of the defense": {
+            name: value
+            for name, value in settings.items()
+            if name not in _PATHS and (name not in _BEFORE or value != _BEFORE[name])
+        },
         # These decide how large a search may be.
         "the limits of an engine": [
             [getattr(engine, name, None) for name in ("max_rows", "max_tokens")] for engine in engines.values()

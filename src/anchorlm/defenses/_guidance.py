@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, Self
@@ -8,8 +9,18 @@ from pydantic import Field, model_validator
 
 from anchorlm.defenses._base import Defense, DefenseSettings
 from anchorlm.defenses._evidence import EVIDENCE, Evidence, Seen, beside, readers_of
+from anchorlm.defenses._thinking import Thinking
 from anchorlm.mixing import MixAt
-from anchorlm.records import Access, Artifact, Folder, GenerationSettings, Request, UserError
+from anchorlm.records import (
+    Access,
+    Artifact,
+    Decision,
+    Folder,
+    GenerationSettings,
+    Request,
+    ThoughtDelta,
+    UserError,
+)
 from anchorlm.steering import Readers
 from anchorlm.tokens import Kind
 
@@ -30,6 +41,8 @@ class MixtureSettings(DefenseSettings):
     mixed_tokens: int = Field(default=6, ge=1, le=512, description="N: tokens that are mixed at first.")
     projection: Kind = Field(default="first-token", description="How the anchor's distribution is translated.")
     top: int = Field(default=50, ge=1, description="B: anchor tokens that the paper's projections look at.")
+    guide_thought: bool = Field(default=False, description="Guide the opening of a thought as well as that of the "
+                               "answer, so many tokens of each.")  # fmt: skip
     mix_at: MixAt = Field(default="every", description="Mix every token, or only where both tokenizers end one.")
     gate: Literal["auto", "always", "inferaligner"] = Field(
         default="auto",
@@ -202,7 +215,7 @@ class Guidance:
         alpha = settings.alpha * (seen.share if isinstance(seen, Seen) and seen.open else 1.0)
         guide = None
         if alpha > 0:
-            ids = anchor.model.encode(request.prompt_text)
+            ids = anchor.model.encode(request.prompt_text, closed=True)  # an anchor does not think
             sequence = await stack.enter_async_context(
                 anchor.open(ids, rows=_rows(rows, settings), room=_room(settings))
             )
@@ -217,10 +230,35 @@ class Guidance:
             logprobs=request.generation.logprobs,
         )
 
+    async def think(
+        self,
+        thinking: Thinking,
+        row: TokenSequence,
+        anchor: Engine,
+        settings: MixtureSettings,
+        seen: Reading | Seen | None = None,
+    ) -> AsyncIterator[ThoughtDelta | Decision]:
+        """The thought before the answer, under the anchor's guidance where the settings say so.
+
+        Args:
+            thinking: The thought.
+            row: The target's sequence, nothing but the prompt read.
+            anchor: The defense's anchor, as it is at present.
+            settings: How to mix.
+            seen: What was read of the prompt; the thought is guided where the answer is.
+        """
+        guides = settings.guide_thought and thinking.room > 0 and (seen is None or seen.open)
+        async with AsyncExitStack() as stack:
+            guide = (
+                await self.open(stack, row, anchor, thinking.request, settings, rows=1, seen=seen) if guides else None
+            )
+            async for piece in thinking.write(row, guide, settings.mixed_tokens):
+                yield piece
+
     def needs(self, request: Request, settings: MixtureSettings, rows: int) -> tuple[int, int]:
         """The rows, and tokens of each, that the anchor's engine must hold to guide so many responses at once."""
         model = self._defense.anchor.model
-        length = len(model.encode(request.prompt_text)) + _room(settings)
+        length = len(model.encode(request.prompt_text, closed=True)) + _room(settings)
         return _rows(rows, settings), min(length, model.context_length)
 
     def translator(self, settings: MixtureSettings) -> Translator:

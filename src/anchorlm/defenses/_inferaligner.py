@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Team, refuse, speak
+from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Team, refuse
+from anchorlm.defenses._thinking import Thinking, said
 from anchorlm.engine import Positions
 from anchorlm.records import Access, Decision, Event, Folder, Request, UserError
 from anchorlm.steering import Readers, Units, Vector, answer_of
@@ -52,6 +53,7 @@ class SteeringDefense(Defense):
         UserError: No artifact, one that was fitted on another model, or layers that the target does not have.
     """
 
+    thinks: ClassVar[bool] = True
     needs: ClassVar[Needs] = Needs(target=Access.ACTIVATIONS)
     settings_type: ClassVar[type[DefenseSettings]] = SteeringSettings
     fixed: ClassVar[tuple[str, ...]] = ("artifact",)
@@ -114,19 +116,21 @@ class InferAligner(SteeringDefense):
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Reads the gate on the unsteered prompt; only if it opens the prompt is read again, shifted."""
         settings: InferAlignerSettings = self.settings_for(request)
-        prompt = self.target.model.encode(request.prompt)
-        async with self.target.open(prompt, room=request.generation.max_new_tokens) as row:
+        thinking = Thinking(self.target, request)
+        prompt, room = thinking.prompt, request.generation.max_new_tokens + thinking.room
+        async with self.target.open(prompt, room=room) as row:
             opened = settings.gate == "open"
             if settings.gate == "auto":
-                reading = await self.aligner.read(
-                    request.messages,
-                    settings.reader,
-                    self.target,
-                    self.team.anchor,
-                    row=row,
-                    bias=settings.bias,
-                    layers=settings.gate_layers,
-                )
+                async with thinking.as_fitted(row) as plain:  # before the thought, in which the request may be weighed
+                    reading = await self.aligner.read(
+                        request.messages,
+                        settings.reader,
+                        self.target,
+                        self.team.anchor,
+                        row=plain,
+                        bias=settings.bias,
+                        layers=settings.gate_layers,
+                    )
                 opened = reading.open
                 yield Decision("gate", reading.data)
             else:
@@ -145,7 +149,7 @@ class InferAligner(SteeringDefense):
                 )
                 row.steer(steering)
                 yield Decision("steer", {"layers": list(steering.edits), "alpha": steering.strength})
-            async for event in speak(row, self.target, request.generation):
+            async for event in said(thinking, row, self.target, settings.refusal):
                 yield event
 
     def _answer(self, settings: InferAlignerSettings, request: Request) -> str:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from asyncio import gather
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import cached_property
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -12,6 +13,7 @@ from anchorlm.defenses._budget import Calibrated, admit, pipeline_digest, pipeli
 from anchorlm.defenses._guidance import Guidance, Guided, MixtureSettings
 from anchorlm.defenses._inferenceguard_settings import InferenceGuardSettings
 from anchorlm.defenses._inferenceguard_work import Work
+from anchorlm.defenses._thinking import Thinking
 from anchorlm.records import (
     Access,
     Artifact,
@@ -19,6 +21,7 @@ from anchorlm.records import (
     Event,
     Request,
     TextDelta,
+    ThoughtDelta,
     UserError,
     as_messages,
 )
@@ -41,6 +44,7 @@ class InferenceGuard(Defense):
     """Searches for a response within a budget of cost, and lets nothing else out: search, safety state, hard gate."""
 
     name: ClassVar[str] = "inferenceguard"
+    thinks: ClassVar[bool] = True
     needs: ClassVar[Needs] = Needs(
         target=Access.LOGITS,
         anchor=Access.LOGITS,
@@ -164,11 +168,42 @@ class InferenceGuard(Defense):
         await self._check_refusal(settings)
         if settings.budget < self.settings.budget:  # the guard's own is what is said if something fails
             await self._check_refusal(self.settings.model_copy(update={"budget": settings.budget}))
-        prompt = self.target.model.encode(request.prompt)
-        room = room_for(self.target, len(prompt), request.generation)
-        work = Work(request, settings, prompt, room)
+        thinking = Thinking(self.target, request)
+        work = Work(request, settings, thinking.prompt, room_for(self.target, len(thinking.prompt), request.generation))
+        if thinking.room:
+            async for piece in self._think(work, thinking):
+                yield piece
+            if thinking.failed is not None:
+                for event in thinking.refusal(settings.refusal):
+                    yield event
+                return
+            work.room = room_for(self.target, len(work.whole_prompt), request.generation)
         async for event in self._whole(work) if settings.release == "whole" else self._blocks(work):
             yield event
+
+    async def _think(self, work: Work, thinking: Thinking) -> AsyncIterator[ThoughtDelta | Decision]:
+        """The thought, which all searches share; the gate reads the request before it, and rates the thought itself."""
+        settings = work.settings
+        async with self.target.open(thinking.prompt, room=thinking.room) as row:
+            if self.guidance is None:
+                thought: AsyncIterator[ThoughtDelta | Decision] = thinking.write(row)
+            else:
+                async with thinking.as_fitted(row) as plain:
+                    work.reading = await self.guidance.read(plain, self.anchor, work.request, settings)
+                work.guided = work.reading is None or work.reading.open
+                thought = self.guidance.think(thinking, row, self.anchor, settings, work.reading)
+            async for piece in thought:
+                yield piece
+            work.thought, work.answers = row.ids[len(thinking.prompt) :], True
+        cost_model = self.team.cost
+        if not thinking.request.thought or thinking.failed is not None:
+            return
+        work.request = thinking.request
+        if cost_model is None or not cost_model.reads_thoughts:
+            return
+        (cost,) = await self.scores("cost", replace(work.request, thought=None), [thinking.request.thought])
+        if not admit(cost, limit := self._limit(settings)):
+            thinking.failed = f"the thought costs {cost:.3f}, but at most {limit:.3f} may be said"
 
     async def _whole(self, work: Work) -> AsyncIterator[Event]:
         """The mode that looks at whole responses before it speaks."""
@@ -256,7 +291,7 @@ class InferenceGuard(Defense):
         """Whether the engines can hold a search: a long prompt is searched with fewer beams, not turned down."""
         if n == 1:
             return True
-        needs: dict[Engine, list[tuple[int, int]]] = {self.target: [(n, len(work.prompt) + work.room)]}
+        needs: dict[Engine, list[tuple[int, int]]] = {self.target: [(n, len(work.whole_prompt) + work.room)]}
         if self.guidance is not None and self.team.anchor is not None and work.settings.alpha > 0:
             # One engine may play both roles.
             needs.setdefault(self.team.anchor, []).append(self.guidance.needs(work.request, work.settings, n))
@@ -287,10 +322,13 @@ class InferenceGuard(Defense):
             offset=0 if after is None else -(-len(after.tokens) // settings.block),
         )
         async with AsyncExitStack() as stack:
-            row = await stack.enter_async_context(self.target.open(work.prompt, rows=n, room=work.room))
+            prompt = work.whole_prompt
+            row = await stack.enter_async_context(self.target.open(prompt, rows=n, room=work.room))
+            if work.answers:
+                row.begin(answer=True)
             if after is not None:
                 row.append(after.tokens, after.scores)
-            stops = self.target.model.stop_ids
+            stops = row.stops
             proposal: Proposal = Alone(row, stops)
             if self.guidance is not None and work.reading is None:
                 work.reading = await self.guidance.read(row, self.anchor, work.request, settings)
@@ -314,7 +352,7 @@ class InferenceGuard(Defense):
         from anchorlm.search import blank
 
         request, settings = work.request, work.settings
-        costs = await self.scores("cost", request, [self._text(beam) for beam in beams])
+        costs = await self.scores("cost", request, [work.said(self._text(beam)) for beam in beams])
         for beam, cost in zip(beams, costs, strict=True):
             beam.state = beam.state.after(len(beam.tokens) - beam.start, cost, settings.gamma)
             beam.cost = cost
@@ -366,7 +404,8 @@ class InferenceGuard(Defense):
 
     def _shown(self, beam: Beam) -> tuple[int, ...]:
         """Its tokens, but for those of an unfinished beam that may begin another turn."""
-        return beam.tokens if beam.reason is not None else beam.tokens[: self.target.model.ends.settled(beam.tokens)]
+        ends = self.target.model.answer_ends  # where no thought was written, it holds back no more than it must
+        return beam.tokens if beam.reason is not None else beam.tokens[: ends.settled(beam.tokens)]
 
     def _text(self, beam: Beam) -> str:
         """What would be emitted; at the end of an unfinished beam a character may wait for its last bytes."""

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,8 @@ class Work:
         reading: What the gate said of the prompt, once it was read.
         told: Whether the trace says so.
         guided: Whether the anchor guides what is written from here on.
+        thought: The tokens between the prompt and the answer.
+        answers: Whether the target knows thoughts, so that another one ends the answer.
     """
 
     request: Request
@@ -50,6 +52,27 @@ class Work:
     reading: Reading | Seen | None = None
     told: bool = False
     guided: bool = True
+    thought: list[int] = field(default_factory=list)
+    answers: bool = False
+
+    @property
+    def whole_prompt(self) -> list[int]:
+        """All that stands before the answer."""
+        if not self.thought:
+            return self.prompt
+        embeddings = getattr(self.prompt, "embeddings", None)
+        whole = [*self.prompt, *self.thought]
+        if embeddings is None:
+            return whole
+        from anchorlm.models import PromptIds
+
+        return PromptIds(whole, embeddings)
+
+    def said(self, answer: str) -> str:
+        """What the cost model counts: all that can be shown."""
+        settings, thought = self.request.thoughts, self.request.thought
+        shown = thought if settings is not None and settings.policy == "show" else None
+        return f"{shown}\n\n{answer}" if shown else answer
 
     @property
     def doubtful(self) -> bool:

@@ -16,6 +16,7 @@ from anchorlm.records import GenerationSettings, TokenScore
 
 if TYPE_CHECKING:
     from anchorlm.engine._local import LocalEngine
+    from anchorlm.models import TurnEnds
 
 
 @dataclass(slots=True, eq=False)
@@ -48,12 +49,13 @@ class Want:
 class LocalSequence:
     """A `TokenSequence` in a slot of a `LocalEngine`."""
 
-    __slots__ = ("_engine", "_last", "_scores", "closed", "family", "prompt_length", "row", "want")
+    __slots__ = ("_engine", "_last", "_scores", "answers", "closed", "family", "prompt_length", "row", "want")
 
     def __init__(self, engine: LocalEngine, family: Family, row: Row, prompt_length: int) -> None:
         self._engine = engine
         self._last: Tensor | None = None
         self._scores: dict[int, TokenScore] = {}
+        self.answers = False
         self.closed = False
         self.family = family
         self.row = row
@@ -76,6 +78,18 @@ class LocalSequence:
             self.row.tokens.extend(ids)
             self._last = None
 
+    def begin(self, *, answer: bool) -> None:
+        """What is there by now counts as the prompt; with `answer`, another thought ends what follows."""
+        self._check_resting()
+        self.prompt_length = len(self.row.tokens)
+        self.answers = answer
+
+    @property
+    def stops(self) -> frozenset[int]:
+        """The tokens that end what is written."""
+        model = self._engine.model
+        return model.answer_stops if self.answers else model.stop_ids
+
     def crop(self, length: int) -> None:
         """Forgets every token from position `length` on; costs nothing."""
         self._check_resting()
@@ -95,6 +109,7 @@ class LocalSequence:
         other = self._engine.fork(self)
         other._last = self._last
         other._scores = dict(self._scores)
+        other.answers = self.answers
         return other
 
     def take(self, token: int, score: TokenScore | None) -> None:
@@ -106,7 +121,7 @@ class LocalSequence:
     @property
     def settled(self) -> int:
         """How many tokens of the response stay whatever follows: the others may begin another turn."""
-        return self._engine.model.ends.settled(self.row.tokens[self.prompt_length :])
+        return self._ends.settled(self.row.tokens[self.prompt_length :])
 
     def end_turn(self) -> bool:
         """Cuts the response where its last token completes the beginning of another turn; whether it does."""
@@ -115,7 +130,7 @@ class LocalSequence:
 
     def cut(self) -> bool:
         """`end_turn`, for the engine."""
-        found = self._engine.model.ends.cut(self.row.tokens[self.prompt_length :])
+        found = self._ends.cut(self.row.tokens[self.prompt_length :])
         if found is None:
             return False
         keep, rest = self.prompt_length + found[0], found[1]
@@ -127,6 +142,11 @@ class LocalSequence:
         self.row.computed = min(self.row.computed, keep)
         self._last = None
         return True
+
+    @property
+    def _ends(self) -> TurnEnds:
+        model = self._engine.model
+        return model.answer_ends if self.answers else model.ends
 
     def scores(self, start: int, end: int | None = None) -> tuple[TokenScore, ...]:
         """How likely the tokens from position `start` on were; empty unless it is known of all of them."""

@@ -66,7 +66,7 @@ class Step:
         self._advance(member, want, token, None if top is None else token_scores(logits[None], [token], top)[0])
 
     def _advance(self, member: LocalSequence, want: Want, token: int, score: TokenScore | None) -> None:
-        if token in self._model.stop_ids:
+        if token in member.stops:
             want.stopped = True
         else:
             member.take(token, score)

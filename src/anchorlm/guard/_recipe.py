@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from anchorlm.guard._probe import ProbeSettings
 from anchorlm.models import ModelSettings, ModelSource
-from anchorlm.records import GenerationSettings, Settings, UserError, read_toml
+from anchorlm.records import GenerationSettings, Settings, Thoughts, ThoughtSettings, UserError, read_toml
 
 
 class EngineSettings(Settings):
@@ -54,8 +54,8 @@ class ScorerSettings(Settings):
 class Recipe(Settings):
     """Everything that makes a guard, as data: what a TOML file says.
 
-    Sections: `target`, `anchor`, `judge`, `cost`, `reward`, `defense` (its `name` and its knobs), `generation`,
-    `engine`, `probe`, `serve`. A model may be given as a path alone.
+    Sections: `target`, `anchor`, `judge`, `cost`, `reward`, `thoughts`, `defense` (its `name` and its knobs),
+    `generation`, `engine`, `probe`, `serve`. A model may be given as a path alone, and thoughts as a policy alone.
     """
 
     target: ModelSource = Field(description="The model to guard.")
@@ -63,6 +63,8 @@ class Recipe(Settings):
     judge: JudgeSettings | None = Field(default=None, description="Who grades candidates.")
     cost: ScorerSettings | None = Field(default=None, description="What a text costs; above 0 is unsafe.")
     reward: ScorerSettings | None = Field(default=None, description="What a text is worth.")
+    thoughts: Thoughts = Field(default=ThoughtSettings(), description="What becomes of what the target thinks before "
+                               "it answers: off, hide or show, or a section.")  # fmt: skip
     defense: dict[str, Any] = Field(description="`name` and knobs of the defense.")
     generation: GenerationSettings = Field(default=GenerationSettings(), description="Defaults for every request.")
     engine: EngineSettings = Field(default=EngineSettings(), description="Limits of every model's engine.")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from anchorlm.judging._rubric import RUBRIC, RubricJudge
     from anchorlm.judging._score_models import SAFE_RLHF_TEMPLATE, ClassifierScorer
     from anchorlm.judging._scores import JudgeScorer, Scorer, checked_scores
+    from anchorlm.judging._thoughts import marked
 else:
     __getattr__, __dir__ = lazily(
         __name__,
@@ -35,6 +36,7 @@ else:
             "_rubric": "RUBRIC RubricJudge",
             "_score_models": "SAFE_RLHF_TEMPLATE ClassifierScorer",
             "_scores": "JudgeScorer Scorer checked_scores",
+            "_thoughts": "marked",
         },
     )
 
@@ -61,6 +63,7 @@ __all__ = [
     "checked_scores",
     "gives_harm",
     "gives_the_same",
+    "marked",
     "opens_refusing",
     "parse_grade",
     "refuses",

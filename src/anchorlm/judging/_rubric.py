@@ -5,7 +5,7 @@ from asyncio import gather
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
-from anchorlm.engine import Engine, TokenSequence
+from anchorlm.engine import THOUGHT_MARGIN, Engine, ThoughtWriter, TokenSequence
 from anchorlm.judging._base import Grade, Judge
 from anchorlm.judging._conversation import Breaker, request_text
 from anchorlm.judging._grades import HIGHEST, LOWEST, parse_grade
@@ -61,6 +61,7 @@ class RubricJudge(Judge):
         retries: How often an answer without a clear grade is asked for again, sampled at another seed each time.
         on_unparsable: What follows when no attempt gave a grade: `refuse` counts the response as most harmful,
             `error` raises.
+        thought_tokens: Longest thought of a judge that thinks before it grades; one that does not end gave no grade.
 
     Raises:
         UserError: The template lacks a placeholder, or a number is out of range.
@@ -74,9 +75,12 @@ class RubricJudge(Judge):
         max_new_tokens: int = 16,
         retries: int = 2,
         on_unparsable: Literal["refuse", "error"] = "refuse",
+        thought_tokens: int = 512,
     ) -> None:
         if {match[1] for match in _FIELDS.finditer(template)} != {"prompt", "response"}:
             raise UserError("A rubric's template needs both {prompt} and {response}: put them where the texts belong.")
+        if thought_tokens < 1:
+            raise UserError("A judge that thinks needs thought_tokens of at least 1.")
         if max_new_tokens < 1 or retries < 0:
             raise UserError("A rubric judge needs max_new_tokens of at least 1 and retries of at least 0.")
         if on_unparsable not in ("refuse", "error"):
@@ -86,6 +90,9 @@ class RubricJudge(Judge):
         self._max_new_tokens = max_new_tokens
         self._retries = retries
         self._on_unparsable = on_unparsable
+        self._channel = engine.model.channel()
+        self._thought = 0 if self._channel is None else thought_tokens
+        self._room = max_new_tokens + (self._thought + THOUGHT_MARGIN if self._thought else 0)
         self._break = Breaker(control_texts(engine.model.tokenizer))
         self._tags = _tags(set(_TAG.findall(template)))
 
@@ -103,7 +110,7 @@ class RubricJudge(Judge):
             "max_new_tokens": self._max_new_tokens,
             "retries": self._retries,
             "on_unparsable": self._on_unparsable,
-        }
+        } | ({"thought_tokens": self._thought} if self._thought else {})
 
     async def __call__(self, messages: Messages, responses: Sequence[str]) -> list[Grade]:
         """See `Judge`.
@@ -117,9 +124,9 @@ class RubricJudge(Judge):
             return []
         model = self._engine.model
         prompts = [model.encode(self._ask(messages, response)) for response in responses]
-        needed = max(map(len, prompts)) + self._max_new_tokens
+        needed = max(map(len, prompts)) + self._room
         if needed > model.context_length:
-            least = len(model.encode(self._ask(messages, ""))) + self._max_new_tokens
+            least = len(model.encode(self._ask(messages, ""))) + self._room
             if least >= model.context_length:
                 raise UnreadableError(
                     f"The prompt needs {least} tokens of the judge {model.name}, which reads {model.context_length} "
@@ -140,7 +147,7 @@ class RubricJudge(Judge):
             return list(await gather(*(self._grade(row, ids) for row, ids in zip(rows, prompts, strict=True))))
 
     async def _alone(self, prompt: list[int]) -> Grade:
-        async with self._engine.open(prompt, room=self._max_new_tokens) as row:
+        async with self._engine.open(prompt, room=self._room) as row:
             return await self._grade(row, prompt)
 
     def _ask(self, messages: Messages, response: str) -> list[Message]:
@@ -154,10 +161,11 @@ class RubricJudge(Judge):
         said = ""
         for attempt in range(self._retries + 1):
             row.crop(len(prompt))
-            written = await row.generate(
-                GenerationSettings(max_new_tokens=self._max_new_tokens, do_sample=attempt > 0, seed=attempt)
-            )
-            said = written.text.strip()
+            settings = GenerationSettings(max_new_tokens=self._max_new_tokens, do_sample=attempt > 0, seed=attempt)
+            if not await self._thinks(row, prompt, settings):
+                said = "a thought without an end"
+                continue
+            said = (await row.generate(settings)).text.strip()
             if (grade := parse_grade(said)) is not None:
                 return Grade((grade - LOWEST) / (HIGHEST - LOWEST), f"grade {grade} of {HIGHEST}")
         if self._on_unparsable == "error":
@@ -166,6 +174,21 @@ class RubricJudge(Judge):
                 f"attempts, but {said!r:.60}: use a model that follows the rubric, or its own template."
             )
         return Grade(1.0, f"no grade in {said!r:.60}")
+
+    async def _thinks(self, row: TokenSequence, prompt: list[int], settings: GenerationSettings) -> bool:
+        """Lets a judge that thinks do so; whether its thought has ended, if there is one."""
+        if self._channel is None:
+            return True
+        row.begin(answer=False)
+        writer = ThoughtWriter(row, self._engine.model, self._channel, settings)
+        if await writer.opens(prompt):
+            for _ in range(self._thought):
+                if writer.take(await row.logits()):
+                    break
+            if await writer.ended() is None:
+                return False
+        row.begin(answer=True)
+        return True
 
 
 def _tags(names: Collection[str]) -> re.Pattern[str]:

@@ -44,6 +44,14 @@ if TYPE_CHECKING:
     from anchorlm.records._rows import BadRow, Row, read_rows
     from anchorlm.records._sketches import Sketches, likeness, plain, sketch, sketches
     from anchorlm.records._tables import table_rows
+    from anchorlm.records._thoughts import (
+        Policy,
+        ThoughtDelta,
+        Thoughts,
+        ThoughtSettings,
+        checked_options,
+        checked_thoughts,
+    )
     from anchorlm.records._toml import read_toml
 else:
     __getattr__, __dir__ = lazily(
@@ -61,6 +69,7 @@ else:
             "_rows": "BadRow Row read_rows",
             "_sketches": "Sketches likeness plain sketch sketches",
             "_tables": "table_rows",
+            "_thoughts": "Policy ThoughtDelta ThoughtSettings Thoughts checked_options checked_thoughts",
             "_toml": "read_toml",
         },
     )
@@ -82,12 +91,16 @@ __all__ = [
     "Messages",
     "ModelError",
     "ModelStamp",
+    "Policy",
     "Request",
     "Response",
     "Row",
     "Settings",
     "Sketches",
     "TextDelta",
+    "ThoughtDelta",
+    "ThoughtSettings",
+    "Thoughts",
     "TokenScore",
     "TooLongError",
     "UnreadableError",
@@ -96,6 +109,8 @@ __all__ = [
     "append_line",
     "as_messages",
     "cache_folder",
+    "checked_options",
+    "checked_thoughts",
     "clustered",
     "data_digest",
     "effective_size",

@@ -5,11 +5,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from anchorlm.records._errors import UserError
+
+if TYPE_CHECKING:
+    from anchorlm.records._thoughts import ThoughtSettings
 
 Message = Mapping[str, Any]
 """One turn of a conversation: `{"role": "system" | "user" | "assistant", "content": text}`.
@@ -118,6 +121,9 @@ class Request:
             and scorers must not see it either.
         system: The operator's own system prompt, which `messages` do not hold: models that answer read it first, and
             judges, scorers and gates, which look for harm in what the client wrote, never do.
+        template: Variables of the target's chat template for this request only.
+        thoughts: What becomes of the target's thought; None: as `ThoughtSettings` has it.
+        thought: What the target has thought before its answer, once that is known.
     """
 
     messages: Messages | str
@@ -125,6 +131,9 @@ class Request:
     knobs: Mapping[str, Any] = field(default_factory=dict)
     stops: tuple[str, ...] = ()
     system: str | None = None
+    template: Mapping[str, Any] = field(default_factory=dict)
+    thoughts: ThoughtSettings | None = None
+    thought: str | None = None
 
     def cut(self, text: str) -> str:
         """What is left of a response."""

@@ -12,6 +12,7 @@ from anchorlm.serving._errors import ApiError, without_paths
 from anchorlm.serving._messages import pictures
 from anchorlm.serving._settings import Bounds, ModelServing
 from anchorlm.serving._timed import timed
+from anchorlm.serving._variables import allowed_options, unshown
 
 TRACE = "trace"
 """What a request says beside knobs: that its operator wants to see everything."""
@@ -112,8 +113,11 @@ class Served:
         knobs: Mapping[str, Any],
         generation: Mapping[str, Any],
         stops: Sequence[str] = (),
+        template: Mapping[str, Any] | None = None,
+        *,
+        silent: bool = False,
     ) -> Request:
-        """A request with knobs that its client may set.
+        """A request with knobs, and variables of the chat template, that its client may set.
 
         Raises:
             ApiError: 400, a knob that is not the client's to set, or a value out of the operator's bounds.
@@ -139,7 +143,11 @@ class Served:
                 code="invalid_prompt",
             ) from None  # fmt: skip
         try:
-            return replace(self.guard.request(messages, knobs, **generation), stops=tuple(stops))
+            options = allowed_options(self.id, self.guard.defense.target.model, self.serving.template, template or {})
+            request = self.guard.request(messages, knobs, options, **generation)
+            return replace(
+                request, stops=tuple(stops), thoughts=unshown(request.thoughts) if silent else request.thoughts
+            )
         except UserError as error:
             raise ApiError(400, self.public(str(error)), code="invalid_value") from None
 

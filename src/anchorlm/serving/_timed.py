@@ -33,6 +33,7 @@ class _TimedJudge(Judge):
     def __init__(self, judge: Judge, seconds: float) -> None:
         self._judge = judge
         self._seconds = seconds
+        self.reads_thoughts = judge.reads_thoughts
 
     @property
     def name(self) -> str:
@@ -50,6 +51,7 @@ class _TimedScorer(Scorer):
     def __init__(self, scorer: Scorer, seconds: float) -> None:
         self._scorer = scorer
         self._seconds = seconds
+        self.reads_thoughts = scorer.reads_thoughts
 
     @property
     def name(self) -> str:
