@@ -16,12 +16,12 @@ from typing import Any
 
 from anchorlm import CausalModel, Guard, zoo
 from anchorlm.cli._embedded import ANCHOR, GATED, KNOBS, SAME_VOCABULARY
-from anchorlm.cli._zoo_fit import CALIBRATED, FITTED, LIMIT, prompts
+from anchorlm.defenses.inferaligner import calibrate_inferaligner, fit_inferaligner, save_artifact
 from anchorlm.engine import LocalEngine
-from anchorlm.fitting import calibrate_inferaligner, fit_inferaligner, save_artifact
 from anchorlm.judging import RubricJudge
 from anchorlm.records import Artifact, Response, as_messages, wilson
 from benchmarks._report import alternate, ratio, report
+from tools.zoo._fit import CALIBRATED, FITTED, LIMIT, prompts
 
 CELLS = ("harmful-plain", "harmful-framed", "jailbreak", "harmless", "look-alike", "domain")
 

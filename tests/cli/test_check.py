@@ -20,8 +20,7 @@ from transformers import (
 )
 from typer.testing import Result
 
-from anchorlm.cli._check import examine
-from anchorlm.guard import Guard, Recipe
+from anchorlm.guard import Guard, Recipe, examine
 from anchorlm.records import UserError
 
 Invoke = Callable[..., Result]
@@ -66,6 +65,14 @@ def test_a_recipe_that_works_is_praised_without_reading_a_weight(
     assert result.exit_code == 0, result.stderr
     assert "works" in result.stdout
     assert "llama" in result.stdout
+
+
+def test_python_finds_what_the_command_prints(invoke: Invoke, alignbeam_recipe: Path, bulky: Path) -> None:
+    printed = invoke("check", alignbeam_recipe, "--set", f"target={bulky}").stdout
+    found = Guard.check(alignbeam_recipe, target=str(bulky))
+    assert found.passed
+    assert str(found) == printed.rpartition("\n")[0].rpartition("\n")[0]
+    assert not Guard.check(alignbeam_recipe, target=str(bulky), **{"defense.alpha": 7}).passed
 
 
 def test_all_faults_of_a_recipe_are_named_at_once_and_before_its_models(

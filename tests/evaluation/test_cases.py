@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anchorlm.evaluation import Case, load_cases, overlaps
-from anchorlm.evaluation._overlaps import NEAR, fitted_overlaps, together, unseen
+from anchorlm.evaluation.runs._overlaps import NEAR, fitted_overlaps, together, unseen
 from anchorlm.records import Sketches, UserError, likeness, plain, sketch, sketches
 
 

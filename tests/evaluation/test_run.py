@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from anchorlm import CausalModel, Guard
+from anchorlm.defenses.inferaligner import Aligner, fit_inferaligner
 from anchorlm.engine import LocalEngine
 from anchorlm.evaluation import (
     Case,
@@ -28,13 +29,13 @@ from anchorlm.evaluation import (
     write_costs,
     write_tables,
 )
-from anchorlm.evaluation._contestants import Pool
-from anchorlm.evaluation._figures import Through, safety
-from anchorlm.evaluation._folder import ANSWERS, MACHINE, RECIPE, read_answers, read_recipe, read_timings
-from anchorlm.evaluation._tables import TABLES, notes
-from anchorlm.fitting import Outcome, fit_inferaligner
-from anchorlm.records import DefenseError, Journal, Request, Response, UserError
-from anchorlm.steering import Aligner
+from anchorlm.evaluation.reports._figures import Through, safety
+from anchorlm.evaluation.reports._tables import TABLES, notes
+from anchorlm.evaluation.runs._contestants import Pool
+from anchorlm.evaluation.runs._folder import ANSWERS, MACHINE, RECIPE, read_answers, read_recipe, read_timings
+from anchorlm.files import Journal
+from anchorlm.judging import Outcome
+from anchorlm.records import DefenseError, Request, Response, UserError
 
 pytestmark = pytest.mark.slow
 

@@ -194,11 +194,11 @@ def test_the_thought_of_a_defense_that_knows_of_none_is_parted_from_its_answer()
         name = "old"
 
         async def respond(self, request: Any) -> Any:
-            from anchorlm.defenses import speak
+            from anchorlm.defenses import stream_target
 
             ids = self.target.model.encode(request.prompt)
             async with self.target.open(ids, room=40) as row:
-                async for event in speak(row, self.target, request.generation):
+                async for event in stream_target(row, self.target, request.generation):
                     yield event
 
     for model in (OPENED, OPENS):

@@ -11,7 +11,7 @@ from servers import Live
 
 from anchorlm.engine import LocalEngine
 from anchorlm.guard import Guard
-from anchorlm.serving import ModelServing, Served
+from anchorlm.serving import ModelServing, ServedModel
 
 THOUGHT, ANSWER = "The fox asks.", "How do I bake bread?"
 ASKED = [{"role": "user", "content": "hi"}]
@@ -25,8 +25,8 @@ def thinking(start_live: Callable[..., Live]) -> Live:
     generation = {"max_new_tokens": 40}
     return start_live(
         [
-            Served.of("shown", Guard(engine, thoughts="show", generation=generation), serving),
-            Served.of("hidden", Guard(engine, thoughts="hide", generation=generation)),
+            ServedModel.of("shown", Guard(engine, thoughts="show", generation=generation), serving),
+            ServedModel.of("hidden", Guard(engine, thoughts="hide", generation=generation)),
         ]
     )
 

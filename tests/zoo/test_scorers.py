@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from anchorlm import zoo
 from anchorlm.engine import runtime
-from anchorlm.guard import ScorerSettings, build_scorer
 from anchorlm.records import Messages
-from anchorlm.zoo._architectures import save_adapter
-from anchorlm.zoo._scorers import Stage, examine_scorer, graded, load_scorer, preferred, scores, stages, train_scorer
+from anchorlm.team import ScorerSettings, build_scorer
+from tools.zoo._architectures import save_adapter
+from tools.zoo._scorers import Stage, examine_scorer, graded, load_scorer, preferred, scores, stages, train_scorer
 
 pytestmark = pytest.mark.slow
 

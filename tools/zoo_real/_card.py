@@ -83,7 +83,7 @@ def learned(kinds: Sequence[str], share: str = "some of ") -> list[str]:
 
 
 def _own(kind: str) -> str:
-    return hashlib.sha256((files("anchorlm.fitting") / "prompts" / f"{kind}.jsonl").read_bytes()).hexdigest()
+    return hashlib.sha256((files("anchorlm.steering") / "prompts" / f"{kind}.jsonl").read_bytes()).hexdigest()
 
 
 def _measured(folder: Path) -> list[str]:

@@ -11,7 +11,7 @@ from random import Random
 from typing import Any, Self
 
 from anchorlm.evaluation import RefusalGrader
-from anchorlm.fitting import auroc
+from anchorlm.judging import auroc
 from tools.zoo_real._answers import answered
 from tools.zoo_real._contrast import refusal
 from tools.zoo_real._graded import Graded, graded

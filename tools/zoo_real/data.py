@@ -107,7 +107,7 @@ _OWN = {
 @cache
 def _own(file: str, field: str, category: str, domain: str = "") -> tuple[tuple[str, str], ...]:
     """Texts of the library's own prompts, each with its part."""
-    lines = (files("anchorlm.fitting") / "prompts" / f"{file}.jsonl").read_text("utf-8").splitlines()
+    lines = (files("anchorlm.steering") / "prompts" / f"{file}.jsonl").read_text("utf-8").splitlines()
     rows = [json.loads(line) for line in lines if line.strip()]
     chosen = [row for row in rows if category in ("", row["category"]) and domain in ("", row.get("domain"))]
     return tuple((row[field], row["part"]) for row in chosen)

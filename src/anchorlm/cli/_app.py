@@ -8,7 +8,7 @@ import typer
 
 from anchorlm.cli._errors import OneSentence
 from anchorlm.cli._fit_alignbeam import fit
-from anchorlm.cli._fit_guard import calibrate
+from anchorlm.cli._fit_inferenceguard import calibrate
 from anchorlm.records import UserError
 
 if TYPE_CHECKING:
@@ -319,32 +319,6 @@ def zoo_recipe(
         from anchorlm.cli._embedded import recipe
 
     typer.echo(recipe(name, defense), nl=False)
-
-
-@zoo.command("build")
-def zoo_build(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the models; a build that was stopped goes on.")] = Path(
-        "build/zoo"
-    ),
-    seed: Annotated[int, typer.Option("--seed", help="Of data and training.")] = 0,
-    scale: Annotated[float, typer.Option("--scale", min=0.0, help="Share of the training steps.")] = 1.0,
-) -> None:
-    """Trains the embedded models anew."""
-    from anchorlm.cli._zoo import build
-
-    build(out, seed, scale)
-
-
-@zoo.command("fit")
-def zoo_fit(
-    names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Specialists, such as a-finance; none: all.")
-    ] = None,
-) -> None:
-    """Fits InferAligner anew to the embedded specialists, and puts each artifact beside its weights."""
-    from anchorlm.cli._zoo import fit
-
-    fit(names or [])
 
 
 def _recipe(

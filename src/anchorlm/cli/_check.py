@@ -1,56 +1,16 @@
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
 from anchorlm.cli._errors import complain
 from anchorlm.cli._loading import busy, quiet_libraries
-from anchorlm.cli._outline import Outline, rehearse
 from anchorlm.cli._recipes import parse_changes
-from anchorlm.cli._thoughts import look_at_thoughts
-from anchorlm.defenses import CALIBRATION, Defense, Team, find_defense
-from anchorlm.guard import JudgeSettings, Recipe, ScorerSettings, build_judge, build_scorer, faults
-from anchorlm.judging import Judge, Scorer
-from anchorlm.models import ModelSettings
-from anchorlm.records import Artifact, UserError
-from anchorlm.steering import uncalibrated
-
-if TYPE_CHECKING:
-    from anchorlm.models import CausalModel
-
-T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class Findings:
-    """What stands between a recipe and its models.
-
-    Attributes:
-        gaps: One sentence each, with the remedy.
-        notes: What works, but may surprise.
-        facts: What was looked at.
-        thoughts: Whether the target's chat template knows thoughts, and how they are switched.
-    """
-
-    gaps: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    facts: list[str] = field(default_factory=list)
-    thoughts: dict[str, Any] = field(default_factory=dict)
-
-    def attempt(self, what: str, work: Callable[[], T]) -> T | None:
-        """The result of `work`; None where it found a gap, which is kept."""
-        try:
-            return work()
-        except UserError as error:
-            self.gaps.append(f"{what}: {error}")
-            return None
+from anchorlm.guard import Recipe, examine
 
 
 def run(file: Path, changes: Sequence[str], *, as_json: bool = False) -> None:
@@ -67,9 +27,11 @@ def run(file: Path, changes: Sequence[str], *, as_json: bool = False) -> None:
     """
     recipe = Recipe.load(file, parse_changes(changes))
     with busy("Looking at the models"):
-        findings = examine(recipe)
+        findings = examine(recipe, quiet_libraries)
     if as_json:
-        typer.echo(json.dumps(_data(findings), indent=2))
+        found = asdict(findings)
+        found["template"] = found.pop("thoughts")
+        typer.echo(json.dumps({"works": not findings.gaps, **found}, indent=2))
         if findings.gaps:
             raise typer.Exit(2)
         return
@@ -82,159 +44,3 @@ def run(file: Path, changes: Sequence[str], *, as_json: bool = False) -> None:
     if findings.gaps:
         raise typer.Exit(2)
     typer.echo(f"{file} works on these models.")
-
-
-def _data(found: Findings) -> dict[str, Any]:
-    return {"works": not found.gaps, "gaps": found.gaps, "notes": found.notes, "facts": found.facts,
-            "template": found.thoughts}  # fmt: skip
-
-
-def examine(recipe: Recipe) -> Findings:
-    """Every gap between a recipe and its models, found from configurations and tokenizers alone.
-
-    Where the recipe is wrong by itself, its models are not looked at: that would take seconds.
-    """
-    found = Findings(gaps=[f"{part}: {why}" for part, why in faults(recipe)])
-    if found.gaps:
-        found.notes.append("models: not looked at yet. Fix the recipe, and check again.")
-        return found
-    quiet_libraries()
-    target = _model(found, "target", recipe.target)
-    anchor = _model(found, "anchor", recipe.anchor) if recipe.anchor else None
-    judge = _judge(found, recipe, recipe.judge) if recipe.judge else None
-    if target is not None:
-        look_at_thoughts(found, target, recipe.thoughts)
-    _defense(found, recipe, find_defense(recipe.defense["name"]), target, anchor, judge)
-    lengths(found, recipe.generation.max_new_tokens, target=target, anchor=anchor)
-    return found
-
-
-def lengths(found: Findings, longest: int, *, target: CausalModel | None, anchor: CausalModel | None) -> None:
-    """Whether prompts and answers fit into what the models read."""
-    if target is not None and longest >= target.context_length:
-        found.gaps.append(
-            f"generation: max_new_tokens = {longest} leaves no room for a prompt in the {target.context_length} tokens "
-            "that the target reads; lower it."
-        )
-    if target is not None and anchor is not None and anchor.context_length < target.context_length:
-        found.notes.append(
-            f"anchor: it reads {anchor.context_length} tokens and the target {target.context_length}; longer prompts "
-            "will be turned down."
-        )
-
-
-def _defense(
-    found: Findings,
-    recipe: Recipe,
-    defense: type[Defense],
-    target: CausalModel | None,
-    anchor: CausalModel | None,
-    judge: Judge | None,
-) -> None:
-    """Where the models are known, what the defense finds in them and asks of them."""
-    knobs = recipe.knobs
-    for name, kind in (("critic", "inferenceguard"), ("calibration", CALIBRATION)):
-        # Whether they belong to these weights and scorers is seen when those are loaded.
-        if name in knobs and not defense.settings_type.model_fields[name].is_required():
-            found.attempt(name, partial(Artifact.load, knobs.pop(name), kind))
-    scorers = {
-        kind: found.attempt(kind, partial(_scorer, source))
-        for kind, source in (("cost", recipe.cost), ("reward", recipe.reward))
-        if source is not None
-    }
-    if None in scorers.values():
-        return
-    reads = not {knobs.get("reader"), knobs.get("gate_reader")}.isdisjoint(("anchor", "both"))
-    if knobs.get("artifact") is not None and not _artifact(found, knobs["artifact"], target, reads):
-        return
-    needs = defense.needs
-    missing = (needs.requires("anchor") and anchor is None) or (needs.requires("judge") and judge is None)
-    if target is None or missing or (needs.cost and not scorers):
-        return
-    outline = Outline(target, recipe.engine)
-    team = Team(outline, None if anchor is None else Outline(anchor, recipe.engine), judge, **scorers)
-    built = found.attempt("defense", lambda: defense(team, **knobs))
-    if built is not None:
-        found.facts += [f"defense: {fact}" for fact in built.facts]
-        found.attempt("engine", lambda: asyncio.run(rehearse(built, judge, outline, recipe.generation)))
-
-
-def _scorer(settings: ScorerSettings) -> Scorer:
-    """The scorer without weights; a judge that is turned into a cost is taken as it is described."""
-    from anchorlm.judging import RefusalMatcher
-
-    return build_scorer(settings, None if settings.judge is None else RefusalMatcher(), weights=False)
-
-
-def _artifact(found: Findings, folder: str, target: CausalModel | None, reads: bool) -> bool:
-    """Whether there is an artifact, and one for a model like the target as far as its configuration tells."""
-    from anchorlm.models import stamp
-
-    artifact = found.attempt("artifact", lambda: Artifact.load(folder))
-    if artifact is None:
-        return False
-    models = ", ".join(f"{role} {one.name}" for role, one in artifact.models.items())
-    found.facts.append(f"artifact: {folder} ({artifact.kind}, fitted on: {models})")
-    calibrated = artifact.figures.get("calibration", {})
-    if (caveat := uncalibrated(artifact)) is not None:
-        found.notes.append(f"artifact: {caveat}")
-    elif artifact.kind == "inferaligner" and reads and "read by the anchor" not in calibrated:
-        found.notes.append(
-            "artifact: of the gate that reads the anchor, layers and bias are first guesses; choose them with "
-            "`anchorlm calibrate inferaligner --reader`."
-        )
-    if target is None:
-        return False
-    known = stamp(target)
-    if not (known.files and artifact.models["target"].files):
-        compared = "architecture, tokenizer, chat template"
-        compared += " and the shapes of the weights" if known.shapes and artifact.models["target"].shapes else ""
-        found.notes.append(
-            f"artifact: {compared} were compared with the target's; whether its weights are the same is seen when it "
-            "is loaded."
-        )
-    before = len(found.gaps)
-    found.attempt("artifact", lambda: artifact.require("target", known))
-    return len(found.gaps) == before
-
-
-def _model(found: Findings, role: str, settings: ModelSettings) -> CausalModel | None:
-    from anchorlm.engine import attention_windows
-    from anchorlm.models import CausalModel
-
-    model = found.attempt(role, lambda: CausalModel.outline(settings))
-    if model is None:
-        return None
-    found.attempt(role, lambda: attention_windows(model))
-    size = sum(parameter.numel() for parameter in model.model.parameters())
-    found.facts.append(
-        f"{role}: {model.name} ({model.model.config.model_type}, {_count(size)} parameters, {model.vocabulary.size:,} "
-        f"tokens, reads {model.context_length:,})"
-    )
-    if not model.stop_ids:
-        found.notes.append(f"{role}: no token ends its turn, so that every answer runs to max_new_tokens.")
-    return model
-
-
-def _judge(found: Findings, recipe: Recipe, settings: JudgeSettings) -> Judge | None:
-    from anchorlm.judging import RUBRIC
-
-    if settings.kind != "rubric" or settings.model is None:
-        return found.attempt("judge", lambda: build_judge(settings, None, weights=False))
-    grader = _model(found, "judge", settings.model)
-    if grader is None:
-        return None
-    question = [{"role": "user", "content": str(settings.options.get("template", RUBRIC))}]
-    rubric = found.attempt("judge", lambda: grader.encode(question))
-    longest = recipe.generation.max_new_tokens
-    if rubric is not None and (needed := len(rubric) + longest) >= grader.context_length:
-        found.gaps.append(
-            f"judge: the rubric and an answer of max_new_tokens = {longest} take {needed} tokens, but "
-            f"{grader.name} reads {grader.context_length}; lower max_new_tokens, or take another judge."
-        )
-        return None  # it could grade nothing, and would say so once more
-    return found.attempt("judge", lambda: build_judge(settings, Outline(grader, recipe.engine)))
-
-
-def _count(size: int) -> str:
-    return f"{size / 1e9:.2f}B" if size >= 1e9 else f"{size / 1e6:.1f}M"

@@ -49,7 +49,9 @@ def fit_alignbeam(
     """Finds out how an anchor's first token and a gate tell harm, and chooses where AlignBeam's alpha begins."""
     from anchorlm.cli._loading import quiet_libraries
     from anchorlm.cli._recipes import make_recipe
-    from anchorlm.fitting import check_folder, save_evidence, shipped_prompts
+    from anchorlm.defenses.alignbeam import save_evidence
+    from anchorlm.files import check_folder
+    from anchorlm.steering import shipped_prompts
 
     check_folder(out, "alignbeam")
     described = make_recipe(recipe, target=target, anchor=anchor, changes=changes or [])
@@ -63,7 +65,7 @@ def fit_alignbeam(
         _with_own(shipped_prompts("calibrate"), *(prompts[1::2] for prompts in own)),
     ]
     quiet_libraries()
-    from anchorlm.fitting import fit_alignbeam as fit_artifact
+    from anchorlm.defenses.alignbeam import fit_alignbeam as fit_artifact
 
     with _progress() as step:
         found = fit_artifact(

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from anchorlm.cli._errors import complain
-from anchorlm.records import UserError, append_line, clustered, lock, table_rows, turn_text, wilson
+from anchorlm.files import append_line, lock, table_rows
+from anchorlm.records import UserError, clustered, turn_text, wilson
 
 Word = Callable[[str, str], tuple[str, float]]
 """The outcome and the probability of a prompt and an answer."""
 
-Row = dict[str, Any]
+AnswerRow = dict[str, Any]
 """One grade, as it is written down."""
 
 _STEP = 256
@@ -49,7 +50,7 @@ def run(source: str, text: str, prompt: str | None, grader: str, output: str, *,
 
 
 def _grade(
-    pairs: Iterator[tuple[str | None, str]], word: Word, grader: str, file: BinaryIO, place: str, done: list[Row]
+    pairs: Iterator[tuple[str | None, str]], word: Word, grader: str, file: BinaryIO, place: str, done: list[AnswerRow]
 ) -> None:
     from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
@@ -108,7 +109,7 @@ class _Tally:
         return ", ".join(told)
 
 
-def _resumed(file: BinaryIO, place: str, grader: str) -> list[Row]:
+def _resumed(file: BinaryIO, place: str, grader: str) -> list[AnswerRow]:
     """The rows that are there already; a last line that a kill cut short is taken off."""
     data = file.read()
     whole = data.rfind(b"\n") + 1

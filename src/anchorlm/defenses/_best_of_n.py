@@ -5,10 +5,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from anchorlm.defenses._base import Defense, DefenseSettings, Needs, room_for, varied
+from anchorlm.defenses._base import Defense, DefenseSettings, room_for, varied
 from anchorlm.defenses._picked import COMFORT, picked
 from anchorlm.defenses._thinking import Thinking
 from anchorlm.records import Access, Event, Request
+from anchorlm.team import Needs
 
 
 class BestOfNSettings(DefenseSettings):
@@ -32,7 +33,7 @@ class BestOfN(Defense):
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Samples, judges, picks."""
-        from anchorlm.search import Alone, Beam, Plan, SafetyState, search, unscored
+        from anchorlm.search import Beam, SafetyState, SearchPlan, TargetProposal, search, unscored
 
         settings: BestOfNSettings = self.settings_for(request)
         thinking = Thinking(self.target, request)
@@ -46,9 +47,9 @@ class BestOfN(Defense):
                     yield event
                 return
             request, room = thinking.request, room_for(self.target, root.prompt_length, generation)
-            plan = Plan(beams=settings.n, keep=settings.n, block=room, room=room)
+            plan = SearchPlan(beams=settings.n, keep=settings.n, block=room, room=room)
             await root.logits()  # one prefill, shared by all
-            beam = Beam(Alone(root, root.stops), SafetyState(0.0))
+            beam = Beam(TargetProposal(root, root.stops), SafetyState(0.0))
             found = await search([beam], plan, varied(generation, settings.temperature), unscored)
         order = [None] * len(found.beams)
         async for chosen in picked(
@@ -56,8 +57,7 @@ class BestOfN(Defense):
             request,
             found.beams,
             order,
-            max_harm=settings.max_harm,
-            comfort=settings.comfort,
+            settings,
             prompt_tokens=len(ids),
         ):
             yield chosen

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from anchorlm.defenses._base import Defense, DefenseSettings, Needs, room_for, varied
+from anchorlm.defenses._base import Defense, DefenseSettings, room_for, varied
 from anchorlm.defenses._thinking import Thinking
 from anchorlm.records import Access, Decision, Event, Finished, Request, TextDelta, Usage
+from anchorlm.team import Needs
 
 if TYPE_CHECKING:
     from anchorlm.search import Beam
@@ -46,7 +47,7 @@ class BeamSearch(Defense):
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Searches, and gives the best."""
-        from anchorlm.search import Alone, Beam, Plan, SafetyState, search
+        from anchorlm.search import Beam, SafetyState, SearchPlan, TargetProposal, search
 
         settings: Any = self.settings_for(request)
         thinking = Thinking(self.target, request)
@@ -61,9 +62,9 @@ class BeamSearch(Defense):
                     yield event
                 return
             room, asked = room_for(self.target, row.prompt_length, request.generation), thinking.request
-            plan = Plan(settings.n, self._keep(settings), settings.block or room, room, lead=inf)
+            plan = SearchPlan(settings.n, self._keep(settings), settings.block or room, room, lead=inf)
             await row.logits()  # read once, shared by all
-            root = Beam(Alone(row, row.stops), SafetyState(getattr(settings, "budget", inf)))
+            root = Beam(TargetProposal(row, row.stops), SafetyState(getattr(settings, "budget", inf)))
             found = await search([root], plan, sampling, lambda beams: self._score(asked, settings, beams))
             best = found.beams[0]
             best.close()

@@ -1,18 +1,19 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Team
+from anchorlm.defenses._base import Defense, DefenseSettings
 from anchorlm.defenses._thinking import Thinking, said
 from anchorlm.records import Access, Artifact, Decision, Event, Folder, Request
+from anchorlm.team import Needs, Team
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from anchorlm.search import Critic
+    from anchorlm.defenses.inferenceguard import Critic
 
 
 class REControlSettings(DefenseSettings):
@@ -65,11 +66,11 @@ class REControl(Defense):
     thinks: ClassVar[bool] = True
     needs: ClassVar[Needs] = Needs(target=Access.ACTIVATIONS)
     settings_type: ClassVar[type[DefenseSettings]] = REControlSettings
-    fixed: ClassVar[tuple[str, ...]] = ("critic",)
+    artifacts: ClassVar[Mapping[str, str]] = {"critic": "inferenceguard"}
 
     def __init__(self, team: Team, **settings: Any) -> None:
+        from anchorlm.defenses.inferenceguard import Critic
         from anchorlm.models import stamp
-        from anchorlm.search import Critic
 
         super().__init__(team, **settings)
         artifact = Artifact.load(self.settings.critic, "inferenceguard")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Speech, Team, room_for, speak
+from anchorlm.defenses._base import Defense, DefenseSettings, Speech, room_for, stream_target
 from anchorlm.defenses._thinking import Thinking
 from anchorlm.records import (
     Access,
@@ -20,6 +20,7 @@ from anchorlm.records import (
     Usage,
     UserError,
 )
+from anchorlm.team import Needs, Team
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,8 +87,8 @@ class SafeDecoding(Defense):
         """Steers m tokens greedily, then lets the target go on."""
         import torch
 
-        from anchorlm.mixing import token_text
         from anchorlm.search import scored
+        from anchorlm.tokens import token_text
 
         settings: SafeDecodingSettings = self.settings_for(request)
         generation = request.generation
@@ -100,7 +101,7 @@ class SafeDecoding(Defense):
         steps: list[dict[str, Any]] = []
         async with (
             self.target.open(thinking.prompt, room=generation.max_new_tokens + thinking.room) as row,
-            self.anchor.open(asked, room=count) as expert,
+            self.anchor_for(request).open(asked, room=count) as expert,
         ):
             limit = self.anchor.model.context_length
             if expert.prompt_length + count > limit:  # said before the first token, which could not be taken back
@@ -147,7 +148,7 @@ class SafeDecoding(Defense):
                 yield Finished("stop" if ended else "length", Usage(len(thinking.prompt), steered, steered))
                 return
             rest = generation.model_copy(update={"max_new_tokens": left})
-            async for spoken in speak(row, self.target, rest, speech, prompt_tokens=len(thinking.prompt)):
+            async for spoken in stream_target(row, self.target, rest, speech, prompt_tokens=len(thinking.prompt)):
                 yield spoken
 
     @property

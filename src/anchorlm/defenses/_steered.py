@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from anchorlm.defenses._base import DefenseSettings
-from anchorlm.defenses._inferaligner import SteeringDefense, SteeringSettings
 from anchorlm.defenses._thinking import Thinking, said
+from anchorlm.defenses.inferaligner import SteeringDefense, SteeringSettings
 from anchorlm.records import Decision, Event, Request
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from anchorlm.defenses._base import speak
+from anchorlm.defenses._base import stream_target
 from anchorlm.records import (
     Decision,
     Event,
@@ -18,8 +18,8 @@ from anchorlm.records import (
 )
 
 if TYPE_CHECKING:
+    from anchorlm.defenses.alignbeam import MixedSequence
     from anchorlm.engine import Engine, TokenSequence
-    from anchorlm.mixing import MixedSequence
     from anchorlm.models import Channel
 
 
@@ -133,5 +133,6 @@ async def said(thinking: Thinking, row: TokenSequence, target: Engine, refusal: 
         for event in thinking.refusal(refusal):
             yield event
         return
-    async for event in speak(row, target, thinking.request.generation, prompt_tokens=len(thinking.prompt)):
+    rest = stream_target(row, target, thinking.request.generation, prompt_tokens=len(thinking.prompt))
+    async for event in rest:
         yield event

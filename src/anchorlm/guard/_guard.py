@@ -4,18 +4,17 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from anchorlm.defenses import Defense, Team, find_defense
+from anchorlm.defenses import Defense
 from anchorlm.engine import as_done, runtime
-from anchorlm.guard._check import faults, require, tell_once
-from anchorlm.guard._probe import Probe, ProbeSettings, probe
-from anchorlm.guard._recipe import EngineSettings, Recipe
-from anchorlm.guard._start import JudgeLike, ModelLike, ScorerLike, Started, start_engine, start_judge, start_scorer
+from anchorlm.guard._check import Chosen, chosen, tell_once
+from anchorlm.guard._probe import Probe, probe
+from anchorlm.guard._recipe import ProbeSettings, Recipe
 from anchorlm.guard._thoughts import Thoughts, parted
 from anchorlm.records import (
-    Access,
     Decision,
     DefenseError,
     Event,
@@ -36,6 +35,21 @@ from anchorlm.records import (
     checked_thoughts,
     turn_text,
 )
+from anchorlm.team import (
+    EngineSettings,
+    JudgeLike,
+    ModelLike,
+    Offer,
+    ScorerLike,
+    Started,
+    Team,
+    start_engine,
+    start_judge,
+    start_scorer,
+)
+
+if TYPE_CHECKING:
+    from anchorlm.guard._examine import Findings
 
 _log = logging.getLogger("anchorlm")
 
@@ -51,7 +65,7 @@ class Guard:
 
     Args:
         target: The model to guard: a Hub id or folder, its settings, a loaded `CausalModel`, or an engine.
-        defense: Name of a defense, or the class of one.
+        defense: Name of a defense, or the class of one; or one with its knobs, as `from_recipe` has read it.
         anchor: The aligned model that guides, if the defense takes one.
         judge: Who grades candidates, if the defense takes one: a `Judge`, settings such as
             `{"kind": "rubric", "model": "org/name"}`, a model that grades by the default rubric, or a function
@@ -79,7 +93,7 @@ class Guard:
     def __init__(
         self,
         target: ModelLike,
-        defense: str | type[Defense] = "undefended",
+        defense: str | type[Defense] | Chosen = "undefended",
         *,
         anchor: ModelLike | None = None,
         judge: JudgeLike | None = None,
@@ -94,17 +108,9 @@ class Guard:
         started: Started | None = None,
         **knobs: Any,
     ) -> None:
-        kind = find_defense(defense) if isinstance(defense, str) else defense
-        kind.settings_type.parse(knobs, where=f"the defense {kind.name}")  # before any weight is loaded
-        needs = kind.needs
-        require(  # what is missing or superfluous, too, is said before a weight is loaded
-            kind,
-            target=needs.target,
-            anchor=None if anchor is None else (needs.anchor or Access.TEXT),
-            judge=judge is not None,
-            cost=cost is not None,
-            reward=reward is not None,
-        )
+        if not isinstance(defense, Chosen):  # what does not fit is said before a weight is loaded
+            defense = Chosen.of(defense, knobs)
+            defense.require(Offer.named(anchor=anchor, judge=judge, cost=cost, reward=reward))
         if on_error not in ("refuse", "raise"):
             raise UserError(f"on_error = {on_error!r} is neither 'refuse' nor 'raise'.")
         limits = engine if isinstance(engine, EngineSettings) else EngineSettings.parse(engine or {}, where="engine")
@@ -116,16 +122,8 @@ class Guard:
             None if cost is None else start_scorer(cost, limits, started),
             None if reward is None else start_scorer(reward, limits, started),
         )
-        require(
-            kind,
-            target=team.target.access,
-            anchor=None if team.anchor is None else team.anchor.access,
-            judge=team.judge is not None,
-            cost=team.cost is not None,
-            reward=team.reward is not None,
-        )
-        self.defense = kind(team, **knobs)
-        if kind.start is not Defense.start:
+        self.defense = defense.on(team)
+        if type(self.defense).start is not Defense.start:
             runtime().run(self.defense.start())
         self.generation = (
             generation
@@ -162,11 +160,9 @@ class Guard:
             recipe = Recipe.load(recipe, changes)
         elif changes:
             raise UserError("Changes go over a recipe's file: give them to Recipe.load.")
-        for _, why in faults(recipe):  # before any model is imported; and no knob may pass for an argument below
-            raise UserError(why)
         return cls(
             recipe.target,
-            recipe.defense["name"],
+            chosen(recipe),  # before any model is imported; and no knob may pass for an argument
             anchor=recipe.anchor,
             judge=recipe.judge,
             cost=recipe.cost,
@@ -178,8 +174,22 @@ class Guard:
             started=started,
             on_error=on_error,
             probes=recipe.probe,
-            **recipe.knobs,
         )
+
+    @staticmethod
+    def check(recipe: str | Path | Recipe, **changes: Any) -> Findings:
+        """What `anchorlm check` prints of a recipe, found from configurations and tokenizers: no weights are loaded.
+
+        Args:
+            recipe: A TOML file, or a recipe.
+            **changes: Values to put over the file's, by dotted name.
+
+        Raises:
+            UserError: The file is no recipe.
+        """
+        from anchorlm.guard._examine import examine
+
+        return examine(recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, changes))
 
     # --- before the first request -----------------------------------------------------------------------------------
 
@@ -228,8 +238,7 @@ class Guard:
         request = Request(
             messages, settings, dict(knobs or {}), system=self.system, template=options, thoughts=self.thoughts
         )
-        self.defense.settings_for(request)
-        return request
+        return replace(request, parsed=(request.knobs, self.defense.settings, self.defense.settings_for(request)))
 
     async def events(self, request: Request) -> AsyncIterator[Event]:
         """What the defense says and decides, on the engines' thread: every other face of the guard drains this."""

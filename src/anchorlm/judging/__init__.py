@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from anchorlm._lazy import lazily
 
 if TYPE_CHECKING:
+    from anchorlm.judging._auroc import auroc
     from anchorlm.judging._base import Grade, Judge
     from anchorlm.judging._callable import CallableJudge, CallableScorer, Score
     from anchorlm.judging._classifier import ClassifierJudge
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from anchorlm.judging._grades import parse_grade
     from anchorlm.judging._names import ENGLISH, HARM
     from anchorlm.judging._openings import OPENINGS, gives_the_same, opens_refusing
+    from anchorlm.judging._outcomes import Answer, FluencyGrading, Grader, Grading, Outcome, graded_by, instrument
     from anchorlm.judging._refusal import Refusal, RefusalMatcher
     from anchorlm.judging._remote import RemoteScorer
     from anchorlm.judging._rubric import RUBRIC, RubricJudge
@@ -36,6 +38,8 @@ else:
             "_rubric": "RUBRIC RubricJudge",
             "_score_models": "SAFE_RLHF_TEMPLATE ClassifierScorer",
             "_scores": "JudgeScorer Scorer checked_scores",
+            "_auroc": "auroc",
+            "_outcomes": "Answer FluencyGrading Grader Grading Outcome graded_by instrument",
             "_thoughts": "marked",
         },
     )
@@ -46,13 +50,18 @@ __all__ = [
     "OPENINGS",
     "RUBRIC",
     "SAFE_RLHF_TEMPLATE",
+    "Answer",
     "CallableJudge",
     "CallableScorer",
     "ClassifierJudge",
     "ClassifierScorer",
+    "FluencyGrading",
     "Grade",
+    "Grader",
+    "Grading",
     "Judge",
     "JudgeScorer",
+    "Outcome",
     "Refusal",
     "RefusalMatcher",
     "RemoteScorer",
@@ -60,9 +69,12 @@ __all__ = [
     "Score",
     "Scorer",
     "Verdict",
+    "auroc",
     "checked_scores",
     "gives_harm",
     "gives_the_same",
+    "graded_by",
+    "instrument",
     "marked",
     "opens_refusing",
     "parse_grade",

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from anchorlm.models._rendering import TemplateFailedError, TemplateRefusedError, rendered, template_names
     from anchorlm.models._settings import ModelSettings, ModelSource
     from anchorlm.models._stamp import contents, identity, stamp
-    from anchorlm.models._template import PLAIN_TEMPLATE, control_texts, message_parts, without_specials
+    from anchorlm.models._template import (
+        PLAIN_TEMPLATE,
+        chosen_template,
+        control_texts,
+        message_parts,
+        without_specials,
+    )
     from anchorlm.models._tokenizers import load_tokenizer
 else:
     __getattr__, __dir__ = lazily(
@@ -37,7 +43,7 @@ else:
             "_rendering": "TemplateFailedError TemplateRefusedError rendered template_names",
             "_settings": "ModelSettings ModelSource",
             "_stamp": "contents identity stamp",
-            "_template": "PLAIN_TEMPLATE control_texts message_parts without_specials",
+            "_template": "PLAIN_TEMPLATE chosen_template control_texts message_parts without_specials",
             "_tokenizers": "load_tokenizer",
         },
     )
@@ -60,6 +66,7 @@ __all__ = [
     "base_named",
     "check_conversion",
     "check_paths",
+    "chosen_template",
     "contents",
     "control_texts",
     "convert",

@@ -13,17 +13,17 @@ from pydantic import (
 )
 
 from anchorlm.models._bases import located
-from anchorlm.records import Settings, checked_options
+from anchorlm.records import Folder, Place, Settings, checked_options
 
 
 class ModelSettings(Settings):
     """Which checkpoint to load, and how."""
 
-    path: str = Field(description="Hub id, folder, folder of a PEFT adapter, GGUF file, or the "
+    path: Folder = Field(description="Hub id, folder, folder of a PEFT adapter, GGUF file, or the "
         "name of a shipped model, such as real-finance.")  # fmt: skip
     gguf_file: str | None = Field(default=None, description="GGUF file in the folder that path names.")
     revision: str | None = Field(default=None, description="Branch, tag or commit on the Hub.")
-    adapter: str | None = Field(default=None, description="PEFT adapter to put on top: Hub id or folder.")
+    adapter: Folder | None = Field(default=None, description="PEFT adapter to put on top: Hub id or folder.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = Field(default=None, description="`auto`: the "
         "checkpoint's own, which is also the default on an accelerator; float32 on a CPU, and bfloat16 for the shipped "
         "adapters on real models.")  # fmt: skip
@@ -34,7 +34,7 @@ class ModelSettings(Settings):
     attention: str | None = Field(default=None, description="Attention implementation, as in transformers; "
         "`attn_implementation` will do.",
         validation_alias=AliasChoices("attention", "attn_implementation"))  # fmt: skip
-    chat_template: str | None = Field(default=None, description="Jinja chat template, a file that "
+    chat_template: Annotated[str, Place()] | None = Field(default=None, description="Jinja chat template, a file that "
         "holds one, or the name of one of several that the checkpoint brings.")  # fmt: skip
     template: dict[str, Any] = Field(default_factory=dict, description="Variables of the chat template, such as "
         "enable_thinking; `chat_template_kwargs` will do.",
@@ -52,11 +52,6 @@ class ModelSettings(Settings):
     def _variables(cls, values: dict[str, Any]) -> dict[str, Any]:
         return checked_options(values)
 
-    @field_validator("path", "adapter", mode="before")
-    @classmethod
-    def _text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, Path) else value
-
     @field_validator("dtype", mode="before")
     @classmethod
     def _name(cls, value: Any) -> Any:
@@ -72,6 +67,7 @@ class ModelSettings(Settings):
 
 ModelSource = Annotated[
     ModelSettings,
+    Place(),
     BeforeValidator(lambda value: {"path": str(value)} if isinstance(value, str | Path) else value),
 ]
 """Settings of a model, for which its path alone will do."""

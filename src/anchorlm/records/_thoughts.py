@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from anchorlm.records._requests import Settings
+from anchorlm.records._settings import Settings
 
 Policy = Literal["off", "hide", "show"]
 

@@ -64,7 +64,7 @@ async def unscored(beams: Sequence[Beam]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SearchPlan:
     """How a search goes.
 
     Attributes:
@@ -107,7 +107,7 @@ class Found:
     generated: int = 0
 
 
-async def search(roots: Sequence[Beam], plan: Plan, generation: GenerationSettings, score: Score) -> Found:
+async def search(roots: Sequence[Beam], plan: SearchPlan, generation: GenerationSettings, score: Score) -> Found:
     """Blockwise beam search under a score; best-of-N is one block, greedy writing one beam, and AlignBeam's candidates
     are one block from a root for each first token.
 
@@ -161,7 +161,7 @@ async def search(roots: Sequence[Beam], plan: Plan, generation: GenerationSettin
 
 
 async def _extend(
-    beam: Beam, plan: Plan, generation: GenerationSettings, seed: int, diversity: Diversity | None
+    beam: Beam, plan: SearchPlan, generation: GenerationSettings, seed: int, diversity: Diversity | None
 ) -> None:
     """One block, as far as there is room."""
     size = min(plan.block, plan.room - beam.start)

@@ -61,7 +61,7 @@ class Proposal(Protocol):
         ...
 
 
-class Alone:
+class TargetProposal:
     """The target by itself.
 
     Args:
@@ -78,9 +78,9 @@ class Alone:
         """See `Proposal`."""
         return self.row.ids[self.row.prompt_length :]
 
-    def fork(self) -> Alone:
+    def fork(self) -> TargetProposal:
         """See `Proposal`."""
-        return Alone(self.row.fork(), self._stops)
+        return TargetProposal(self.row.fork(), self._stops)
 
     def crop(self, length: int) -> None:
         """See `Proposal`."""

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from anchorlm.tokens._kinds import Kind
     from anchorlm.tokens._projection import Projection, ProjectionReport
     from anchorlm.tokens._retokenizer import Encoded, Retokenizer
+    from anchorlm.tokens._text import token_text
     from anchorlm.tokens._vocabulary import ByteVocabulary
 else:
     __getattr__, __dir__ = lazily(
@@ -19,6 +20,7 @@ else:
             "_projection": "Projection ProjectionReport",
             "_retokenizer": "Encoded Retokenizer",
             "_vocabulary": "ByteVocabulary",
+            "_text": "token_text",
         },
     )
 
@@ -31,4 +33,5 @@ __all__ = [
     "ProjectionReport",
     "Retokenizer",
     "exact_projection",
+    "token_text",
 ]

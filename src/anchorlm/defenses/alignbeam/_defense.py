@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from anchorlm.defenses._base import Defense, room_for, stream_target
+from anchorlm.defenses._picked import picked
+from anchorlm.defenses._thinking import Thinking, said
+from anchorlm.defenses.alignbeam._guidance import GUIDED_BY, Guidance, Guided
+from anchorlm.defenses.alignbeam._settings import AlignBeamSettings, MixtureSettings
+from anchorlm.records import Access, Decision, Event, GenerationSettings, Request
+from anchorlm.team import Needs, Team
+
+if TYPE_CHECKING:
+    from anchorlm.defenses.alignbeam._mixture import MixedSequence
+    from anchorlm.search import Diversity
+
+
+class AlignBeam(Defense):
+    """A small aligned anchor of any family guides the first tokens; a judge picks among K responses."""
+
+    name: ClassVar[str] = "alignbeam"
+    thinks: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(target=Access.LOGITS, anchor=Access.LOGITS, judge=True)
+    streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "whole"
+    settings_type: ClassVar[type[MixtureSettings]] = AlignBeamSettings
+    artifacts: ClassVar[Mapping[str, str]] = GUIDED_BY
+    beside: ClassVar[tuple[str, ...]] = tuple(GUIDED_BY)
+    fixed: ClassVar[tuple[str, ...]] = ("gate_reader",)
+
+    def __init__(self, team: Team, **settings: Any) -> None:
+        super().__init__(team, **settings)
+        self.guidance = Guidance(self, self.settings)
+        self.settings = self.guidance.settings
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """See `Defense`."""
+        return (self.guidance.told,)
+
+    async def start(self) -> None:
+        """See `Defense.start`."""
+        await self.guidance.start()
+
+    async def respond(self, request: Request) -> AsyncIterator[Event]:
+        """Mixes, primes, extends, finishes, judges (steps 1 to 6 of the paper)."""
+        from anchorlm.search import Beam, SafetyState, SearchPlan, search, unscored
+
+        settings: AlignBeamSettings = self.settings_for(request)
+        thinking = Thinking(self.target, request)
+        prompt = thinking.prompt
+        async with AsyncExitStack() as stack:
+            longest = request.generation.max_new_tokens + thinking.room
+            row = await stack.enter_async_context(self.target.open(prompt, rows=settings.candidates, room=longest))
+            anchor = self.anchor_for(request)
+            async with thinking.as_fitted(row) as plain:  # before the thought
+                reading = await self.guidance.read(plain, anchor, request, settings)
+            if reading is not None:
+                yield Decision("gate", reading.data)
+                if not reading.open:
+                    async for event in said(thinking, row, self.target, settings.refusal):
+                        yield event
+                    return
+            async for piece in self.guidance.think(thinking, row, anchor, settings, reading):
+                yield piece
+            if thinking.failed is not None:
+                for event in thinking.refusal(settings.refusal):
+                    yield event
+                return
+            request = thinking.request
+            first = await self.guidance.open(
+                stack,
+                row,
+                anchor,
+                request,
+                settings,
+                rows=settings.candidates,
+                seen=reading,
+                trace_top=settings.trace_top,
+            )
+            if first.guide is None and settings.candidates == 1:
+                yield Decision("chosen", {"why": "alpha is 0 and there is one candidate: the target alone"})
+                rest = stream_target(first.target, self.target, request.generation, prompt_tokens=len(prompt))
+                async for event in rest:
+                    yield event
+                return
+            tokens = (await first.mixture()).top(settings.candidates)
+            mixtures = [first, *(first.fork() for _ in tokens[1:])]
+            stops = row.stops
+            candidates = [Primed(m, settings.mixed_tokens, stops, *t) for m, t in zip(mixtures, tokens, strict=True)]
+            room = room_for(self.target, row.prompt_length, request.generation)
+            plan = SearchPlan(beams=len(tokens), keep=len(tokens), block=room, room=room)
+            roots = [Beam(candidate, SafetyState(0.0)) for candidate in candidates]
+            found = await search(roots, plan, request.generation, unscored)
+        for index, mixture in enumerate(mixtures):
+            if mixture.steps:
+                yield Decision("mix", {"candidate": index, "steps": mixture.steps})
+        likelihoods = [candidate.log_probability for candidate in candidates]
+        async for event in picked(
+            self,
+            request,
+            found.beams,
+            likelihoods,
+            settings,
+            prompt_tokens=len(prompt),
+        ):
+            yield event
+
+
+class Primed(Guided):
+    """One of AlignBeam's candidates: a first token that is given, N - 1 more of the mixture, greedily, then the target
+    alone, all in one block.
+
+    Args:
+        mixed: Both models before the response.
+        tokens: N: how many tokens are mixed, the first among them.
+        stops: The tokens that end the target's turn.
+        first: The first token.
+        log_probability: Of the first token in the mixture.
+
+    Attributes:
+        log_probability: Of the mixed tokens so far.
+    """
+
+    def __init__(
+        self, mixed: MixedSequence, tokens: int, stops: frozenset[int], first: int, log_probability: float
+    ) -> None:
+        super().__init__(mixed, tokens, stops)
+        self.log_probability = log_probability
+        self._first = first
+
+    def fork(self) -> Primed:
+        """See `Proposal`."""
+        return Primed(self.mixed.fork(), self._tokens, self._stops, self._first, self.log_probability)
+
+    async def extend(self, generation: GenerationSettings, diversity: Diversity | None = None) -> bool:
+        """See `Proposal`."""
+        token, count = self._first, min(max(self._tokens, 1), generation.max_new_tokens)
+        while not (ended := token in self._stops):
+            self.mixed.append(token)
+            if (ended := self.row.end_turn()) or len(self.response) == count:
+                break
+            token, further = (await self.mixed.mixture()).top(1)[0]
+            self.log_probability += further
+        self.mixed.release_guide()  # while the target goes alone, the anchor's rows are free
+        if ended or len(self.response) == generation.max_new_tokens:
+            return ended
+        rest = {"max_new_tokens": generation.max_new_tokens - len(self.response)}
+        return (await self.row.generate(generation.model_copy(update=rest))).finish_reason == "stop"
