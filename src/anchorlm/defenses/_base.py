@@ -25,7 +25,7 @@ from anchorlm.records import (
     Usage,
     UserError,
 )
-from anchorlm.steering import uncalibrated
+from anchorlm.steering import KIND, uncalibrated
 from anchorlm.team import Needs, Team, in_time, timed
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class Defense(ABC):
     @property
     def caveats(self) -> tuple[str, ...]:
         """What is to be known before it is trusted, a sentence each: a fitted artifact that nobody calibrated."""
-        folders = (getattr(self.settings, name, None) for name in self.artifacts)
+        folders = (getattr(self.settings, name, None) for name, kind in self.artifacts.items() if kind == KIND)
         found = [uncalibrated(Artifact.load(folder)) for folder in folders if folder is not None]
         return tuple(caveat for caveat in found if caveat is not None)
 

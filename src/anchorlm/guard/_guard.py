@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from anchorlm.defenses import Defense
 from anchorlm.engine import as_done, runtime
 from anchorlm.guard._check import Chosen, chosen, tell_once
+from anchorlm.guard._conversation import asked, check_conversation, checked_system, is_long
 from anchorlm.guard._probe import Probe, probe
 from anchorlm.guard._recipe import ProbeSettings, Recipe
 from anchorlm.guard._thoughts import Thoughts, parted
@@ -33,7 +34,6 @@ from anchorlm.records import (
     as_messages,
     checked_options,
     checked_thoughts,
-    turn_text,
 )
 from anchorlm.team import (
     EngineSettings,
@@ -52,12 +52,6 @@ if TYPE_CHECKING:
     from anchorlm.guard._examine import Findings
 
 _log = logging.getLogger("anchorlm")
-
-_LONG = 4_000
-"""Characters of a conversation that are written down on the engines' thread: a millisecond."""
-
-_MANY = 16
-"""Turns, likewise: a template may take time for each pair of them."""
 
 
 class Guard:
@@ -130,7 +124,7 @@ class Guard:
             if isinstance(generation, GenerationSettings)
             else GenerationSettings.parse(generation or {}, where="generation")
         )
-        self.system = _checked_system(system)
+        self.system = checked_system(system)
         self.thoughts = checked_thoughts(thoughts)
         self.on_error = on_error
         self.probes = (
@@ -242,7 +236,7 @@ class Guard:
 
     async def events(self, request: Request) -> AsyncIterator[Event]:
         """What the defense says and decides, on the engines' thread: every other face of the guard drains this."""
-        _check(request.messages, images=self.defense.target.model.processor is not None)
+        check_conversation(request.messages, images=self.defense.target.model.processor is not None)
         await self._prepare(request)
         spoken = False
         held: list[TextDelta] = []
@@ -286,7 +280,7 @@ class Guard:
 
     async def _prepare(self, request: Request) -> None:
         """Finds the tokens of a long conversation, which the models remember, on a thread: others go on meanwhile."""
-        if isinstance(request.messages, str) or not _is_long(request.messages):
+        if isinstance(request.messages, str) or not is_long(request.messages):
             return
         anchor = self.defense.team.anchor
         closed = request.thoughts is not None and request.thoughts.policy == "off"
@@ -340,7 +334,7 @@ class Guard:
             UserError: A mistake in the arguments, or a prompt that is empty or too long.
             DefenseError: The defense failed, and `on_error` is "raise".
         """
-        return runtime().run(self.respond(self.request(_asked(messages, raw), knobs, template, **generation)))
+        return runtime().run(self.respond(self.request(asked(messages, raw), knobs, template, **generation)))
 
     async def achat(
         self,
@@ -352,7 +346,7 @@ class Guard:
         **generation: Any,
     ) -> Response:
         """`chat` for callers with an event loop of their own."""
-        future = runtime().submit(self.respond(self.request(_asked(messages, raw), knobs, template, **generation)))
+        future = runtime().submit(self.respond(self.request(asked(messages, raw), knobs, template, **generation)))
         return await asyncio.wrap_future(future)
 
     def stream(
@@ -365,7 +359,7 @@ class Guard:
         **generation: Any,
     ) -> Iterator[Event]:
         """As `chat`, event by event: the texts of its `TextDelta`s joined are the text of the whole response."""
-        return runtime().iterate(self.events(self.request(_asked(messages, raw), knobs, template, **generation)))
+        return runtime().iterate(self.events(self.request(asked(messages, raw), knobs, template, **generation)))
 
     async def astream(
         self,
@@ -378,7 +372,7 @@ class Guard:
     ) -> AsyncIterator[Event]:
         """`stream` for callers with an event loop of their own."""
         async for event in runtime().aiterate(
-            self.events(self.request(_asked(messages, raw), knobs, template, **generation))
+            self.events(self.request(asked(messages, raw), knobs, template, **generation))
         ):
             yield event
 
@@ -426,44 +420,3 @@ class Guard:
             return index, await self.respond(request)
         except (UserError, DefenseError) as error:
             return index, error
-
-
-def _checked_system(system: str | None) -> str | None:
-    """An operator's system prompt.
-
-    Raises:
-        UserError: It is no text, or holds none.
-    """
-    if system is not None and (not isinstance(system, str) or not system.strip()):
-        raise UserError("system is your own system prompt: give a text, or leave it out.")
-    return system
-
-
-def _asked(messages: Messages | str, raw: bool) -> Messages | str:
-    if raw and not isinstance(messages, str):
-        raise UserError("raw = True takes a text that goes to the model as it stands: give a text, or leave raw out.")
-    return messages if raw else as_messages(messages)
-
-
-def _is_long(messages: Messages) -> bool:
-    """Whether it may take a while to write a conversation down: images take a forward, and so are left to the loop."""
-    texts = all(isinstance(turn["content"], str) for turn in messages)
-    return texts and (len(messages) > _MANY or sum(len(turn["content"]) for turn in messages) > _LONG)
-
-
-def _check(messages: Messages | str, *, images: bool) -> None:
-    """Before any defense wraps it into something that looks like a prompt."""
-    from anchorlm.models import message_parts
-
-    if not isinstance(messages, str) and not (
-        messages and all(isinstance(turn, Mapping) and isinstance(turn.get("content"), str | list) for turn in messages)
-    ):
-        raise UserError('Messages are a list of {"role": ..., "content": text}: give at least one with some text.')
-    for turn in () if isinstance(messages, str) else messages:
-        message_parts(turn, images=images)
-    if not (messages if isinstance(messages, str) else turn_text(messages[-1])).strip():
-        raise UserError("The prompt is empty: give some text.")
-    if not isinstance(messages, str) and not any(
-        turn["role"] == "user" and turn_text(turn).strip() for turn in messages
-    ):
-        raise UserError("The conversation has no turn of the user: give at least one message of the role user.")
