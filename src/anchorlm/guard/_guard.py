@@ -102,6 +102,7 @@ class Guard:
         started: Started | None = None,
         **knobs: Any,
     ) -> None:
+        self.thoughts = checked_thoughts(thoughts)
         if not isinstance(defense, Chosen):  # what does not fit is said before a weight is loaded
             defense = Chosen.of(defense, knobs)
             defense.require(Offer.named(anchor=anchor, judge=judge, cost=cost, reward=reward))
@@ -116,6 +117,7 @@ class Guard:
             None if cost is None else start_scorer(cost, limits, started),
             None if reward is None else start_scorer(reward, limits, started),
         )
+        team.target.model.channel()  # is looked for now, not while a request waits
         self.defense = defense.on(team)
         if type(self.defense).start is not Defense.start:
             runtime().run(self.defense.start())
@@ -125,7 +127,6 @@ class Guard:
             else GenerationSettings.parse(generation or {}, where="generation")
         )
         self.system = checked_system(system)
-        self.thoughts = checked_thoughts(thoughts)
         self.on_error = on_error
         self.probes = (
             probes if isinstance(probes, ProbeSettings) else ProbeSettings.parse(probes or {}, where="the probe")

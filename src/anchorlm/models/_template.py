@@ -64,9 +64,9 @@ class ChatWriter:
         return find_markers(self._tokenizer, self.template or PLAIN_TEMPLATE)
 
     def like(self, options: Mapping[str, Any]) -> ChatWriter:
-        """The same with other variables; what the template writes between turns is not looked for again."""
+        """The same with other variables; what the template writes between turns, and around a thought, stays known."""
         other = ChatWriter(self._tokenizer, self.template, {**self.options, **options})
-        other.__dict__["markers"] = self.markers
+        other.__dict__["markers"], other.__dict__["channel"] = self.markers, self.channel
         return other
 
     @cached_property
