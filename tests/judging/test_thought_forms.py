@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from anchorlm.evaluation._graders import RefusalGrader
+from anchorlm.evaluation import RefusalGrader
 from anchorlm.judging import RefusalMatcher, marked, parse_grade
 
 FORMS = {
