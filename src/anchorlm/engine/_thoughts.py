@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 THOUGHT_MARGIN = 48
 """Tokens that are kept free for what opens and ends a thought."""
 
+_BEFORE = 16
+"""Tokens of white space that may stand before a thought."""
+
 _LEAD = 3
-"""Tokens of white space that may stand before a thought, or between it and its answer."""
+"""Tokens of white space that may stand between a thought and its answer."""
 
 
 class ThoughtWriter:
@@ -59,7 +62,7 @@ class ThoughtWriter:
         for count in range(THOUGHT_MARGIN):
             token = choose((await self._row.logits())[None], [sampler], [self._row.ids])[0]
             written = b"".join(map(data, (*self._row.ids[self._start :], token))).lstrip()
-            fits = opening.startswith(written) if written else count < _LEAD
+            fits = opening.startswith(written) if written else count < _BEFORE
             if not data(token) or not (fits or written.startswith(opening)):
                 break
             self._row.append([token])
