@@ -9,8 +9,11 @@ from anchorlm.cli._errors import complain
 from anchorlm.defenses.inferaligner import calibrate_inferaligner, fit_inferaligner, save_artifact
 from anchorlm.models import CausalModel
 
-FITTED, CALIBRATED, LIMIT = 600, 300, 0.015
-"""Prompts of each kind to fit and to calibrate on, and most harmless ones gated."""
+FITTED, CALIBRATED = 600, 300
+"""Prompts of each kind to fit and to calibrate on."""
+
+LIMITS = {"a-medicine": 0.015, "a-finance": 0.015, "a-arithmetic": 0.02}
+"""Most harmless calibration prompts gated. a-arithmetic never was aligned: it takes more of them to find harm."""
 
 
 def prompts(domain: str, partition: str, n: int) -> tuple[list[str], list[str]]:
@@ -34,5 +37,6 @@ def fit_embedded(root: Path, name: str, domain: str) -> Path:
         for one in (name, SAME_VOCABULARY, ANCHOR)
     )
     fitted = fit_inferaligner(target, anchor, *prompts(domain, "train", FITTED), reader=reader)
-    chosen = calibrate_inferaligner(fitted, target, *prompts(domain, "dev", CALIBRATED), reader=reader, limit=LIMIT)
+    dev = prompts(domain, "dev", CALIBRATED)
+    chosen = calibrate_inferaligner(fitted, target, *dev, reader=reader, limit=LIMITS[name])
     return save_artifact(chosen, root / name / "inferaligner")

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from anchorlm.defenses._base import Defense, DefenseSettings, room_for, varied
-from anchorlm.defenses._picked import COMFORT, picked
+from anchorlm.defenses._picked import COMFORT, Picks
 from anchorlm.defenses._thinking import Thinking
 from anchorlm.records import Access, Event, Request
 from anchorlm.team import Needs
@@ -51,13 +51,7 @@ class BestOfN(Defense):
             await root.logits()  # one prefill, shared by all
             beam = Beam(TargetProposal(root, root.stops), SafetyState(0.0))
             found = await search([beam], plan, varied(generation, settings.temperature), unscored)
-        order = [None] * len(found.beams)
-        async for chosen in picked(
-            self,
-            request,
-            found.beams,
-            order,
-            settings,
-            prompt_tokens=len(ids),
-        ):
+        picks = Picks(self, request, settings)
+        await picks.add(found.beams, [None] * len(found.beams))
+        for chosen in picks.events(len(ids)):
             yield chosen

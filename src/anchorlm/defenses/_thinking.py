@@ -49,6 +49,7 @@ class Thinking:
         self.prompt = model.encode(request.prompt, request.template, closed=settings.policy == "off")
         self._channel: Channel | None = model.channel(request.template)
         self._budget = 0
+        self._written: list[int] = []
         self.room = 0
         self.failed: str | None = None
         if self._channel is None:
@@ -105,7 +106,18 @@ class Thinking:
             yield Decision("thought", {"tokens": count, "ended": thought is not None})
         if guide is not None:
             guide.release_guide()
+        self._written = row.ids[start:]
         row.begin(answer=True)
+
+    @property
+    def whole_prompt(self) -> list[int]:
+        """All that stands before the answer, once the thought is written."""
+        from anchorlm.models import PromptIds
+
+        if not self._written:
+            return self.prompt
+        embeddings, whole = getattr(self.prompt, "embeddings", None), [*self.prompt, *self._written]
+        return whole if embeddings is None else PromptIds(whole, embeddings)
 
     def refusal(self, text: str) -> Iterator[Event]:
         """What is said where there may be no answer.

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from anchorlm._lazy import lazily
 
 if TYPE_CHECKING:
-    from anchorlm.search._beams import Beam, Found, Score, SearchPlan, search, unscored
+    from anchorlm.search._beams import Beam, Found, Score, SearchPlan, search, unscored, write
     from anchorlm.search._candidates import Candidate, Choice, blank, release, select_safest, ungraded
     from anchorlm.search._proposals import Diversity, Proposal, TargetProposal, draw, scored
     from anchorlm.search._state import SafetyState, spend
@@ -13,7 +13,7 @@ else:
     __getattr__, __dir__ = lazily(
         __name__,
         {
-            "_beams": "Beam Found SearchPlan Score search unscored",
+            "_beams": "Beam Found SearchPlan Score search unscored write",
             "_candidates": "Candidate Choice blank release select_safest ungraded",
             "_proposals": "TargetProposal Diversity Proposal draw scored",
             "_state": "SafetyState spend",
@@ -44,4 +44,5 @@ __all__ = [
     "spend",
     "ungraded",
     "unscored",
+    "write",
 ]

@@ -160,6 +160,19 @@ async def search(roots: Sequence[Beam], plan: SearchPlan, generation: Generation
     return found
 
 
+async def write(beam: Beam, plan: SearchPlan, generation: GenerationSettings, index: int) -> None:
+    """What a search writes of one of its roots in its first block, by itself.
+
+    Args:
+        beam: The root; it has ended then.
+        plan: Sizes; the block is the whole response.
+        generation: How tokens are chosen.
+        index: Its place among the roots, which tells its seed.
+    """
+    await _extend(beam, plan, generation, _seed(generation.seed, plan.beams - 1, plan.offset, 0, index), None)
+    beam.close()
+
+
 async def _extend(
     beam: Beam, plan: SearchPlan, generation: GenerationSettings, seed: int, diversity: Diversity | None
 ) -> None:

@@ -172,7 +172,7 @@ class InferenceGuard(Defense):
                 for event in thinking.refusal(work.settings.refusal):
                     yield event
                 return
-            work.room = room_for(self.target, len(work.whole_prompt), request.generation)
+            work.room = room_for(self.target, len(work.thinking.whole_prompt), request.generation)
         limit = min(work.settings.budget, self.calibrated.limit)
         out: Beam | None = None
         while out is None or out.reason is None:
@@ -227,7 +227,6 @@ class InferenceGuard(Defense):
                 thought = self.guidance.think(thinking, row, anchor, settings, work.reading)
             async for piece in thought:
                 yield piece
-            work.thought = row.ids[len(thinking.prompt) :]
         if not thinking.request.thought or thinking.failed is not None:
             return
         work.request = thinking.request
@@ -281,7 +280,7 @@ class InferenceGuard(Defense):
         """Whether the engines can hold a search: a long prompt is searched with fewer beams, not turned down."""
         if n == 1:
             return True
-        needs: dict[Engine, list[tuple[int, int]]] = {self.target: [(n, len(work.whole_prompt) + work.room)]}
+        needs: dict[Engine, list[tuple[int, int]]] = {self.target: [(n, len(work.thinking.whole_prompt) + work.room)]}
         if self.guidance is not None and self.team.anchor is not None and work.settings.alpha > 0:
             # One engine may play both roles.
             needs.setdefault(self.team.anchor, []).append(self.guidance.needs(work.request, work.settings, n))
@@ -313,7 +312,7 @@ class InferenceGuard(Defense):
             offset=0 if after is None else -(-len(after.tokens) // settings.block),
         )
         async with AsyncExitStack() as stack:
-            row = await stack.enter_async_context(self.target.open(work.whole_prompt, rows=n, room=work.room))
+            row = await stack.enter_async_context(self.target.open(work.thinking.whole_prompt, rows=n, room=work.room))
             if work.thinking.room:
                 row.begin(answer=True)
             if after is not None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,6 @@ class Work:
         skipped: Beams of the searches for which the engines had no room.
         said: What is out so far.
         given: How many tokens are out.
-        thought: The tokens between the prompt and the answer.
     """
 
     request: Request
@@ -61,19 +60,6 @@ class Work:
     skipped: Sequence[int] = ()
     said: str = ""
     given: int = 0
-    thought: list[int] = field(default_factory=list)
-
-    @property
-    def whole_prompt(self) -> list[int]:
-        """All that stands before the answer."""
-        prompt = self.thinking.prompt
-        if not self.thought:
-            return prompt
-        from anchorlm.models import PromptIds
-
-        embeddings = getattr(prompt, "embeddings", None)
-        whole = [*prompt, *self.thought]
-        return whole if embeddings is None else PromptIds(whole, embeddings)
 
     def counted(self, answer: str) -> str:
         """What the cost model counts: all that can be shown."""
