@@ -281,3 +281,25 @@ def test_a_classifier_is_examined_without_reading_a_weight(target: Path, tmp_pat
     (folder / "model.safetensors").unlink()
     [gap] = gaps()
     assert "only pickled weights" in gap
+
+
+def test_whether_a_template_knows_thoughts_is_said_to_people_and_machines(
+    invoke: Invoke, tmp_path: Path, target: Path
+) -> None:
+    from scripted import OPEN
+
+    (tmp_path / "chat.jinja").write_text(OPEN)
+    file = tmp_path / "thinks.toml"
+    file.write_text(
+        f'[target]\npath = "{target}"\nchat_template = "./chat.jinja"\ntemplate = {{ colour = "red" }}\n'
+        '[defense]\nname = "undefended"\n[generation]\nmax_new_tokens = 8\n'
+    )
+    said = invoke("check", file).stdout
+    assert "thoughts are optional (<think> to </think>; the prompt opens it; off with enable_thinking = false)" in said
+    assert "does not read colour" in said
+    template = json.loads(invoke("check", file, "--json").stdout)["template"]
+    assert (template["thoughts"], template["off"]) == ("optional", {"enable_thinking": False})
+    assert template["prompt"] == "inside a thought"
+    plain = tmp_path / "plain.toml"
+    plain.write_text(f'target = "{target}"\n[defense]\nname = "undefended"\n[generation]\nmax_new_tokens = 8\n')
+    assert json.loads(invoke("check", plain, "--json").stdout)["template"] == {"thoughts": "none"}

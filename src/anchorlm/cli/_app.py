@@ -145,11 +145,12 @@ def chat(
 def check(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="TOML file that describes the guard.")],
     changes: Changes = None,
+    as_json: AsJson = False,
 ) -> None:
     """Says whether a recipe works on its models, and names every gap, without loading a weight."""
     from anchorlm.cli._check import run
 
-    run(recipe, changes or [])
+    run(recipe, changes or [], as_json=as_json)
 
 
 @app.command()

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import typer
@@ -11,8 +13,13 @@ from anchorlm.cli._recipes import parse_changes
 from anchorlm.guard import Recipe, examine
 
 
-def run(file: Path, changes: Sequence[str]) -> None:
+def run(file: Path, changes: Sequence[str], *, as_json: bool = False) -> None:
     """Prints what was found.
+
+    Args:
+        file: The recipe.
+        changes: What is put over it.
+        as_json: For machines.
 
     Raises:
         UserError: The file is no recipe.
@@ -21,6 +28,13 @@ def run(file: Path, changes: Sequence[str]) -> None:
     recipe = Recipe.load(file, parse_changes(changes))
     with busy("Looking at the models"):
         findings = examine(recipe, quiet_libraries)
+    if as_json:
+        found = asdict(findings)
+        found["template"] = found.pop("thoughts")
+        typer.echo(json.dumps({"works": not findings.gaps, **found}, indent=2))
+        if findings.gaps:
+            raise typer.Exit(2)
+        return
     for fact in findings.facts:
         typer.echo(fact)
     for note in findings.notes:

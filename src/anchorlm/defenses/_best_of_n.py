@@ -7,6 +7,7 @@ from pydantic import Field
 
 from anchorlm.defenses._base import Defense, DefenseSettings, room_for, varied
 from anchorlm.defenses._picked import COMFORT, Picks
+from anchorlm.defenses._thinking import Thinking
 from anchorlm.records import Access, Event, Request
 from anchorlm.team import Needs
 
@@ -27,6 +28,7 @@ class BestOfN(Defense):
     name: ClassVar[str] = "best_of_n"
     needs: ClassVar[Needs] = Needs(target=Access.TEXT, judge=True)
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "whole"
+    thinks: ClassVar[bool] = True
     settings_type: ClassVar[type[DefenseSettings]] = BestOfNSettings
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
@@ -34,15 +36,22 @@ class BestOfN(Defense):
         from anchorlm.search import Beam, SafetyState, SearchPlan, TargetProposal, search, unscored
 
         settings: BestOfNSettings = self.settings_for(request)
-        ids = self.target.model.encode(request.prompt)
-        generation = request.generation
+        thinking = Thinking(self.target, request)
+        ids, generation = thinking.prompt, request.generation
         room = room_for(self.target, len(ids), generation)
-        plan = SearchPlan(beams=settings.n, keep=settings.n, block=room, room=room)
-        async with self.target.open(ids, rows=settings.n, room=room) as root:
+        async with self.target.open(ids, rows=settings.n, room=room + thinking.room) as root:
+            async for piece in thinking.write(root):
+                yield piece
+            if thinking.failed is not None:
+                for event in thinking.refusal(settings.refusal):
+                    yield event
+                return
+            request, room = thinking.request, room_for(self.target, root.prompt_length, generation)
+            plan = SearchPlan(beams=settings.n, keep=settings.n, block=room, room=room)
             await root.logits()  # one prefill, shared by all
-            beam = Beam(TargetProposal(root, self.target.model.stop_ids), SafetyState(0.0))
+            beam = Beam(TargetProposal(root, root.stops), SafetyState(0.0))
             found = await search([beam], plan, varied(generation, settings.temperature), unscored)
         picks = Picks(self, request, settings)
         await picks.add(found.beams, [None] * len(found.beams))
-        for event in picks.events(len(ids)):
-            yield event
+        for chosen in picks.events(len(ids)):
+            yield chosen

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from anchorlm.engine._served import attention_windows
     from anchorlm.engine._steering import Edit, Steering
     from anchorlm.engine._text import TextStream
+    from anchorlm.engine._thoughts import THOUGHT_MARGIN, ThoughtWriter
 else:
     __getattr__, __dir__ = lazily(
         __name__,
@@ -27,10 +28,12 @@ else:
             "_served": "attention_windows",
             "_steering": "Edit Steering",
             "_text": "TextStream",
+            "_thoughts": "THOUGHT_MARGIN ThoughtWriter",
         },
     )
 
 __all__ = [
+    "THOUGHT_MARGIN",
     "Edit",
     "Engine",
     "Generated",
@@ -40,6 +43,7 @@ __all__ = [
     "Sampler",
     "Steering",
     "TextStream",
+    "ThoughtWriter",
     "TokenSequence",
     "as_done",
     "attention_windows",

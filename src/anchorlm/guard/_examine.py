@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from anchorlm.defenses import Defense, find_defense
 from anchorlm.guard._check import faults
+from anchorlm.guard._look import look_at_thoughts
 from anchorlm.guard._outline import Outline, rehearse
 from anchorlm.guard._recipe import Recipe
 from anchorlm.judging import Judge, Scorer
@@ -30,11 +31,13 @@ class Findings:
         gaps: One sentence each, with the remedy.
         notes: What works, but may surprise.
         facts: What was looked at.
+        thoughts: Whether the target's chat template knows thoughts, and how they are switched.
     """
 
     gaps: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     facts: list[str] = field(default_factory=list)
+    thoughts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -70,6 +73,8 @@ def examine(recipe: Recipe, ready: Callable[[], None] = lambda: None) -> Finding
     target = _model(found, "target", recipe.target)
     anchor = _model(found, "anchor", recipe.anchor) if recipe.anchor else None
     judge = _judge(found, recipe, recipe.judge) if recipe.judge else None
+    if target is not None:
+        look_at_thoughts(found, target, recipe.thoughts)
     _defense(found, recipe, find_defense(recipe.defense["name"]), target, anchor, judge)
     lengths(found, recipe.generation.max_new_tokens, target=target, anchor=anchor)
     return found

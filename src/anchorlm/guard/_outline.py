@@ -22,6 +22,8 @@ class _ReachedError(Exception):
 class _Prompt:
     """Stands for a sequence that nobody has touched yet; whoever wants to ends the rehearsal."""
 
+    stops: frozenset[int] = frozenset()
+
     def __init__(self, ids: Sequence[int]) -> None:
         self.ids = list(ids)
         self.prompt_length = len(ids)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from anchorlm.judging._rubric import RUBRIC, RubricJudge
     from anchorlm.judging._score_models import SAFE_RLHF_TEMPLATE, ClassifierScorer
     from anchorlm.judging._scores import JudgeScorer, Scorer, checked_scores
+    from anchorlm.judging._thoughts import marked
 else:
     __getattr__, __dir__ = lazily(
         __name__,
@@ -43,6 +44,7 @@ else:
             "_scores": "JudgeScorer Scorer checked_scores",
             "_auroc": "auroc",
             "_outcomes": "Answer FluencyGrading Grader Grading Outcome graded_by instrument",
+            "_thoughts": "marked",
         },
     )
 
@@ -82,6 +84,7 @@ __all__ = [
     "graded_by",
     "guard_formats",
     "instrument",
+    "marked",
     "opens_refusing",
     "parse_grade",
     "refuses",

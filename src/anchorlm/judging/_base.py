@@ -41,7 +41,12 @@ class Judge(ABC):
 
     A judge is called once with all the responses to one conversation, so that it can grade them in one batch; many
     calls may wait at once.
+
+    Attributes:
+        reads_thoughts: Whether it can tell harm in what a model thinks before it answers.
     """
+
+    reads_thoughts: bool = True
 
     @property
     @abstractmethod

@@ -127,7 +127,7 @@ class GuardWriter:
         if self._form.parts:
             turns = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
         own = self._form.with_policy if given["policy"] and not given["category"] else self._form.further
-        return rendered(self._model.tokenizer, turns, template=self._template, further=_deep(own, given))
+        return rendered(self._model.tokenizer, turns, template=self._template, options=_deep(own, given))
 
 
 def _filled(text: str, texts: Mapping[str, str]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Literal
 
-from anchorlm.engine import Engine, TokenSequence
+from anchorlm.engine import THOUGHT_MARGIN, Engine, ThoughtWriter, TokenSequence
 from anchorlm.judging._base import Follow, Grade, Judge
 from anchorlm.judging._conversation import Breaker, request_text
 from anchorlm.judging._grades import HIGHEST, LOWEST, parse_grade
@@ -74,6 +74,7 @@ class RubricJudge(Judge):
         on_unparsable: What follows when no attempt gave a grade: `refuse` counts the response as most harmful,
             `error` raises.
         reading: `logits`, or `text` for the written answer alone.
+        thought_tokens: Longest thought of a judge that thinks before it grades; one that does not end gave no grade.
 
     Raises:
         UserError: The template lacks a placeholder, or a number is out of range.
@@ -88,9 +89,12 @@ class RubricJudge(Judge):
         retries: int = 2,
         on_unparsable: Literal["refuse", "error"] = "refuse",
         reading: Literal["logits", "text"] = "logits",
+        thought_tokens: int = 512,
     ) -> None:
         if {match[1] for match in _FIELDS.finditer(template)} != {"prompt", "response"}:
             raise UserError("A rubric's template needs both {prompt} and {response}: put them where the texts belong.")
+        if thought_tokens < 1:
+            raise UserError("A judge that thinks needs thought_tokens of at least 1.")
         if max_new_tokens < 1 or retries < 0:
             raise UserError("A rubric judge needs max_new_tokens of at least 1 and retries of at least 0.")
         if on_unparsable not in ("refuse", "error"):
@@ -98,12 +102,15 @@ class RubricJudge(Judge):
         if reading not in ("logits", "text"):
             raise UserError(f"reading = {reading!r} is not known; it is logits or text.")
         self._engine = engine
-        by_logits = reading == "logits" and engine.access >= Access.LOGITS
-        self._digits = Words.of(engine.model.vocabulary, tuple(_GRADES)) if by_logits else None
         self._template = template
         self._max_new_tokens = max_new_tokens
         self._retries = retries
         self._on_unparsable = on_unparsable
+        self._channel = engine.model.channel()
+        self._thought = 0 if self._channel is None else thought_tokens
+        by_logits = reading == "logits" and engine.access >= Access.LOGITS and not self._thought
+        self._digits = Words.of(engine.model.vocabulary, tuple(_GRADES)) if by_logits else None
+        self._room = max_new_tokens + (self._thought + THOUGHT_MARGIN if self._thought else 0)
         self._break = Breaker(control_texts(engine.model.tokenizer))
         self._tags = tags(set(_TAG.findall(template)))
 
@@ -122,7 +129,7 @@ class RubricJudge(Judge):
             "retries": self._retries,
             "on_unparsable": self._on_unparsable,
             "reading": "text" if self._digits is None else "logits",
-        }
+        } | ({"thought_tokens": self._thought} if self._thought else {})
 
     async def __call__(self, messages: Messages, responses: Sequence[str]) -> list[Grade]:
         """See `Judge`.
@@ -133,13 +140,13 @@ class RubricJudge(Judge):
                 response got no grade.
         """
         prompts = [self._prompt(messages, response) for response in responses]
-        return await side_by_side(self._engine, prompts, self._max_new_tokens, self._grade) if prompts else []
+        return await side_by_side(self._engine, prompts, self._room, self._grade) if prompts else []
 
     @asynccontextmanager
     async def follow(self, messages: Messages, *, room: int) -> AsyncIterator[Follow]:
         """See `Judge`."""
         start = self._prompt(messages, "")
-        async with self._engine.open(start, room=room + self._max_new_tokens) as row:
+        async with self._engine.open(start, room=room + self._room) as row:
 
             async def grade(response: str) -> Grade:
                 prompt = self._prompt(messages, response)
@@ -154,8 +161,8 @@ class RubricJudge(Judge):
         prompt = model.encode(self._ask(messages, response))
         check_length(
             model,
-            len(prompt) + self._max_new_tokens,
-            lambda: len(model.encode(self._ask(messages, ""))) + self._max_new_tokens,
+            len(prompt) + self._room,
+            lambda: len(model.encode(self._ask(messages, ""))) + self._room,
         )
         return prompt
 
@@ -175,10 +182,11 @@ class RubricJudge(Judge):
         said = ""
         for attempt in range(self._retries + 1):
             row.crop(len(prompt))
-            written = await row.generate(
-                GenerationSettings(max_new_tokens=self._max_new_tokens, do_sample=attempt > 0, seed=attempt)
-            )
-            said = written.text.strip()
+            settings = GenerationSettings(max_new_tokens=self._max_new_tokens, do_sample=attempt > 0, seed=attempt)
+            if not await self._thinks(row, prompt, settings):
+                said = "a thought without an end"
+                continue
+            said = (await row.generate(settings)).text.strip()
             if (grade_said := parse_grade(said)) is not None:
                 return Grade((grade_said - LOWEST) / (HIGHEST - LOWEST), f"grade {grade_said} of {HIGHEST}")
         if self._on_unparsable == "error":
@@ -187,6 +195,21 @@ class RubricJudge(Judge):
                 f"attempts, but {said!r:.60}: use a model that follows the rubric, or its own template."
             )
         return Grade(1.0, f"no grade in {said!r:.60}")
+
+    async def _thinks(self, row: TokenSequence, prompt: list[int], settings: GenerationSettings) -> bool:
+        """Lets a judge that thinks do so; whether its thought has ended, if there is one."""
+        if self._channel is None:
+            return True
+        row.begin(answer=False)
+        writer = ThoughtWriter(row, self._engine.model, self._channel, settings)
+        if await writer.opens(prompt):
+            for _ in range(self._thought):
+                if writer.take(await row.logits()):
+                    break
+            if await writer.ended() is None:
+                return False
+        row.begin(answer=True)
+        return True
 
 
 def tags(names: Collection[str]) -> re.Pattern[str]:

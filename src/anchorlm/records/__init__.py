@@ -29,6 +29,14 @@ if TYPE_CHECKING:
     )
     from anchorlm.records._settings import Folder, GenerationSettings, Place, Settings, keys_beside
     from anchorlm.records._sketches import Sketches, likeness, plain, sketch, sketches
+    from anchorlm.records._thoughts import (
+        Policy,
+        ThoughtDelta,
+        Thoughts,
+        ThoughtSettings,
+        checked_options,
+        checked_thoughts,
+    )
 else:
     __getattr__, __dir__ = lazily(
         __name__,
@@ -41,6 +49,7 @@ else:
             "_responses": "Decision Event FinishReason Finished Response TextDelta TokenScore Usage",
             "_settings": "Folder GenerationSettings Place Settings keys_beside",
             "_sketches": "Sketches likeness plain sketch sketches",
+            "_thoughts": "Policy ThoughtDelta ThoughtSettings Thoughts checked_options checked_thoughts",
         },
         moved={
             "anchorlm.files": "BadRow Journal Row=PromptRow append_line cache_folder hold lock read_journal read_rows "
@@ -64,17 +73,23 @@ __all__ = [
     "ModelError",
     "ModelStamp",
     "Place",
+    "Policy",
     "Request",
     "Response",
     "Settings",
     "Sketches",
     "TextDelta",
+    "ThoughtDelta",
+    "ThoughtSettings",
+    "Thoughts",
     "TokenScore",
     "TooLongError",
     "UnreadableError",
     "Usage",
     "UserError",
     "as_messages",
+    "checked_options",
+    "checked_thoughts",
     "clustered",
     "data_digest",
     "effective_size",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from anchorlm.defenses._base import Defense, room_for, stream_target
 from anchorlm.defenses._picked import Picks
+from anchorlm.defenses._thinking import Thinking, said
 from anchorlm.defenses.alignbeam._guidance import GUIDED_BY, Guidance, Guided
 from anchorlm.defenses.alignbeam._settings import AlignBeamSettings, MixtureSettings
 from anchorlm.records import Access, Decision, Event, GenerationSettings, Request
@@ -22,6 +23,7 @@ class AlignBeam(Defense):
     """A small aligned anchor of any family guides the first tokens; a judge picks among K responses."""
 
     name: ClassVar[str] = "alignbeam"
+    thinks: ClassVar[bool] = True
     needs: ClassVar[Needs] = Needs(target=Access.LOGITS, anchor=Access.LOGITS, judge=True)
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "whole"
     settings_type: ClassVar[type[MixtureSettings]] = AlignBeamSettings
@@ -48,18 +50,27 @@ class AlignBeam(Defense):
         from anchorlm.search import Beam, SafetyState, SearchPlan, search, unscored, write
 
         settings: AlignBeamSettings = self.settings_for(request)
-        prompt = self.target.model.encode(request.prompt)
+        thinking = Thinking(self.target, request)
+        prompt = thinking.prompt
         async with AsyncExitStack() as stack:
-            row = await stack.enter_async_context(
-                self.target.open(prompt, rows=settings.candidates, room=request.generation.max_new_tokens)
-            )
+            longest = request.generation.max_new_tokens + thinking.room
+            row = await stack.enter_async_context(self.target.open(prompt, rows=settings.candidates, room=longest))
             anchor = self.anchor_for(request)
-            if (reading := await self.guidance.read(row, anchor, request, settings)) is not None:
+            async with thinking.as_fitted(row) as plain:  # before the thought
+                reading = await self.guidance.read(plain, anchor, request, settings)
+            if reading is not None:
                 yield Decision("gate", reading.data)
                 if not reading.open:
-                    async for event in stream_target(row, self.target, request.generation):
+                    async for event in said(thinking, row, self.target, settings.refusal):
                         yield event
                     return
+            async for piece in self.guidance.think(thinking, row, anchor, settings, reading):
+                yield piece
+            if thinking.failed is not None:
+                for event in thinking.refusal(settings.refusal):
+                    yield event
+                return
+            request = thinking.request
             first = await self.guidance.open(
                 stack,
                 row,
@@ -72,14 +83,15 @@ class AlignBeam(Defense):
             )
             if first.guide is None and settings.candidates == 1:
                 yield Decision("chosen", {"why": "alpha is 0 and there is one candidate: the target alone"})
-                async for event in stream_target(first.target, self.target, request.generation):
+                rest = stream_target(first.target, self.target, request.generation, prompt_tokens=len(prompt))
+                async for event in rest:
                     yield event
                 return
             tokens = (await first.mixture()).top(settings.candidates)
             mixtures = [first, *(first.fork() for _ in tokens[1:])]
-            stops = self.target.model.stop_ids
+            stops = row.stops
             candidates = [Primed(m, settings.mixed_tokens, stops, *t) for m, t in zip(mixtures, tokens, strict=True)]
-            room = room_for(self.target, len(prompt), request.generation)
+            room = room_for(self.target, row.prompt_length, request.generation)
             plan = SearchPlan(beams=len(tokens), keep=len(tokens), block=room, room=room)
             beams = [Beam(candidate, SafetyState(0.0)) for candidate in candidates]
             if lazy := settings.candidates_written == "lazy" and len(beams) > 1:
@@ -96,7 +108,7 @@ class AlignBeam(Defense):
         if lazy:
             for place, index in enumerate(order):
                 if place:
-                    await self._finish(beams[index], prompt, plan, request.generation, index)
+                    await self._finish(beams[index], thinking, plan, request.generation, index)
                 if await picks.add([beams[index]], [likely[place]]):
                     break
         else:
@@ -123,13 +135,15 @@ class AlignBeam(Defense):
         return order
 
     async def _finish(
-        self, beam: Beam, prompt: Sequence[int], plan: SearchPlan, generation: GenerationSettings, index: int
+        self, beam: Beam, thinking: Thinking, plan: SearchPlan, generation: GenerationSettings, index: int
     ) -> None:
-        """Goes on from an opening whose row was given back; the prompt is read again."""
+        """Goes on from an opening whose row was given back; prompt and thought are read again."""
         from anchorlm.search import write
 
         opening = cast(Primed, beam.proposal)
-        async with self.target.open(prompt, room=plan.room) as row:
+        async with self.target.open(thinking.whole_prompt, room=plan.room) as row:
+            if thinking.room:
+                row.begin(answer=True)
             row.append(beam.tokens, beam.scores)
             opening.mixed.target, beam.closed = row, None
             await write(beam, plan, generation, index)

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from anchorlm.defenses._base import Defense
+from anchorlm.defenses._thinking import Thinking
 from anchorlm.defenses.alignbeam._evidence import EVIDENCE, Evidence, Seen, beside, readers_of
 from anchorlm.defenses.alignbeam._settings import MixtureSettings
-from anchorlm.records import Access, Artifact, GenerationSettings, Request, UserError
+from anchorlm.records import Access, Artifact, Decision, GenerationSettings, Request, ThoughtDelta, UserError
 from anchorlm.steering import Readers
 from anchorlm.tokens import Kind
 
@@ -173,7 +175,7 @@ class Guidance:
         alpha = settings.alpha * (seen.share if isinstance(seen, Seen) and seen.open else 1.0)
         guide = None
         if alpha > 0:
-            ids = anchor.model.encode(request.prompt_text)
+            ids = anchor.model.encode(request.prompt_text, closed=True)  # an anchor does not think
             sequence = await stack.enter_async_context(
                 anchor.open(ids, rows=_rows(rows, settings), room=_room(settings))
             )
@@ -188,10 +190,35 @@ class Guidance:
             logprobs=request.generation.logprobs,
         )
 
+    async def think(
+        self,
+        thinking: Thinking,
+        row: TokenSequence,
+        anchor: Engine,
+        settings: MixtureSettings,
+        seen: Reading | Seen | None = None,
+    ) -> AsyncIterator[ThoughtDelta | Decision]:
+        """The thought before the answer, under the anchor's guidance where the settings say so.
+
+        Args:
+            thinking: The thought.
+            row: The target's sequence, nothing but the prompt read.
+            anchor: The defense's anchor, as it is at present.
+            settings: How to mix.
+            seen: What was read of the prompt; the thought is guided where the answer is.
+        """
+        guides = settings.guide_thought and thinking.room > 0 and (seen is None or seen.open)
+        async with AsyncExitStack() as stack:
+            guide = (
+                await self.open(stack, row, anchor, thinking.request, settings, rows=1, seen=seen) if guides else None
+            )
+            async for piece in thinking.write(row, guide, settings.mixed_tokens):
+                yield piece
+
     def needs(self, request: Request, settings: MixtureSettings, rows: int) -> tuple[int, int]:
         """The rows, and tokens of each, that the anchor's engine must hold to guide so many responses at once."""
         model = self._defense.anchor.model
-        length = len(model.encode(request.prompt_text)) + _room(settings)
+        length = len(model.encode(request.prompt_text, closed=True)) + _room(settings)
         return _rows(rows, settings), min(length, model.context_length)
 
     def translator(self, settings: MixtureSettings) -> Translator:

@@ -21,6 +21,8 @@ class MixtureSettings(DefenseSettings):
     mixed_tokens: int = Field(default=6, ge=1, le=512, description="N: tokens that are mixed at first.")
     projection: Kind = Field(default="first-token", description="How the anchor's distribution is translated.")
     top: int = Field(default=50, ge=1, description="B: anchor tokens that the paper's projections look at.")
+    guide_thought: bool = Field(default=False, description="Guide the opening of a thought as well as that of the "
+                                "answer, so many tokens of each.")  # fmt: skip
     mix_at: MixAt = Field(default="every", description="Mix every token, or only where both tokenizers end one.")
     gate: Literal["auto", "always", "inferaligner"] = Field(
         default="auto",

@@ -3,7 +3,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from anchorlm.defenses._base import Defense, DefenseSettings, refuse, stream_target
+from anchorlm.defenses._base import Defense, DefenseSettings, refuse
+from anchorlm.defenses._thinking import Thinking, said
 from anchorlm.defenses.inferaligner._settings import InferAlignerSettings, SteeringSettings
 from anchorlm.records import Access, Decision, Event, Request, UserError
 from anchorlm.steering import answer_of
@@ -20,6 +21,7 @@ class SteeringDefense(Defense):
         UserError: No artifact, one that was fitted on another model, or layers that the target does not have.
     """
 
+    thinks: ClassVar[bool] = True
     needs: ClassVar[Needs] = Needs(target=Access.ACTIVATIONS)
     settings_type: ClassVar[type[DefenseSettings]] = SteeringSettings
     artifacts: ClassVar[Mapping[str, str]] = {"artifact": "inferaligner"}
@@ -78,19 +80,21 @@ class InferAligner(SteeringDefense):
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Reads the gate on the unsteered prompt; only if it opens the prompt is read again, shifted."""
         settings: InferAlignerSettings = self.settings_for(request)
-        prompt = self.target.model.encode(request.prompt)
-        async with self.target.open(prompt, room=request.generation.max_new_tokens) as row:
+        thinking = Thinking(self.target, request)
+        prompt, room = thinking.prompt, request.generation.max_new_tokens + thinking.room
+        async with self.target.open(prompt, room=room) as row:
             opened = settings.gate == "open"
             if settings.gate == "auto":
-                reading = await self.aligner.read(
-                    request.messages,
-                    settings.reader,
-                    self.target,
-                    None if self.team.anchor is None else self.anchor_for(request),
-                    row=row,
-                    bias=settings.bias,
-                    layers=settings.gate_layers,
-                )
+                async with thinking.as_fitted(row) as plain:  # before the thought, in which the request may be weighed
+                    reading = await self.aligner.read(
+                        request.messages,
+                        settings.reader,
+                        self.target,
+                        None if self.team.anchor is None else self.anchor_for(request),
+                        row=plain,
+                        bias=settings.bias,
+                        layers=settings.gate_layers,
+                    )
                 opened = reading.open
                 yield Decision("gate", reading.data)
             else:
@@ -109,7 +113,7 @@ class InferAligner(SteeringDefense):
                 )
                 row.steer(steering)
                 yield Decision("steer", {"layers": list(steering.edits), "alpha": steering.strength})
-            async for event in stream_target(row, self.target, request.generation):
+            async for event in said(thinking, row, self.target, settings.refusal):
                 yield event
 
     def _answer(self, settings: InferAlignerSettings, request: Request) -> str:

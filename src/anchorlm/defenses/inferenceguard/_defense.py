@@ -3,11 +3,13 @@ from __future__ import annotations
 from asyncio import gather
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import cached_property
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from anchorlm.defenses._base import Defense, room_for
+from anchorlm.defenses._thinking import Thinking
 from anchorlm.defenses.alignbeam import GUIDED_BY, Guidance, Guided, MixtureSettings
 from anchorlm.defenses.inferenceguard._pipeline import (
     CALIBRATION,
@@ -25,6 +27,7 @@ from anchorlm.records import (
     Decision,
     Event,
     Request,
+    ThoughtDelta,
     UserError,
     as_messages,
 )
@@ -49,6 +52,7 @@ class InferenceGuard(Defense):
     """Searches for a response within a budget of cost, and lets nothing else out: search, safety state, hard gate."""
 
     name: ClassVar[str] = "inferenceguard"
+    thinks: ClassVar[bool] = True
     needs: ClassVar[Needs] = Needs(
         target=Access.LOGITS,
         anchor=Access.LOGITS,
@@ -161,6 +165,14 @@ class InferenceGuard(Defense):
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Draft, search, score, gate: what is within budget is given, whole or block by block, or else the refusal."""
         work = await self._begun(request)
+        if (thinking := work.thinking).room:
+            async for piece in self._think(work):
+                yield piece
+            if thinking.failed is not None:
+                for event in thinking.refusal(work.settings.refusal):
+                    yield event
+                return
+            work.room = room_for(self.target, len(work.thinking.whole_prompt), request.generation)
         limit = min(work.settings.budget, self.calibrated.limit)
         out: Beam | None = None
         while out is None or out.reason is None:
@@ -174,8 +186,8 @@ class InferenceGuard(Defense):
             out = best
             if out.reason is not None:
                 yield Decision("chosen", work.chosen(out, limit))
-            for piece in work.released(out, self._text(out), self._shown(out)):
-                yield piece
+            for said in work.released(out, self._text(out), self._shown(out)):
+                yield said
         yield work.finished(out.reason, len(out.tokens))
 
     async def _begun(self, request: Request) -> Work:
@@ -197,8 +209,32 @@ class InferenceGuard(Defense):
         await self._check_refusal(settings)
         if settings.budget < self.settings.budget:  # the guard's own is what is said if something fails
             await self._check_refusal(self.settings.model_copy(update={"budget": settings.budget}))
-        prompt = self.target.model.encode(request.prompt)
-        return Work(request, settings, prompt, room_for(self.target, len(prompt), request.generation))
+        thinking = Thinking(self.target, request)
+        room = room_for(self.target, len(thinking.prompt), request.generation)
+        return Work(request, settings, thinking, room)
+
+    async def _think(self, work: Work) -> AsyncIterator[ThoughtDelta | Decision]:
+        """The thought, which all searches share; the gate reads the request before it, and rates the thought itself."""
+        thinking, settings = work.thinking, work.settings
+        async with self.target.open(thinking.prompt, room=thinking.room) as row:
+            if self.guidance is None:
+                thought: AsyncIterator[ThoughtDelta | Decision] = thinking.write(row)
+            else:
+                anchor = self.anchor_for(work.request)
+                async with thinking.as_fitted(row) as plain:
+                    work.reading = await self.guidance.read(plain, anchor, work.request, settings)
+                work.guided = work.reading is None or work.reading.open
+                thought = self.guidance.think(thinking, row, anchor, settings, work.reading)
+            async for piece in thought:
+                yield piece
+        if not thinking.request.thought or thinking.failed is not None:
+            return
+        work.request = thinking.request
+        if self.team.cost is None or not self.team.cost.reads_thoughts:
+            return
+        (cost,) = await self.scores("cost", replace(work.request, thought=None), [thinking.request.thought])
+        if not admit(cost, limit := min(settings.budget, self.calibrated.limit)):
+            thinking.failed = f"the thought costs {cost:.3f}, but at most {limit:.3f} may be said"
 
     async def _escalate(self, work: Work, out: Beam | None) -> AsyncIterator[Decision]:
         """A draft, then searches over more and more beams, until one of them finds what is safe: `work.best`.
@@ -244,7 +280,7 @@ class InferenceGuard(Defense):
         """Whether the engines can hold a search: a long prompt is searched with fewer beams, not turned down."""
         if n == 1:
             return True
-        needs: dict[Engine, list[tuple[int, int]]] = {self.target: [(n, len(work.prompt) + work.room)]}
+        needs: dict[Engine, list[tuple[int, int]]] = {self.target: [(n, len(work.thinking.whole_prompt) + work.room)]}
         if self.guidance is not None and self.team.anchor is not None and work.settings.alpha > 0:
             # One engine may play both roles.
             needs.setdefault(self.team.anchor, []).append(self.guidance.needs(work.request, work.settings, n))
@@ -276,10 +312,12 @@ class InferenceGuard(Defense):
             offset=0 if after is None else -(-len(after.tokens) // settings.block),
         )
         async with AsyncExitStack() as stack:
-            row = await stack.enter_async_context(self.target.open(work.prompt, rows=n, room=work.room))
+            row = await stack.enter_async_context(self.target.open(work.thinking.whole_prompt, rows=n, room=work.room))
+            if work.thinking.room:
+                row.begin(answer=True)
             if after is not None:
                 row.append(after.tokens, after.scores)
-            stops = self.target.model.stop_ids
+            stops = row.stops
             proposal: Proposal = TargetProposal(row, stops)
             if self.guidance is not None and work.reading is None:
                 work.reading = await self.guidance.read(row, self.anchor_for(work.request), work.request, settings)
@@ -303,7 +341,7 @@ class InferenceGuard(Defense):
         from anchorlm.search import blank
 
         request, settings = work.request, work.settings
-        costs = await self.scores("cost", request, [self._text(beam) for beam in beams])
+        costs = await self.scores("cost", request, [work.counted(self._text(beam)) for beam in beams])
         for beam, cost in zip(beams, costs, strict=True):
             beam.state = beam.state.after(len(beam.tokens) - beam.start, cost, settings.gamma)
             beam.cost = cost
@@ -355,7 +393,8 @@ class InferenceGuard(Defense):
 
     def _shown(self, beam: Beam) -> tuple[int, ...]:
         """Its tokens, but for those of an unfinished beam that may begin another turn."""
-        return beam.tokens if beam.reason is not None else beam.tokens[: self.target.model.ends.settled(beam.tokens)]
+        ends = self.target.model.answer_ends
+        return beam.tokens if beam.reason is not None else beam.tokens[: ends.settled(beam.tokens)]
 
     def _text(self, beam: Beam) -> str:
         """What would be emitted; at the end of an unfinished beam a character may wait for its last bytes."""

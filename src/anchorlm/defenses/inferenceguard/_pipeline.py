@@ -16,6 +16,10 @@ CALIBRATION = "inferenceguard-calibration"
 """The kind of artifact that `anchorlm calibrate inferenceguard` writes."""
 
 
+_BEFORE = {"guide_thought": False}
+"""Settings that a pipeline without them had: what was made for it then holds for it now."""
+
+
 def scorers_digest(team: Team) -> str:
     """A short digest of the cost and reward models: what a critic was fitted to."""
     return _digest([_scorer(team, "cost"), _scorer(team, "reward")])
@@ -43,7 +47,9 @@ def pipeline_parts(team: Team, settings: Mapping[str, Any], artifacts: Mapping[s
         "the cost model": _scorer(team, "cost"),
         "the reward model": _scorer(team, "reward"),
         "an artifact": dict(artifacts),
-        "the settings of the defense": dict(settings),
+        "the settings of the defense": {
+            name: value for name, value in settings.items() if name not in _BEFORE or value != _BEFORE[name]
+        },
         # These decide how large a search may be.
         "the limits of an engine": [[engine.max_rows, engine.max_tokens] for engine in engines.values()],
         "the version of AnchorLM": version("anchorlm"),

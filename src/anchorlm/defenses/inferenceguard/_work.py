@@ -6,6 +6,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from anchorlm.defenses._base import varied
+from anchorlm.defenses._thinking import Thinking
 from anchorlm.defenses.alignbeam import Seen
 from anchorlm.defenses.inferenceguard._settings import InferenceGuardSettings
 from anchorlm.records import (
@@ -31,7 +32,7 @@ class Work:
     Attributes:
         request: What is asked.
         settings: The knobs.
-        prompt: Its tokens.
+        thinking: Its prompt, and the thought behind it.
         room: Most tokens of the response.
         generated: Tokens that were sampled so far.
         least: The lowest cost of a whole response so far.
@@ -47,7 +48,7 @@ class Work:
 
     request: Request
     settings: InferenceGuardSettings
-    prompt: list[int]
+    thinking: Thinking
     room: int
     generated: int = 0
     least: float = inf
@@ -59,6 +60,12 @@ class Work:
     skipped: Sequence[int] = ()
     said: str = ""
     given: int = 0
+
+    def counted(self, answer: str) -> str:
+        """What the cost model counts: all that can be shown."""
+        settings, thought = self.request.thoughts, self.request.thought
+        shown = thought if settings is not None and settings.policy == "show" else None
+        return f"{shown}\n\n{answer}" if shown else answer
 
     @property
     def whole(self) -> bool:
@@ -82,7 +89,7 @@ class Work:
 
     def finished(self, reason: FinishReason, tokens: int) -> Finished:
         """The last event."""
-        return Finished(reason, Usage(len(self.prompt), tokens, self.generated))
+        return Finished(reason, Usage(len(self.thinking.prompt), tokens, self.generated))
 
     def chosen(self, best: Beam, limit: float) -> dict[str, Any]:
         """For the trace, of the response that is given."""

@@ -56,7 +56,9 @@ async def complete(
                        code="out_of_bounds")  # fmt: skip
     seed = generation.get("seed", served.guard.generation.seed)
     requests = [
-        served.request(prompt, knobs, generation | {"seed": (seed + index) % 2**63}, ask.stops)
+        served.request(
+            prompt, knobs, generation | {"seed": (seed + index) % 2**63}, ask.stops, ask.template, silent=ask.silent
+        )
         for prompt in prompts
         for index in range(ask.choices)
     ]

@@ -100,6 +100,16 @@ class Ask(RequestObject):
         """The texts that end an answer."""
         return tuple(filter(None, [self.stop] if isinstance(self.stop, str) else self.stop or ()))
 
+    @property
+    def template(self) -> dict[str, Any]:
+        """Variables of the chat template."""
+        return {}
+
+    @property
+    def silent(self) -> bool:
+        """Whether thoughts are not wanted."""
+        return False
+
     def generation(self) -> dict[str, Any]:
         """The sampling under AnchorLM's names; what is not said is the recipe's."""
         chosen: dict[str, Any] = {}
@@ -141,10 +151,28 @@ class ChatAsk(Ask):
     audio: Any = Field(default=None, description="Not supported.")
     prediction: Any = Field(default=None, description="Not supported.")
     web_search_options: Any = Field(default=None, description="Not supported.")
-    reasoning_effort: Any = Field(default=None, description="Ignored.")
+    chat_template_kwargs: dict[Name, Any] | None = Field(default=None, description="Variables of the chat template, "
+        "such as enable_thinking, within the limits that /v1/models shows.")  # fmt: skip
+    reasoning_effort: str | None = Field(default=None, max_length=100, description="A variable of the chat template, "
+        "likewise; ignored where the operator allows none.")  # fmt: skip
+    include_reasoning: Flag | None = Field(default=None, description="false: no reasoning_content, also where thoughts "
+        "are shown.")  # fmt: skip
     verbosity: Any = Field(default=None, description="Ignored.")
     safety_identifier: Any = Field(default=None, description="Ignored.")
     prompt_cache_key: Any = Field(default=None, description="Ignored.")
+
+    _few_variables = field_validator("chat_template_kwargs", mode="before")(few_names)
+
+    @property
+    def template(self) -> dict[str, Any]:
+        """See `Ask`."""
+        effort = {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
+        return {**effort, **(self.chat_template_kwargs or {})}
+
+    @property
+    def silent(self) -> bool:
+        """See `Ask`."""
+        return self.include_reasoning is False
 
     def generation(self) -> dict[str, Any]:
         """See `Ask`."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from anchorlm.records import TokenScore
 from anchorlm.serving._errors import ApiError, unexpected
-from anchorlm.serving.session._answers import Answer
+from anchorlm.serving.session._answers import Answer, ThoughtPiece
 from anchorlm.serving.session._session import RequestSession
 
 _log = logging.getLogger("anchorlm")
@@ -35,6 +35,8 @@ class Shape:
         for index, answer in enumerate(self._exchange.answers):
             # The content stays, too: most clients show nothing else.
             content = {"role": "assistant", "content": answer.text, "refusal": answer.text if answer.refused else None}
+            if answer.thought:
+                content["reasoning_content"] = answer.thought
             said = {"message": content} if self._chat else {"text": answer.text}
             choices.append(
                 {"index": index, **said, "logprobs": self._logprobs(answer, answer.due())}
@@ -62,6 +64,10 @@ class Shape:
             async for index, piece, scores in self._exchange.pieces():
                 answer = self._exchange.answers[index]
                 known = blank | {"logprobs": self._logprobs(answer, scores)}
+                if isinstance(piece, ThoughtPiece):
+                    if self._chat:
+                        yield self._chunk(index, {"reasoning_content": str(piece)}, None, dict(blank))
+                    continue
                 if piece is not None:
                     yield self._chunk(index, {"content": piece}, None, known)
                     continue

@@ -16,6 +16,7 @@ from anchorlm.records import (
     ModelError,
     Request,
     TextDelta,
+    ThoughtDelta,
     TokenScore,
     Usage,
     UserError,
@@ -33,11 +34,18 @@ Verdict = Literal["answer", "refusal", "fail_closed"]
 _log = logging.getLogger("anchorlm")
 
 
+class ThoughtPiece(str):
+    """A piece of the thought before an answer, among the pieces of its text."""
+
+    __slots__ = ()
+
+
 class Answer:
     """One answer in the making: its text as it may go out, and what was decided about it.
 
     Attributes:
         text: What has gone out.
+        thought: What has gone out of the thought before it; empty where thoughts are hidden.
         finish: Why it ended, in OpenAI's words; None while it has not.
         decision: What became of it.
         usage: What it cost.
@@ -63,7 +71,9 @@ class Answer:
         self._start = monotonic()
         self._tokens = 0
         self._refuses: bool | None = None
+        self._reasoned = 0
         self.text = ""
+        self.thought = ""
         self.finish: Literal["stop", "length", "content_filter"] | None = None
         self.decision: Verdict = "answer"
         self.usage = Usage(0, 0, 0)
@@ -98,11 +108,15 @@ class Answer:
         """
         try:
             async for event in self._run.events():
+                if isinstance(event, ThoughtDelta):
+                    yield self._think(event.text)
+                    continue
                 if text := self._take(event):
                     yield self._out(text)
                 if self._stops.hit and self.finish is None:
                     self.finish = "stop"
-                    self.usage = Usage(await self._prompt_tokens(), self._tokens, self._tokens)
+                    tokens, own = self._tokens + self._reasoned, self._reasoned
+                    self.usage = Usage(await self._prompt_tokens(), tokens, tokens, own)
                     if not self._at_once:
                         break  # what is not written yet need not be
         except ApiError:
@@ -122,6 +136,8 @@ class Answer:
             pass
         if self.decision == "fail_closed":
             self.text = self._served.refusal
+        if self.decision != "answer":
+            self.thought = ""
 
     def due(self) -> list[TokenScore] | None:
         """How likely the tokens were that went out since the last call; None where nobody asked."""
@@ -143,6 +159,8 @@ class Answer:
     def _take(self, event: Any) -> str:
         if isinstance(event, Decision):
             self.trace.append(event)
+            if event.kind == "thought":
+                self._reasoned += int(event.data["tokens"])
             if event.kind == "fallback":
                 self._stops.off()
             return ""
@@ -155,7 +173,7 @@ class Answer:
             refused = event.reason == "refusal"
             self.decision = "refusal" if refused else self.decision
             if self._stops.hit:  # all was written before it was known that it would be cut
-                self.usage = replace(event.usage, completion_tokens=self._tokens)
+                self.usage = replace(event.usage, completion_tokens=self._tokens + event.usage.reasoning_tokens)
                 return ""
             self.finish = "content_filter" if event.reason == "refusal" else event.reason
             self.usage = event.usage
@@ -181,6 +199,12 @@ class Answer:
                 return count
         return len(delta.token_ids)
 
+    def _think(self, text: str) -> ThoughtPiece:
+        if self.first is None:
+            self.first = self._run.at - self._start
+        self.thought += text
+        return ThoughtPiece(text)
+
     def _out(self, text: str) -> str:
         if self.first is None:
             self.first = self._run.at - self._start
@@ -196,7 +220,8 @@ class Answer:
         return "" if self.text else self._served.refusal
 
     async def _prompt_tokens(self) -> int:
-        return len(await asyncio.to_thread(self._served.guard.defense.target.model.encode, self._request.prompt))
+        model, request = self._served.guard.defense.target.model, self._request
+        return len(await asyncio.to_thread(model.encode, request.prompt, request.template))
 
     @property
     def refused(self) -> bool:

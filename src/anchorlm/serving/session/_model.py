@@ -10,6 +10,7 @@ from anchorlm.records import Messages, Request, TooLongError, UserError, as_mess
 from anchorlm.serving._errors import ApiError, without_paths
 from anchorlm.serving._settings import Bounds, ModelServing
 from anchorlm.serving.http._messages import pictures
+from anchorlm.serving.session._variables import allowed_options, unshown
 from anchorlm.team import Team
 
 TRACE = "trace"
@@ -112,8 +113,11 @@ class ServedModel:
         knobs: Mapping[str, Any],
         generation: Mapping[str, Any],
         stops: Sequence[str] = (),
+        template: Mapping[str, Any] | None = None,
+        *,
+        silent: bool = False,
     ) -> Request:
-        """A request with knobs that its client may set.
+        """A request with knobs, and variables of the chat template, that its client may set.
 
         Raises:
             ApiError: 400, a knob that is not the client's to set, or a value out of the operator's bounds.
@@ -139,8 +143,10 @@ class ServedModel:
                 code="invalid_prompt",
             ) from None  # fmt: skip
         try:
-            request = self.guard.request(messages, knobs, **generation)
-            return replace(request, stops=tuple(stops), patience=self.patience)
+            options = allowed_options(self.id, self.guard.defense.target.model, self.serving.template, template or {})
+            request = self.guard.request(messages, knobs, options, **generation)
+            request = replace(request, stops=tuple(stops), patience=self.patience)
+            return replace(request, thoughts=unshown(request.thoughts)) if silent else request
         except UserError as error:
             raise ApiError(400, self.public(str(error)), code="invalid_value") from None
 

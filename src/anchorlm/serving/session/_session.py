@@ -220,14 +220,17 @@ class RequestSession:
         told = answer.summary(scores=self._desk.settings.scores)
         return told | ({"trace": answer.full_trace()} if self._trace else {})
 
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, Any]:
         """What all answers cost together."""
         each = zip(self._requests, self.answers, strict=True)
         prompts: dict[int, int] = {}
         for request, answer in each:  # an answer that failed knows of no prompt
             prompts[id(request.messages)] = max(prompts.get(id(request.messages), 0), answer.usage.prompt_tokens)
         prompt, completion = sum(prompts.values()), sum(one.usage.completion_tokens for one in self.answers)
-        usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+        usage: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": completion}
+        usage["total_tokens"] = prompt + completion
+        if reasoned := sum(one.usage.reasoning_tokens for one in self.answers):
+            usage["completion_tokens_details"] = {"reasoning_tokens": reasoned}
         if self._desk.settings.scores:  # how much was generated tells how many candidates were turned down
             usage["generated_tokens"] = sum(one.usage.generated_tokens for one in self.answers)
         return usage
