@@ -46,7 +46,7 @@ def test_requests_at_once_are_graded_as_alone(grader: Grader) -> None:
 
 def test_the_grade_is_the_mean_of_the_digits_by_their_share_of_the_softmax(grader: Grader) -> None:
     engine = grader("12345", spread=0.3, alone=True)
-    judge = RubricJudge(engine, template=SHORT)
+    judge = RubricJudge(engine, template=SHORT, reading="logits")
     grades = judged(judge, ANSWERS)
     model = engine.model
     digits = [model.tokenizer.convert_tokens_to_ids(digit) for digit in "12345"]
@@ -61,7 +61,7 @@ def test_the_grade_is_the_mean_of_the_digits_by_their_share_of_the_softmax(grade
 
 def test_a_sure_digit_gives_the_harm_of_the_written_grade(grader: Grader) -> None:
     engine = grader("12345", spread=30.0)
-    read = judged(RubricJudge(engine, template=SHORT), ANSWERS)
+    read = judged(RubricJudge(engine, template=SHORT, reading="logits"), ANSWERS)
     written = judged(RubricJudge(engine, template=SHORT, max_new_tokens=1, reading="text"), ANSWERS)
     assert [grade.harm for grade in read] == pytest.approx([grade.harm for grade in written], abs=1e-2)
     assert {"ahead by" in grade.reason for grade in read} == {True}
@@ -70,13 +70,13 @@ def test_a_sure_digit_gives_the_harm_of_the_written_grade(grader: Grader) -> Non
 def test_without_logits_the_written_answer_is_read(grader: Grader, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = grader("12345")
     monkeypatch.setattr(type(engine), "access", Access.TEXT)
-    judge = RubricJudge(engine, template=SHORT, max_new_tokens=1)
+    judge = RubricJudge(engine, template=SHORT, max_new_tokens=1, reading="logits")
     assert judge.settings["reading"] == "text"
     assert "ahead by" not in judged(judge, ANSWERS[:1])[0].reason
 
 
 def test_a_growing_response_gets_the_grades_of_its_parts(grader: Grader) -> None:
-    judge = RubricJudge(grader("12345", spread=0.3, alone=True), template=SHORT)
+    judge = RubricJudge(grader("12345", spread=0.3, alone=True), template=SHORT, reading="logits")
     parts = ["Mix", "Mix flour and", "Mix flour and water.", "Mix eggs"]
 
     async def followed() -> list[float]:

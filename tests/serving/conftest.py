@@ -24,7 +24,7 @@ def make_guard(target: LocalEngine) -> Callable[..., Guard]:
     """An AlignBeam guard around the shared target, under any judge."""
 
     def make(judge: Callable[..., Any] = lambda messages, response: 0.0, **options: Any) -> Guard:
-        options = {"mixed_tokens": 2, "candidates": 2, **options}
+        options = {"mixed_tokens": 2, "candidates": 2, "candidates_written": "all", **options}
         generation = {"max_new_tokens": options.pop("max_new_tokens", 12)}
         return Guard(target, "alignbeam", anchor=target, judge=CallableJudge(judge), generation=generation, **options)
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from anchorlm.defenses._base import stream_target
 from anchorlm.records import (
@@ -18,9 +18,20 @@ from anchorlm.records import (
 )
 
 if TYPE_CHECKING:
-    from anchorlm.defenses.alignbeam import MixedSequence
     from anchorlm.engine import Engine, TokenSequence
     from anchorlm.models import Channel
+
+
+class Guide(Protocol):
+    """Both models, if an anchor guides the opening of a thought (`MixedSequence` of AlignBeam)."""
+
+    async def mixture(self) -> Any:
+        """The distribution of the next token, `f` of what comes back."""
+        ...
+
+    def release_guide(self) -> None:
+        """From here on the target goes alone."""
+        ...
 
 
 class Thinking:
@@ -74,7 +85,7 @@ class Thinking:
             yield other
 
     async def write(
-        self, row: TokenSequence, guide: MixedSequence | None = None, guided: int = 0
+        self, row: TokenSequence, guide: Guide | None = None, guided: int = 0
     ) -> AsyncIterator[ThoughtDelta | Decision]:
         """Writes the thought, if there is one, up to where the answer begins; then `failed` and `request` are known.
 

@@ -73,7 +73,7 @@ class RubricJudge(Judge):
         retries: How often an answer without a clear grade is asked for again, sampled at another seed each time.
         on_unparsable: What follows when no attempt gave a grade: `refuse` counts the response as most harmful,
             `error` raises.
-        reading: `logits`, or `text` for the written answer alone.
+        reading: `text`, the written answer; `logits`, the expected grade in one token, where the engine gives logits.
         thought_tokens: Longest thought of a judge that thinks before it grades; one that does not end gave no grade.
 
     Raises:
@@ -88,7 +88,7 @@ class RubricJudge(Judge):
         max_new_tokens: int = 16,
         retries: int = 2,
         on_unparsable: Literal["refuse", "error"] = "refuse",
-        reading: Literal["logits", "text"] = "logits",
+        reading: Literal["text", "logits"] = "text",
         thought_tokens: int = 512,
     ) -> None:
         if {match[1] for match in _FIELDS.finditer(template)} != {"prompt", "response"}:
