@@ -6,7 +6,8 @@ from anchorlm._lazy import lazily
 
 if TYPE_CHECKING:
     from anchorlm.guard._check import Chosen, faults, gaps
-    from anchorlm.guard._examine import Findings, examine
+    from anchorlm.guard._examine import examine
+    from anchorlm.guard._findings import Findings
     from anchorlm.guard._guard import Guard
     from anchorlm.guard._probe import Door, Finding, Probe
     from anchorlm.guard._recipe import ProbeSettings, Recipe, put
@@ -15,7 +16,8 @@ else:
         __name__,
         {
             "_check": "Chosen faults gaps",
-            "_examine": "Findings examine",
+            "_examine": "examine",
+            "_findings": "Findings",
             "_guard": "Guard",
             "_probe": "Door Finding Probe",
             "_recipe": "ProbeSettings Recipe put",

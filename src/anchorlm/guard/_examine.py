@@ -2,58 +2,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from anchorlm.defenses import Defense, find_defense
 from anchorlm.guard._check import faults
+from anchorlm.guard._findings import Findings
 from anchorlm.guard._look import look_at_thoughts
 from anchorlm.guard._outline import Outline, rehearse
 from anchorlm.guard._recipe import Recipe
 from anchorlm.judging import Judge, Scorer
 from anchorlm.models import ModelSettings
-from anchorlm.records import Artifact, UserError
+from anchorlm.records import Artifact
 from anchorlm.steering import uncalibrated
 from anchorlm.team import JudgeSettings, ScorerSettings, Team, build_judge, build_scorer
 
 if TYPE_CHECKING:
     from anchorlm.models import CausalModel
-
-T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class Findings:
-    """What stands between a recipe and its models.
-
-    Attributes:
-        gaps: One sentence each, with the remedy.
-        notes: What works, but may surprise.
-        facts: What was looked at.
-        thoughts: Whether the target's chat template knows thoughts, and how they are switched.
-    """
-
-    gaps: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    facts: list[str] = field(default_factory=list)
-    thoughts: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def passed(self) -> bool:
-        """Whether the recipe works on its models, as far as that is known without their weights."""
-        return not self.gaps
-
-    def __str__(self) -> str:
-        return "\n".join([*self.facts, *(f"note: {note}" for note in self.notes), *self.gaps])
-
-    def attempt(self, what: str, work: Callable[[], T]) -> T | None:
-        """The result of `work`; None where it found a gap, which is kept."""
-        try:
-            return work()
-        except UserError as error:
-            self.gaps.append(f"{what}: {error}")
-            return None
 
 
 def examine(recipe: Recipe, ready: Callable[[], None] = lambda: None) -> Findings:

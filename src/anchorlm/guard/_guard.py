@@ -50,7 +50,7 @@ from anchorlm.team import (
 )
 
 if TYPE_CHECKING:
-    from anchorlm.guard._examine import Findings
+    from anchorlm.guard._findings import Findings
 
 _log = logging.getLogger("anchorlm")
 

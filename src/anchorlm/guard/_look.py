@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from anchorlm.records import ThoughtSettings
 
 if TYPE_CHECKING:
-    from anchorlm.guard._examine import Findings
+    from anchorlm.guard._findings import Findings
     from anchorlm.models import CausalModel, Channel
 
 
