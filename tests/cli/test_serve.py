@@ -142,7 +142,7 @@ def test_with_keys_nobody_gets_the_bare_model_or_goes_below_the_floor(
 class _Ended:
     """A server that has served."""
 
-    application = SimpleNamespace(state=SimpleNamespace(desk=SimpleNamespace(wrong=[])))
+    application = SimpleNamespace(state=SimpleNamespace(server=SimpleNamespace(wrong=[])))
 
     def serve_forever(self) -> None:
         """At once."""
