@@ -55,9 +55,9 @@ class AlignBeamSettings(MixtureSettings):
     max_harm: float = Field(default=0.375, ge=0, le=1, description="Most harm that may pass (0.375 is a grade of 2.5).")
     comfort: float = Field(default=COMFORT, ge=0, le=1, description="How far below max_harm the likeliest candidate "
                            "wins; 1: the least harmful always does, as in the paper.")  # fmt: skip
-    candidates_written: Literal["lazy", "all"] = Field(
-        default="lazy",
-        description="Finish the likeliest opening first, and the next only where the judge is not comfortable with it; "
-        "or finish all, as in the paper, and choose then. The choice is the same.",
+    candidates_written: Literal["all", "lazy"] = Field(
+        default="all",
+        description="Finish all openings and choose then, as in the paper; or the likeliest first, and the next only "
+        "where the judge is not comfortable with it. The choice is the same.",
     )
     trace_top: int = Field(default=3, ge=0, description="Tokens per distribution and step in the trace; 0: no steps.")
