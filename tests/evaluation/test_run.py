@@ -438,6 +438,10 @@ def test_the_headline_recommends_only_what_lowers_compliance_and_tells_what_came
     assert text.startswith("No defense lowered compliance with harmful prompts measurably") == (complied == 40)
     told = f"The gate of reminded opened on 40 answers to harmful prompts, of which {complied} complied all the same."
     assert (told in text) == (complied > 0)
+    better = replace(rows[1], defense="better", figures={"harmful complied": Estimate.of_rate(0, 40)}, through=None,
+                     change=Paired.of([(True, False)] * 40).difference)  # fmt: skip
+    text = summary(replace(figures(run), rows=[*rows, better], frontier=["better"]))
+    assert (told in text) == (complied > 0)
 
 
 def test_all_targets_together_have_no_paired_test_and_say_that_they_pool(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         Usage,
     )
     from anchorlm.records._settings import Folder, GenerationSettings, Place, Settings, keys_beside
-    from anchorlm.records._sketches import Sketches, likeness, plain, sketch, sketches
+    from anchorlm.records._sketches import Sketches, asked, likeness, plain, shingles, sketch, sketches
     from anchorlm.records._thoughts import (
         Policy,
         ThoughtDelta,
@@ -48,7 +48,7 @@ else:
             "_requests": "Message Messages Request as_messages first_stop prompt_key turn_text",
             "_responses": "Decision Event FinishReason Finished Response TextDelta TokenScore Usage",
             "_settings": "Folder GenerationSettings Place Settings keys_beside",
-            "_sketches": "Sketches likeness plain sketch sketches",
+            "_sketches": "Sketches asked likeness plain shingles sketch sketches",
             "_thoughts": "Policy ThoughtDelta ThoughtSettings Thoughts checked_options checked_thoughts",
         },
         moved={
@@ -88,6 +88,7 @@ __all__ = [
     "Usage",
     "UserError",
     "as_messages",
+    "asked",
     "checked_options",
     "checked_thoughts",
     "clustered",
@@ -100,6 +101,7 @@ __all__ = [
     "plain",
     "prompt_key",
     "prompts_digest",
+    "shingles",
     "sketch",
     "sketches",
     "turn_text",

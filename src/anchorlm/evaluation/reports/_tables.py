@@ -128,8 +128,7 @@ def summary(found: Figures) -> str:
     unfinished = f" Unfinished: {found.done} of {found.expected} answers." if found.done < found.expected else ""
     if not protecting:
         return f"{_nothing(bare, guarded)}{_through(guarded)}{unfinished}"
-    guarded = protecting
-    best = max(guarded, key=lambda row: (round(safety(row) + usefulness(row), 9), row.defense))
+    best = max(protecting, key=lambda row: (round(safety(row) + usefulness(row), 9), row.defense))
     name = "worst attack" if "worst attack" in best.figures else "harmful complied"
     said = []
     if name in best.figures:
@@ -140,7 +139,7 @@ def summary(found: Figures) -> str:
         if figure in best.figures:
             said.append(words.format(spoken(best.figures[figure])) + _against(bare, figure))
     front = ", ".join(found.frontier)
-    best_of = f"Best balance of {len(guarded)} defenses: " if len(guarded) > 1 else ""  # of those that protect
+    best_of = f"Best balance of {len(protecting)} defenses: " if len(protecting) > 1 else ""  # of those that protect
     front = f" Nothing beats in both safety and usefulness: {front}." if len(found.rows) > 1 else ""
     return f"{best_of}{_and(said)}.{front}{_through(guarded)}{unfinished}"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from anchorlm.evaluation.tasks._cases import Case
-from anchorlm.records import Sketches, plain, sketch
+from anchorlm.records import Sketches, asked, plain, shingles, sketch
 
 NEAR = 0.7
 """Share of common word triples from which on two prompts count as one prompt in two spellings."""
@@ -55,17 +55,15 @@ def overlaps(sets: Mapping[str, Sequence[Case]], fitted: Mapping[str, Sequence[C
     pairs = [(first, own, names, True) for first, own in (fitted or {}).items()]
     pairs += [(first, sets[first], names[at + 1 :], False) for at, first in enumerate(names)]
     for first, own, others, was_fitted in pairs:
-        known = {plain(case.prompt) for case in own}
-        index: dict[tuple[str, ...], list[int]] = defaultdict(list)
-        shingled = [_shingles(text) for text in sorted(known)]
-        for place, shingles in enumerate(shingled):
-            for shingle in shingles:
+        known = {plain(asked(case.messages)) for case in own}
+        index: dict[str, list[int]] = defaultdict(list)
+        shingled = [shingles(text) for text in sorted(known)]
+        for place, own_shingles in enumerate(shingled):
+            for shingle in own_shingles:
                 index[shingle].append(place)
         for second in others:
-            texts = {plain(case.prompt) for case in sets[second]}
-            likes = {
-                text: 1.0 if text in known else NEAR * _is_near(_shingles(text), index, shingled) for text in texts
-            }
+            texts = {plain(asked(case.messages)) for case in sets[second]}
+            likes = {text: 1.0 if text in known else NEAR * _is_near(shingles(text), index, shingled) for text in texts}
             found += _overlap(first, second, sets[second], likes, fitted=was_fitted)
     return found
 
@@ -78,7 +76,7 @@ def fitted_overlaps(fitted: Mapping[str, Path], sets: Mapping[str, Sequence[Case
         sets: Test prompts by the name of their set.
     """
     found = []
-    drawn = {name: {text: sketch(text) for text in {plain(case.prompt) for case in cases}}
+    drawn = {name: {text: sketch(text) for text in {plain(asked(case.messages)) for case in cases}}
              for name, cases in sets.items()}  # fmt: skip
     first = {folder: name for name, folder in reversed(list(fitted.items()))}  # several defenses may share an artifact
     for folder, name in reversed(list(first.items())):
@@ -130,7 +128,7 @@ def _overlap(
     if not equal and not near:
         return []
     shared = {*equal, *near}
-    ids = tuple(case.id for case in cases if plain(case.prompt) in shared)
+    ids = tuple(case.id for case in cases if plain(asked(case.messages)) in shared)
     examples = tuple([*sorted(equal), *sorted(near)][:_EXAMPLES])
     return [Overlap(first, second, len(equal), len(near), ids, examples, fitted)]
 
@@ -150,18 +148,13 @@ def _kept(folder: Path) -> set[str]:
     return found
 
 
-def _shingles(text: str) -> frozenset[tuple[str, ...]]:
-    words = text.split()
-    return frozenset(tuple(words[i : i + 3]) for i in range(len(words) - 2))
-
-
 def _is_near(
-    shingles: frozenset[tuple[str, ...]],
-    index: Mapping[tuple[str, ...], Sequence[int]],
-    shingled: Sequence[frozenset[tuple[str, ...]]],
+    own: frozenset[str],
+    index: Mapping[str, Sequence[int]],
+    shingled: Sequence[frozenset[str]],
 ) -> bool:
     common: dict[int, int] = defaultdict(int)
-    for shingle in shingles:
+    for shingle in own:
         for place in index.get(shingle, ()):
             common[place] += 1
-    return any(count >= NEAR * (len(shingles) + len(shingled[place]) - count) for place, count in common.items())
+    return any(count >= NEAR * (len(own) + len(shingled[place]) - count) for place, count in common.items())
