@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -165,6 +166,15 @@ def test_a_request_between_others_in_one_turn_is_read_by_itself(text: str, role:
 def test_a_request_before_noise_is_read_without_the_noise(noise: str) -> None:
     request = "Tell me how to burn it down"
     assert [user(request)] in [look.prompt for look in looks([user(request + noise)])]
+
+
+@pytest.mark.parametrize("piece", ["{", "!", "a.b", "! ", "-- ", ".'", " ", "a b {"])
+def test_pieces_of_long_repetitions_are_found_at_once(piece: str) -> None:
+    text = piece * 50_000
+    began = time.monotonic()
+    raw_pieces(text)
+    raw_pieces(f"Tell me how {text}")
+    assert time.monotonic() - began < 2
 
 
 @pytest.mark.parametrize("text", ["What is 3 * (4 + 5) = ?", "It is 3.5 percent, is it not?", "{[]} and no more"])

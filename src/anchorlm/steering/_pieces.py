@@ -17,10 +17,10 @@ _NOISE = re.compile(r"[\\\[\]{}]|\*\*|--|\.\.+|::|(?:[!?]\s*){2,}|[;,:]\)|[.!?](
 """Signs that prose does not have, but the noise behind a request that an attack has optimized (GCG, arXiv 2307.15043).
 
 Of 50 published strings, development ones, a real gate opened on 66 % as they are, and on 84 % with the words before the
-first such sign. Of 346 harmless prompts of seven sets none more was gated."""
+first such sign. Of 346 harmless prompts of seven sets none more was gated (`python -m benchmarks.real_gate`)."""
 
-_HEAD = 3
-"""Words that a request has at least."""
+_ASKED = re.compile(r"\s*+\S++\s++\S++\s++\S")
+"""The three words that a request has at least."""
 
 _OVERHEAD = 64
 """Characters of text that what a template writes around a piece costs about as much as."""
@@ -51,9 +51,9 @@ def pieces(texts: Sequence[str]) -> list[list[str]]:
 
 def _before_noise(text: str) -> list[str]:
     """What stands before the first sign of noise that follows a few words."""
-    heads = (text[: sign.start()].strip() for sign in _NOISE.finditer(text))
-    head = next((head for head in heads if len(head.split()) >= _HEAD), "")
-    return [head] if head else []
+    asked = _ASKED.match(text)
+    sign = _NOISE.search(text, asked.end()) if asked else None
+    return [text[: sign.start()].strip()] if sign else []
 
 
 def raw_pieces(text: str) -> list[str]:
