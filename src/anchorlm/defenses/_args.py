@@ -54,11 +54,9 @@ class ARGS(Defense):
         room = room_for(self.target, len(thinking.prompt), request.generation)
         ended = False
         async with self.target.open(thinking.prompt, room=room + thinking.room) as row:
-            async for thought in thinking.write(row):
+            async for thought in thinking.begin(row, settings.refusal):
                 yield thought
             if thinking.failed is not None:
-                for event in thinking.refusal(settings.refusal):
-                    yield event
                 return
             request, start = thinking.request, row.prompt_length
             room = room_for(self.target, start, request.generation)

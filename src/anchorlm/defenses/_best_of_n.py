@@ -40,11 +40,9 @@ class BestOfN(Defense):
         ids, generation = thinking.prompt, request.generation
         room = room_for(self.target, len(ids), generation)
         async with self.target.open(ids, rows=settings.n, room=room + thinking.room) as root:
-            async for piece in thinking.write(root):
+            async for piece in thinking.begin(root, settings.refusal):
                 yield piece
             if thinking.failed is not None:
-                for event in thinking.refusal(settings.refusal):
-                    yield event
                 return
             request, room = thinking.request, room_for(self.target, root.prompt_length, generation)
             plan = SearchPlan(beams=settings.n, keep=settings.n, block=room, room=room)

@@ -55,11 +55,9 @@ class BeamSearch(Defense):
         room = room_for(self.target, len(prompt), request.generation)
         sampling = varied(request.generation, settings.temperature)
         async with self.target.open(prompt, rows=settings.n, room=room + thinking.room) as row:
-            async for piece in thinking.write(row):
+            async for piece in thinking.begin(row, settings.refusal):
                 yield piece
             if thinking.failed is not None:
-                for event in thinking.refusal(settings.refusal):
-                    yield event
                 return
             room, asked = room_for(self.target, row.prompt_length, request.generation), thinking.request
             plan = SearchPlan(settings.n, self._keep(settings), settings.block or room, room, lead=inf)

@@ -109,11 +109,9 @@ class SafeDecoding(Defense):
                     f"The prompt has {expert.prompt_length} tokens, but {self.anchor.model.name} reads {limit} with "
                     f"the {count} that it steers: shorten the prompt, or choose an anchor with a longer context."
                 )
-            async for piece in thinking.write(row):
+            async for piece in thinking.begin(row, settings.refusal):
                 yield piece
             if thinking.failed is not None:
-                for event in thinking.refusal(settings.refusal):
-                    yield event
                 return
             start, stops = row.prompt_length, row.stops
             room = room_for(self.target, start, generation)

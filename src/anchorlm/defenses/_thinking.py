@@ -120,6 +120,19 @@ class Thinking:
         self._written = row.ids[start:]
         row.begin(answer=True)
 
+    async def begin(self, row: TokenSequence, refusal: str) -> AsyncIterator[Event]:
+        """Writes the thought, and the refusal behind one that has not ended; then `failed` tells that all is said.
+
+        Args:
+            row: Of the target, nothing but the prompt read.
+            refusal: What is said then.
+        """
+        async for piece in self.write(row):
+            yield piece
+        if self.failed is not None:
+            for event in self.refusal(refusal):
+                yield event
+
     @property
     def whole_prompt(self) -> list[int]:
         """All that stands before the answer, once the thought is written."""
@@ -150,11 +163,9 @@ async def said(thinking: Thinking, row: TokenSequence, target: Engine, refusal: 
         target: Its engine.
         refusal: What is said where the thought has not ended.
     """
-    async for piece in thinking.write(row):
+    async for piece in thinking.begin(row, refusal):
         yield piece
     if thinking.failed is not None:
-        for event in thinking.refusal(refusal):
-            yield event
         return
     rest = stream_target(row, target, thinking.request.generation, prompt_tokens=len(thinking.prompt))
     async for event in rest:

@@ -94,11 +94,7 @@ class TargetProposal:
         for step in range(generation.max_new_tokens):
             logits = await self.row.logits()
             logits = logits - diversity.penalty(step, logits)
-            token = draw(logits, sampler, self.row.ids)
-            if token in self._stops:
-                return True
-            self.row.append([token], scored(logits, token, generation))
-            if self.row.end_turn():
+            if take(self.row, logits, sampler, self._stops, generation):
                 return True
         return False
 
@@ -115,3 +111,14 @@ def scored(logits: Tensor, token: int, generation: GenerationSettings) -> list[T
 def draw(logits: Tensor, sampler: Sampler, history: Sequence[int]) -> int:
     """The next token from logits (V,), as the engine would choose it."""
     return choose(logits[None], [sampler], [history])[0]
+
+
+def take(
+    row: TokenSequence, logits: Tensor, sampler: Sampler, stops: frozenset[int], generation: GenerationSettings
+) -> bool:
+    """Adds the next token from logits (V,) to a row; whether it ended the turn."""
+    token = draw(logits, sampler, row.ids)
+    if token in stops:
+        return True
+    row.append([token], scored(logits, token, generation))
+    return row.end_turn()

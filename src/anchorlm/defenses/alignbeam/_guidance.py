@@ -286,7 +286,7 @@ class Guided:
     async def extend(self, generation: GenerationSettings, diversity: Diversity | None = None) -> bool:
         """See `Proposal`."""
         from anchorlm.engine import Sampler
-        from anchorlm.search import draw, scored
+        from anchorlm.search import take
 
         if len(self.response) >= self._tokens:
             self.mixed.release_guide()  # nothing crops a response behind the start of its last block
@@ -304,11 +304,7 @@ class Guided:
                 logits = await self.row.logits()
             if diversity is not None:
                 logits = logits - diversity.penalty(step, logits)
-            token = draw(logits, sampler, self.row.ids)
-            if token in self._stops:
-                return True
-            self.row.append([token], scored(logits, token, generation))
-            if self.row.end_turn():
+            if take(self.row, logits, sampler, self._stops, generation):
                 return True
         return False
 
