@@ -7,7 +7,7 @@ from anchorlm._lazy import lazily
 if TYPE_CHECKING:
     from anchorlm.search._beams import Beam, Found, Score, SearchPlan, search, unscored, write
     from anchorlm.search._candidates import Candidate, Choice, blank, release, select_safest, ungraded
-    from anchorlm.search._proposals import Diversity, Proposal, TargetProposal, draw, scored, take
+    from anchorlm.search._proposals import Diversity, Proposal, TargetProposal, scored, take
     from anchorlm.search._state import SafetyState, spend
 else:
     __getattr__, __dir__ = lazily(
@@ -15,7 +15,7 @@ else:
         {
             "_beams": "Beam Found SearchPlan Score search unscored write",
             "_candidates": "Candidate Choice blank release select_safest ungraded",
-            "_proposals": "TargetProposal Diversity Proposal draw scored take",
+            "_proposals": "TargetProposal Diversity Proposal scored take",
             "_state": "SafetyState spend",
         },
         moved={
@@ -36,7 +36,6 @@ __all__ = [
     "SearchPlan",
     "TargetProposal",
     "blank",
-    "draw",
     "release",
     "scored",
     "search",

@@ -108,16 +108,11 @@ def scored(logits: Tensor, token: int, generation: GenerationSettings) -> list[T
     return [] if generation.logprobs is None else token_scores(logits[None], [token], generation.logprobs)
 
 
-def draw(logits: Tensor, sampler: Sampler, history: Sequence[int]) -> int:
-    """The next token from logits (V,), as the engine would choose it."""
-    return choose(logits[None], [sampler], [history])[0]
-
-
 def take(
     row: TokenSequence, logits: Tensor, sampler: Sampler, stops: frozenset[int], generation: GenerationSettings
 ) -> bool:
     """Adds the next token from logits (V,) to a row; whether it ended the turn."""
-    token = draw(logits, sampler, row.ids)
+    [token] = choose(logits[None], [sampler], [row.ids])
     if token in stops:
         return True
     row.append([token], scored(logits, token, generation))
