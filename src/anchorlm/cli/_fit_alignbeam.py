@@ -44,7 +44,7 @@ def fit_alignbeam(
     missed: Annotated[float, typer.Option("--missed", help="Share of harmful prompts that may go unguided.")] = 0.03,
     disturbed: Annotated[
         float, typer.Option("--disturbed", help="Share of harmless prompts that may be refused at once.")
-    ] = 0.05,
+    ] = 0.07,
     recipe: RecipeFile = None,
     changes: Changes = None,
     column: Column = None,

@@ -17,7 +17,7 @@ from anchorlm.records import Artifact, Messages, UserError, as_messages, prompt_
 from anchorlm.steering import GateReader, PromptSets, Readers, classes, logistic, with_activations
 from anchorlm.team import EngineSettings, ModelLike, Started, start_engine
 
-MISSED, DISTURBED = 0.03, 0.05
+MISSED, DISTURBED = 0.03, 0.07
 """Of the harmful prompts that choose the thresholds the share that may go unguided, and of the harmless ones the share
 that may be refused at once."""
 
