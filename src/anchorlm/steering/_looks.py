@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from asyncio import gather, sleep
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +12,9 @@ from anchorlm.engine import Engine, TokenSequence
 from anchorlm.models import CausalModel
 from anchorlm.records import Access, DefenseError, Message, Messages, UserError, prompt_key, turn_text
 from anchorlm.steering._pieces import pieces, raw_pieces
+
+Heard = Callable[[int, Tensor], None]
+"""Is told what a model would say first after a look: the look's index, and the logits (V,)."""
 
 _AT_ONCE = 64
 """Prompts that are read side by side."""
@@ -106,7 +109,9 @@ def says_nothing(model: CausalModel, look: Look) -> bool:
     return isinstance(content, str) and not model.without_control_tokens(content).strip()
 
 
-async def look_activations(engine: Engine, shown: Sequence[Look], row: TokenSequence | None = None) -> list[Tensor]:
+async def look_activations(
+    engine: Engine, shown: Sequence[Look], row: TokenSequence | None = None, heard: Heard | None = None
+) -> list[Tensor]:
     """The residual stream (L, H) after every block at the end of each look, in order.
 
     Ends of turns that lie in the conversation as it is written are read there, in one sequence; whatever else there is
@@ -116,6 +121,7 @@ async def look_activations(engine: Engine, shown: Sequence[Look], row: TokenSequ
         engine: Runs the model.
         shown: What to read; first the whole request.
         row: A sequence that holds the whole request already, perhaps; if it does, it is read.
+        heard: Is told the logits after each look at the end of a sequence: they come with the same forward.
 
     Raises:
         DefenseError: A part of the request cannot be read by itself: a gate that saw the rest only would not know.
@@ -140,18 +146,27 @@ async def look_activations(engine: Engine, shown: Sequence[Look], row: TokenSequ
         else:
             others[index] = ids
 
-    async def own(ids: list[int]) -> Tensor:
+    async def own(index: int, ids: list[int]) -> Tensor:
         async with engine.open(ids) as other:
-            return (await other.activations((len(ids) - 1,)))[:, 0].cpu()
+            found = (await other.activations((len(ids) - 1,)))[:, 0].cpu()
+            if heard is not None:
+                heard(index, await other.logits())
+            return found
+
+    async def ends(row: TokenSequence, places: Sequence[int]) -> Tensor:
+        found = await row.activations(places)
+        if heard is not None:
+            heard(0, await row.logits())
+        return found
 
     async with AsyncExitStack() as stack:
         if row is None or row.ids != whole:
             row = await stack.enter_async_context(engine.open(whole))
         places = sorted(set(within.values()))
         batch = list(others.items())
-        inside, *found = await gather(row.activations(places), *(own(ids) for _, ids in batch[:_AT_ONCE]))
+        inside, *found = await gather(ends(row, places), *(own(*each) for each in batch[:_AT_ONCE]))
     for first in range(_AT_ONCE, len(batch), _AT_ONCE):
-        found += await gather(*(own(ids) for _, ids in batch[first : first + _AT_ONCE]))
+        found += await gather(*(own(*each) for each in batch[first : first + _AT_ONCE]))
     inside = inside.cpu()
     read = {index: inside[:, places.index(place)] for index, place in within.items()}
     read |= dict(zip(others, found, strict=True))
