@@ -14,6 +14,8 @@ class EngineSettings(Settings):
     max_rows: int = Field(default=256, ge=1, description="Sequences.")
     max_tokens: int = Field(default=65_536, ge=1, description="Key/value positions: rows times the longest row.")
     prefill_tokens: int = Field(default=2_048, ge=1, description="Prompt tokens that one forward reads.")
+    prefix_tokens: int = Field(default=8_192, ge=0, description="Positions of what was read lately that are kept for "
+        "others that begin alike; 0 keeps none.")  # fmt: skip
 
 
 class JudgeSettings(Settings):

@@ -191,6 +191,11 @@ class Pool:
         own = self._recipe.targets[target].model_dump_json()
         self._engines = {k: v for k, v in self._engines.items() if k != own and not k.startswith(f"{target} without ")}
 
+    def forget(self) -> None:
+        """Lets no engine start from what it read before: defenses answer the same prompts, and their times compare."""
+        for engine in self.engines():
+            engine.prefixes.clear()
+
     def engines(self) -> list[LocalEngine]:
         """Those that are loaded."""
         return list(self._engines.values())
