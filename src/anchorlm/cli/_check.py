@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,14 +14,26 @@ from anchorlm.cli._loading import busy, quiet_libraries
 from anchorlm.cli._outline import Outline, rehearse
 from anchorlm.cli._recipes import parse_changes
 from anchorlm.defenses import CALIBRATION, Defense, Team, find_defense
-from anchorlm.guard import JudgeSettings, Recipe, ScorerSettings, build_judge, build_scorer, faults
+from anchorlm.guard import (
+    EngineSettings,
+    JudgeSettings,
+    Recipe,
+    ScorerSettings,
+    build_judge,
+    build_scorer,
+    faults,
+    gaps,
+)
 from anchorlm.judging import Judge, Scorer
-from anchorlm.models import ModelSettings
+from anchorlm.models import EndpointSettings, ModelSettings
 from anchorlm.records import Artifact, UserError
 from anchorlm.steering import uncalibrated
 
 if TYPE_CHECKING:
-    from anchorlm.models import CausalModel
+    from anchorlm.engine import EndpointEngine
+    from anchorlm.models import CausalModel, EndpointModel
+
+    Model = CausalModel | EndpointModel
 
 T = TypeVar("T")
 
@@ -34,11 +46,20 @@ class Findings:
         gaps: One sentence each, with the remedy.
         notes: What works, but may surprise.
         facts: What was looked at.
+        engines: Of models that other servers run.
     """
 
     gaps: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     facts: list[str] = field(default_factory=list)
+    engines: list[EndpointEngine] = field(default_factory=list)
+
+    def outline(self, model: CausalModel | EndpointModel, limits: EngineSettings) -> Outline:
+        """What stands for an engine of a model, with as much access as its server gives, where there is one."""
+        for engine in self.engines:
+            if engine.model is model:
+                return Outline(engine.model, limits, engine.access, lacks=engine.lacks, continues=engine.continues)
+        return Outline(model, limits)
 
     def attempt(self, what: str, work: Callable[[], T]) -> T | None:
         """The result of `work`; None where it found a gap, which is kept."""
@@ -88,7 +109,7 @@ def examine(recipe: Recipe) -> Findings:
     return found
 
 
-def lengths(found: Findings, longest: int, *, target: CausalModel | None, anchor: CausalModel | None) -> None:
+def lengths(found: Findings, longest: int, *, target: Model | None, anchor: Model | None) -> None:
     """Whether prompts and answers fit into what the models read."""
     if target is not None and longest >= target.context_length:
         found.gaps.append(
@@ -106,8 +127,8 @@ def _defense(
     found: Findings,
     recipe: Recipe,
     defense: type[Defense],
-    target: CausalModel | None,
-    anchor: CausalModel | None,
+    target: Model | None,
+    anchor: Model | None,
     judge: Judge | None,
 ) -> None:
     """Where the models are known, what the defense finds in them and asks of them."""
@@ -117,7 +138,7 @@ def _defense(
         if name in knobs and not defense.settings_type.model_fields[name].is_required():
             found.attempt(name, partial(Artifact.load, knobs.pop(name), kind))
     scorers = {
-        kind: found.attempt(kind, partial(_scorer, source))
+        kind: found.attempt(kind, partial(_scorer, found, recipe, kind, source))
         for kind, source in (("cost", recipe.cost), ("reward", recipe.reward))
         if source is not None
     }
@@ -130,22 +151,32 @@ def _defense(
     missing = (needs.requires("anchor") and anchor is None) or (needs.requires("judge") and judge is None)
     if target is None or missing or (needs.cost and not scorers):
         return
-    outline = Outline(target, recipe.engine)
-    team = Team(outline, None if anchor is None else Outline(anchor, recipe.engine), judge, **scorers)
+    outline = found.outline(target, recipe.engine)
+    aligned = None if anchor is None else found.outline(anchor, recipe.engine)
+    before = len(found.gaps)
+    found.gaps += [f"defense: {gap}" for gap in _gaps(defense, outline, aligned, judge, scorers)]
+    if len(found.gaps) > before:
+        return
+    team = Team(outline, aligned, judge, **scorers)
     built = found.attempt("defense", lambda: defense(team, **knobs))
     if built is not None:
         found.facts += [f"defense: {fact}" for fact in built.facts]
         found.attempt("engine", lambda: asyncio.run(rehearse(built, judge, outline, recipe.generation)))
 
 
-def _scorer(settings: ScorerSettings) -> Scorer:
+def _scorer(found: Findings, recipe: Recipe, kind: str, settings: ScorerSettings) -> Scorer:
     """The scorer without weights; a judge that is turned into a cost is taken as it is described."""
     from anchorlm.judging import RefusalMatcher
 
+    if settings.kind == "rubric" and settings.model is not None:
+        grader = _model(found, kind, settings.model)
+        if grader is None:
+            raise UserError("Its model could not be looked at.")
+        return build_scorer(settings, None, found.outline(grader, recipe.engine))
     return build_scorer(settings, None if settings.judge is None else RefusalMatcher(), weights=False)
 
 
-def _artifact(found: Findings, folder: str, target: CausalModel | None, reads: bool) -> bool:
+def _artifact(found: Findings, folder: str, target: Model | None, reads: bool) -> bool:
     """Whether there is an artifact, and one for a model like the target as far as its configuration tells."""
     from anchorlm.models import stamp
 
@@ -177,7 +208,9 @@ def _artifact(found: Findings, folder: str, target: CausalModel | None, reads: b
     return len(found.gaps) == before
 
 
-def _model(found: Findings, role: str, settings: ModelSettings) -> CausalModel | None:
+def _model(found: Findings, role: str, settings: ModelSettings) -> Model | None:
+    if isinstance(settings, EndpointSettings):
+        return _endpoint(found, role, settings)
     from anchorlm.engine import attention_windows
     from anchorlm.models import CausalModel
 
@@ -193,6 +226,39 @@ def _model(found: Findings, role: str, settings: ModelSettings) -> CausalModel |
     if not model.stop_ids:
         found.notes.append(f"{role}: no token ends its turn, so that every answer runs to max_new_tokens.")
     return model
+
+
+def _gaps(
+    defense: type[Defense], target: Outline, anchor: Outline | None, judge: Judge | None, scorers: Mapping[str, Scorer]
+) -> list[str]:
+    """What a defense misses, now that the servers have been looked at."""
+    return gaps(
+        defense,
+        target=target.access,
+        anchor=None if anchor is None else anchor.access,
+        judge=judge is not None,
+        cost="cost" in scorers,
+        reward="reward" in scorers,
+        remedies={"target": target.lacks, "anchor": "" if anchor is None else anchor.lacks},
+        continues=target.continues,
+    )
+
+
+def _endpoint(found: Findings, role: str, settings: EndpointSettings) -> EndpointModel | None:
+    """A model behind an endpoint: its server is asked what it can do."""
+    from anchorlm.engine import EndpointEngine
+
+    engine = found.attempt(role, lambda: EndpointEngine.start(settings))
+    if engine is None:
+        return None
+    found.engines.append(engine)
+    found.facts.append(f"{role}: {engine.model.name} ({engine.told})")
+    found.notes += [f"{role}: {note}" for note in engine.found.notes]
+    if settings.context is None and engine.found.context is None:
+        found.notes.append(f"{role}: its server does not say how many tokens it reads; give context.")
+    if engine.lacks:
+        found.notes.append(f"{role}: no anchor can guide it: {engine.lacks}.")
+    return engine.model
 
 
 def _judge(found: Findings, recipe: Recipe, settings: JudgeSettings) -> Judge | None:
@@ -212,7 +278,7 @@ def _judge(found: Findings, recipe: Recipe, settings: JudgeSettings) -> Judge | 
             f"{grader.name} reads {grader.context_length}; lower max_new_tokens, or take another judge."
         )
         return None  # it could grade nothing, and would say so once more
-    return found.attempt("judge", lambda: build_judge(settings, Outline(grader, recipe.engine)))
+    return found.attempt("judge", lambda: build_judge(settings, found.outline(grader, recipe.engine)))
 
 
 def _count(size: int) -> str:

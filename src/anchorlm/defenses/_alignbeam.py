@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -30,7 +31,7 @@ class AlignBeam(Defense):
     """A small aligned anchor of any family guides the first tokens; a judge picks among K responses."""
 
     name: ClassVar[str] = "alignbeam"
-    needs: ClassVar[Needs] = Needs(target=Access.LOGITS, anchor=Access.LOGITS, judge=True)
+    needs: ClassVar[Needs] = Needs(target=Access.LOGPROBS, anchor=Access.LOGPROBS, judge=True, continues=True)
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "whole"
     settings_type: ClassVar[type[MixtureSettings]] = AlignBeamSettings
     fixed: ClassVar[tuple[str, ...]] = ("artifact", "evidence", "gate_reader")
@@ -81,6 +82,8 @@ class AlignBeam(Defense):
                     yield event
                 return
             tokens = (await first.mixture()).top(settings.candidates)
+            if self.target.access < Access.LOGITS:  # what no server has named is no candidate
+                tokens = [one for one in tokens if one[1] > -inf] or tokens[:1]
             mixtures = [first, *(first.fork() for _ in tokens[1:])]
             stops = self.target.model.stop_ids
             candidates = [Primed(m, settings.mixed_tokens, stops, *t) for m, t in zip(mixtures, tokens, strict=True)]

@@ -57,6 +57,7 @@ class Needs:
         cost: Whether it needs a cost model.
         reward: Whether it needs a reward model.
         optional: Which of `anchor` and `judge` it can also do without.
+        continues: Whether the target must be able to go on with an answer that has begun.
     """
 
     target: Access = Access.TEXT
@@ -65,6 +66,7 @@ class Needs:
     cost: bool = False
     reward: bool = False
     optional: tuple[str, ...] = ()
+    continues: bool = False
 
     def requires(self, role: Literal["anchor", "judge"]) -> bool:
         """Whether it cannot work without an anchor, or without a judge."""

@@ -30,6 +30,7 @@ class BestOfN(Defense):
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Samples, judges, picks."""
+        from anchorlm.engine import read_ahead
         from anchorlm.search import Alone, Beam, Plan, SafetyState, search, unscored
 
         settings: BestOfNSettings = self.settings_for(request)
@@ -38,7 +39,7 @@ class BestOfN(Defense):
         room = room_for(self.target, len(ids), generation)
         plan = Plan(beams=settings.n, keep=settings.n, block=room, room=room)
         async with self.target.open(ids, rows=settings.n, room=room) as root:
-            await root.logits()  # one prefill, shared by all
+            await read_ahead(self.target, root)  # one prefill, shared by all
             beam = Beam(Alone(root, self.target.model.stop_ids), SafetyState(0.0))
             found = await search([beam], plan, varied(generation, settings.temperature), unscored)
         order = [None] * len(found.beams)

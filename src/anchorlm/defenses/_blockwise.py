@@ -38,12 +38,13 @@ class BeamSearch(Defense):
     """
 
     name: ClassVar[str] = "beam_search"
-    needs: ClassVar[Needs] = Needs(target=Access.TEXT, cost=True, reward=True)
+    needs: ClassVar[Needs] = Needs(target=Access.TEXT, cost=True, reward=True, continues=True)
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "whole"
     settings_type: ClassVar[type[DefenseSettings]] = BeamSearchSettings
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Searches, and gives the best."""
+        from anchorlm.engine import read_ahead
         from anchorlm.search import Alone, Beam, Plan, SafetyState, search
 
         settings: Any = self.settings_for(request)
@@ -52,7 +53,7 @@ class BeamSearch(Defense):
         sampling = varied(request.generation, settings.temperature)
         plan = Plan(settings.n, self._keep(settings), settings.block or room, room, lead=inf)
         async with self.target.open(prompt, rows=settings.n, room=room) as row:
-            await row.logits()  # read once, shared by all
+            await read_ahead(self.target, row)  # read once, shared by all
             root = Beam(Alone(row, self.target.model.stop_ids), SafetyState(getattr(settings, "budget", inf)))
             found = await search([root], plan, sampling, lambda beams: self._score(request, settings, beams))
             best = found.beams[0]

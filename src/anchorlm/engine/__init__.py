@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING
 from anchorlm._lazy import lazily
 
 if TYPE_CHECKING:
+    from anchorlm.engine._ahead import read_ahead, unnamed
     from anchorlm.engine._bounded import as_done
     from anchorlm.engine._choices import Positions
+    from anchorlm.engine._endpoint import EndpointEngine
     from anchorlm.engine._local import LocalEngine
     from anchorlm.engine._protocol import Engine, Generated, TokenSequence
     from anchorlm.engine._runtime import Runtime, runtime
@@ -18,8 +20,10 @@ else:
     __getattr__, __dir__ = lazily(
         __name__,
         {
+            "_ahead": "read_ahead unnamed",
             "_bounded": "as_done",
             "_choices": "Positions",
+            "_endpoint": "EndpointEngine",
             "_local": "LocalEngine",
             "_protocol": "Engine Generated TokenSequence",
             "_runtime": "Runtime runtime",
@@ -32,6 +36,7 @@ else:
 
 __all__ = [
     "Edit",
+    "EndpointEngine",
     "Engine",
     "Generated",
     "LocalEngine",
@@ -44,6 +49,8 @@ __all__ = [
     "as_done",
     "attention_windows",
     "choose",
+    "read_ahead",
     "runtime",
     "token_scores",
+    "unnamed",
 ]

@@ -114,6 +114,11 @@ class Guard:
             judge=team.judge is not None,
             cost=team.cost is not None,
             reward=team.reward is not None,
+            remedies={
+                role: getattr(engine, "lacks", "")
+                for role, engine in (("target", team.target), ("anchor", team.anchor))
+            },
+            continues=getattr(team.target, "continues", True),
         )
         self.defense = kind(team, **knobs)
         if kind.start is not Defense.start:

@@ -39,24 +39,34 @@ def build_judge(settings: JudgeSettings, engine: Engine | None, *, weights: bool
     raise UserError(f"A {settings.kind} judge needs a model: name one in the section judge.")
 
 
-def build_scorer(settings: ScorerSettings, judge: Judge | None = None, *, weights: bool = True) -> Scorer:
+def build_scorer(
+    settings: ScorerSettings, judge: Judge | None = None, grader: Engine | None = None, *, weights: bool = True
+) -> Scorer:
     """The cost or reward model that a recipe describes.
 
     Args:
         settings: Its kind, source and options.
         judge: The judge that is turned into a cost, if it is one.
+        grader: Runs the model that grades by a rubric, if it is one.
         weights: Without them a classifier can score nothing, but is checked as far as its configuration goes.
 
     Raises:
         UserError: An option that this kind of scorer does not have, or a value that does not fit.
     """
-    from anchorlm.judging import ClassifierScorer, RemoteScorer
+    from anchorlm.judging import ClassifierScorer, RemoteScorer, RubricScorer
 
-    kinds: dict[str, type[Scorer]] = {"classifier": ClassifierScorer, "judge": JudgeScorer, "remote": RemoteScorer}
+    kinds: dict[str, type[Scorer]] = {
+        "classifier": ClassifierScorer,
+        "rubric": RubricScorer,
+        "judge": JudgeScorer,
+        "remote": RemoteScorer,
+    }
     _check_options(kinds[settings.kind], settings.options, f"{settings.kind} scorer")
     try:
         if settings.kind == "classifier" and settings.model is not None:
             return ClassifierScorer.load(settings.model, weights=weights, **settings.options)
+        if grader is not None:
+            return RubricScorer(grader, **settings.options)
         if settings.url is not None:
             return RemoteScorer(settings.url, **settings.options)
         if judge is not None:

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from anchorlm.guard._probe import ProbeSettings
-from anchorlm.models import ModelSettings, ModelSource
+from anchorlm.models import EndpointSettings, ModelSettings, ModelSource
 from anchorlm.records import GenerationSettings, Settings, UserError, read_toml
 
 
@@ -30,15 +30,17 @@ class JudgeSettings(Settings):
     def _has_model(self) -> Self:
         if (self.model is None) != (self.kind == "refusal"):
             raise ValueError("a rubric or classifier judge needs a model, and the refusal matcher takes none")
+        if self.kind == "classifier" and isinstance(self.model, EndpointSettings):
+            raise ValueError("a classifier is loaded here: leave endpoint out, or take kind = 'rubric'")
         return self
 
 
 class ScorerSettings(Settings):
     """What a text costs, or what it is worth."""
 
-    kind: Literal["classifier", "judge", "remote"] = Field(default="classifier", description="A sequence classifier, "
-        "a judge as a cost, or a scorer behind an HTTP address.")  # fmt: skip
-    model: ModelSource | None = Field(default=None, description="The classifier; a path will do.")
+    kind: Literal["classifier", "rubric", "judge", "remote"] = Field(default="classifier", description="A sequence "
+        "classifier, an LLM with a rubric, a judge as a cost, or a scorer behind an HTTP address.")  # fmt: skip
+    model: ModelSource | None = Field(default=None, description="The classifier or LLM; a path will do.")
     judge: JudgeSettings | None = Field(default=None, description="The judge that is turned into a cost.")
     url: str | None = Field(default=None, description="Address of the remote scorer.")
     options: dict[str, Any] = Field(default_factory=dict, description="What this kind of scorer can be told.")
@@ -46,8 +48,11 @@ class ScorerSettings(Settings):
     @model_validator(mode="after")
     def _has_source(self) -> Self:
         given = {"classifier": self.model, "judge": self.judge, "remote": self.url}
-        if {kind for kind, source in given.items() if source is not None} != {self.kind}:
+        kind = "classifier" if self.kind == "rubric" else self.kind
+        if {each for each, source in given.items() if source is not None} != {kind}:
             raise ValueError("a classifier needs a model, a judge a judge, a remote scorer a url, and none the others")
+        if self.kind == "classifier" and isinstance(self.model, EndpointSettings):
+            raise ValueError("a classifier is loaded here: leave endpoint out, or take kind = 'rubric' or 'remote'")
         return self
 
 
@@ -95,7 +100,10 @@ class Recipe(Settings):
     def models(self) -> list[tuple[str, ModelSettings]]:
         """Every model that is named, and for what."""
         sources = [(part, getattr(self, part)) for part in ("target", "anchor", "judge", "cost", "reward")]
-        named = [(part, getattr(source, "model", source)) for part, source in sources]
+        named = [
+            (part, source if isinstance(source, ModelSettings) else getattr(source, "model", None))
+            for part, source in sources
+        ]
         return [(part, model) for part, model in named if model is not None]
 
     @classmethod
@@ -159,6 +167,8 @@ def _resolve(section: Any, folder: Path) -> None:
             "judge",
             "critic",
             "calibration",
+            "tokenizer",
+            "key_file",
         ):
             if isinstance(section.get(name), str):
                 section[name] = _beside(section[name], folder)

@@ -5,7 +5,7 @@ from asyncio import gather
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
-from anchorlm.engine import Engine, TokenSequence
+from anchorlm.engine import Engine, TokenSequence, read_ahead
 from anchorlm.judging._base import Grade, Judge
 from anchorlm.judging._conversation import Breaker, request_text
 from anchorlm.judging._grades import HIGHEST, LOWEST, parse_grade
@@ -135,7 +135,7 @@ class RubricJudge(Judge):
         room = needed - len(shared)
         async with self._engine.open(shared, rows=len(prompts), room=room) as root:
             if len(prompts) > 1:
-                await root.logits()
+                await read_ahead(self._engine, root)
             rows = [root, *(root.fork() for _ in prompts[1:])]
             return list(await gather(*(self._grade(row, ids) for row, ids in zip(rows, prompts, strict=True))))
 

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from anchorlm.models._bases import BASES, REAL, SHIPPED, PackagedBase, base_named, located
     from anchorlm.models._causal import CausalModel
     from anchorlm.models._convert import check_conversion, convert
+    from anchorlm.models._endpoint_model import EndpointModel
+    from anchorlm.models._endpoint_settings import EndpointSettings, model_settings
     from anchorlm.models._images import PromptIds
     from anchorlm.models._loading import load_classifier, load_model, load_outline
     from anchorlm.models._markers import TurnMarkers, find_markers
@@ -24,6 +26,8 @@ else:
             "_bases": "BASES REAL SHIPPED PackagedBase base_named located",
             "_causal": "CausalModel",
             "_convert": "check_conversion convert",
+            "_endpoint_model": "EndpointModel",
+            "_endpoint_settings": "EndpointSettings model_settings",
             "_images": "PromptIds",
             "_loading": "load_classifier load_model load_outline",
             "_markers": "TurnMarkers find_markers",
@@ -42,6 +46,8 @@ __all__ = [
     "REAL",
     "SHIPPED",
     "CausalModel",
+    "EndpointModel",
+    "EndpointSettings",
     "ModelSettings",
     "ModelSource",
     "PackagedBase",
@@ -63,6 +69,7 @@ __all__ = [
     "load_tokenizer",
     "located",
     "message_parts",
+    "model_settings",
     "rendered",
     "stamp",
     "without_specials",

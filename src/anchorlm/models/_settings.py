@@ -49,8 +49,11 @@ class ModelSettings(Settings):
         return located(value) if value else value
 
 
-ModelSource = Annotated[
-    ModelSettings,
-    BeforeValidator(lambda value: {"path": str(value)} if isinstance(value, str | Path) else value),
-]
-"""Settings of a model, for which its path alone will do."""
+def _source(value: Any) -> Any:
+    from anchorlm.models._endpoint_settings import model_settings  # which are settings of a model themselves
+
+    return {"path": str(value)} if isinstance(value, str | Path) else model_settings(value)
+
+
+ModelSource = Annotated[ModelSettings, BeforeValidator(_source)]
+"""Settings of a model, for which its path alone will do; with an `endpoint`, of one that another server runs."""

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from anchorlm.search._beams import Beam, Found, Plan, Score, search, unscored
     from anchorlm.search._candidates import Candidate, Choice, blank, release, select, ungraded
     from anchorlm.search._critic import Critic
-    from anchorlm.search._proposals import Alone, Diversity, Proposal, draw, scored
+    from anchorlm.search._proposals import Alone, Diversity, Proposal, draw, scored, stepwise
     from anchorlm.search._state import SafetyState, spend
 else:
     __getattr__, __dir__ = lazily(
@@ -17,7 +17,7 @@ else:
             "_beams": "Beam Found Plan Score search unscored",
             "_candidates": "Candidate Choice blank release select ungraded",
             "_critic": "Critic",
-            "_proposals": "Alone Diversity Proposal draw scored",
+            "_proposals": "Alone Diversity Proposal draw scored stepwise",
             "_state": "SafetyState spend",
         },
     )
@@ -41,6 +41,7 @@ __all__ = [
     "search",
     "select",
     "spend",
+    "stepwise",
     "ungraded",
     "unscored",
 ]

@@ -88,7 +88,7 @@ class Alone:
 
     async def extend(self, generation: GenerationSettings, diversity: Diversity | None = None) -> bool:
         """See `Proposal`; without a penalty the engine goes on by itself."""
-        if diversity is None:
+        if diversity is None or not stepwise(self.row):
             return (await self.row.generate(generation)).finish_reason == "stop"
         sampler = Sampler(generation)
         for step in range(generation.max_new_tokens):
@@ -105,6 +105,13 @@ class Alone:
     def close(self) -> None:
         """See `Proposal`."""
         self.row.close()
+
+
+def stepwise(row: TokenSequence) -> bool:
+    """Whether a row can be written token by token. On another server each token would take a call: there, what failed
+    is sampled again with another seed and without a penalty.
+    """
+    return not hasattr(row, "unnamed")
 
 
 def scored(logits: Tensor, token: int, generation: GenerationSettings) -> list[TokenScore]:
