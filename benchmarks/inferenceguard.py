@@ -19,9 +19,9 @@ from anchorlm.cli._embedded import COMPOSED, KNOBS
 from anchorlm.engine import LocalEngine, runtime
 from anchorlm.evaluation import Estimate
 from anchorlm.fitting import fit_inferenceguard, save_critic
-from anchorlm.guard import ScorerSettings, build_scorer
 from anchorlm.judging import Judge, RubricJudge, Scorer
 from anchorlm.records import Artifact, Response, as_messages
+from anchorlm.team import ScorerSettings, build_scorer
 from benchmarks._report import report
 
 HARMFUL = ("harmful-plain", "harmful-framed", "jailbreak")

@@ -8,8 +8,8 @@ For whole comparisons, with attacks, graders and a report, use `anchorlm compare
 import tomllib
 
 from anchorlm import Guard, Recipe
-from anchorlm.guard import Started
 from anchorlm.records import wilson
+from anchorlm.team import Started
 from anchorlm.zoo import Item, Outcome, grade, items, path
 
 BARE = f"""

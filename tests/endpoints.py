@@ -22,6 +22,16 @@ _KNOWN = {"model", "prompt", "messages", "temperature", "top_p", "presence_penal
           "max_tokens", "logprobs", "top_logprobs", "stop", "stream"}  # fmt: skip
 
 
+def readable(model: CausalModel) -> CausalModel:
+    """The model, made to write plain letters: bytes that are no character do not survive as text."""
+    pieces = {token: model.vocabulary.token_bytes(token) for token in range(model.vocab_size)}
+    plain = {token for token, data in pieces.items() if data and data.isascii() and data.decode().isprintable()}
+    rows = [token for token in pieces if token not in plain | model.stop_ids]
+    with torch.no_grad():
+        model.model.get_output_embeddings().weight[rows] = 0
+    return model
+
+
 class Endpoint:
     """Serves one model on a port of its own.
 

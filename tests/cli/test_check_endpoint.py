@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from endpoints import Endpoint
+from endpoints import Endpoint, readable
 from factories import tiny_model
 
 from anchorlm.cli._check import examine
@@ -17,7 +17,7 @@ from anchorlm.models import CausalModel
 
 @pytest.fixture(scope="module")
 def model() -> CausalModel:
-    return tiny_model("llama")
+    return readable(tiny_model("llama"))
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +40,9 @@ def serve(model: CausalModel) -> Iterator[Callable[..., str]]:
         endpoint.stop()
 
 
-def recipe(defense: str, target: dict[str, Any], **sections: Any) -> Recipe:
+def recipe(defense: str | dict[str, Any], target: dict[str, Any], **sections: Any) -> Recipe:
     return Recipe.parse(
-        {"target": target, "defense": {"name": defense}, "generation": {"max_new_tokens": 8}, **sections},
+        {"target": target, "defense": defense, "generation": {"max_new_tokens": 8}, **sections},
         where="a test",
     )
 
@@ -71,7 +71,7 @@ REACH = {"inferaligner": {"artifact": "nowhere"}, "caa": {"artifact": "nowhere"}
 @pytest.mark.parametrize("name", ["args", *REACH])
 def test_a_defense_that_needs_more_than_a_server_gives_is_told_in_one_sentence(name: str, folder: str) -> None:
     own = {"name": name, **REACH.get(name, {})}
-    found = examine(recipe(name, {"endpoint": "http://127.0.0.1:9/v1", "tokenizer": folder}, defense=own))
+    found = examine(recipe(own, {"endpoint": "http://127.0.0.1:9/v1", "tokenizer": folder}))
     gaps = [gap for gap in found.gaps if "its engine offers" in gap]
     assert len(gaps) == 1
     assert gaps[0].endswith("but its engine offers logprobs: load the target with transformers.")
@@ -82,10 +82,10 @@ def test_alignbeam_without_a_tokenizer_is_told_before_its_server_is_asked() -> N
     judge = {"kind": "refusal"}
     found = examine(recipe("alignbeam", target, anchor=target, judge=judge))
     assert found.gaps == [
-        "defense: alignbeam uses the target's logprobs, but its engine offers text: give the target's tokenizer with "
-        "tokenizer.",
-        "defense: alignbeam uses the anchor's logprobs, but its engine offers text: give the anchor's tokenizer with "
-        "tokenizer.",
+        "defense: alignbeam uses the target's logprobs, but its engine offers text: give the tokenizer of the "
+        "model on the server with tokenizer.",
+        "defense: alignbeam uses the anchor's logprobs, but its engine offers text: give the tokenizer of the "
+        "model on the server with tokenizer.",
     ]
 
 

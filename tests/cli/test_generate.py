@@ -14,8 +14,9 @@ from typer.testing import Result
 
 from anchorlm.cli._output import Output
 from anchorlm.cli._recipes import digest
+from anchorlm.files import read_rows
 from anchorlm.guard import Recipe
-from anchorlm.records import DefenseError, read_rows
+from anchorlm.records import DefenseError
 
 Invoke = Callable[..., Result]
 Start = Callable[..., subprocess.Popen[str]]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from endpoints import Endpoint
+from endpoints import Endpoint, readable
 from factories import tiny_model, tiny_tokenizer
 
 from anchorlm.engine import LocalEngine
@@ -59,7 +59,8 @@ class _CutSequence:
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, CausalModel]:
-    return {"target": tiny_model("llama"), "anchor": tiny_model("qwen2", tokenizer=_other(), seed=1)}
+    anchor = tiny_model("qwen2", tokenizer=_other(), seed=1)
+    return {"target": readable(tiny_model("llama")), "anchor": readable(anchor)}
 
 
 def _other() -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from endpoints import Endpoint
+from endpoints import Endpoint, readable
 from factories import tiny_model
 
 from anchorlm.engine import EndpointEngine, LocalEngine, runtime
@@ -21,12 +21,13 @@ SHORT = "{prompt} {response}"
 
 @pytest.fixture(scope="module")
 def model() -> CausalModel:
-    return tiny_model("llama")
+    return readable(tiny_model("llama", max_position_embeddings=1024))
 
 
 @pytest.fixture(scope="module")
 def endpoint(model: CausalModel) -> Iterator[Endpoint]:
     served = Endpoint(model)
+    served.details["max_model_len"] = 1024
     yield served
     served.stop()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from endpoints import Endpoint
+from endpoints import Endpoint, readable
 from factories import tiny_model
 
 from anchorlm.engine import EndpointEngine, LocalEngine, runtime
@@ -21,7 +21,7 @@ GREEDY = GenerationSettings(max_new_tokens=12)
 
 @pytest.fixture(scope="module")
 def model() -> CausalModel:
-    return tiny_model("llama")
+    return readable(tiny_model("llama"))
 
 
 @pytest.fixture(scope="module")

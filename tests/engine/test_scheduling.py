@@ -10,9 +10,9 @@ from factories import greedy, random_ids, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anchorlm.engine import LocalEngine, _seats, runtime
+from anchorlm.engine import LocalEngine, _scheduler, runtime
 from anchorlm.engine._batch import Row
-from anchorlm.engine._step import batches
+from anchorlm.engine._executor import batches
 from anchorlm.records import GenerationSettings, UserError
 
 MODEL = tiny_model("llama")
@@ -28,8 +28,8 @@ async def write(engine: LocalEngine, prompt: list[int], new: int = 8, rows: int 
 
 
 def emptied(engine: LocalEngine) -> bool:
-    seats = engine._seats
-    return not (seats.taken or seats._families or seats._queue or engine._waiting)
+    scheduler = engine._scheduler
+    return not (scheduler.taken or scheduler._groups or scheduler._queue or engine._waiting)
 
 
 def test_rows_that_wait_at_the_same_moment_share_their_forwards() -> None:
@@ -55,7 +55,7 @@ def test_memory_stays_within_its_bounds_and_work_beyond_them_waits_in_order() ->
             admitted.append(number)
             fork = sequence.fork() if number % 2 else None
             cache = engine.runner.cache
-            most["rows"] = max(most["rows"], engine._seats.taken)
+            most["rows"] = max(most["rows"], engine._scheduler.taken)
             most["cells"] = max(most["cells"], cache.slots * cache.length)
             text = await sequence.generate(GenerationSettings(max_new_tokens=8))
             assert fork is None or fork.ids == prompt
@@ -128,7 +128,7 @@ def test_no_order_of_starts_and_cancellations_loses_a_wake_up(plan: list[tuple[i
 def test_requests_that_hold_one_engine_and_want_another_do_not_block_each_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_seats, "_PAUSE", 0.002)
+    monkeypatch.setattr(_scheduler, "_PAUSE", 0.002)
     left, right = LocalEngine(MODEL, max_rows=1), LocalEngine(tiny_model("gpt2"), max_rows=1)
     prompt = random_ids(7)[0]
 
@@ -194,7 +194,7 @@ def reads(engine: LocalEngine, pause: float = 0.0) -> list[int]:
 def test_many_requests_that_hold_two_engines_in_opposite_order_all_end_without_reading_again_and_again(
     monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
-    monkeypatch.setattr(_seats, "_PAUSE", 0.002)
+    monkeypatch.setattr(_scheduler, "_PAUSE", 0.002)
     left, right = LocalEngine(MODEL, max_rows=rows), LocalEngine(tiny_model("gpt2"), max_rows=rows)
     pairs = [(left, right), (right, left)] * 3
     prompts = random_ids(*range(30, 36))
@@ -209,10 +209,10 @@ def test_many_requests_that_hold_two_engines_in_opposite_order_all_end_without_r
 
 
 def test_long_forwards_of_one_engine_cost_nobody_a_seat_on_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_seats, "_PAUSE", 0.001)
+    monkeypatch.setattr(_scheduler, "_PAUSE", 0.001)
     fast, slow = LocalEngine(MODEL, max_rows=1), LocalEngine(tiny_model("gpt2"), max_rows=1)
     seen = reads(fast)
-    reads(slow, pause=50 * _seats._PAUSE)
+    reads(slow, pause=50 * _scheduler._PAUSE)
     prompts = random_ids(5, 6, 7)
 
     async def one(prompt: list[int]) -> None:
@@ -247,7 +247,7 @@ def test_seats_of_closed_rows_are_free_before_their_context_ends() -> None:
 
 
 def test_a_text_that_nobody_reads_to_its_end_blocks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_seats, "_PAUSE", 0.002)
+    monkeypatch.setattr(_scheduler, "_PAUSE", 0.002)
     engine = LocalEngine(MODEL, max_rows=1)
 
     async def go() -> None:
@@ -267,10 +267,10 @@ def test_a_sequence_that_is_closed_while_it_gets_its_seat_back_keeps_none() -> N
 
     async def go() -> None:
         async with engine.open([5, 6]) as one:
-            engine._seats.dismiss(one.family)  # as after a stall
+            engine._scheduler.dismiss(one.group)  # as after a stall
             async with engine.open([7, 8]) as other:
                 waiting = asyncio.ensure_future(one.logits())
-                while not engine._seats._queue:
+                while not engine._scheduler._queue:
                     await asyncio.sleep(0)
                 other.close()
                 one.close()
@@ -411,7 +411,7 @@ def test_an_engine_survives_the_event_loop_that_it_was_used_on() -> None:
 
 def waiting(pending: int, slot: int) -> SimpleNamespace:
     row = Row(slot, [1] * pending)
-    return SimpleNamespace(row=row, want=SimpleNamespace(future=SimpleNamespace(done=lambda: False)))
+    return SimpleNamespace(row=row, call=SimpleNamespace(future=SimpleNamespace(done=lambda: False)))
 
 
 @given(st.lists(st.integers(1, 300), max_size=30), st.integers(8, 256))

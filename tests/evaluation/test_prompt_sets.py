@@ -14,7 +14,8 @@ from anchorlm.evaluation import CompareRecipe, answer_line, is_correct, load_cas
 from anchorlm.evaluation._cases import Half
 from anchorlm.evaluation._recipe import DataSettings
 from anchorlm.evaluation._sets import read_set, require_files
-from anchorlm.records import Row, UserError
+from anchorlm.files import Row
+from anchorlm.records import UserError
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 REAL = ("real", "real-claims", "real-lineage")

@@ -32,8 +32,9 @@ from anchorlm.evaluation._contestants import Pool
 from anchorlm.evaluation._figures import Through, safety
 from anchorlm.evaluation._folder import ANSWERS, MACHINE, RECIPE, read_answers, read_recipe, read_timings
 from anchorlm.evaluation._tables import TABLES, notes
+from anchorlm.files import Journal
 from anchorlm.fitting import Outcome, fit_inferaligner
-from anchorlm.records import DefenseError, Journal, Request, Response, UserError
+from anchorlm.records import DefenseError, Request, Response, UserError
 from anchorlm.steering import Aligner
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,8 @@ from factories import tiny_model
 
 from anchorlm import Guard
 from anchorlm.engine import LocalEngine
-from anchorlm.fitting import check_folder, fit_inferaligner, save_artifact, tradeoff_svg
+from anchorlm.files import check_folder
+from anchorlm.fitting import fit_inferaligner, save_artifact, tradeoff_svg
 from anchorlm.records import Artifact, UserError
 from anchorlm.steering import rate
 from tests.fitting.conftest import HARMFUL, HARMLESS

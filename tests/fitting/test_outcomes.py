@@ -7,8 +7,8 @@ import torch
 from factories import heard
 
 from anchorlm.engine import LocalEngine, runtime
+from anchorlm.files._kept import Kept
 from anchorlm.fitting import FluencyGrading
-from anchorlm.fitting._kept import Kept
 from anchorlm.fitting._outcomes import Answer, graded_by, stutters
 from anchorlm.fitting._shifts import answers
 from anchorlm.records import UserError

@@ -6,9 +6,10 @@ import pytest
 from factories import tiny_model
 
 from anchorlm.defenses import BeamSearch, InferenceGuard, Undefended
-from anchorlm.guard import Guard, Recipe, ScorerSettings, build_scorer, gaps, put
+from anchorlm.guard import Guard, Recipe, gaps, put
 from anchorlm.judging import CallableJudge, JudgeScorer, RefusalMatcher, RemoteScorer
 from anchorlm.records import Access, Messages, UserError
+from anchorlm.team import ScorerSettings, build_scorer
 
 
 def cost(messages: Messages, text: str) -> float:

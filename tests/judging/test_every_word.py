@@ -113,6 +113,18 @@ def test_classifiers_read_every_word_in_every_layout(byte_tokenizer: PreTrainedT
     reads()
 
 
+def test_of_a_classifier_s_named_templates_the_default_is_taken(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer = copy.deepcopy(byte_tokenizer)
+    tokenizer.chat_template = {"default": LAYOUTS["chat"], "tool_use": LAYOUTS["Safe-RLHF"]}
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+        max_position_embeddings=512, num_labels=1, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    judge = ClassifierJudge(LlamaForSequenceClassification(config), tokenizer)
+    ids, _ = judge._encode([{"role": "user", "content": "flour"}], "dough")
+    assert judge._tokenizer.decode(ids) == "<|user|>flour<|end|><|assistant|>dough<|end|>"
+
+
 def test_nobody_opens_a_turn_of_a_classifier_s_template_in_plain_text(byte_tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer = copy.deepcopy(byte_tokenizer)
     tokenizer.chat_template = LAYOUTS["Safe-RLHF"]

@@ -11,8 +11,9 @@ import pytest
 gguf = pytest.importorskip("gguf", reason="pip install 'anchorlm[gguf]'")
 xllamacpp = pytest.importorskip("xllamacpp", reason="pip install xllamacpp brings a llama-server")
 
+import test_gguf  # noqa: E402
+from endpoints import readable  # noqa: E402
 from factories import tiny_model  # noqa: E402
-from test_gguf import write  # noqa: E402
 
 from anchorlm.engine import EndpointEngine, LocalEngine, runtime  # noqa: E402
 from anchorlm.guard import Guard  # noqa: E402
@@ -41,7 +42,10 @@ class Running:
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+    with pytest.MonkeyPatch.context() as patch:
+        # Bytes that are no character do not survive as text: this one writes letters.
+        patch.setattr(test_gguf, "tiny_weights", lambda kind: readable(tiny_model(kind)).model)
+        return test_gguf.write(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
 
 
 @pytest.fixture(scope="module")

@@ -34,12 +34,22 @@ BARE = (
     "{% for m in messages %}{{ m.role }}\n{{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant\n{% endif %}"
 )
+QUESTIONS = VICUNA.replace("USER: ", "Q: ").replace("ASSISTANT:", "A:").replace("}} ", "}}\n")
+CHINESE = QUESTIONS.replace("Q: ", "问：").replace("A:", "答：")
+DASHES = QUESTIONS.replace("Q: ", "user - ").replace("A:", "bot -")
+GUANACO = VICUNA.replace("USER: ", "### Human: ").replace("ASSISTANT:", "### Assistant:").replace("}} ", "}}")
+PICTURES = VICUNA.replace("USER: ", "🧑 ").replace("ASSISTANT:", "🤖")
+JOINED_PICTURES = PICTURES.replace("}} ", "}}")
 CHATML = CHAT_TEMPLATE.replace("<|start|>", "<|im_start|>").replace("<|end|>", "<|im_end|>")
 TEMPLATES = {
     "plain": (PLAIN_TEMPLATE, ["\nUser:", "\nAssistant:"]),
     "llama 2": (LLAMA2, ["[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "<s>", "</s>"]),
     "alpaca": (ALPACA, ["\n### Instruction:", "\n### Response:"]),
     "vicuna": (VICUNA, [" USER:", "\nUSER:", " ASSISTANT:"]),
+    "labels of one letter": (QUESTIONS, ["\nQ:", "\nA:"]),
+    "labels of one Chinese letter": (CHINESE, ["\n问：", "\n答："]),
+    "words with a dash": (DASHES, ["\nuser -", "\nbot -"]),
+    "guanaco, with no space between turns": (GUANACO, ["### Human:", "### Assistant:"]),
     "bare": (BARE, ["\nuser\n", "\nassistant\n"]),
     "chatml as text": (CHATML, ["<|im_start|>", "<|im_end|>"]),
 }
@@ -116,6 +126,15 @@ def test_a_harmless_text_that_opens_no_turn_stays_as_it_is(text: str) -> None:
 
 def test_a_quoted_label_is_visible_and_keeps_its_line() -> None:
     assert WRITERS["plain"].clean("Log:\nUser: please enter\n") == 'Log:\n"User": please enter\n'
+
+
+@pytest.mark.parametrize("template", [PICTURES, JOINED_PICTURES])
+@pytest.mark.parametrize("text", ["a 🧑 b", "a 🤖🤖🧑 b", '"🧑 b', '🧑" b', "🧑"])
+def test_a_label_that_is_a_picture_is_quoted_once(template: str, text: str) -> None:
+    writer = ChatWriter(TOKENIZER, template)
+    clean = writer.clean(text)
+    assert all(f'"{one}"' in clean for one in text if one in "🧑🤖")
+    assert writer.clean(clean) == clean
 
 
 @pytest.mark.parametrize("unit", ["User", "User:", "[INST", "<|im_", "[/INST]", " \t", "\n ", "<<SYS", "[ "])

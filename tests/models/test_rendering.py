@@ -132,6 +132,13 @@ def test_several_named_templates_without_a_default_are_a_sentence_that_names_the
         CausalModel.wrap(tiny_model().model, tokenizer)
 
 
+def test_the_only_named_template_is_taken_whatever_it_is_called() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = named("chatml")
+    wrapped = CausalModel.wrap(tiny_model().model, tokenizer)
+    assert wrapped.tokenizer.decode(wrapped.encode(HELLO)).startswith("chatml: ")
+
+
 DROPS = CHAT_TEMPLATE.replace("%}<|start|>{{", "%}{% if message['role'] == 'user' %}<|start|>{{", 1).replace(
     "<|end|>\n{% endfor", "<|end|>\n{% endif %}{% endfor", 1
 )

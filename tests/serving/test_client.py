@@ -311,10 +311,10 @@ def test_a_client_that_leaves_frees_its_rows(live: Live, client: openai.OpenAI, 
     stream = client.chat.completions.create(model="plain", messages=TURN, stream=True, max_tokens=200)
     next(iter(stream))
     stream.close()
-    live.wait(lambda: not target._seats.taken and not live.desk.admission.running)
+    live.wait(lambda: not target._scheduler.taken and not live.desk.admission.running)
     with pytest.raises(openai.APITimeoutError):
         client.with_options(timeout=0.05).chat.completions.create(
             model="plain", messages=TURN, max_tokens=200, n=8, temperature=1.0
         )
-    live.wait(lambda: not target._seats.taken and not live.desk.admission.running)
+    live.wait(lambda: not target._scheduler.taken and not live.desk.admission.running)
     assert live.value("requests_total", status="499") >= 1

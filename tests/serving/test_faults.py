@@ -159,7 +159,7 @@ def test_a_deadline_is_kept_and_frees_its_rows(
     assert ": deciding" in lines, "a client that waits for a decision hears that somebody is there"
     events = [line for line in lines if line and not line.startswith(":")]
     assert events[-1] == "data: [DONE]"  # a comment may still follow it, which every client of such streams leaves out
-    live.wait(lambda: not guard.defense.target._seats.taken and not live.desk.admission.running)
+    live.wait(lambda: not guard.defense.target._scheduler.taken and not live.desk.admission.running)
 
 
 def test_a_client_that_does_not_read_holds_no_row(
@@ -173,7 +173,7 @@ def test_a_client_that_does_not_read_holds_no_row(
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
         connection.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
         connection.recv(10)
-        live.wait(lambda: not target._seats.taken)
+        live.wait(lambda: not target._scheduler.taken)
 
 
 @pytest.mark.parametrize("on_error", ["refuse", "go on"])

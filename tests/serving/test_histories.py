@@ -58,11 +58,27 @@ def test_a_refusal_without_content_is_what_the_assistant_said(live: Live) -> Non
         {"top_logprobs": 0, "logprobs": False}, {"tools": []}, {"metadata": {}}, {"user": ""}, {"top_k": None},
         {"anchorlm": {}}, {"anchorlm": {"alpha": None, "trace": None}}, {"response_format": {"type": "text"}},
         {"presence_penalty": 0}, {"frequency_penalty": 0.0}, {"logit_bias": {}}, {"functions": []},
-        {"stream_options": {"include_usage": None, "other": None}}, {"thinking": None},
+        {"stream_options": {"include_usage": None, "other": None}}, {"thinking": None}, {"extra_body": {}},
+        {"audio": {}}, {"modalities": []}, {"tool_choice": ""}, {"function_call": {}}, {"stop": [None]},
+        {"messages": [{"role": "system", "content": None}, ASK]}, {"messages": [ASK | {"images": [], "x": ""}]},
+        {"messages": [{"role": "developer", "content": ""}, ASK]},
     ],
 )  # fmt: skip
 def test_a_value_that_asks_for_nothing_is_no_mistake(live: Live, sent: dict[str, Any]) -> None:
     answer = post(live, CHAT | sent)
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("content", [None, "", []])
+def test_an_empty_turn_that_waits_for_the_answer_changes_nothing(live: Live, content: object) -> None:
+    said = [post(live, CHAT | {"max_tokens": 6, "messages": [ASK, *more]}).json() for more in
+            ([], [{"role": "assistant", "content": content}])]  # fmt: skip
+    assert said[0]["choices"][0]["message"] == said[1]["choices"][0]["message"]
+    assert said[0]["usage"] == said[1]["usage"]
+
+
+def test_a_raw_request_without_log_probabilities_may_say_so(live: Live) -> None:
+    answer = post(live, {"model": "plain", "prompt": "hi", "max_tokens": 2, "logprobs": False}, "completions")
     assert answer.status_code == 200, answer.text
 
 

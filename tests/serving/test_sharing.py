@@ -6,7 +6,8 @@ import pytest
 from factories import tiny_tokenizer, tiny_weights
 
 from anchorlm.engine import LocalEngine
-from anchorlm.guard import EngineSettings, Guard, Recipe, Started
+from anchorlm.guard import Guard, Recipe
+from anchorlm.team import EngineSettings, Started
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from anchorlm import zoo
 from anchorlm.engine import runtime
-from anchorlm.guard import ScorerSettings, build_scorer
 from anchorlm.records import Messages
+from anchorlm.team import ScorerSettings, build_scorer
 from anchorlm.zoo._architectures import save_adapter
 from anchorlm.zoo._scorers import Stage, examine_scorer, graded, load_scorer, preferred, scores, stages, train_scorer
 

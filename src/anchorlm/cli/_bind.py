@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from anchorlm.records import read_toml
+from anchorlm.files import read_toml
 from anchorlm.serving import Keys, ServerSettings, listen
 
 # Nothing here imports torch: a port that is taken is told at once.

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,21 +13,13 @@ from anchorlm.cli._errors import complain
 from anchorlm.cli._loading import busy, quiet_libraries
 from anchorlm.cli._outline import Outline, rehearse
 from anchorlm.cli._recipes import parse_changes
-from anchorlm.defenses import CALIBRATION, Defense, Team, find_defense
-from anchorlm.guard import (
-    EngineSettings,
-    JudgeSettings,
-    Recipe,
-    ScorerSettings,
-    build_judge,
-    build_scorer,
-    faults,
-    gaps,
-)
+from anchorlm.defenses import Defense, find_defense
+from anchorlm.guard import Recipe, faults
 from anchorlm.judging import Judge, Scorer
 from anchorlm.models import EndpointSettings, ModelSettings
 from anchorlm.records import Artifact, UserError
 from anchorlm.steering import uncalibrated
+from anchorlm.team import EngineSettings, JudgeSettings, ScorerSettings, Team, build_judge, build_scorer
 
 if TYPE_CHECKING:
     from anchorlm.engine import EndpointEngine
@@ -133,7 +125,9 @@ def _defense(
 ) -> None:
     """Where the models are known, what the defense finds in them and asks of them."""
     knobs = recipe.knobs
-    for name, kind in (("critic", "inferenceguard"), ("calibration", CALIBRATION)):
+    for name, kind in defense.artifacts.items():
+        if name in defense.beside or kind == "inferaligner":
+            continue  # read where the defense is prepared
         # Whether they belong to these weights and scorers is seen when those are loaded.
         if name in knobs and not defense.settings_type.model_fields[name].is_required():
             found.attempt(name, partial(Artifact.load, knobs.pop(name), kind))
@@ -153,11 +147,10 @@ def _defense(
         return
     outline = found.outline(target, recipe.engine)
     aligned = None if anchor is None else found.outline(anchor, recipe.engine)
-    before = len(found.gaps)
-    found.gaps += [f"defense: {gap}" for gap in _gaps(defense, outline, aligned, judge, scorers)]
-    if len(found.gaps) > before:
-        return
     team = Team(outline, aligned, judge, **scorers)
+    if gaps := needs.gaps(defense.name, team.offer):  # seen where a server was asked
+        found.gaps += [f"defense: {gap}" for gap in gaps]
+        return
     built = found.attempt("defense", lambda: defense(team, **knobs))
     if built is not None:
         found.facts += [f"defense: {fact}" for fact in built.facts]
@@ -226,22 +219,6 @@ def _model(found: Findings, role: str, settings: ModelSettings) -> Model | None:
     if not model.stop_ids:
         found.notes.append(f"{role}: no token ends its turn, so that every answer runs to max_new_tokens.")
     return model
-
-
-def _gaps(
-    defense: type[Defense], target: Outline, anchor: Outline | None, judge: Judge | None, scorers: Mapping[str, Scorer]
-) -> list[str]:
-    """What a defense misses, now that the servers have been looked at."""
-    return gaps(
-        defense,
-        target=target.access,
-        anchor=None if anchor is None else anchor.access,
-        judge=judge is not None,
-        cost="cost" in scorers,
-        reward="reward" in scorers,
-        remedies={"target": target.lacks, "anchor": "" if anchor is None else anchor.lacks},
-        continues=target.continues,
-    )
 
 
 def _endpoint(found: Findings, role: str, settings: EndpointSettings) -> EndpointModel | None:

@@ -15,8 +15,9 @@ from rich.table import Table
 from anchorlm.cli._loading import busy, quiet_libraries
 from anchorlm.cli._real import COMPOSED, TARGET, needed, recipe, require_real
 from anchorlm.evaluation import Case, OwnPrompts, own_prompts
-from anchorlm.guard import Guard, Recipe, Started
+from anchorlm.guard import Guard, Recipe
 from anchorlm.records import AnchorLMError, UserError
+from anchorlm.team import Started
 
 SHOWN: tuple[tuple[OwnPrompts, str | None, int], ...] = (
     ("harmful", "general", 3), ("harmful", "finance", 2), ("look-alike", "general", 2), ("look-alike", "finance", 1),

@@ -11,7 +11,8 @@ import typer
 
 from anchorlm.cli._errors import complain
 from anchorlm.cli._fit_shown import show_choice, show_layers
-from anchorlm.records import BadRow, UserError, read_rows
+from anchorlm.files import BadRow, read_rows
+from anchorlm.records import UserError
 
 if TYPE_CHECKING:
     from anchorlm.fitting import PromptSets
@@ -84,7 +85,8 @@ def fit_inferaligner(
     """Finds out where a target's activations show harm, and by which vectors an aligned model refuses."""
     from anchorlm.cli._loading import quiet_libraries
     from anchorlm.cli._recipes import make_recipe
-    from anchorlm.fitting import check_folder, save_artifact
+    from anchorlm.files import check_folder
+    from anchorlm.fitting import save_artifact
 
     bad, good = _prompts(harmful, column), _prompts(harmless, column)
     sets = _sets("fit", look_alikes, tasks, column, shipped=shipped)
@@ -152,7 +154,8 @@ def calibrate_inferaligner(
     """Chooses gate, steered layers, positions and strength for a stated limit on over-refusal."""
     from anchorlm.cli._loading import quiet_libraries
     from anchorlm.cli._recipes import make_recipe
-    from anchorlm.fitting import check_folder, save_artifact
+    from anchorlm.files import check_folder
+    from anchorlm.fitting import save_artifact
     from anchorlm.records import Artifact
 
     bad, good = _prompts(harmful, column), _prompts(harmless, column)

@@ -49,7 +49,8 @@ def fit_alignbeam(
     """Finds out how an anchor's first token and a gate tell harm, and chooses where AlignBeam's alpha begins."""
     from anchorlm.cli._loading import quiet_libraries
     from anchorlm.cli._recipes import make_recipe
-    from anchorlm.fitting import check_folder, save_evidence, shipped_prompts
+    from anchorlm.files import check_folder
+    from anchorlm.fitting import save_evidence, shipped_prompts
 
     check_folder(out, "alignbeam")
     described = make_recipe(recipe, target=target, anchor=anchor, changes=changes or [])

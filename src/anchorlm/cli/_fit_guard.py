@@ -57,7 +57,8 @@ def fit_inferenceguard(
     """Trains InferenceGuard's critic on rollouts; run again after a kill, it goes on where it stopped."""
     from anchorlm.cli._loading import quiet_libraries
     from anchorlm.defenses import InferenceGuard, InferenceGuardSettings
-    from anchorlm.fitting import check_folder, save_critic
+    from anchorlm.files import check_folder
+    from anchorlm.fitting import save_critic
 
     bad, good = _prompts(harmful, column), _prompts(harmless, column)
     check_folder(out, "inferenceguard")
@@ -128,8 +129,9 @@ def calibrate_inferenceguard(
     from anchorlm.cli._loading import load_guard
     from anchorlm.cli._recipes import digest
     from anchorlm.defenses import CALIBRATION
+    from anchorlm.files import check_folder
     from anchorlm.fitting import calibrate_inferenceguard as calibrate_artifact
-    from anchorlm.fitting import check_folder, save_calibration
+    from anchorlm.fitting import save_calibration
 
     rows = read_labels(labels)
     check_folder(out, CALIBRATION)
@@ -193,8 +195,8 @@ def read_labels(source: str) -> list[tuple[Labeled, Mapping[str, Any]]]:
     Raises:
         UserError: The file cannot be read, a row lacks something, or it was refused because a model failed.
     """
+    from anchorlm.files import BadRow, read_rows
     from anchorlm.fitting import Labeled
-    from anchorlm.records import BadRow, read_rows
 
     found: list[tuple[Labeled, Mapping[str, Any]]] = []
     for row in read_rows(source):

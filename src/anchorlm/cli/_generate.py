@@ -10,8 +10,9 @@ from anchorlm.cli._errors import complain
 from anchorlm.cli._loading import load_guard
 from anchorlm.cli._output import Output
 from anchorlm.cli._recipes import digest
+from anchorlm.files import BadRow, Row, read_rows
 from anchorlm.guard import Guard, Recipe
-from anchorlm.records import AnchorLMError, BadRow, DefenseError, Row, UserError, as_messages, read_rows
+from anchorlm.records import AnchorLMError, DefenseError, UserError, as_messages
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from anchorlm.cli._errors import complain
-from anchorlm.records import UserError, append_line, clustered, lock, table_rows, turn_text, wilson
+from anchorlm.files import append_line, lock, table_rows
+from anchorlm.records import UserError, clustered, turn_text, wilson
 
 Word = Callable[[str, str], tuple[str, float]]
 """The outcome and the probability of a prompt and an answer."""

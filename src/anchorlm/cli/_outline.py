@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from anchorlm.defenses import Defense
-from anchorlm.guard import EngineSettings
 from anchorlm.judging import Judge
 from anchorlm.records import Access, DefenseError, GenerationSettings, Request, UserError
+from anchorlm.team import EngineSettings
 
 if TYPE_CHECKING:
     from anchorlm.engine import TokenSequence
@@ -49,16 +49,25 @@ class Outline:
     lacks: str = ""
     continues: bool = True
 
+    @property
+    def max_rows(self) -> int:
+        """See `Engine`."""
+        return self.limits.max_rows
+
+    @property
+    def max_tokens(self) -> int:
+        """See `Engine`."""
+        return self.limits.max_tokens
+
     @asynccontextmanager
     async def open(self, ids: Sequence[int], *, rows: int = 1, room: int = 0) -> AsyncIterator[TokenSequence]:
         """As `LocalEngine.open`, as far as its limits go."""
         self.rows = max(self.rows, rows)
         length = min(len(ids) + room, self.model.context_length)
-        if rows > self.limits.max_rows or rows * length > self.limits.max_tokens:
+        if rows > self.max_rows or rows * length > self.max_tokens:
             raise UserError(
                 f"This request needs {rows} rows of {length} tokens on {self.model.name}, but its engine holds "
-                f"{self.limits.max_rows} rows and {self.limits.max_tokens} tokens: raise max_rows or max_tokens, or "
-                "ask for less."
+                f"{self.max_rows} rows and {self.max_tokens} tokens: raise max_rows or max_tokens, or ask for less."
             )
         yield cast("TokenSequence", _Prompt(ids))
 

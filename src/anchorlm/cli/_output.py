@@ -8,7 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from anchorlm.records import BadRow, Messages, Response, Row, UserError, append_line, lock
+from anchorlm.files import BadRow, Row, append_line, lock
+from anchorlm.records import Messages, Response, UserError
 
 _START = b'{"index": '
 

@@ -12,9 +12,10 @@ import typer
 from anchorlm.cli._bind import server_settings
 from anchorlm.cli._errors import complain
 from anchorlm.cli._loading import busy, quiet_libraries
-from anchorlm.guard import Guard, Recipe, Started, faults
+from anchorlm.guard import Guard, Recipe, faults
 from anchorlm.records import UserError
 from anchorlm.serving import ModelServing, ServerSettings, new_key, own_output
+from anchorlm.team import Started
 
 if TYPE_CHECKING:
     from anchorlm.serving import Served, Server

@@ -7,7 +7,7 @@ from anchorlm._lazy import lazily
 if TYPE_CHECKING:
     from anchorlm.defenses._alignbeam import AlignBeam, AlignBeamSettings
     from anchorlm.defenses._args import ARGS, ARGSSettings
-    from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Team, defense_names, find_defense, speak
+    from anchorlm.defenses._base import Defense, DefenseSettings, defense_names, find_defense, speak
     from anchorlm.defenses._best_of_n import BestOfN, BestOfNSettings
     from anchorlm.defenses._blockwise import (
         BeamSearch,
@@ -25,13 +25,14 @@ if TYPE_CHECKING:
     from anchorlm.defenses._safe_decoding import SafeDecoding, SafeDecodingSettings, safe_decoding_step
     from anchorlm.defenses._steered import CAA, CAST, AlphaSteer, CASTSettings
     from anchorlm.defenses._undefended import Undefended
+    from anchorlm.team import Needs, Team
 else:
     __getattr__, __dir__ = lazily(
         __name__,
         {
             "_alignbeam": "AlignBeam AlignBeamSettings",
             "_args": "ARGS ARGSSettings",
-            "_base": "Defense DefenseSettings Needs Team defense_names find_defense speak",
+            "_base": "Defense DefenseSettings defense_names find_defense speak",
             "_best_of_n": "BestOfN BestOfNSettings",
             "_blockwise": "BeamSearch BeamSearchSettings ControlledDecoding ControlledDecodingSettings",
             "_budget": "CALIBRATION generation_data scorers_digest",
@@ -44,6 +45,7 @@ else:
             "_safe_decoding": "SafeDecoding SafeDecodingSettings safe_decoding_step",
             "_steered": "CAA CAST AlphaSteer CASTSettings",
             "_undefended": "Undefended",
+            "anchorlm.team": "Needs Team",
         },
     )
 

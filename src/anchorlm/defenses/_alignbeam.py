@@ -1,16 +1,17 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from anchorlm.defenses._base import Defense, Needs, Team, room_for, speak
-from anchorlm.defenses._guidance import Guidance, Guided, MixtureSettings
+from anchorlm.defenses._base import Defense, room_for, speak
+from anchorlm.defenses._guidance import GUIDED_BY, Guidance, Guided, MixtureSettings
 from anchorlm.defenses._picked import COMFORT, picked
 from anchorlm.records import Access, Decision, Event, GenerationSettings, Request
+from anchorlm.team import Needs, Team
 
 if TYPE_CHECKING:
     from anchorlm.mixing import MixedSequence
@@ -34,7 +35,9 @@ class AlignBeam(Defense):
     needs: ClassVar[Needs] = Needs(target=Access.LOGPROBS, anchor=Access.LOGPROBS, judge=True, continues=True)
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "whole"
     settings_type: ClassVar[type[MixtureSettings]] = AlignBeamSettings
-    fixed: ClassVar[tuple[str, ...]] = ("artifact", "evidence", "gate_reader")
+    artifacts: ClassVar[Mapping[str, str]] = GUIDED_BY
+    beside: ClassVar[tuple[str, ...]] = tuple(GUIDED_BY)
+    fixed: ClassVar[tuple[str, ...]] = ("gate_reader",)
 
     def __init__(self, team: Team, **settings: Any) -> None:
         super().__init__(team, **settings)
@@ -60,7 +63,8 @@ class AlignBeam(Defense):
             row = await stack.enter_async_context(
                 self.target.open(prompt, rows=settings.candidates, room=request.generation.max_new_tokens)
             )
-            if (reading := await self.guidance.read(row, self.anchor, request, settings)) is not None:
+            anchor = self.anchor_for(request)
+            if (reading := await self.guidance.read(row, anchor, request, settings)) is not None:
                 yield Decision("gate", reading.data)
                 if not reading.open:
                     async for event in speak(row, self.target, request.generation):
@@ -69,7 +73,7 @@ class AlignBeam(Defense):
             first = await self.guidance.open(
                 stack,
                 row,
-                self.anchor,
+                anchor,
                 request,
                 settings,
                 rows=settings.candidates,
@@ -100,8 +104,7 @@ class AlignBeam(Defense):
             request,
             found.beams,
             likelihoods,
-            max_harm=settings.max_harm,
-            comfort=settings.comfort,
+            settings,
             prompt_tokens=len(prompt),
         ):
             yield event

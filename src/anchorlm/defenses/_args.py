@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Speech, room_for
+from anchorlm.defenses._base import Defense, DefenseSettings, Speech, room_for
 from anchorlm.records import Access, Event, Finished, Request, Usage
+from anchorlm.team import Needs
 
 if TYPE_CHECKING:
     from torch import Tensor

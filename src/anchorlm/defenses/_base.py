@@ -2,17 +2,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from asyncio import gather
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from anchorlm.judging import Grade, Judge, Scorer, checked_scores
+from anchorlm.judging import Grade, Judge, checked_scores
 from anchorlm.records import (
-    Access,
     Artifact,
     Decision,
     DefenseError,
@@ -27,6 +25,7 @@ from anchorlm.records import (
     UserError,
 )
 from anchorlm.steering import uncalibrated
+from anchorlm.team import Needs, Team, in_time, timed
 
 if TYPE_CHECKING:
     from anchorlm.engine import Engine, TokenSequence
@@ -44,44 +43,6 @@ class DefenseSettings(Settings):
         min_length=1,
         description="Said where no safe answer was found, or the defense could not do its work.",
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Needs:
-    """What a defense cannot do without.
-
-    Attributes:
-        target: How much of the target it uses.
-        anchor: How much of an anchor it uses; None if it has no use for one.
-        judge: Whether it needs a judge.
-        cost: Whether it needs a cost model.
-        reward: Whether it needs a reward model.
-        optional: Which of `anchor` and `judge` it can also do without.
-        continues: Whether the target must be able to go on with an answer that has begun.
-    """
-
-    target: Access = Access.TEXT
-    anchor: Access | None = None
-    judge: bool = False
-    cost: bool = False
-    reward: bool = False
-    optional: tuple[str, ...] = ()
-    continues: bool = False
-
-    def requires(self, role: Literal["anchor", "judge"]) -> bool:
-        """Whether it cannot work without an anchor, or without a judge."""
-        return getattr(self, role) not in (None, False) and role not in self.optional
-
-
-@dataclass(frozen=True, slots=True)
-class Team:
-    """The models around one guard."""
-
-    target: Engine
-    anchor: Engine | None = None
-    judge: Judge | None = None
-    cost: Scorer | None = None
-    reward: Scorer | None = None
 
 
 @contextmanager
@@ -110,24 +71,29 @@ class Defense(ABC):
     needs: ClassVar[Needs] = Needs()
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "tokens"
     settings_type: ClassVar[type[DefenseSettings]] = DefenseSettings
+    artifacts: ClassVar[Mapping[str, str]] = {}
+    """Settings that name the folder of a fitted artifact, and its kind. They hold for all requests of a guard."""
+    beside: ClassVar[tuple[str, ...]] = ()
+    """Which of them are looked for in the target's own folder, under the name of their kind, where none is given."""
     fixed: ClassVar[tuple[str, ...]] = ()
-    """Settings that hold for all requests of a guard, because what they name was loaded when it started."""
+    """Other settings that hold for all requests of a guard, because what they name was loaded when it started."""
     refuses: ClassVar[bool] = True
     """Whether it promises to refuse harmful requests: what a guard's probe holds it to."""
 
-    def __init__(self, team: Team, **settings: Any) -> None:
+    def __init__(self, team: Team, *, settings: DefenseSettings | None = None, **knobs: Any) -> None:
         """Prepares the defense for a team that has been checked against `needs`.
 
         Args:
             team: The models.
-            **settings: Knobs that differ from their defaults.
+            settings: The knobs, where they are parsed already.
+            **knobs: Knobs that differ from their defaults.
 
         Raises:
             UserError: An unknown knob or a value out of range.
         """
         self.team = team
         self.target = team.target
-        self.settings: Any = self.settings_type.parse(settings, where=f"the defense {self.name}")
+        self.settings: Any = settings or self.settings_type.parse(knobs, where=f"the defense {self.name}")
 
     @property
     def anchor(self) -> Engine:
@@ -135,6 +101,10 @@ class Defense(ABC):
         if self.team.anchor is None:
             raise UserError(f"The defense {self.name} needs an anchor: give a small aligned model as anchor=.")
         return self.team.anchor
+
+    def anchor_for(self, request: Request) -> Engine:
+        """The anchor, which has failed when it says nothing for as long as the request has patience."""
+        return timed(self.anchor, request.patience)
 
     @property
     def judge(self) -> Judge:
@@ -146,9 +116,9 @@ class Defense(ABC):
     @property
     def caveats(self) -> tuple[str, ...]:
         """What is to be known before it is trusted, a sentence each: a fitted artifact that nobody calibrated."""
-        folder = getattr(self.settings, "artifact", None)
-        told = None if folder is None else uncalibrated(Artifact.load(folder))
-        return () if told is None else (told,)
+        folders = (getattr(self.settings, name, None) for name in self.artifacts)
+        found = [uncalibrated(Artifact.load(folder)) for folder in folders if folder is not None]
+        return tuple(caveat for caveat in found if caveat is not None)
 
     @property
     def facts(self) -> tuple[str, ...]:
@@ -176,7 +146,11 @@ class Defense(ABC):
         with _failing_closed(f"The {kind} model {scorer.name}"):
             found = await gather(
                 *(
-                    checked_scores(scorer, talk, [begun + request.cut(text) for text in texts])
+                    in_time(
+                        checked_scores(scorer, talk, [begun + request.cut(text) for text in texts]),
+                        scorer.name,
+                        request.patience,
+                    )
                     for talk, begun in readings
                 )
             )
@@ -190,7 +164,14 @@ class Defense(ABC):
         """
         with _failing_closed(f"The judge {self.judge.name}"):
             found = await gather(
-                *(self.judge(talk, [begun + request.cut(text) for text in texts]) for talk, begun in request.readings)
+                *(
+                    in_time(
+                        self.judge(talk, [begun + request.cut(text) for text in texts]),
+                        self.judge.name,
+                        request.patience,
+                    )
+                    for talk, begun in request.readings
+                )
             )
         for grades in found:
             if (
@@ -209,10 +190,21 @@ class Defense(ABC):
         Raises:
             UserError: An unknown knob, a value out of range, or one that cannot differ between requests.
         """
-        for name in self.fixed:
+        if request.parsed is not None and request.parsed[0] is request.knobs and request.parsed[1] is self.settings:
+            return request.parsed[2]
+        for name in (*self.artifacts, *self.fixed):
             if name in request.knobs and request.knobs[name] != getattr(self.settings, name):
                 raise UserError(f"{name} cannot differ between requests: start another guard with this {name}.")
-        return self.settings.replace(request.knobs, where=f"the defense {self.name}")
+        settings = self.settings.replace(request.knobs, where=f"the defense {self.name}")
+        self.check(settings)
+        return settings
+
+    def check(self, settings: Any) -> None:  # noqa: B027 (most defenses have nothing to say)
+        """Whether these models allow the settings of a request, or the defense's own.
+
+        Raises:
+            UserError: They do not.
+        """
 
     @abstractmethod
     def respond(self, request: Request) -> AsyncIterator[Event]:

@@ -5,9 +5,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from anchorlm.defenses._base import Defense, DefenseSettings, Needs, room_for, varied
+from anchorlm.defenses._base import Defense, DefenseSettings, room_for, varied
 from anchorlm.defenses._picked import COMFORT, picked
 from anchorlm.records import Access, Event, Request
+from anchorlm.team import Needs
 
 
 class BestOfNSettings(DefenseSettings):
@@ -48,8 +49,7 @@ class BestOfN(Defense):
             request,
             found.beams,
             order,
-            max_harm=settings.max_harm,
-            comfort=settings.comfort,
+            settings,
             prompt_tokens=len(ids),
         ):
             yield event

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from anchorlm.defenses._base import Defense, DefenseSettings, Needs, room_for, varied
+from anchorlm.defenses._base import Defense, DefenseSettings, room_for, varied
 from anchorlm.records import Access, Decision, Event, Finished, Request, TextDelta, Usage
+from anchorlm.team import Needs
 
 if TYPE_CHECKING:
     from anchorlm.search import Beam

@@ -8,15 +8,12 @@ from importlib.metadata import version
 from math import inf
 from typing import Any
 
-from anchorlm.defenses._base import Team
 from anchorlm.judging import Judge, Scorer
 from anchorlm.records import Artifact, DefenseError, GenerationSettings, Request, UserError
+from anchorlm.team import Team
 
 CALIBRATION = "inferenceguard-calibration"
 """The kind of artifact that `anchorlm calibrate inferenceguard` writes."""
-
-_PATHS = ("artifact", "evidence", "calibration", "critic")
-"""Settings that say where something lies: what lies there is known by its own digest."""
 
 
 def scorers_digest(team: Team) -> str:
@@ -29,7 +26,7 @@ def pipeline_parts(team: Team, settings: Mapping[str, Any], artifacts: Mapping[s
 
     Args:
         team: The models.
-        settings: The defense's knobs.
+        settings: The defense's knobs, but for the folders of artifacts: what lies there is known by its own digest.
         artifacts: Ids of the artifacts that it uses.
     """
     from anchorlm.models import identity
@@ -46,11 +43,9 @@ def pipeline_parts(team: Team, settings: Mapping[str, Any], artifacts: Mapping[s
         "the cost model": _scorer(team, "cost"),
         "the reward model": _scorer(team, "reward"),
         "an artifact": dict(artifacts),
-        "the settings of the defense": {name: value for name, value in settings.items() if name not in _PATHS},
+        "the settings of the defense": dict(settings),
         # These decide how large a search may be.
-        "the limits of an engine": [
-            [getattr(engine, name, None) for name in ("max_rows", "max_tokens")] for engine in engines.values()
-        ],
+        "the limits of an engine": [[engine.max_rows, engine.max_tokens] for engine in engines.values()],
         "the version of AnchorLM": version("anchorlm"),
     }
     return {name: _digest(data) for name, data in parts.items()}

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from anchorlm.search import Diversity
     from anchorlm.steering import Aligner, Reading
 
+GUIDED_BY = {"artifact": "inferaligner", "evidence": EVIDENCE}
+"""What says when an anchor guides, by its setting; each may lie in the target's own folder, under the kind's name."""
+
 _ANCHOR_TOKENS_PER_TARGET_TOKEN = 16
 """Room that is kept for the response in the anchor's vocabulary: a rare word may be spelled there byte by byte."""
 
@@ -164,7 +167,7 @@ class Guidance:
 
         Args:
             row: The target's sequence, nothing but the prompt read.
-            anchor: The defense's anchor, as it is at present.
+            anchor: The defense's anchor, with the time limit of the request.
             request: What is answered.
             settings: Who reads.
         """
@@ -196,7 +199,7 @@ class Guidance:
         Args:
             stack: Closes the anchor's rows.
             row: The target's sequence.
-            anchor: The defense's anchor, as it is at present: a server gives it a time limit.
+            anchor: The defense's anchor, with the time limit of the request.
             request: What is answered.
             settings: How to mix.
             rows: Responses that will be guided at once.

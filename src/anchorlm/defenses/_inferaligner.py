@@ -1,14 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Team, refuse, speak
+from anchorlm.defenses._base import Defense, DefenseSettings, refuse, speak
 from anchorlm.engine import Positions
 from anchorlm.records import Access, Decision, Event, Folder, Request, UserError
 from anchorlm.steering import Readers, Units, Vector, answer_of
+from anchorlm.team import Needs, Team
 
 if TYPE_CHECKING:
     from anchorlm.steering import Aligner
@@ -54,12 +55,12 @@ class SteeringDefense(Defense):
 
     needs: ClassVar[Needs] = Needs(target=Access.ACTIVATIONS)
     settings_type: ClassVar[type[DefenseSettings]] = SteeringSettings
-    fixed: ClassVar[tuple[str, ...]] = ("artifact",)
+    artifacts: ClassVar[Mapping[str, str]] = {"artifact": "inferaligner"}
 
     def __init__(self, team: Team, **settings: Any) -> None:
         super().__init__(team, **settings)
         self.aligner = self._load()
-        self._check(self.settings)
+        self.check(self.settings)
 
     def _load(self) -> Aligner:
         from anchorlm.steering import Aligner
@@ -74,13 +75,8 @@ class SteeringDefense(Defense):
         if self.team.anchor is not None:
             await check_activations(self.team.anchor)
 
-    def settings_for(self, request: Request) -> Any:
-        """The settings with the request's own knobs, whose layers are checked before anything runs."""
-        settings = super().settings_for(request)
-        self._check(settings)
-        return settings
-
-    def _check(self, settings: Any) -> None:
+    def check(self, settings: Any) -> None:
+        """See `Defense.check`: whether the target has these layers."""
         if settings.layers is not None:
             self.aligner.check_layers(settings.layers)
 
@@ -91,7 +87,7 @@ class InferAligner(SteeringDefense):
     name: ClassVar[str] = "inferaligner"
     needs: ClassVar[Needs] = Needs(target=Access.ACTIVATIONS, anchor=Access.ACTIVATIONS, optional=("anchor",))
     settings_type: ClassVar[type[DefenseSettings]] = InferAlignerSettings
-    fixed: ClassVar[tuple[str, ...]] = ("artifact", "reader")
+    fixed: ClassVar[tuple[str, ...]] = ("reader",)
 
     def _load(self) -> Aligner:
         from anchorlm.steering import Aligner
@@ -104,8 +100,9 @@ class InferAligner(SteeringDefense):
             )
         return Aligner.load(mine.artifact, self.target, self.team.anchor)
 
-    def _check(self, settings: Any) -> None:
-        super()._check(settings)
+    def check(self, settings: Any) -> None:
+        """See `Defense.check`: whether those who read have these layers."""
+        super().check(settings)
         if settings.gate_layers is not None:
             for reader in self.aligner.gates:
                 if settings.reader in (reader, "both"):
@@ -122,7 +119,7 @@ class InferAligner(SteeringDefense):
                     request.messages,
                     settings.reader,
                     self.target,
-                    self.team.anchor,
+                    None if self.team.anchor is None else self.anchor_for(request),
                     row=row,
                     bias=settings.bias,
                     layers=settings.gate_layers,

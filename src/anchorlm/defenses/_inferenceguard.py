@@ -1,15 +1,15 @@
 from __future__ import annotations
 
 from asyncio import gather
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import cached_property
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from anchorlm.defenses._base import Defense, Needs, Team, room_for
-from anchorlm.defenses._budget import Calibrated, admit, pipeline_digest, pipeline_parts, scorers_digest
-from anchorlm.defenses._guidance import Guidance, Guided, MixtureSettings
+from anchorlm.defenses._base import Defense, room_for
+from anchorlm.defenses._budget import CALIBRATION, Calibrated, admit, pipeline_digest, pipeline_parts, scorers_digest
+from anchorlm.defenses._guidance import GUIDED_BY, Guidance, Guided, MixtureSettings
 from anchorlm.defenses._inferenceguard_settings import InferenceGuardSettings
 from anchorlm.defenses._inferenceguard_work import Work
 from anchorlm.records import (
@@ -22,6 +22,7 @@ from anchorlm.records import (
     UserError,
     as_messages,
 )
+from anchorlm.team import Needs, Team
 
 if TYPE_CHECKING:
     from anchorlm.engine import Engine
@@ -52,7 +53,9 @@ class InferenceGuard(Defense):
     )
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "blocks"  # with release = "whole", one block
     settings_type: ClassVar[type[MixtureSettings]] = InferenceGuardSettings
-    fixed: ClassVar[tuple[str, ...]] = ("critic", "calibration", "proposal", "artifact", "evidence", "gate_reader")
+    artifacts: ClassVar[Mapping[str, str]] = {**GUIDED_BY, "critic": "inferenceguard", "calibration": CALIBRATION}
+    beside: ClassVar[tuple[str, ...]] = tuple(GUIDED_BY)
+    fixed: ClassVar[tuple[str, ...]] = ("proposal", "gate_reader")
 
     def __init__(self, team: Team, **settings: Any) -> None:
         super().__init__(team, **settings)
@@ -86,7 +89,9 @@ class InferenceGuard(Defense):
     @cached_property
     def parts(self) -> dict[str, str]:
         """Digests of what decides about responses, by name."""
-        return pipeline_parts(self.team, self.settings.model_dump(mode="json"), self._artifacts)
+        return pipeline_parts(
+            self.team, self.settings.model_dump(mode="json", exclude=set(self.artifacts)), self._artifacts
+        )
 
     @property
     def pipeline(self) -> str:
@@ -121,7 +126,7 @@ class InferenceGuard(Defense):
         await self._check_refusal(self.settings)
         if self.guidance is not None:
             await self.guidance.start()
-        rows = min(getattr(engine, "max_rows", inf) for engine in self._engines)
+        rows = min(engine.max_rows for engine in self._engines)
         if self.settings.beams and min(self.settings.beams) > rows:
             raise UserError(
                 f"A search over {min(self.settings.beams)} beams needs as many rows, but an engine holds {rows}: raise "
@@ -262,8 +267,8 @@ class InferenceGuard(Defense):
             # One engine may play both roles.
             needs.setdefault(self.team.anchor, []).append(self.guidance.needs(work.request, work.settings, n))
         return all(
-            sum(rows for rows, _ in each) <= getattr(engine, "max_rows", inf)
-            and sum(rows * length for rows, length in each) <= getattr(engine, "max_tokens", inf)
+            sum(rows for rows, _ in each) <= engine.max_rows
+            and sum(rows * length for rows, length in each) <= engine.max_tokens
             for engine, each in needs.items()
         )
 
@@ -295,11 +300,11 @@ class InferenceGuard(Defense):
             stops = self.target.model.stop_ids
             proposal: Proposal = Alone(row, stops)
             if self.guidance is not None and work.reading is None:
-                work.reading = await self.guidance.read(row, self.anchor, work.request, settings)
+                work.reading = await self.guidance.read(row, self.anchor_for(work.request), work.request, settings)
                 work.guided = work.reading is None or work.reading.open
             if self.guidance is not None and work.guided:
                 mixed = await self.guidance.open(
-                    stack, row, self.anchor, work.request, settings, rows=n, seen=work.reading
+                    stack, row, self.anchor_for(work.request), work.request, settings, rows=n, seen=work.reading
                 )
                 proposal = Guided(mixed, settings.mixed_tokens, stops)
             root = Beam(proposal, after.state if after else SafetyState(settings.budget))

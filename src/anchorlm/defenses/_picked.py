@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from anchorlm.defenses._base import Defense
 from anchorlm.records import DefenseError, Event, Request
@@ -15,14 +15,32 @@ COMFORT = 0.25
 """
 
 
+class PickingSettings(Protocol):
+    """The knobs that a choice goes by."""
+
+    @property
+    def max_harm(self) -> float:
+        """Most harm that may pass."""
+        ...
+
+    @property
+    def comfort(self) -> float:
+        """How far below it the likeliest wins."""
+        ...
+
+    @property
+    def refusal(self) -> str:
+        """What is said where none is safe enough."""
+        ...
+
+
 async def picked(
     defense: Defense,
     request: Request,
     beams: Sequence[Beam],
     log_probabilities: Sequence[float | None],
+    settings: PickingSettings,
     *,
-    max_harm: float,
-    comfort: float,
     prompt_tokens: int,
 ) -> AsyncIterator[Event]:
     """One of finished beams by the defense's judge (`select`), or its refusal where none is safe enough.
@@ -32,8 +50,7 @@ async def picked(
         request: What is answered.
         beams: Whole responses; their rows are given back, so that judging, here or elsewhere, holds nobody up.
         log_probabilities: By which the safe ones are told apart; None: by their order.
-        max_harm: Most harm that may pass.
-        comfort: How far below it the likeliest wins.
+        settings: Most harm that may pass, how far below it the likeliest wins, and what is said instead.
         prompt_tokens: Length of the prompt.
 
     Raises:
@@ -59,7 +76,6 @@ async def picked(
     except DefenseError:
         yield ungraded(candidates)
         raise
-    choice = select(candidates, grades, max_harm, comfort)
-    refusal = defense.settings_for(request).refusal
-    for event in release(choice, candidates, grades, refusal, prompt_tokens=prompt_tokens):
+    choice = select(candidates, grades, settings.max_harm, settings.comfort)
+    for event in release(choice, candidates, grades, settings.refusal, prompt_tokens=prompt_tokens):
         yield event

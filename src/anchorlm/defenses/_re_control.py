@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Team, speak
+from anchorlm.defenses._base import Defense, DefenseSettings, speak
 from anchorlm.records import Access, Artifact, Decision, Event, Folder, Request
+from anchorlm.team import Needs, Team
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +64,7 @@ class REControl(Defense):
     name: ClassVar[str] = "re_control"
     needs: ClassVar[Needs] = Needs(target=Access.ACTIVATIONS)
     settings_type: ClassVar[type[DefenseSettings]] = REControlSettings
-    fixed: ClassVar[tuple[str, ...]] = ("critic",)
+    artifacts: ClassVar[Mapping[str, str]] = {"critic": "inferenceguard"}
 
     def __init__(self, team: Team, **settings: Any) -> None:
         from anchorlm.models import stamp

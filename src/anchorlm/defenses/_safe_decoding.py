@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from anchorlm.defenses._base import Defense, DefenseSettings, Needs, Speech, Team, room_for, speak
+from anchorlm.defenses._base import Defense, DefenseSettings, Speech, room_for, speak
 from anchorlm.records import (
     Access,
     Decision,
@@ -19,6 +19,7 @@ from anchorlm.records import (
     Usage,
     UserError,
 )
+from anchorlm.team import Needs, Team
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,7 +99,7 @@ class SafeDecoding(Defense):
         steps: list[dict[str, Any]] = []
         async with (
             self.target.open(prompt, room=generation.max_new_tokens) as row,
-            self.anchor.open(asked, room=count) as expert,
+            self.anchor_for(request).open(asked, room=count) as expert,
         ):
             limit = self.anchor.model.context_length
             if expert.prompt_length + count > limit:  # said before the first token, which could not be taken back

@@ -2,15 +2,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from anchorlm.engine._slots import Plan, SlotCache, additive_mask
-
-if TYPE_CHECKING:
-    from anchorlm.engine._steering import Steering
+from anchorlm.engine._steering import Steering
 
 _AHEAD = 64
 """Positions beyond the longest row for which the masks of single steps are made in advance."""

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, Literal
 
@@ -30,6 +30,10 @@ class EndpointEngine:
         found: What it was found to do.
         known: What it tells of the model; None where it tells nothing.
     """
+
+    max_rows = 1 << 30
+    """How much it holds at once is the server's business: what is too much waits there."""
+    max_tokens = 1 << 50
 
     def __init__(
         self, settings: EndpointSettings, model: EndpointModel, caller: Caller, found: Abilities, known: Any = None
@@ -146,7 +150,9 @@ class EndpointEngine:
             raise wrong(self._settings, "it is empty, and has not ended")
         return written, finish
 
-    async def streamed(self, ids: Sequence[int], generation: GenerationSettings, room: int) -> AsyncIterator[Written]:
+    async def streamed(
+        self, ids: Sequence[int], generation: GenerationSettings, room: int
+    ) -> AsyncGenerator[Written, None]:
         """The same in pieces, as they come.
 
         Raises:

@@ -11,10 +11,12 @@ Kind = Literal["llama-server", "vllm", "sglang", "anchorlm", "other"]
 Mode = Literal["tokens", "text", "chat"]
 
 _LARGEST = 2**31 - 1
+_HISTORY = 8192
+"""Tokens that a repetition penalty looks back on, where it is not known how many the model reads."""
 _OFF: dict[str, Any] = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 """Samplers that the OpenAI interface does not know, and that servers have."""
 _LLAMA: dict[str, Any] = {
-    "repeat_penalty": 1.0, "repeat_last_n": -1, "typical_p": 1.0, "top_n_sigma": -1.0, "xtc_probability": 0.0,
+    "repeat_penalty": 1.0, "typical_p": 1.0, "top_n_sigma": -1.0, "xtc_probability": 0.0,
     "dry_multiplier": 0.0, "dynatemp_range": 0.0, "mirostat": 0, "post_sampling_probs": False, "cache_prompt": True,
 }  # fmt: skip
 _FLAGS: dict[str, Any] = {"add_generation_prompt": False, "continue_final_message": True}
@@ -71,7 +73,7 @@ def sampling(found: Abilities, generation: GenerationSettings, room: int) -> dic
     if found.extended:
         body |= _OFF | {"top_k": top_k or -1, "repetition_penalty": penalty}
         if found.kind == "llama-server":
-            body |= _LLAMA | {"repeat_penalty": penalty}
+            body |= _LLAMA | {"repeat_penalty": penalty, "repeat_last_n": found.context or _HISTORY}
     elif top_k is not None or penalty != 1.0:
         name = "repetition_penalty" if penalty != 1.0 else "top_k"
         raise UserError(f"The server of {found.model} takes no {name}: leave {name} out of the generation settings.")
@@ -96,8 +98,7 @@ def likeliest(found: Abilities, top: int) -> dict[str, Any]:
 
 def with_prompt(found: Abilities, prompt: list[int] | str) -> dict[str, Any]:
     """A prompt that was written here."""
-    more = {"add_special_tokens": False} if found.kind == "vllm" and isinstance(prompt, list) else {}
-    return {"model": found.model, "prompt": prompt, **more}
+    return {"model": found.model, "prompt": prompt}
 
 
 def with_turns(found: Abilities, turns: list[dict[str, Any]], begun: str) -> dict[str, Any]:

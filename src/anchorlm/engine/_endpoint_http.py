@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 from anchorlm.engine._endpoint_faults import Passing, fault, gone, refused
 from anchorlm.models import EndpointSettings
-from anchorlm.records import DefenseError, UserError
+from anchorlm.records import UserError
 
 if TYPE_CHECKING:
     import httpx
@@ -22,6 +22,7 @@ _FIRST, _LONGEST = 0.25, 8.0
 """Seconds to wait before a call is sent again for the first time, and at most."""
 _MOST_BYTES = 64 << 20
 """Of an answer. All log-probabilities of a large vocabulary take a tenth of it."""
+_END = object()
 _CLIENTS: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
 
 
@@ -82,22 +83,31 @@ class Caller:
         """
         return await self._whole("POST", self._url(path), body)
 
-    async def stream(self, path: str, body: dict[str, Any]) -> AsyncIterator[Any]:
+    async def stream(self, path: str, body: dict[str, Any]) -> AsyncGenerator[Any, None]:
         """The events of an answer, as JSON, up to the last. Nothing is sent again once a part has come.
 
         Raises:
             DefenseError: The call failed, or what came was no stream of events.
             TooLongError: The server says that the prompt is too long.
         """
-        async with self._place(), self._deadline() as until:
-            response = await self._tried(until, lambda: self._opened(self._url(path), body))
+        until = monotonic() + self._settings.timeout
+        async with self._place():
+            async with self._deadline(until):
+                response = await self._tried(until, lambda: self._opened(self._url(path), body))
+            events = _events(response, self._settings)
             try:
-                async for event in _events(response, self._settings):
+                while True:
+                    # No deadline is open while the event is with the caller: it would cancel other work.
+                    async with self._deadline(until):
+                        event = await anext(events, _END)
+                    if event is _END:
+                        return
                     yield event
             except _http_errors() as error:
                 self.doubtful = True
                 raise gone(self._settings, f"the answer was cut off ({type(error).__name__})") from None
             finally:
+                await events.aclose()
                 await response.aclose()
 
     def _url(self, path: str, *, root: bool = False) -> str:
@@ -113,8 +123,10 @@ class Caller:
                 await response.aclose()
             return _parsed(data, self._settings)
 
-        async with self._place(), self._deadline() as until:
-            return await self._tried(until, send)
+        async with self._place():
+            until = monotonic() + self._settings.timeout
+            async with self._deadline(until):
+                return await self._tried(until, send)
 
     async def _opened(self, url: str, body: dict[str, Any]) -> httpx.Response:
         return await self._sent("POST", url, body)
@@ -162,14 +174,13 @@ class Caller:
             yield
 
     @asynccontextmanager
-    async def _deadline(self) -> AsyncIterator[float]:
-        seconds = self._settings.timeout
+    async def _deadline(self, until: float) -> AsyncIterator[None]:
         try:
-            async with asyncio.timeout(seconds):
-                yield monotonic() + seconds
+            async with asyncio.timeout(max(until - monotonic(), 0.0)):
+                yield
         except TimeoutError:
             self.doubtful = True
-            raise gone(self._settings, f"nothing whole within {seconds:g} seconds") from None
+            raise gone(self._settings, f"nothing whole within {self._settings.timeout:g} seconds") from None
 
 
 def _http_errors() -> tuple[type[Exception], ...]:
@@ -194,7 +205,7 @@ def _parsed(data: bytes | str, settings: EndpointSettings) -> Any:
         raise Passing(gone(settings, "what it answered is no JSON")) from None
 
 
-async def _events(response: httpx.Response, settings: EndpointSettings) -> AsyncIterator[Any]:
+async def _events(response: httpx.Response, settings: EndpointSettings) -> AsyncGenerator[Any, None]:
     """The data of server-sent events."""
     size = 0
     async for line in response.aiter_lines():
@@ -219,6 +230,3 @@ def _wait(headers: httpx.Headers) -> float:
         return min(max(float(headers.get("Retry-After", "0")), 0.0), 60.0)
     except ValueError:
         return 0.0
-
-
-__all__ = ["Caller", "DefenseError", "client"]

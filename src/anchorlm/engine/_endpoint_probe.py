@@ -126,7 +126,7 @@ def _check_tokenizer(settings: EndpointSettings, model: EndpointModel, reply: Re
     named = [one for entry in reply.entries or () for one in (entry.taken, *entry.top)]
     for one in named:
         own = model.vocabulary.token_bytes(one.id) if one.id is not None else one.piece
-        if one.id is not None and (one.id >= model.vocab_size or (one.piece and own not in (one.piece, b""))):
+        if one.id is not None and one.piece and own not in (one.piece, b""):
             raise UserError(
                 f"{settings.tokenizer!r} is not the tokenizer of {settings.name}: token {one.id} is {one.piece!r:.40} "
                 f"there, and {own!r:.40} here. Give the tokenizer of the served model."
@@ -143,7 +143,7 @@ async def _chat(caller: Caller, settings: EndpointSettings, model: EndpointModel
             "that the address ends in /v1, if it should, or give the model's tokenizer."
         )
     able = tried[0]
-    for way in ("flags", "yes"):
+    for way in ("yes", "flags"):
         trial = replace(able, continues=way)
         body = with_turns(trial, _ASKED, _BEGUN) | neutral(trial)
         try:
@@ -161,7 +161,7 @@ def _continued(model: EndpointModel, trial: Abilities, reply: Reply) -> bool:
     It did where the server says the beginning again, is one that documents the flags, or read just as many tokens.
     """
     if reply.text.startswith(_BEGUN):
-        return trial.continues == "yes" or trial.kind != "llama-server"
+        return True
     if trial.continues == "flags" and trial.kind in ("vllm", "sglang"):
         return True
     if not model.spelled or reply.prompt_tokens is None:

@@ -47,6 +47,8 @@ class Reader:
         if not model.spelled:
             return in_pieces(named.piece if named.piece is not None else named.name.encode("utf-8", "replace"), 1)
         vocabulary, index = model.vocabulary, named.id
+        if index is not None and index >= vocabulary.size and not named.piece:
+            return None  # a row of the embeddings that is no token
         if index is not None and index < vocabulary.size:
             own = vocabulary.token_bytes(index)
             if not named.piece or own in (named.piece, b""):

@@ -77,7 +77,8 @@ def read_reply(data: Any, *, streamed: bool = False) -> Reply:
         said = error.get("message") if isinstance(error, Mapping) else error
         raise UnusableError(f"it is an error: {' '.join(str(said).split())[:160]}")
     choices = data.get("choices")
-    usage = data.get("usage") if isinstance(data.get("usage"), Mapping) else {}
+    counted = data.get("usage")
+    usage: Mapping[str, Any] = counted if isinstance(counted, Mapping) else {}
     signature = (_text(data.get("model")), _text(data.get("system_fingerprint")))
     counts = (_count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")))
     if streamed and choices == []:

@@ -1,19 +1,37 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Literal, Protocol
 
 from torch import Tensor
 
 from anchorlm.engine._endpoint_reading import Written
 from anchorlm.engine._protocol import Generated
 from anchorlm.engine._steering import Steering
+from anchorlm.models import EndpointModel
 from anchorlm.records import GenerationSettings, TokenScore, UserError
 
-if TYPE_CHECKING:
-    from anchorlm.engine._endpoint import EndpointEngine
+
+class Far(Protocol):
+    """What asks the server."""
+
+    model: EndpointModel
+
+    async def distribution(self, ids: Sequence[int], prompt_length: int) -> tuple[Tensor, float]:
+        """See `EndpointEngine`."""
+        ...
+
+    async def completed(
+        self, ids: Sequence[int], generation: GenerationSettings, room: int
+    ) -> tuple[Written, Literal["stop", "length"]]:
+        """See `EndpointEngine`."""
+        ...
+
+    def streamed(self, ids: Sequence[int], generation: GenerationSettings, room: int) -> AsyncGenerator[Written, None]:
+        """See `EndpointEngine`."""
+        ...
 
 
 class EndpointSequence:
@@ -27,7 +45,7 @@ class EndpointSequence:
 
     __slots__ = ("_engine", "_last", "_limit", "_scores", "closed", "ids", "prompt_length", "unnamed")
 
-    def __init__(self, engine: EndpointEngine, ids: Sequence[int], prompt_length: int, limit: int) -> None:
+    def __init__(self, engine: Far, ids: Sequence[int], prompt_length: int, limit: int) -> None:
         self._engine = engine
         self._limit = limit
         self._last: Tensor | None = None

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from anchorlm.engine._batch import Row
+from anchorlm.engine._executor import BatchExecutor, batches
 from anchorlm.engine._runner import Runner
-from anchorlm.engine._seats import Family, Seats
+from anchorlm.engine._scheduler import Scheduler, SequenceGroup
 from anchorlm.engine._sequence import LocalSequence
 from anchorlm.engine._steering import Steering
-from anchorlm.engine._step import Step, batches
 from anchorlm.models import CausalModel
 from anchorlm.records import Access, ModelError, TooLongError, UserError
 
@@ -25,8 +25,8 @@ of wake-ups through tasks and gathers takes about four, and a turn takes microse
 class LocalEngine:
     """Runs many sequences on one transformers model: one forward over everything that waits.
 
-    Everything happens on one event loop, so that there are no locks: `Seats` says who is in memory, this class says
-    when the next forward is due, and `Step` does it.
+    Everything happens on one event loop, so that there are no locks: `Scheduler` says who is in memory, this class says
+    when the next forward is due, and `BatchExecutor` does it.
 
     Args:
         model: The checkpoint.
@@ -61,8 +61,8 @@ class LocalEngine:
         if base is not None and base.positions != "all":
             raise UserError("The base of an engine changes every position: give it with positions = 'all'.")
         self.runner.base = base
-        self._seats = Seats(self.runner.cache, max_rows, max_tokens, lambda: self.runner.forwards)
-        self._step = Step(self.runner)
+        self._scheduler = Scheduler(self.runner.cache, max_rows, max_tokens, lambda: self.runner.forwards)
+        self._executor = BatchExecutor(self.runner)
         self._waiting: dict[LocalSequence, None] = {}
         self._arrivals = 0
         self._seen = 0
@@ -87,64 +87,64 @@ class LocalEngine:
             raise TooLongError(
                 f"The prompt has {len(ids)} tokens, but {self.model.name} reads {limit} with its answer: shorten it."
             )
-        family = Family(rows, min(len(ids) + room, limit))
-        if not self._seats.fits_alone(family):
+        group: SequenceGroup[LocalSequence] = SequenceGroup(rows, min(len(ids) + room, limit))
+        if not self._scheduler.fits_alone(group):
             raise TooLongError(
-                f"This request needs {rows} rows of {family.length} tokens on {self.model.name}, but its engine holds "
+                f"This request needs {rows} rows of {group.length} tokens on {self.model.name}, but its engine holds "
                 f"{self.max_rows} rows and {self.max_tokens} tokens: raise max_rows or max_tokens, or ask for less."
             )
-        await self._admit(family)
+        await self._admit(group)
         row = Row(-1, list(ids), embeddings=getattr(ids, "embeddings", None))
-        self._seats.place(row)
-        root = LocalSequence(self, family, row, len(ids))
+        self._scheduler.place(row)
+        root = LocalSequence(self, group, row, len(ids))
         try:
             yield root
         finally:
-            for member in tuple(family.members):
+            for member in tuple(group.members):
                 self.leave(member)
 
     def fork(self, parent: LocalSequence) -> LocalSequence:
-        """A copy of `parent` in a slot of its own, within its family's reservation."""
-        family = parent.family
-        if len(family.members) >= family.rows:
-            raise RuntimeError(f"A request forked beyond the {family.rows} rows that it had asked for.")
+        """A copy of `parent` in a slot of its own, within its group's reservation."""
+        group = parent.group
+        if len(group.members) >= group.rows:
+            raise RuntimeError(f"A request forked beyond the {group.rows} rows that it had asked for.")
         row = replace(parent.row, slot=-1, tokens=list(parent.ids), computed=0)
-        if family.seated:
-            self._seats.place(row)
+        if group.seated:
+            self._scheduler.place(row)
             row.computed = parent.row.computed
             self.runner.cache.copy(parent.row.slot, row.slot, row.computed)
-        return LocalSequence(self, family, row, parent.prompt_length)
+        return LocalSequence(self, group, row, parent.prompt_length)
 
     def leave(self, sequence: LocalSequence) -> None:
         """Frees a sequence's slot; whoever waits for it is told."""
         if sequence.closed:
             return
         sequence.closed = True
-        sequence.family.members.remove(sequence)
-        self._seats.free(sequence.row)
-        if not sequence.family.members:
-            self._seats.dismiss(sequence.family)
+        sequence.group.members.remove(sequence)
+        self._scheduler.free(sequence.row)
+        if not sequence.group.members:
+            self._scheduler.dismiss(sequence.group)
         self.rest(sequence)
-        if sequence.want is not None:
-            sequence.want.future.cancel()
-            sequence.want = None
+        if sequence.call is not None:
+            sequence.call.future.cancel()
+            sequence.call = None
 
-    async def seat_again(self, family: Family) -> None:
-        """Waits for the slots of a family that had to give them up."""
-        async with family.lock:
-            if family.members and not family.seated:
-                await self._admit(family)
-                for member in family.members:
-                    self._seats.place(member.row)
+    async def seat_again(self, group: SequenceGroup[LocalSequence]) -> None:
+        """Waits for the slots of a group that had to give them up."""
+        async with group.lock:
+            if group.members and not group.seated:
+                await self._admit(group)
+                for member in group.members:
+                    self._scheduler.place(member.row)
 
-    async def _admit(self, family: Family) -> None:
+    async def _admit(self, group: SequenceGroup[LocalSequence]) -> None:
         try:
-            await self._seats.admit(family)
+            await self._scheduler.admit(group)
         except RuntimeError as error:
             if not _out_of_memory(error):
                 raise
             raise ModelError(
-                f"{self.model.name} ran out of memory making room for {family.rows} rows of {family.length} tokens: "
+                f"{self.model.name} ran out of memory making room for {group.rows} rows of {group.length} tokens: "
                 "lower max_new_tokens or the number of candidates, or max_tokens of its engine, so that requests wait."
             ) from None
 
@@ -156,7 +156,7 @@ class LocalEngine:
 
     def advance(self, sequence: LocalSequence, logits: Tensor) -> None:
         """Takes the first token of a generation from logits (V,) that the sequence had asked for before."""
-        self._step.start(sequence, logits)
+        self._executor.start(sequence, logits)
 
     def rest(self, sequence: LocalSequence) -> None:
         """The sequence does not wait any more."""
@@ -172,19 +172,19 @@ class LocalEngine:
     def _tick(self) -> None:
         self._quiet = self._quiet + 1 if self._arrivals == self._seen else 0
         self._seen = self._arrivals
-        everyone = len(self._waiting) == self._seats.taken
+        everyone = len(self._waiting) == self._scheduler.taken
         if self._loop is not None and self._quiet < (1 if everyone else _PATIENCE):
             self._loop.call_soon(self._tick)
             return
         self._loop = None
-        self._seats.compact()
+        self._scheduler.compact()
         for batch, counts in batches(list(self._waiting), self.prefill_tokens):
             try:
-                self._step.run(batch, counts)
+                self._executor.run(batch, counts)
             except Exception as error:  # whatever a forward raises belongs to those who wait for it
                 why = f"{self.model.name} ran out of memory: lower max_tokens or prefill_tokens of its engine."
                 self._fail(batch, ModelError(why) if _out_of_memory(error) else error)
-        for sequence in [each for each in self._waiting if each.want is None or each.want.future.done()]:
+        for sequence in [each for each in self._waiting if each.call is None or each.call.future.done()]:
             self.rest(sequence)
         if self._waiting:
             self._arm()
@@ -192,8 +192,8 @@ class LocalEngine:
     @staticmethod
     def _fail(batch: list[LocalSequence], error: Exception) -> None:
         for sequence in batch:
-            if sequence.want is not None and not sequence.want.future.done():
-                sequence.want.future.set_exception(error)
+            if sequence.call is not None and not sequence.call.future.done():
+                sequence.call.future.set_exception(error)
 
 
 def _out_of_memory(error: Exception) -> bool:

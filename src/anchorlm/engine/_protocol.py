@@ -107,6 +107,16 @@ class Engine(Protocol):
         """How much of the model is within reach."""
         ...
 
+    @property
+    def max_rows(self) -> int:
+        """Most sequences at once."""
+        ...
+
+    @property
+    def max_tokens(self) -> int:
+        """Most key/value positions in memory, rows times the longest row."""
+        ...
+
     def open(self, ids: Sequence[int], *, rows: int = 1, room: int = 0) -> AbstractAsyncContextManager[TokenSequence]:
         """A sequence that starts with `ids`, closed with all its forks when the context ends.
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from anchorlm.engine._batch import Batcher, Row
 from anchorlm.engine._served import attention_windows, unserved
 from anchorlm.engine._slots import SlotCache
-from anchorlm.engine._steering import Steering, steered
+from anchorlm.engine._steered import steered
+from anchorlm.engine._steering import Steering
 from anchorlm.models import CausalModel
 from anchorlm.records import DefenseError
 

@@ -1,65 +1,55 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from anchorlm.engine._batch import Row
+from anchorlm.engine._pending import PendingCall
 from anchorlm.engine._protocol import Generated
 from anchorlm.engine._sampling import Sampler
-from anchorlm.engine._seats import Family
+from anchorlm.engine._scheduler import SequenceGroup
 from anchorlm.engine._steering import Steering
+from anchorlm.models import CausalModel
 from anchorlm.records import GenerationSettings, TokenScore
 
-if TYPE_CHECKING:
-    from anchorlm.engine._local import LocalEngine
 
+class Home(Protocol):
+    """What a sequence asks of the engine that it lives in."""
 
-@dataclass(slots=True, eq=False)
-class Want:
-    """What a sequence waits for.
+    model: CausalModel
 
-    Attributes:
-        future: Gets the logits (V,), the activations, or None when a generation has ended.
-        positions: Where activations are wanted, if they are.
-        found: The activations (layers, H) so far, by position.
-        sampler: Chooses the tokens, if the sequence goes on by itself.
-        remaining: Tokens that may still be generated.
-        emit: Is told every generated token, as soon as it cannot be taken back any more.
-        emitted: How many of the sequence's tokens it need not be told any more.
-        stopped: Whether the generation ended its turn.
-        known: Logits (V,) after the last token: those that a generation starts with, or that activations came with.
-    """
+    def fork(self, parent: LocalSequence) -> LocalSequence: ...
 
-    future: asyncio.Future[Any]
-    positions: tuple[int, ...] = ()
-    found: dict[int, Tensor] = field(default_factory=dict)
-    sampler: Sampler | None = None
-    remaining: int = 0
-    emit: Callable[[int], None] | None = None
-    emitted: int = 0
-    stopped: bool = False
-    known: Tensor | None = None
+    def leave(self, sequence: LocalSequence) -> None: ...
+
+    def wake(self, sequence: LocalSequence) -> None: ...
+
+    def rest(self, sequence: LocalSequence) -> None: ...
+
+    def advance(self, sequence: LocalSequence, logits: Tensor) -> None: ...
+
+    async def seat_again(self, group: SequenceGroup[LocalSequence]) -> None: ...
 
 
 class LocalSequence:
     """A `TokenSequence` in a slot of a `LocalEngine`."""
 
-    __slots__ = ("_engine", "_last", "_scores", "closed", "family", "prompt_length", "row", "want")
+    __slots__ = ("_engine", "_last", "_scores", "call", "closed", "group", "prompt_length", "row")
 
-    def __init__(self, engine: LocalEngine, family: Family, row: Row, prompt_length: int) -> None:
+    def __init__(self, engine: Home, group: SequenceGroup[LocalSequence], row: Row, prompt_length: int) -> None:
         self._engine = engine
         self._last: Tensor | None = None
         self._scores: dict[int, TokenScore] = {}
         self.closed = False
-        self.family = family
+        self.group = group
         self.row = row
         self.prompt_length = prompt_length
-        self.want: Want | None = None
-        family.members.append(self)
+        self.call: PendingCall | None = None
+        group.members.append(self)
 
     @property
     def ids(self) -> list[int]:
@@ -69,8 +59,8 @@ class LocalSequence:
     def append(self, ids: Sequence[int], scores: Sequence[TokenScore] = ()) -> None:
         """Adds tokens at the end, with how likely they were, if that is to be known."""
         self._check_resting()
-        if len(self.row.tokens) + len(ids) > self.family.length:
-            raise RuntimeError(f"A sequence outgrew its reservation of {self.family.length} tokens.")
+        if len(self.row.tokens) + len(ids) > self.group.length:
+            raise RuntimeError(f"A sequence outgrew its reservation of {self.group.length} tokens.")
         self._scores.update(enumerate(scores, len(self.row.tokens)))
         if ids:
             self.row.tokens.extend(ids)
@@ -153,7 +143,7 @@ class LocalSequence:
         """
         self._check_resting()
         if self._last is None:
-            self._last = await self._wait(Want(_future()))
+            self._last = await self._wait(PendingCall(_future()))
         return self._last
 
     async def activations(self, positions: Sequence[int] = (-1,)) -> Tensor:
@@ -172,20 +162,20 @@ class LocalSequence:
         wanted = tuple(position % size for position in positions)
         self.row.computed = min(self.row.computed, *wanted)
         self._last = None
-        want = Want(_future(), positions=wanted)
-        result: Tensor = await self._wait(want)
-        self._last = want.known
+        call = PendingCall(_future(), positions=wanted)
+        result: Tensor = await self._wait(call)
+        self._last = call.known
         return result
 
     async def generate(self, settings: GenerationSettings) -> Generated:
         """Goes on by itself until the turn or the room ends; the tokens stay in the sequence."""
         start = len(self.row.tokens)
-        want = self._generation(settings)
-        if want.remaining:
-            await self._wait(want)
+        call = self._generation(settings)
+        if call.remaining:
+            await self._wait(call)
         ids = self.row.tokens[start:]
         text = self._engine.model.vocabulary.decode(ids).decode("utf-8", errors="replace")
-        return Generated(tuple(ids), text, "stop" if want.stopped else "length")
+        return Generated(tuple(ids), text, "stop" if call.stopped else "length")
 
     async def stream(self, settings: GenerationSettings) -> AsyncIterator[int]:
         """As `generate`, token by token; the token that ends the turn is not among them.
@@ -194,65 +184,67 @@ class LocalSequence:
         early finds just the tokens that were taken.
         """
         end = self.prompt_length + self.settled
-        want = self._generation(settings)
-        if not want.remaining:
+        call = self._generation(settings)
+        if not call.remaining:
             for held in self.row.tokens[end:]:
                 yield held
             return
-        want.emitted = end
+        call.emitted = end
         queue: asyncio.Queue[int | None] = asyncio.Queue()
-        want.emit = queue.put_nowait
-        want.future.add_done_callback(lambda _: queue.put_nowait(None))
+        call.emit = queue.put_nowait
+        call.future.add_done_callback(lambda _: queue.put_nowait(None))
         try:
-            await self._begin(want)
+            await self._begin(call)
             while (token := await queue.get()) is not None:
                 end += 1
                 yield token
-            await want.future
+            await call.future
         finally:
-            if self._end(want):
+            if self._end(call):
                 self.crop(end)
 
-    def _generation(self, settings: GenerationSettings) -> Want:
+    def _generation(self, settings: GenerationSettings) -> PendingCall:
         self._check_resting()
-        room = self.family.length - len(self.row.tokens)
+        room = self.group.length - len(self.row.tokens)
         known, self._last = self._last, None
-        return Want(_future(), sampler=Sampler(settings), remaining=min(settings.max_new_tokens, room), known=known)
+        return PendingCall(
+            _future(), sampler=Sampler(settings), remaining=min(settings.max_new_tokens, room), known=known
+        )
 
     def _check_resting(self) -> None:
         if self.closed:
             raise RuntimeError("A sequence was used after it had been closed.")
-        if self.want is not None:
+        if self.call is not None:
             raise RuntimeError("A sequence can wait for one thing at a time, and rests only when that has come.")
 
-    async def _wait(self, want: Want) -> Any:
+    async def _wait(self, call: PendingCall) -> Any:
         try:
-            await self._begin(want)
-            return await want.future
+            await self._begin(call)
+            return await call.future
         finally:
-            self._end(want)
+            self._end(call)
 
-    async def _begin(self, want: Want) -> None:
+    async def _begin(self, call: PendingCall) -> None:
         self._check_resting()
         if not self.row.tokens:
             raise RuntimeError("A sequence without a token has nothing that the model could read.")
-        self.want = want
-        if not self.family.seated:
-            await self._engine.seat_again(self.family)
+        self.call = call
+        if not self.group.seated:
+            await self._engine.seat_again(self.group)
         if not self.row.pending:
-            if want.sampler is not None and want.known is not None:
-                self._engine.advance(self, want.known)
+            if call.sampler is not None and call.known is not None:
+                self._engine.advance(self, call.known)
             else:
                 self.row.computed -= 1  # the last token is read again: there is nothing new to read
-        if not want.future.done():
+        if not call.future.done():
             self._engine.wake(self)
 
-    def _end(self, want: Want) -> bool:
-        """Whether the sequence rests now; otherwise it was closed meanwhile, or `want` never began."""
-        if self.want is not want:
+    def _end(self, call: PendingCall) -> bool:
+        """Whether the sequence rests now; otherwise it was closed meanwhile, or `call` never began."""
+        if self.call is not call:
             return False
-        self.want = None
-        want.future.cancel()
+        self.call = None
+        call.future.cancel()
         self._engine.rest(self)
         return True
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from anchorlm.evaluation._adaptive import SEARCHES, Search, request_text, with_request
-from anchorlm.records import BadRow, Message, Messages, UserError, data_digest, read_rows
+from anchorlm.files import BadRow, read_rows
+from anchorlm.records import Message, Messages, UserError, data_digest
 
 Rewrite = Callable[[Messages, random.Random], Messages]
 """A static attack: another conversation that asks for the same; the same one for the same random state."""

@@ -6,7 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anchorlm.records import Journal, Request, Response, Usage, UserError, cache_folder, prompt_key
+from anchorlm.files import Journal, cache_folder
+from anchorlm.records import Request, Response, Usage, UserError, prompt_key
 
 if TYPE_CHECKING:
     from anchorlm.engine import LocalEngine

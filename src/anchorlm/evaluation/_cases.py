@@ -9,7 +9,8 @@ from random import Random
 from typing import Any, Literal, get_args
 
 from anchorlm.evaluation._tasks import INTENTS, AnswerForm, number, solution
-from anchorlm.records import BadRow, Messages, Row, UserError, as_messages, data_digest, read_rows
+from anchorlm.files import BadRow, Row, read_rows
+from anchorlm.records import Messages, UserError, as_messages, data_digest
 
 _log = logging.getLogger("anchorlm")
 

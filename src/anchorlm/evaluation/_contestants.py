@@ -11,10 +11,11 @@ from anchorlm.evaluation._english import EnglishGrader, HarmGrader
 from anchorlm.evaluation._graders import Grader, JudgeGrader, RefusalGrader, TruthGrader, is_correct
 from anchorlm.evaluation._recipe import CompareRecipe, DataSettings
 from anchorlm.evaluation._sets import read_set
-from anchorlm.guard import Guard, JudgeSettings, ScorerSettings, build_judge, build_scorer
+from anchorlm.guard import Guard
 from anchorlm.judging import ENGLISH, HARM, Judge, Scorer
 from anchorlm.models import REAL, SHIPPED, ModelSettings, located
 from anchorlm.records import UserError
+from anchorlm.team import JudgeSettings, ScorerSettings, build_judge, build_scorer
 
 if TYPE_CHECKING:
     from anchorlm.engine import LocalEngine
@@ -40,14 +41,8 @@ class Embedded:
     correct: Callable[[Case, str], bool]
 
 
-FITTED = ("artifact", "evidence", "critic", "calibration")
-"""Knobs that name a fitted artifact."""
-
 EMBEDDED_PROMPTS = 400
 """Of each split, without a limit."""
-
-BESIDE = {"artifact": "inferaligner", "evidence": "alignbeam"}
-"""Knobs of a gate that is found by itself, each with the folder in a target's own where its artifact lies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,10 +254,11 @@ class Pool:
     def artifacts(self, target: str, contestant: Contestant) -> dict[str, str]:
         """Folders of the fitted artifacts that a contestant uses around a target, or may find beside it, by knob."""
         knobs = self.knobs(target, contestant)
-        used = {knob: knobs[knob] for knob in FITTED if isinstance(knobs.get(knob), str)}
-        settings = find_defense(contestant.defense).settings_type.parse(knobs, where=contestant.label)
+        kind = find_defense(contestant.defense)
+        used = {knob: knobs[knob] for knob in kind.artifacts if isinstance(knobs.get(knob), str)}
+        settings = kind.settings_type.parse(knobs, where=contestant.label)
         if getattr(settings, "gate", None) == "auto":
-            found = {knob: self._beside(target, name) for knob, name in BESIDE.items()}
+            found = {knob: self._beside(target, kind.artifacts[knob]) for knob in kind.beside}
             used = {knob: place for knob, place in found.items() if place is not None} | used
         return used
 

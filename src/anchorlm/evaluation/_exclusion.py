@@ -5,11 +5,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from anchorlm.evaluation._contestants import FITTED, Contestant, Pool
+from anchorlm.evaluation._contestants import Contestant, Pool
 from anchorlm.evaluation._recipe import CompareRecipe
-from anchorlm.guard import Guard, JudgeSettings, ScorerSettings
+from anchorlm.guard import Guard
 from anchorlm.judging import ENGLISH, HARM
 from anchorlm.records import Artifact, UserError, instruments
+from anchorlm.team import JudgeSettings, ScorerSettings
 
 MATCHER = "refusal-matcher"
 """The grader `refusal`, as artifacts and judges call it."""
@@ -61,7 +62,7 @@ def chosen_by(guard: Guard) -> list[str]:
     """Names of all that has decided for a guard: its judge, its scorers, and what its artifacts were made with."""
     team = guard.defense.team
     roles = [one.name for one in (team.judge, team.cost, team.reward) if one is not None]
-    folders = (getattr(guard.defense.settings, knob, None) for knob in FITTED)
+    folders = (getattr(guard.defense.settings, knob, None) for knob in guard.defense.artifacts)
     made = artifact_instruments(folder for folder in folders if isinstance(folder, str))
     return sorted({name.removeprefix("judge:") for name in (*roles, *made)})
 

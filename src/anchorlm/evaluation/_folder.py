@@ -17,9 +17,10 @@ from anchorlm.evaluation._exclusion import artifact_instruments
 from anchorlm.evaluation._overlaps import fitted_overlaps, overlaps, together
 from anchorlm.evaluation._recipe import CompareRecipe
 from anchorlm.evaluation._sets import require_files
-from anchorlm.guard import JudgeSettings, ScorerSettings
+from anchorlm.files import read_journal
 from anchorlm.models import ModelSettings
-from anchorlm.records import UserError, data_digest, read_journal
+from anchorlm.records import UserError, data_digest
+from anchorlm.team import JudgeSettings, ScorerSettings
 
 _log = logging.getLogger("anchorlm")
 

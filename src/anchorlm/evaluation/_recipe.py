@@ -10,9 +10,11 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from anchorlm.evaluation._attacks import attack_label, attack_names, parse_attack
 from anchorlm.evaluation._cases import Kind
-from anchorlm.guard import EngineSettings, JudgeSettings, ProbeSettings, ScorerSettings
+from anchorlm.files import read_toml
+from anchorlm.guard import ProbeSettings
 from anchorlm.models import ModelSource
-from anchorlm.records import GenerationSettings, Settings, UserError, read_toml
+from anchorlm.records import GenerationSettings, Settings, UserError
+from anchorlm.team import EngineSettings, JudgeSettings, ScorerSettings
 
 ALL_ATTACKS = "all"
 """Stands for every attack that needs no file, and for the ablation by each artifact that the recipe names."""

@@ -30,8 +30,9 @@ from anchorlm.evaluation._folder import (
 from anchorlm.evaluation._graders import Grader
 from anchorlm.evaluation._recipe import CompareRecipe
 from anchorlm.evaluation._workers import Pair, records
+from anchorlm.files import Journal
 from anchorlm.guard import Guard
-from anchorlm.records import Artifact, DefenseError, Journal, TextDelta, UserError
+from anchorlm.records import Artifact, DefenseError, TextDelta, UserError
 
 if sys.platform == "win32":
     resource = None

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from anchorlm._lazy import lazily
 
 if TYPE_CHECKING:
+    from anchorlm.files import check_folder
     from anchorlm.fitting._calibrate import calibrate_inferaligner
     from anchorlm.fitting._calibrate_guard import Labeled, calibrate_inferenceguard
     from anchorlm.fitting._card import told_cosine
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from anchorlm.fitting._fit import fit_inferaligner
     from anchorlm.fitting._fit_evidence import fit_alignbeam
     from anchorlm.fitting._fit_guard import fit_inferenceguard
-    from anchorlm.fitting._folder import check_folder, save_artifact
+    from anchorlm.fitting._folder import save_artifact
     from anchorlm.fitting._guard_card import save_calibration, save_critic
     from anchorlm.fitting._outcomes import FluencyGrading, Grader, Outcome
     from anchorlm.fitting._picture import tradeoff_svg
@@ -33,11 +34,12 @@ else:
             "_fit": "fit_inferaligner",
             "_fit_evidence": "fit_alignbeam",
             "_fit_guard": "fit_inferenceguard",
-            "_folder": "check_folder save_artifact",
+            "_folder": "save_artifact",
             "_guard_card": "save_calibration save_critic",
             "_outcomes": "FluencyGrading Grader Outcome",
             "_picture": "tradeoff_svg",
             "_shipped": "Part shipped_prompts",
+            "anchorlm.files": "check_folder",
             "anchorlm.steering": "Across PromptSets",
         },
     )

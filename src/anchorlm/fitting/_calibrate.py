@@ -5,16 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from anchorlm.engine import runtime
+from anchorlm.files import Kept
 from anchorlm.fitting._calibration import Calibration
 from anchorlm.fitting._fit import with_activations
-from anchorlm.fitting._kept import Kept
 from anchorlm.fitting._outcomes import Grader, instrument
 from anchorlm.fitting._prompts import LEAST, classes
 from anchorlm.fitting._shifts import Step
 from anchorlm.fitting._ways import Limits
-from anchorlm.guard import EngineSettings, ModelLike, start_engine
 from anchorlm.records import Artifact, Messages, UserError, as_messages, instruments, prompts_digest, sketches
 from anchorlm.steering import GIVEN, Aligner, PromptSets, distinct_sets
+from anchorlm.team import EngineSettings, ModelLike, start_engine
 
 
 def calibrate_inferaligner(

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from anchorlm.engine import Engine
+from anchorlm.files import Kept
 from anchorlm.fitting._gates import GateChoice, choose_gate, corners, joint_gate, mean_scores
-from anchorlm.fitting._kept import Kept
 from anchorlm.fitting._notes import layer_notes
 from anchorlm.fitting._outcomes import FluencyGrading, Grader, Outcome, graded_by, instrument
 from anchorlm.fitting._prompts import LEAST

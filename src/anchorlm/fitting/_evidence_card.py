@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from anchorlm.files import check_folder
 from anchorlm.fitting._card import CARD
-from anchorlm.fitting._folder import check_folder
 from anchorlm.records import Artifact, UserError
 
 

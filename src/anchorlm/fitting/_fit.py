@@ -7,9 +7,9 @@ from anchorlm import steering
 from anchorlm.engine import Engine, runtime
 from anchorlm.fitting._notes import fit_notes, form_figures
 from anchorlm.fitting._prompts import classes
-from anchorlm.guard import EngineSettings, ModelLike, Started, start_engine
 from anchorlm.records import Access, Artifact, Messages, UserError
 from anchorlm.steering import GIVEN, Across, PromptSets, Whitening, check_options, distinct_sets
+from anchorlm.team import EngineSettings, ModelLike, Started, start_engine
 
 
 def fit_inferaligner(

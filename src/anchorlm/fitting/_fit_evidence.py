@@ -14,11 +14,11 @@ from anchorlm.engine import Engine, runtime
 from anchorlm.fitting._critic import auroc
 from anchorlm.fitting._fit import with_activations
 from anchorlm.fitting._prompts import classes
-from anchorlm.guard import EngineSettings, ModelLike, Started, start_engine
 from anchorlm.mixing import Opening
 from anchorlm.models import stamp
 from anchorlm.records import Artifact, Messages, UserError, as_messages, prompt_key, prompts_digest, sketches, wilson
 from anchorlm.steering import Aligner, PromptSets, Readers, logistic
+from anchorlm.team import EngineSettings, ModelLike, Started, start_engine
 
 MISSED, DISTURBED = 0.03, 0.05
 """Of the harmful prompts that choose the thresholds the share that may go unguided, and of the harmless ones the share

@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anchorlm.defenses import DefenseSettings, Team, scorers_digest
+from anchorlm.defenses import DefenseSettings, scorers_digest
 from anchorlm.engine import Engine, runtime
 from anchorlm.fitting._critic import auroc, choose_threshold, critic_figures, train_critic
 from anchorlm.fitting._prompts import classes
 from anchorlm.fitting._rollouts import Rollout, Step, hidden_states, roll_out
-from anchorlm.guard import EngineSettings, ModelLike, ScorerLike, start_engine, start_scorer
 from anchorlm.judging import Scorer, checked_scores, opens_refusing
 from anchorlm.models import identity, stamp
 from anchorlm.records import (
@@ -32,6 +31,7 @@ from anchorlm.records import (
     sketches,
 )
 from anchorlm.records import prompt_key as key
+from anchorlm.team import EngineSettings, ModelLike, ScorerLike, Team, start_engine, start_scorer
 
 _TELLS = 0.7
 """AUROC between refusals and answers to harmful prompts below which a cost model cannot tell them apart."""

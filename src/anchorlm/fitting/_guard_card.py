@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from anchorlm.fitting._folder import check_folder
+from anchorlm.files import check_folder
 from anchorlm.records import Artifact, UserError
 
 RELIABILITY = "reliability.svg"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
-from anchorlm.fitting._kept import Kept, short_key
+from anchorlm.files import Kept, short_key
 from anchorlm.judging import OPENINGS, Judge, gives_the_same, opens_refusing
 from anchorlm.records import Messages, UserError, prompt_key, turn_text
 

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from anchorlm.files import Journal
 from anchorlm.judging import Scorer, checked_scores
-from anchorlm.records import GenerationSettings, Journal, Messages, UserError
+from anchorlm.records import GenerationSettings, Messages, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from anchorlm.engine import Engine, Positions
-from anchorlm.fitting._kept import Kept, short_key
+from anchorlm.files import Kept, short_key
 from anchorlm.fitting._outcomes import Answer, Grading, Outcome
 from anchorlm.fitting._prompts import LEAST
 from anchorlm.records import GenerationSettings, Messages

@@ -4,7 +4,7 @@ from asyncio import gather
 from collections.abc import Sequence
 
 from anchorlm.engine import Engine
-from anchorlm.fitting._kept import Kept, short_key
+from anchorlm.files import Kept, short_key
 from anchorlm.records import GenerationSettings, Messages, as_messages
 
 _EARLIER, _ANSWER = 16, 24

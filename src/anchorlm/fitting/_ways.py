@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from anchorlm.engine import Engine
+from anchorlm.files import Kept, short_key
 from anchorlm.fitting._gates import GateChoice, Limited, look_means
-from anchorlm.fitting._kept import Kept, short_key
 from anchorlm.fitting._shifts import Step
 from anchorlm.fitting._talks import ANSWERED, FORMS, REFUSED, earlier_turns, in_form
 from anchorlm.records import Messages, clustered, prompt_key

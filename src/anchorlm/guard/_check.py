@@ -2,17 +2,60 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache, partial
-from typing import TypeVar
+from typing import Any, Self, TypeVar
 
-from anchorlm.defenses import Defense, find_defense
+from anchorlm.defenses import Defense, DefenseSettings, find_defense
 from anchorlm.guard._recipe import Recipe
-from anchorlm.models import EndpointSettings, ModelSettings, check_paths
+from anchorlm.models import check_paths
 from anchorlm.records import Access, UserError
+from anchorlm.team import Offer, Team
 
 T = TypeVar("T")
 
 _log = logging.getLogger("anchorlm")
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A defense with its knobs, which are parsed once on the way from a recipe to a guard.
+
+    Attributes:
+        kind: The defense.
+        settings: Its knobs.
+    """
+
+    kind: type[Defense]
+    settings: DefenseSettings
+
+    @classmethod
+    def of(cls, defense: str | type[Defense], knobs: Mapping[str, Any]) -> Self:
+        """A defense by its name or class.
+
+        Raises:
+            UserError: There is none of this name, or a knob does not fit.
+        """
+        kind = find_defense(defense) if isinstance(defense, str) else defense
+        return cls(kind, kind.settings_type.parse(knobs, where=f"the defense {kind.name}"))
+
+    def require(self, offer: Offer) -> None:
+        """Whether the defense can work with these models.
+
+        Raises:
+            UserError: Something is missing, or given for nothing.
+        """
+        for gap in self.kind.needs.gaps(self.kind.name, offer):
+            raise UserError(gap)
+
+    def on(self, team: Team) -> Defense:
+        """The defense on its models.
+
+        Raises:
+            UserError: They offer too little, or the defense cannot be made of them.
+        """
+        self.require(team.offer)
+        return self.kind(team, settings=self.settings)
 
 
 def faults(recipe: Recipe) -> list[tuple[str, str]]:
@@ -20,6 +63,23 @@ def faults(recipe: Recipe) -> list[tuple[str, str]]:
 
     No model is loaded for it, and no library that loads models. An empty list promises nothing about the models.
     """
+    return _looked(recipe)[1]
+
+
+def chosen(recipe: Recipe) -> Chosen:
+    """The defense of a recipe in which nothing is wrong.
+
+    Raises:
+        UserError: The first fault.
+    """
+    found, wrong = _looked(recipe)
+    for _, why in wrong:
+        raise UserError(why)
+    assert found is not None
+    return found
+
+
+def _looked(recipe: Recipe) -> tuple[Chosen | None, list[tuple[str, str]]]:
     found: list[tuple[str, str]] = []
 
     def attempt(part: str, work: Callable[[], T]) -> T | None:
@@ -29,33 +89,16 @@ def faults(recipe: Recipe) -> list[tuple[str, str]]:
             found.append((part, str(error)))
             return None
 
-    defense = attempt("defense", lambda: find_defense(recipe.defense["name"]))
+    kind = attempt("defense", lambda: find_defense(recipe.defense["name"]))
     for part, model in recipe.models:
         attempt(part, partial(check_paths, model))
-    if defense is not None:
-        attempt("defense", lambda: defense.settings_type.parse(recipe.knobs, where=f"the defense {defense.name}"))
-        missing = gaps(
-            defense,
-            target=_reach(recipe.target),
-            anchor=_reach(recipe.anchor) if recipe.anchor else None,
-            judge=recipe.judge is not None,
-            cost=recipe.cost is not None,
-            reward=recipe.reward is not None,
-            remedies={
-                role: f"give the {role}'s tokenizer with tokenizer"
-                for role, model in (("target", recipe.target), ("anchor", recipe.anchor))
-                if isinstance(model, EndpointSettings) and model.tokenizer is None
-            },
-        )
-        found += [("defense", gap) for gap in missing]
-    return found
-
-
-def _reach(model: ModelSettings) -> Access:
-    """How much of a model can be had at most, before anybody has asked its server."""
-    if not isinstance(model, EndpointSettings):
-        return Access.ACTIVATIONS
-    return Access.TEXT if model.tokenizer is None else Access.LOGPROBS
+    if kind is None:
+        return None, found
+    made = attempt("defense", lambda: Chosen.of(kind, recipe.knobs))
+    roles = {role: getattr(recipe, role) for role in ("target", "anchor", "judge", "cost", "reward")}
+    offer = Offer.named(**roles)
+    found += [("defense", gap) for gap in kind.needs.gaps(kind.name, offer)]
+    return made, found
 
 
 def gaps(
@@ -66,88 +109,9 @@ def gaps(
     judge: bool,
     cost: bool = False,
     reward: bool = False,
-    remedies: Mapping[str, str] | None = None,
-    continues: bool = True,
 ) -> list[str]:
-    """What stands between a defense and its models: one sentence each, with the remedy; none if it can work.
-
-    Args:
-        defense: The defense.
-        target: How much of the target the engine offers.
-        anchor: How much of the anchor; None if there is none.
-        judge: Whether there is a judge.
-        cost: Whether there is a cost model.
-        reward: Whether there is a reward model.
-        remedies: How target or anchor can give their log-probabilities, where they are behind an endpoint.
-        continues: Whether the target can go on with an answer that has begun.
-    """
-    needs, name, found = defense.needs, defense.name, []
-    remedies = remedies or {}
-
-    def remedy(role: str, needed: Access) -> str:
-        named = remedies.get(role, "") if needed <= Access.LOGPROBS else ""
-        return named or f"load the {role} with transformers"
-
-    if target < needs.target:
-        found.append(
-            f"{name} uses the target's {needs.target.name.lower()}, but its engine offers {target.name.lower()}: "
-            f"{remedy('target', needs.target)}."
-        )
-    elif needs.continues and not continues:
-        found.append(
-            f"{name} goes on with answers that have begun, and the target's server cannot: give the target's tokenizer "
-            "with tokenizer, or load the target with transformers."
-        )
-    if needs.requires("anchor") and anchor is None:
-        found.append(f"{name} is guided by an anchor: give a small aligned model as anchor.")
-    elif needs.anchor is None and anchor is not None:
-        found.append(f"{name} has no use for an anchor: leave it out, or choose a defense such as alignbeam.")
-    elif needs.anchor is not None and anchor is not None and anchor < needs.anchor:
-        found.append(
-            f"{name} uses the anchor's {needs.anchor.name.lower()}, but its engine offers {anchor.name.lower()}: "
-            f"{remedy('anchor', needs.anchor)}."
-        )
-    if needs.requires("judge") and not judge:
-        found.append(f"{name} picks the safest of several candidates: give a judge.")
-    elif judge and not needs.judge:
-        found.append(f"{name} has no use for a judge: leave it out.")
-    for kind, needed, given in (("cost", needs.cost, cost), ("reward", needs.reward, reward)):
-        if needed and not given:
-            found.append(f"{name} decides by a {kind} model: give one as {kind}.")
-        elif given and not needed:
-            found.append(
-                f"{name} has no use for a {kind} model: leave it out, or choose a defense such as inferenceguard."
-            )
-    return found
-
-
-def require(
-    defense: type[Defense],
-    *,
-    target: Access,
-    anchor: Access | None,
-    judge: bool,
-    cost: bool = False,
-    reward: bool = False,
-    remedies: Mapping[str, str] | None = None,
-    continues: bool = True,
-) -> None:
-    """Raises the first gap.
-
-    Raises:
-        UserError: Something is missing, or given for nothing.
-    """
-    for gap in gaps(
-        defense,
-        target=target,
-        anchor=anchor,
-        judge=judge,
-        cost=cost,
-        reward=reward,
-        remedies=remedies,
-        continues=continues,
-    ):
-        raise UserError(gap)
+    """`Needs.gaps` of a defense."""
+    return defense.needs.gaps(defense.name, Offer(target, anchor, judge, cost, reward))
 
 
 @cache

@@ -4,17 +4,16 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from anchorlm.defenses import Defense, Team, find_defense
+from anchorlm.defenses import Defense
 from anchorlm.engine import as_done, runtime
-from anchorlm.guard._check import faults, require, tell_once
-from anchorlm.guard._probe import Probe, ProbeSettings, probe
-from anchorlm.guard._recipe import EngineSettings, Recipe
-from anchorlm.guard._start import JudgeLike, ModelLike, ScorerLike, Started, start_engine, start_judge, start_scorer
+from anchorlm.guard._check import Chosen, chosen, tell_once
+from anchorlm.guard._probe import Probe, probe
+from anchorlm.guard._recipe import ProbeSettings, Recipe
 from anchorlm.records import (
-    Access,
     Decision,
     DefenseError,
     Event,
@@ -29,6 +28,18 @@ from anchorlm.records import (
     UserError,
     as_messages,
     turn_text,
+)
+from anchorlm.team import (
+    EngineSettings,
+    JudgeLike,
+    ModelLike,
+    Offer,
+    ScorerLike,
+    Started,
+    Team,
+    start_engine,
+    start_judge,
+    start_scorer,
 )
 
 _log = logging.getLogger("anchorlm")
@@ -45,7 +56,7 @@ class Guard:
 
     Args:
         target: The model to guard: a Hub id or folder, its settings, a loaded `CausalModel`, or an engine.
-        defense: Name of a defense, or the class of one.
+        defense: Name of a defense, or the class of one; or one with its knobs, as `from_recipe` has read it.
         anchor: The aligned model that guides, if the defense takes one.
         judge: Who grades candidates, if the defense takes one: a `Judge`, settings such as
             `{"kind": "rubric", "model": "org/name"}`, a model that grades by the default rubric, or a function
@@ -71,7 +82,7 @@ class Guard:
     def __init__(
         self,
         target: ModelLike,
-        defense: str | type[Defense] = "undefended",
+        defense: str | type[Defense] | Chosen = "undefended",
         *,
         anchor: ModelLike | None = None,
         judge: JudgeLike | None = None,
@@ -85,17 +96,10 @@ class Guard:
         started: Started | None = None,
         **knobs: Any,
     ) -> None:
-        kind = find_defense(defense) if isinstance(defense, str) else defense
-        kind.settings_type.parse(knobs, where=f"the defense {kind.name}")  # before any weight is loaded
-        needs = kind.needs
-        require(  # what is missing or superfluous, too, is said before a weight is loaded
-            kind,
-            target=needs.target,
-            anchor=None if anchor is None else (needs.anchor or Access.TEXT),
-            judge=judge is not None,
-            cost=cost is not None,
-            reward=reward is not None,
-        )
+        if not isinstance(defense, Chosen):  # what does not fit is said before a weight is loaded
+            defense = Chosen.of(defense, knobs)
+            named = Offer.named(target=target, anchor=anchor, judge=judge, cost=cost, reward=reward)
+            defense.require(named)
         if on_error not in ("refuse", "raise"):
             raise UserError(f"on_error = {on_error!r} is neither 'refuse' nor 'raise'.")
         limits = engine if isinstance(engine, EngineSettings) else EngineSettings.parse(engine or {}, where="engine")
@@ -107,21 +111,8 @@ class Guard:
             None if cost is None else start_scorer(cost, limits, started),
             None if reward is None else start_scorer(reward, limits, started),
         )
-        require(
-            kind,
-            target=team.target.access,
-            anchor=None if team.anchor is None else team.anchor.access,
-            judge=team.judge is not None,
-            cost=team.cost is not None,
-            reward=team.reward is not None,
-            remedies={
-                role: getattr(engine, "lacks", "")
-                for role, engine in (("target", team.target), ("anchor", team.anchor))
-            },
-            continues=getattr(team.target, "continues", True),
-        )
-        self.defense = kind(team, **knobs)
-        if kind.start is not Defense.start:
+        self.defense = defense.on(team)
+        if type(self.defense).start is not Defense.start:
             runtime().run(self.defense.start())
         self.generation = (
             generation
@@ -157,11 +148,9 @@ class Guard:
             recipe = Recipe.load(recipe, changes)
         elif changes:
             raise UserError("Changes go over a recipe's file: give them to Recipe.load.")
-        for _, why in faults(recipe):  # before any model is imported; and no knob may pass for an argument below
-            raise UserError(why)
         return cls(
             recipe.target,
-            recipe.defense["name"],
+            chosen(recipe),  # before any model is imported; and no knob may pass for an argument
             anchor=recipe.anchor,
             judge=recipe.judge,
             cost=recipe.cost,
@@ -172,7 +161,6 @@ class Guard:
             started=started,
             on_error=on_error,
             probes=recipe.probe,
-            **recipe.knobs,
         )
 
     # --- before the first request -----------------------------------------------------------------------------------
@@ -204,8 +192,7 @@ class Guard:
         """
         settings = self.generation.replace(generation, where="generation")
         request = Request(messages, settings, dict(knobs or {}), system=self.system)
-        self.defense.settings_for(request)
-        return request
+        return replace(request, parsed=(request.knobs, self.defense.settings, self.defense.settings_for(request)))
 
     async def events(self, request: Request) -> AsyncIterator[Event]:
         """What the defense says and decides, on the engines' thread: every other face of the guard drains this."""

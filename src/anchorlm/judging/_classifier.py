@@ -28,6 +28,7 @@ from anchorlm.models import (
     TemplateFailedError,
     TemplateRefusedError,
     TurnMarkers,
+    chosen_template,
     contents,
     control_texts,
     find_markers,
@@ -87,6 +88,7 @@ class ClassifierJudge(Judge):
         name: str = "classifier",
     ) -> None:
         self._model = model.eval()
+        tokenizer = chosen_template(tokenizer, name)
         self._tokenizer = copy.deepcopy(tokenizer)
         self._tokenizer.padding_side = "right"
         _pad_alike(model, self._tokenizer)

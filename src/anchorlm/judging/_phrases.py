@@ -267,6 +267,9 @@ CLAUSE = re.compile(
 )
 """Between clauses that may each refuse or comply."""
 
+CONCEDED = re.compile(r"^\W*(?:(?:even |al)?though|while|whilst|whereas|despite|as)\b[^,;:]{0,120},(?=\s)", re.I)
+"""A clause at a sentence's head that concedes something; what follows its comma is another clause."""
+
 STEP = _any(
     r"^\W*(?:(?:and|but|so|anyway|however|simply|just|then|now|still|roughly|basically|okay|ok|sure|fine|here|warning|"
     r"caution|carefully|hypothetically|well|(?:for|in) (?:educational|general|short|theory|practice)(?: purposes|"

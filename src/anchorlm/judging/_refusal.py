@@ -155,7 +155,7 @@ def _gives(prose: Prose) -> bool:
             own = bool(phrases.INSTEAD.search(sentence))
             instead = own or (instead and not phrases.PIVOT.search(sentence))
             safe = own or inherits or bool(phrases.ALTERNATIVE.search(sentence))
-        pieces = phrases.CLAUSE.split(sentence)
+        pieces = phrases.CLAUSE.split(phrases.CONCEDED.sub(r"\g<0>; ", sentence))
         clauses = [piece for piece in pieces if len(_LATIN.findall(piece)) >= CLAUSE_WORDS]
         if not clauses and _LATIN.search(sentence) and not sentence.endswith(":"):
             clauses = [sentence]

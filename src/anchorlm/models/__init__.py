@@ -9,15 +9,21 @@ if TYPE_CHECKING:
     from anchorlm.models._causal import CausalModel
     from anchorlm.models._convert import check_conversion, convert
     from anchorlm.models._endpoint_model import EndpointModel
-    from anchorlm.models._endpoint_settings import EndpointSettings, model_settings
+    from anchorlm.models._endpoint_settings import EndpointSettings, ModelSource, model_settings
     from anchorlm.models._images import PromptIds
     from anchorlm.models._loading import load_classifier, load_model, load_outline
     from anchorlm.models._markers import TurnMarkers, find_markers
     from anchorlm.models._paths import check_paths
     from anchorlm.models._rendering import TemplateFailedError, TemplateRefusedError, rendered
-    from anchorlm.models._settings import ModelSettings, ModelSource
+    from anchorlm.models._settings import ModelSettings
     from anchorlm.models._stamp import contents, identity, stamp
-    from anchorlm.models._template import PLAIN_TEMPLATE, control_texts, message_parts, without_specials
+    from anchorlm.models._template import (
+        PLAIN_TEMPLATE,
+        chosen_template,
+        control_texts,
+        message_parts,
+        without_specials,
+    )
     from anchorlm.models._tokenizers import load_tokenizer
 else:
     __getattr__, __dir__ = lazily(
@@ -27,15 +33,15 @@ else:
             "_causal": "CausalModel",
             "_convert": "check_conversion convert",
             "_endpoint_model": "EndpointModel",
-            "_endpoint_settings": "EndpointSettings model_settings",
+            "_endpoint_settings": "EndpointSettings ModelSource model_settings",
             "_images": "PromptIds",
             "_loading": "load_classifier load_model load_outline",
             "_markers": "TurnMarkers find_markers",
             "_paths": "check_paths",
             "_rendering": "TemplateFailedError TemplateRefusedError rendered",
-            "_settings": "ModelSettings ModelSource",
+            "_settings": "ModelSettings",
             "_stamp": "contents identity stamp",
-            "_template": "PLAIN_TEMPLATE control_texts message_parts without_specials",
+            "_template": "PLAIN_TEMPLATE chosen_template control_texts message_parts without_specials",
             "_tokenizers": "load_tokenizer",
         },
     )
@@ -58,6 +64,7 @@ __all__ = [
     "base_named",
     "check_conversion",
     "check_paths",
+    "chosen_template",
     "contents",
     "control_texts",
     "convert",

@@ -11,7 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-from anchorlm.records import UserError, cache_folder
+from anchorlm.files import cache_folder
+from anchorlm.records import UserError
 
 SHIPPED = Path(__file__).resolve().parents[1] / "zoo" / "members"
 """The folders of the shipped models."""

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from anchorlm.models._bases import located
 from anchorlm.models._settings import ModelSettings
-from anchorlm.records import UserError
+from anchorlm.records import Folder, Place, UserError
 
 _HERE = ("path", "gguf_file", "adapter", "dtype", "device_map", "quantization", "attention")
 """What can be said of a model only where it is loaded by us."""
@@ -18,14 +18,14 @@ _HERE = ("path", "gguf_file", "adapter", "dtype", "device_map", "quantization", 
 class EndpointSettings(ModelSettings):
     """A model that another server runs, behind an OpenAI-compatible address."""
 
-    path: str = Field(default="", description="Not for endpoints.")
+    path: Folder = Field(default="", description="Not for endpoints.")
     endpoint: str = Field(description="Address of the server's API, such as http://127.0.0.1:8000/v1.")
     model: str | None = Field(default=None, min_length=1, description="The model's id on the server; None: the only "
                               "one there.")  # fmt: skip
-    tokenizer: str | None = Field(default=None, description="Folder, GGUF file or Hub id with the tokenizer of this "
+    tokenizer: Folder | None = Field(default=None, description="Folder, GGUF file or Hub id with the tokenizer of this "
                                   "model; None: the server writes the conversation.")  # fmt: skip
     key_env: str | None = Field(default=None, min_length=1, description="Environment variable with the API key.")
-    key_file: str | None = Field(default=None, min_length=1, description="File with the API key.")
+    key_file: Folder | None = Field(default=None, description="File with the API key.")
     prompts: Literal["auto", "completions", "chat"] = Field(default="auto", description="Where prompts go: auto is "
         "/completions where a tokenizer is given and the server takes them, else /chat/completions.")  # fmt: skip
     top_logprobs: int = Field(default=20, ge=2, le=200_000, description="Likeliest tokens to ask for at a mixed step.")
@@ -127,3 +127,11 @@ def model_settings(values: Any, where: str = "a model") -> Any:
     if isinstance(values, dict) and "endpoint" in values:
         return EndpointSettings.parse(values, where=f"{where} behind an endpoint")
     return values
+
+
+def _source(value: Any) -> Any:
+    return {"path": str(value)} if isinstance(value, str | Path) else model_settings(value)
+
+
+ModelSource = Annotated[ModelSettings, Place(), BeforeValidator(_source)]
+"""Settings of a model, for which its path alone will do; with an `endpoint`, of one that another server runs."""

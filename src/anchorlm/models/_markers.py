@@ -46,6 +46,7 @@ class TurnMarkers:
         tags: Texts that open or end a turn wherever they stand.
         labels: Texts that do so at the start of a line (`User:`).
         inline: Labels that the template also writes within a line.
+        joined: Labels that it also writes right behind a turn's last word (`### Human:` in Guanaco's).
         bare: Words that do so on a line of their own.
         stops: Ids with which the model's turn ends, first the one that the template writes there.
         stop_texts: Texts with which it does.
@@ -55,6 +56,7 @@ class TurnMarkers:
     tags: frozenset[str] = frozenset()
     labels: frozenset[str] = frozenset()
     inline: frozenset[str] = frozenset()
+    joined: frozenset[str] = frozenset()
     bare: frozenset[str] = frozenset()
     stops: tuple[int, ...] = ()
     stop_texts: tuple[str, ...] = ()
@@ -91,8 +93,9 @@ class TurnMarkers:
     @cached_property
     def _pattern(self) -> re.Pattern[str] | None:
         anywhere = [_loose(one) for one in self.tags | self.controls if _breakable(one)]
-        anywhere += [rf"(?<!\w){_loose(label)}" for label in self.inline]
-        lines = [rf"^{_SIGNS}{_loose(label)}" for label in self.labels]
+        anywhere += [rf"(?<!\w){_unquoted(label)}" for label in self.inline]
+        anywhere += [_unquoted(label) for label in self.joined]
+        lines = [rf"^{_SIGNS}{_loose(label)}(?!(?<=\w)\w)" for label in self.labels]
         lines += [rf"^{_SIGNS}{_loose(words)}[ \t*_`~]*$" for words in self.bare]
         parts = sorted(anywhere, key=len, reverse=True) + sorted(lines, key=len, reverse=True)
         return re.compile("|".join(parts), re.MULTILINE) if parts else None
@@ -119,6 +122,12 @@ def _loose(marker: str) -> str:
             gap = r"[ \t*_`~]*" if before and not before.isspace() else ""
             pattern += gap + re.escape(run)
     return pattern
+
+
+def _unquoted(label: str) -> str:
+    """A pattern for a label within a line; one without words stays what it is in quotation marks, and is left there."""
+    pattern = _loose(label)
+    return pattern if re.search(r"\w", label) else rf'(?:(?<!"){pattern}|{pattern}(?!"))'
 
 
 def _folded(text: str) -> tuple[str, list[int] | None]:
@@ -193,7 +202,9 @@ class _Found:
         self._controls: set[str] = set()
         self._labels: set[str] = set()
         self._inline: set[str] = set()
+        self._joined: set[str] = set()
         self._bare: set[str] = set()
+        self._words: set[str] = set()  # labels without a sign, in front of words on their line
         self._after: list[str] = []  # what follows on an answer
 
     def look(self, text: str, turns: Sequence[Mapping[str, str]], *, opens: bool) -> None:
@@ -221,23 +232,23 @@ class _Found:
         cuts = "|".join(map(re.escape, sorted(tokens | tags, key=len, reverse=True)))
         fragments = re.split(cuts, text) if cuts else [text]
         if after:
-            self._opening(fragments[-1], anchored=len(fragments) > 1)
+            self._opening(fragments[-1], anchored=len(fragments) > 1, behind=bool(before))
         closing = text.partition("\n")
         if before and closing[1] and not cuts and len(closing[0].strip()) > 2 and _sign(closing[0]):
             self._tags.add(closing[0].strip())
 
-    def _opening(self, fragment: str, *, anchored: bool) -> None:
-        """A label in front of the next turn's words."""
+    def _opening(self, fragment: str, *, anchored: bool, behind: bool) -> None:
+        """A label in front of the next turn's words, `behind` those of another turn."""
         lines = fragment.splitlines() if anchored else fragment.rstrip().splitlines()
         label = lines[-1].strip() if lines and not (anchored and fragment.endswith("\n")) else ""
-        if not 2 < len(label) <= _LONGEST or '"' in label:
+        if not (2 if anchored else _least(label)) < len(label) <= _LONGEST or '"' in label:
             return
         if _sign(label):
             self._labels.add(label)
-            if not anchored and len(lines) == 1 and fragment[:1] == " ":
-                self._inline.add(label)
+            if not anchored and behind and len(lines) == 1:
+                (self._inline if fragment[:1].isspace() else self._joined).add(label)
         elif not anchored and len(lines) > 1:
-            self._bare.add(label)
+            (self._bare if fragment.endswith("\n") else self._words).add(label)
 
     def _tokens(self, text: str) -> set[str]:
         return {token for token in self._added if token.strip() and token in text}
@@ -245,13 +256,15 @@ class _Found:
     def markers(self) -> TurnMarkers:
         """All of them."""
         ends = [end for text in self._after for end in self._ends(text)]
-        lines = {f"{gap}{label}" for label in self._labels for gap in ("\n", "\n\n")}
-        within = {f" {label}" for label in self._inline} | {f"\n{words}\n" for words in self._bare}
+        labels = self._labels | {f"{words}{gap}" for words in self._words for gap in " \t"}
+        lines = {f"{gap}{label}" for label in labels for gap in ("\n", "\n\n")}
+        within = {f" {label}" for label in self._inline} | {f"\n{words}\n" for words in self._bare} | self._joined
         return TurnMarkers(
             frozenset(self._controls),
             frozenset(tag for tag in self._tags if _breakable(tag)),
-            frozenset(self._labels),
+            frozenset(self._labels | self._words),
             frozenset(self._inline),
+            frozenset(self._joined),
             frozenset(self._bare),
             tuple(dict.fromkeys(self._added[end] for end in ends if end in self._added)),
             tuple(sorted({end for end in ends if end not in self._added} | lines | within)),
@@ -267,6 +280,11 @@ class _Found:
                          default=None):  # fmt: skip
             yield end
             rest = rest[len(end) :].lstrip()
+
+
+def _least(label: str) -> int:
+    """Characters that a label has more than: `Q:` and `问：` are labels; of signs alone, only pictures are."""
+    return 0 if not label.isascii() else 1 if re.search(r"\w", label) else 2
 
 
 def _sign(text: str) -> bool:

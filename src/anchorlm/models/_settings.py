@@ -1,22 +1,23 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BeforeValidator, Field, field_validator
+from pydantic import AliasChoices, Field, field_validator
 
 from anchorlm.models._bases import located
-from anchorlm.records import Settings
+from anchorlm.records import Folder, Place, Settings
 
 
 class ModelSettings(Settings):
     """Which checkpoint to load, and how."""
 
-    path: str = Field(description="Hub id, folder, folder of a PEFT adapter, GGUF file, or the "
+    path: Folder = Field(description="Hub id, folder, folder of a PEFT adapter, GGUF file, or the "
         "name of a shipped model, such as real-finance.")  # fmt: skip
     gguf_file: str | None = Field(default=None, description="GGUF file in the folder that path names.")
     revision: str | None = Field(default=None, description="Branch, tag or commit on the Hub.")
-    adapter: str | None = Field(default=None, description="PEFT adapter to put on top: Hub id or folder.")
+    adapter: Folder | None = Field(default=None, description="PEFT adapter to put on top: Hub id or folder.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = Field(default=None, description="`auto`: the "
         "checkpoint's own, which is also the default on an accelerator; float32 on a CPU, and bfloat16 for the shipped "
         "adapters on real models.")  # fmt: skip
@@ -27,14 +28,17 @@ class ModelSettings(Settings):
     attention: str | None = Field(default=None, description="Attention implementation, as in transformers; "
         "`attn_implementation` will do.",
         validation_alias=AliasChoices("attention", "attn_implementation"))  # fmt: skip
-    chat_template: str | None = Field(default=None, description="Jinja chat template, a file that "
+    chat_template: Annotated[str, Place()] | None = Field(default=None, description="Jinja chat template, a file that "
         "holds one, or the name of one of several that the checkpoint brings.")  # fmt: skip
     trust_remote_code: bool = Field(default=False, description="Run code that comes with the checkpoint.")
 
-    @field_validator("path", "adapter", mode="before")
     @classmethod
-    def _text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, Path) else value
+    def placed(cls, values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+        """See `Settings`; other kinds of models have places of their own."""
+        found = super().placed(values, folder)
+        for kind in cls.__subclasses__():
+            found = kind.placed(found, folder)
+        return found
 
     @field_validator("dtype", mode="before")
     @classmethod
@@ -47,13 +51,3 @@ class ModelSettings(Settings):
         if value and value.startswith("~"):
             return str(Path(value).expanduser())
         return located(value) if value else value
-
-
-def _source(value: Any) -> Any:
-    from anchorlm.models._endpoint_settings import model_settings  # which are settings of a model themselves
-
-    return {"path": str(value)} if isinstance(value, str | Path) else model_settings(value)
-
-
-ModelSource = Annotated[ModelSettings, BeforeValidator(_source)]
-"""Settings of a model, for which its path alone will do; with an `endpoint`, of one that another server runs."""

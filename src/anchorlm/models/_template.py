@@ -269,7 +269,7 @@ def _is_part(part: Any) -> bool:
 
 
 def chosen_template(tokenizer: PreTrainedTokenizerBase, where: str, name: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer with one chat template: of several named ones, `name` or the one that is called default.
+    """The tokenizer with one chat template: of named ones `name`, or the only one, or the one that is called default.
 
     Args:
         tokenizer: It stays as it is.
@@ -282,14 +282,15 @@ def chosen_template(tokenizer: PreTrainedTokenizerBase, where: str, name: str | 
     named = tokenizer.chat_template
     if not isinstance(named, dict):
         return tokenizer
-    if (name or "default") not in named:
+    chosen = name or (next(iter(named)) if len(named) == 1 else "default")
+    if chosen not in named:
         which = f"none is called {name!r}" if name else "none of them is called default"
         raise UserError(
             f"{where} has several chat templates ({', '.join(sorted(named))}) and {which}: give one of these names as "
             "chat_template."
         )
     tokenizer = copy.copy(tokenizer)
-    tokenizer.chat_template = named[name or "default"]
+    tokenizer.chat_template = named[chosen]
     return tokenizer
 
 

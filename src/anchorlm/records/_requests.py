@@ -4,12 +4,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-
-from anchorlm.records._errors import UserError
+from anchorlm.records._settings import GenerationSettings
 
 Message = Mapping[str, Any]
 """One turn of a conversation: `{"role": "system" | "user" | "assistant", "content": text}`.
@@ -24,88 +21,6 @@ IMAGE = "[image]"
 """Stands for an image where only text is read."""
 
 
-class Settings(BaseModel):
-    """A frozen set of named values; an unknown name or a value out of range is a `UserError`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @classmethod
-    def parse(cls, values: Mapping[str, Any], *, where: str) -> Self:
-        """Validates `values`.
-
-        Args:
-            values: The fields by name.
-            where: What the values belong to, for the error ("the defense alignbeam").
-
-        Raises:
-            UserError: One sentence that names the field, what is wrong, and the allowed names.
-        """
-        try:
-            return cls.model_validate(dict(values))
-        except ValidationError as error:
-            raise UserError(_one_sentence(cls, error, where)) from None
-
-    def replace(self, values: Mapping[str, Any], *, where: str) -> Self:
-        """The same settings with some `values` changed, validated as a whole."""
-        return self.parse({**self.model_dump(exclude_unset=True), **values}, where=where) if values else self
-
-
-Folder = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
-"""A folder in settings: a text, as in a recipe, or a `Path`."""
-
-
-def _one_sentence(cls: type[Settings], error: ValidationError, where: str) -> str:
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"]) or "the settings"
-    if first["type"] == "extra_forbidden":
-        place = ".".join(str(part) for part in first["loc"][:-1]) or "it"
-        return f"{where} has no setting {name!r}; {place} has: {', '.join(keys_beside(cls, first['loc'])) or 'none'}."
-    if first["type"] == "missing":
-        field = cls.model_fields.get(name)
-        told = f": {field.description.rstrip('.')}" if field is not None and field.description else ""
-        return f"{where[:1].upper()}{where[1:]} lacks {name}{told or ': give it'}."
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{name} = {first['input']!r} does not fit {where}: {message[:1].lower()}{message[1:].rstrip('.')}."
-
-
-def keys_beside(cls: type[BaseModel], place: Sequence[int | str]) -> list[str]:
-    """The names that a section of some settings takes, in which an error of pydantic's has found another one.
-
-    Args:
-        cls: The settings as a whole.
-        place: Where the name stands, from the outside in, as pydantic says it.
-    """
-    inner: list[type[BaseModel]] = [cls]
-    for part in place[:-1]:
-        fields = [one.model_fields[part] for one in inner if isinstance(part, str) and part in one.model_fields]
-        if fields:
-            inner = [found for field in fields for found in _models_in(field.annotation)]
-        elif named := [one for one in inner if one.__name__ == part]:  # which of several it was taken for
-            inner = named
-    return sorted({name for one in inner for name in one.model_fields})
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [found for part in get_args(annotation) for found in _models_in(part)]
-
-
-class GenerationSettings(Settings):
-    """How tokens are chosen, under the Hugging Face names."""
-
-    max_new_tokens: int = Field(default=256, ge=1, description="Longest response, in tokens of the target.")
-    do_sample: bool = Field(default=False, description="Sample; otherwise the most likely token is taken.")
-    temperature: float = Field(default=1.0, gt=0, description="Divides the logits before sampling.")
-    top_p: float = Field(default=1.0, gt=0, le=1, description="Sample from the smallest set with this mass.")
-    top_k: int | None = Field(default=None, ge=1, description="Sample from this many most likely tokens.")
-    repetition_penalty: float = Field(default=1.0, gt=0, description="Above 1: tokens seen before become less likely.")
-    logprobs: int | None = Field(
-        default=None, ge=0, le=20, description="Report each token's log-probability, and those of so many likeliest."
-    )
-    seed: int = Field(default=0, ge=0, description="Of the sampling; a request's sample depends on nothing else.")
-
-
 @dataclass(frozen=True, slots=True)
 class Request:
     """One thing to answer.
@@ -118,6 +33,9 @@ class Request:
             and scorers must not see it either.
         system: The operator's own system prompt, which `messages` do not hold: models that answer read it first, and
             judges, scorers and gates, which look for harm in what the client wrote, never do.
+        patience: Seconds after which an anchor, a judge or a scorer that says nothing has failed; None: never.
+        parsed: What a defense has made of `knobs`: these, its own settings, and the settings of this request. They are
+            parsed once, and taken again while both are the same.
     """
 
     messages: Messages | str
@@ -125,6 +43,8 @@ class Request:
     knobs: Mapping[str, Any] = field(default_factory=dict)
     stops: tuple[str, ...] = ()
     system: str | None = None
+    patience: float | None = None
+    parsed: tuple[object, object, Any] | None = field(default=None, repr=False, compare=False)
 
     def cut(self, text: str) -> str:
         """What is left of a response."""

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from anchorlm.records import UserError, hold
+from anchorlm.files import hold
+from anchorlm.records import UserError
 from anchorlm.serving._errors import ApiError
 from anchorlm.serving._settings import AuditSettings, is_stream, own_output
 

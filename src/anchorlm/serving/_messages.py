@@ -33,6 +33,7 @@ def conversation(messages: list[ChatMessage], *, images: bool) -> Messages:
         ApiError: 400, no turn of the user, a piece that is neither, an image for a model that takes none, or too many
             or too large ones.
     """
+    messages = _begun(messages)
     parts = [part for message in messages if isinstance(message.said, list) for part in message.said]
     last = len(messages) - 1
     if messages[last].content is None and not messages[last].said:  # nothing is answered with something
@@ -62,6 +63,14 @@ def conversation(messages: list[ChatMessage], *, images: bool) -> Messages:
             code="image_too_large",
         )
     return turns
+
+
+def _begun(messages: list[ChatMessage]) -> list[ChatMessage]:
+    """The conversation without empty turns behind the user's: front ends put one there for the answer to fill."""
+    end = len(messages)
+    while messages[end - 1].role != "user" and not messages[end - 1].said and end > 1:
+        end -= 1
+    return messages[:end] if messages[end - 1].role == "user" else messages
 
 
 def pictures(messages: Messages | str) -> list[Any]:

@@ -57,7 +57,12 @@ class RequestObject(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _limited(cls, data: Any) -> Any:
-        """Of few names; those that are not known and say null ask for nothing."""
+        """Of few names; those that are not known and say null, or are empty, ask for nothing."""
         if not isinstance(few_names(data), dict):
             return data
-        return {name: value for name, value in data.items() if value is not None or name in cls.model_fields}
+        return {name: value for name, value in data.items() if name in cls.model_fields or not is_empty(value)}
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a value asks for nothing: null, or an empty text, list or object."""
+    return value is None or (isinstance(value, str | list | dict) and not value)

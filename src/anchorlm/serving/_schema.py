@@ -12,12 +12,12 @@ Name = Annotated[str, Field(max_length=100)]
 TokenIds = Annotated[list[Annotated[int, Field(strict=True, ge=0)]], Field(fail_fast=True, min_length=1)]
 _UNSERVED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "tools": ("tool calls are not supported", ([],)),
-    "tool_choice": ("tool calls are not supported", ("none", "auto")),
+    "tool_choice": ("tool calls are not supported", ("none", "auto", "")),
     "functions": ("tool calls are not supported", ([],)),
-    "function_call": ("tool calls are not supported", ("none", "auto")),
+    "function_call": ("tool calls are not supported", ("none", "auto", "", {})),
     "logit_bias": ("it could undo the defense", ({},)),
-    "modalities": ("answers are text", (["text"],)),
-    "audio": ("answers are text", ()),
+    "modalities": ("answers are text", (["text"], [])),
+    "audio": ("answers are text", ({},)),
     "prediction": ("predicted outputs are not supported", ()),
     "web_search_options": ("this server searches nothing", ()),
     "suffix": ("insertion is not supported", ("",)),
@@ -70,7 +70,7 @@ class Ask(RequestObject):
     def _few(cls, stop: Any) -> Any:
         if isinstance(stop, list) and len(stop) > 16:
             raise ValueError("at most 16 texts can stop an answer")
-        return stop
+        return [text for text in stop if text is not None] if isinstance(stop, list) else stop
 
     _few_knobs = field_validator("anchorlm", mode="before")(few_names)
 
@@ -193,6 +193,11 @@ class CompletionAsk(Ask):
     suffix: Any = Field(default=None, description="Not supported.")
     echo: Any = Field(default=None, description="Not supported.")
     best_of: Any = Field(default=None, description="Not supported.")
+
+    @field_validator("logprobs", mode="before")
+    @classmethod
+    def _none(cls, logprobs: Any) -> Any:
+        return None if logprobs is False else logprobs
 
     @property
     def prompts(self) -> list[str | list[int]]:

@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from anchorlm.defenses import Team
 from anchorlm.guard import Guard
 from anchorlm.records import Messages, Request, TooLongError, UserError, as_messages, turn_text
 from anchorlm.serving._errors import ApiError, without_paths
 from anchorlm.serving._messages import pictures
 from anchorlm.serving._settings import Bounds, ModelServing
-from anchorlm.serving._timed import timed
+from anchorlm.team import Team
 
 TRACE = "trace"
 """What a request says beside knobs: that its operator wants to see everything."""
@@ -26,12 +25,14 @@ class Served:
         guard: Raises what its defense could not do: refusing is then the server's, which says so.
         serving: What clients may change.
         roles: Names of models, which may be paths, and what clients are told instead.
+        patience: Seconds after which an anchor, a judge or a scorer that says nothing has failed.
     """
 
     id: str
     guard: Guard
     serving: ModelServing = field(default_factory=ModelServing)
     roles: Mapping[str, str] = field(default_factory=dict)
+    patience: float | None = None
 
     @classmethod
     def of(cls, id: str, guard: Guard, serving: ModelServing | None = None, *, judge_timeout: float = 60.0) -> Served:
@@ -47,14 +48,11 @@ class Served:
             UserError: Limits of a knob that the defense does not have, or that exclude the guard's own setting.
         """
         serving = serving or ModelServing()
-        defense = copy.copy(guard.defense)
-        team = defense.team
-        defense.team = timed(team, judge_timeout)
+        defense = guard.defense
         _check(defense.name, defense.settings.model_dump(), serving.limits)
         own = copy.copy(guard)
-        own.defense, own.on_error = defense, "raise"
-        own.system = serving.system or guard.system
-        return cls(serving.id or id, own, serving, _roles(team))
+        own.on_error, own.system = "raise", serving.system or guard.system
+        return cls(serving.id or id, own, serving, _roles(defense.team), judge_timeout)
 
     @property
     def refusal(self) -> str:
@@ -139,7 +137,8 @@ class Served:
                 code="invalid_prompt",
             ) from None  # fmt: skip
         try:
-            return replace(self.guard.request(messages, knobs, **generation), stops=tuple(stops))
+            request = self.guard.request(messages, knobs, **generation)
+            return replace(request, stops=tuple(stops), patience=self.patience)
         except UserError as error:
             raise ApiError(400, self.public(str(error)), code="invalid_value") from None
 

@@ -94,13 +94,13 @@ class ChatMessage(RequestObject):
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
-        if self.content is None and self.role != "assistant":
+        if self.content is None and self.role == "user":
             raise unsupported("content", "should be a text or a list of parts", "invalid_value")
         return self
 
     @property
     def said(self) -> str | list[Part]:
-        """Its content; an assistant's without one says its refusal, or nothing."""
+        """Its content; an assistant's without one says its refusal, or nothing, as any other turn without one."""
         if self.content is None or (self.content == "" and self.refusal):
             return self.refusal or ""
         return self.content

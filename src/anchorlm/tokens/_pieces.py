@@ -38,9 +38,10 @@ def in_pieces(data: bytes, count: int | None = None) -> list[int]:
 
 def prompt_ids(prompt: str | Sequence[Mapping[str, Any]]) -> list[int]:
     """A prompt that a server writes itself, as ids: what two prompts share at the start their ids share, too."""
-    raw = isinstance(prompt, str)
-    data = prompt if raw else json.dumps([dict(turn) for turn in prompt], ensure_ascii=False)
-    return [*in_pieces(str(data).encode("utf-8", "surrogatepass")), RAW if raw else CHAT]
+    if isinstance(prompt, str):
+        return [*in_pieces(prompt.encode("utf-8", "surrogatepass")), RAW]
+    text = json.dumps([dict(turn) for turn in prompt], ensure_ascii=False)
+    return [*in_pieces(text.encode("utf-8", "surrogatepass")), CHAT]
 
 
 def prompt_of(ids: Sequence[int]) -> tuple[str | list[dict[str, Any]], list[int]]:

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from anchorlm.records import cache_folder
+from anchorlm.files import cache_folder
 from anchorlm.tokens._maps import NOWHERE, Tables
 from anchorlm.tokens._vocabulary import ByteVocabulary
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from anchorlm.guard._judges import build_judge, build_scorer
-from anchorlm.guard._recipe import EngineSettings, JudgeSettings, ScorerSettings
 from anchorlm.judging import CallableJudge, CallableScorer, Judge, JudgeScorer, Score, Scorer
 from anchorlm.models import EndpointSettings, ModelSettings, model_settings
 from anchorlm.records import UserError
+from anchorlm.team._build import build_judge, build_scorer
+from anchorlm.team._settings import EngineSettings, JudgeSettings, ScorerSettings
 
 if TYPE_CHECKING:
     from anchorlm.engine import EndpointEngine, Engine, LocalEngine

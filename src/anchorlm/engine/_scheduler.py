@@ -6,13 +6,11 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import Any, Generic, Protocol, TypeVar
 
 from anchorlm.engine._batch import Row
+from anchorlm.engine._pending import PendingCall
 from anchorlm.engine._slots import SlotCache
-
-if TYPE_CHECKING:
-    from anchorlm.engine._sequence import LocalSequence
 
 _PAUSE = 0.05
 """Seconds between two looks at those who queue."""
@@ -23,8 +21,18 @@ while a long forward of another engine, for which the idle ones may be waiting, 
 _seeds = count()
 
 
+class Member(Protocol):
+    """What the scheduler knows of a sequence."""
+
+    row: Row
+    call: PendingCall | None
+
+
+M = TypeVar("M", bound=Member)
+
+
 @dataclass(slots=True, eq=False)
-class Family:
+class SequenceGroup(Generic[M]):
     """A root sequence and its forks, which share one reservation.
 
     Attributes:
@@ -37,22 +45,22 @@ class Family:
 
     rows: int
     length: int
-    members: list[LocalSequence] = field(default_factory=list)
+    members: list[M] = field(default_factory=list)
     seated: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def idle(self) -> bool:
         """Whether no member waits for the model; one that has got what it wanted does not, even if nobody took it."""
-        return all(member.want is None or member.want.future.done() for member in self.members)
+        return all(member.call is None or member.call.future.done() for member in self.members)
 
 
-class Seats:
+class Scheduler:
     """Who has which slot, and who is admitted when: first come, first served, within `max_rows` and `max_tokens`.
 
-    A family is admitted as a whole, with all the rows that it will ever have, so that its forks never wait. Whoever
-    holds seats here while waiting for something else (seats of another engine, or a second family in this one) could
-    block others forever; so a family that runs nothing while nobody runs anything and others queue is unseated: its
+    A group is admitted as a whole, with all the rows that it will ever have, so that its forks never wait. Whoever
+    holds seats here while waiting for something else (seats of another engine, or a second group in this one) could
+    block others forever; so a group that runs nothing while nobody runs anything and others queue is unseated: its
     keys and values are forgotten, and it queues again, before the others, as soon as it wants something. How long that
     takes varies, because two engines that unseat at the same moment only swap who blocks whom.
     """
@@ -62,8 +70,8 @@ class Seats:
         self._max_rows = max_rows
         self._max_tokens = max_tokens
         self._rows: list[Row | None] = []  # by slot; None is a hole
-        self._families: dict[Family, None] = {}  # the seated ones, in the order of their admission
-        self._queue: deque[tuple[Family, asyncio.Future[None]]] = deque()
+        self._groups: dict[SequenceGroup[Any], None] = {}  # the seated ones, in the order of their admission
+        self._queue: deque[tuple[SequenceGroup[Any], asyncio.Future[None]]] = deque()
         self._progress = progress  # counts forwards
         self._seen = 0
         self._patience = 0
@@ -71,45 +79,45 @@ class Seats:
         self._watched: asyncio.AbstractEventLoop | None = None  # on which the next look is due, if one is
         self.taken = 0
 
-    def fits_alone(self, family: Family) -> bool:
-        """Whether the family could ever be admitted."""
-        return family.rows <= self._max_rows and family.rows * family.length <= self._max_tokens
+    def fits_alone(self, group: SequenceGroup[Any]) -> bool:
+        """Whether the group could ever be admitted."""
+        return group.rows <= self._max_rows and group.rows * group.length <= self._max_tokens
 
-    async def admit(self, family: Family) -> None:
-        """Waits until the family's rows fit beside those that are here, and makes room for them."""
-        if self._queue or not self._fits(family):
+    async def admit(self, group: SequenceGroup[Any]) -> None:
+        """Waits until the group's rows fit beside those that are here, and makes room for them."""
+        if self._queue or not self._fits(group):
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             # Who was seated before goes first: it is half-way through its work.
-            (self._queue.appendleft if family.members else self._queue.append)((family, turn))
+            (self._queue.appendleft if group.members else self._queue.append)((group, turn))
             self._watch()
             try:
                 await turn
             except asyncio.CancelledError:
-                self.dismiss(family)
+                self.dismiss(group)
                 raise
-            if family not in self._families:
+            if group not in self._groups:
                 raise asyncio.CancelledError  # it was admitted, and closed before it could go on
-        self._families[family] = None
-        family.seated = True
+        self._groups[group] = None
+        group.seated = True
         try:
             self._make_room()
         except BaseException:
-            self.dismiss(family)
+            self.dismiss(group)
             raise
 
-    def dismiss(self, family: Family) -> None:
-        """Takes a family's seats and its place in the queue away, and admits whoever is next."""
-        for member in family.members:
+    def dismiss(self, group: SequenceGroup[Any]) -> None:
+        """Takes a group's seats and its place in the queue away, and admits whoever is next."""
+        for member in group.members:
             self.free(member.row)
-        family.seated = False
-        self._families.pop(family, None)
-        for entry in [entry for entry in self._queue if entry[0] is family]:
+        group.seated = False
+        self._groups.pop(group, None)
+        for entry in [entry for entry in self._queue if entry[0] is group]:
             self._queue.remove(entry)
             entry[1].cancel()
         while self._queue and self._fits(self._queue[0][0]):
             following, turn = self._queue.popleft()
             if not turn.done():
-                self._families[following] = None
+                self._groups[following] = None
                 turn.set_result(None)
 
     def place(self, row: Row) -> None:
@@ -141,16 +149,16 @@ class Seats:
                 rows[slot] = last
         del rows[self.taken :]
 
-    def _fits(self, family: Family) -> bool:
-        rows = family.rows + sum(other.rows for other in self._families)
-        length = max([family.length, *(other.length for other in self._families)])
+    def _fits(self, group: SequenceGroup[Any]) -> bool:
+        rows = group.rows + sum(other.rows for other in self._groups)
+        length = max([group.length, *(other.length for other in self._groups)])
         return rows <= self._max_rows and rows * length <= self._max_tokens
 
     def _make_room(self) -> None:
-        """Grows the cache, by doubling while the bound allows it, to what the admitted families may need."""
+        """Grows the cache, by doubling while the bound allows it, to what the admitted groups may need."""
         cache = self._cache
-        rows = sum(family.rows for family in self._families)
-        length = max(family.length for family in self._families)
+        rows = sum(group.rows for group in self._groups)
+        length = max(group.length for group in self._groups)
         if rows <= cache.slots and length <= cache.length:
             return
         self.compact()
@@ -179,8 +187,8 @@ class Seats:
         if self._progress() != self._seen:
             self._be_patient()
         elif self._patience <= 0:
-            for family in [family for family in reversed(self._families) if family.members and family.idle]:
+            for group in [group for group in reversed(self._groups) if group.members and group.idle]:
                 if self._queue:
-                    self.dismiss(family)
+                    self.dismiss(group)
             self._be_patient()
         loop.call_later(_PAUSE, self._look, loop)

@@ -6,7 +6,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from anchorlm.records import Journal, Messages, prompt_key
+from anchorlm.files import Journal
+from anchorlm.records import Messages, prompt_key
 
 
 class Kept:

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any
 
-from anchorlm.guard._recipe import JudgeSettings, ScorerSettings
 from anchorlm.judging import Judge, JudgeScorer, Scorer
 from anchorlm.records import UserError
+from anchorlm.team._settings import JudgeSettings, ScorerSettings
 
 if TYPE_CHECKING:
     from anchorlm.engine import Engine

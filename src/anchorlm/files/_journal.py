@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, BinaryIO, Self
 
-from anchorlm.records._errors import UserError
+from anchorlm.records import UserError
 
 if sys.platform == "win32":
     fcntl = None

@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from anchorlm.records._errors import UserError
+from anchorlm.records import UserError
 
 
 def read_toml(path: str | Path, what: str, example: str = "") -> dict[str, Any]:

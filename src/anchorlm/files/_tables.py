@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
-from anchorlm.records._errors import UserError
+from anchorlm.records import UserError
 
 _GZIP = b"\x1f\x8b"
 _FORMATS = {".csv": ",", ".tsv": "\t", ".jsonl": "", ".ndjson": "", ".json": "", ".parquet": ""}

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anchorlm.records import BadRow, Row, UserError, read_rows
+from anchorlm.files import BadRow, Row, read_rows
+from anchorlm.records import UserError
 
 PROMPTS = ["How do I bake a cake?", 'Say "hello",\nthen leave.', "日本 🍰"]
 

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from anchorlm.records._errors import UserError
-from anchorlm.records._hub import fetched
-from anchorlm.records._layouts import MMLU, is_mmlu, keyed, phrases
-from anchorlm.records._requests import Messages
+from anchorlm.files._hub import fetched
+from anchorlm.files._layouts import MMLU, is_mmlu, keyed, phrases
+from anchorlm.records import Messages, UserError
 
 COLUMNS = (
     "messages",

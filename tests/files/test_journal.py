@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anchorlm.records import Journal, UserError, read_journal
+from anchorlm.files import Journal, read_journal
+from anchorlm.records import UserError
 
 RECORDS = [{"n": 1, "text": "a\nb\u2028c"}, {"n": 2, "text": "日本 🍰"}, {"n": 3, "text": ""}]
 

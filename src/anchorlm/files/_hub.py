@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from anchorlm.records._errors import UserError
+from anchorlm.records import UserError
 
 HUB = "hf://datasets/"
 """How the name of a file in a data set of the Hugging Face Hub begins."""

@@ -1,0 +1,43 @@
+"""What stands for a model becomes an engine, a judge or a scorer; together they are the team of a guard."""
+
+from typing import TYPE_CHECKING
+
+from anchorlm._lazy import lazily
+
+if TYPE_CHECKING:
+    from anchorlm.team._build import build_judge, build_scorer
+    from anchorlm.team._limits import in_time, timed
+    from anchorlm.team._settings import EngineSettings, JudgeSettings, ScorerSettings
+    from anchorlm.team._start import JudgeLike, ModelLike, ScorerLike, Started, start_engine, start_judge, start_scorer
+    from anchorlm.team._team import Needs, Offer, Team
+else:
+    __getattr__, __dir__ = lazily(
+        __name__,
+        {
+            "_build": "build_judge build_scorer",
+            "_limits": "in_time timed",
+            "_settings": "EngineSettings JudgeSettings ScorerSettings",
+            "_start": "JudgeLike ModelLike ScorerLike Started start_engine start_judge start_scorer",
+            "_team": "Needs Offer Team",
+        },
+    )
+
+__all__ = [
+    "EngineSettings",
+    "JudgeLike",
+    "JudgeSettings",
+    "ModelLike",
+    "Needs",
+    "Offer",
+    "ScorerLike",
+    "ScorerSettings",
+    "Started",
+    "Team",
+    "build_judge",
+    "build_scorer",
+    "in_time",
+    "start_engine",
+    "start_judge",
+    "start_scorer",
+    "timed",
+]
