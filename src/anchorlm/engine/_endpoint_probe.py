@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from anchorlm.engine._endpoint_bodies import Abilities, Kind, likeliest, neutral, with_prompt, with_turns
+from anchorlm.engine._endpoint_bodies import Abilities, Kind, Mode, likeliest, neutral, with_prompt, with_turns
 from anchorlm.engine._endpoint_faults import MissingError, RejectedError, wrong
 from anchorlm.engine._endpoint_http import Caller
 from anchorlm.engine._endpoint_reading import text_of
@@ -104,7 +104,8 @@ async def _completions(
 ) -> Abilities | None:
     """Whether prompts go there as our own tokens, or as our own text; None where neither arrives whole."""
     ids = model.encode(_ASKED)
-    for mode, prompt in (("tokens", ids), ("text", text_of(model, ids))):
+    prompts: dict[Mode, list[int] | str] = {"tokens": ids, "text": text_of(model, ids)}
+    for mode, prompt in prompts.items():
         able = replace(found, mode=mode)
         tried = await _likeliest(caller, settings, able, with_prompt(able, prompt))
         if tried is None:
@@ -123,10 +124,11 @@ async def _completions(
 
 
 def _check_tokenizer(settings: EndpointSettings, model: EndpointModel, reply: Reply) -> None:
-    named = [one for entry in reply.entries or () for one in (entry.taken, *entry.top)]
-    for one in named:
-        own = model.vocabulary.token_bytes(one.id) if one.id is not None else one.piece
-        if one.id is not None and one.piece and own not in (one.piece, b""):
+    for one in [one for entry in reply.entries or () for one in (entry.taken, *entry.top)]:
+        if one.id is None or not one.piece:
+            continue
+        own = model.vocabulary.token_bytes(one.id)
+        if own not in (one.piece, b""):
             raise UserError(
                 f"{settings.tokenizer!r} is not the tokenizer of {settings.name}: token {one.id} is {one.piece!r:.40} "
                 f"there, and {own!r:.40} here. Give the tokenizer of the served model."

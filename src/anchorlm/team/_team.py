@@ -136,10 +136,12 @@ class Needs:
 
 def _reach(model: object) -> tuple[Access, str]:
     """How much of a model can be had at most, and what would give its log-probabilities, before its server is asked."""
-    far = isinstance(model, EndpointSettings) or (isinstance(model, Mapping) and "endpoint" in model)
-    if not far:
+    if isinstance(model, EndpointSettings):
+        tokenizer = model.tokenizer
+    elif isinstance(model, Mapping) and "endpoint" in model:
+        tokenizer = model.get("tokenizer")
+    else:
         return Access.ACTIVATIONS, ""
-    tokenizer = model.tokenizer if isinstance(model, EndpointSettings) else model.get("tokenizer")
     if tokenizer is None:
         return Access.TEXT, "give the tokenizer of the model on the server with tokenizer"
     return Access.LOGPROBS, ""
