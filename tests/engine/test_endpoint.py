@@ -152,12 +152,14 @@ def test_forks_go_on_by_themselves(serve: Callable[..., Endpoint], folder: str, 
     assert first != second
 
 
-def test_a_tokenizer_of_another_model_is_told(serve: Callable[..., Endpoint], tmp_path: Path) -> None:
+def test_a_tokenizer_of_another_model_is_told(tmp_path: Path) -> None:
     from factories import tiny_tokenizer
 
     tiny_tokenizer(text="zzz yyy www zzz yyy www. zy zw\n").save_pretrained(tmp_path)
+    endpoint = Endpoint(tiny_model("llama"))  # which names tokens of several letters
     with pytest.raises(UserError, match="is not the tokenizer|names no token|does not"):
-        engine(serve(), str(tmp_path), prompts="completions")
+        engine(endpoint, str(tmp_path), prompts="completions")
+    endpoint.stop()
 
 
 def test_activations_are_out_of_reach(serve: Callable[..., Endpoint], folder: str, model: CausalModel) -> None:
