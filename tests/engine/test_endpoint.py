@@ -155,7 +155,7 @@ def test_forks_go_on_by_themselves(serve: Callable[..., Endpoint], folder: str, 
 def test_a_tokenizer_of_another_model_is_told(tmp_path: Path) -> None:
     from factories import tiny_tokenizer
 
-    tiny_tokenizer(text="zzz yyy www zzz yyy www. zy zw\n").save_pretrained(tmp_path)
+    tiny_tokenizer(specials=("<|endoftext|>", "<|end|>", "<|start|>", "<|x|>", "<|y|>")).save_pretrained(tmp_path)
     endpoint = Endpoint(tiny_model("llama"))  # which names tokens of several letters
     with pytest.raises(UserError, match="is not the tokenizer|names no token|does not"):
         engine(endpoint, str(tmp_path), prompts="completions")
