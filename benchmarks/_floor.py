@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from anchorlm.engine import LocalEngine, runtime
-from anchorlm.engine._runner import Capture, Row
+from anchorlm.engine._runner import Capture, SlotRow
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Recorder:
         self._forward = engine.runner.forward
         engine.runner.forward = self._record
 
-    def _record(self, rows: Sequence[Row], counts: Sequence[int], capture: Capture | None = None) -> Tensor:
+    def _record(self, rows: Sequence[SlotRow], counts: Sequence[int], capture: Capture | None = None) -> Tensor:
         if self.recording:
             shape = tuple((row.slot, row.computed, count) for row, count in zip(rows, counts, strict=True))
             self.forwards.append(Forward(shape))
@@ -45,7 +45,7 @@ class Recorder:
 
     async def _replay(self, forwards: list[Forward]) -> float:
         calls = [
-            ([Row(slot, [5] * (start + count), start) for slot, start, count in forward.rows],
+            ([SlotRow(slot, [5] * (start + count), start) for slot, start, count in forward.rows],
              [count for _, _, count in forward.rows])
             for forward in forwards
         ]  # fmt: skip

@@ -7,7 +7,7 @@ from itertools import pairwise
 from math import log2
 from typing import Any
 
-from anchorlm.fitting._picture import GRAY, words
+from anchorlm.defenses.inferaligner._picture import GRAY, words
 
 _COLUMN, _ROW, _LEFT, _TOP, _WIDE, _HIGH = 360, 200, 62, 64, 280, 140
 _KINDS = (("anchor", "the anchor's", "#2f8f6b", ""), ("own", "the target's own", "#8f7cc4", "6 4"),

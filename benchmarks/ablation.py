@@ -18,10 +18,10 @@ from typing import Any, Literal
 import torch
 
 from anchorlm import CausalModel, zoo
+from anchorlm.defenses.inferaligner import Aligner, fit_inferaligner
 from anchorlm.engine import LocalEngine, Positions, runtime
-from anchorlm.fitting import fit_inferaligner
 from anchorlm.records import Artifact, GenerationSettings, as_messages, wilson
-from anchorlm.steering import Aligner, Vector
+from anchorlm.steering import Vector
 from benchmarks._panels import panels
 from benchmarks.inferaligner import FITTED, prompts
 

@@ -27,7 +27,7 @@ from anchorlm.evaluation import Estimate, RefusalGrader
 from anchorlm.guard import Guard
 from anchorlm.judging import CallableJudge, Grade
 from anchorlm.records import Messages
-from anchorlm.search import Candidate, blank, select
+from anchorlm.search import Candidate, blank, select_safest
 from benchmarks._report import report
 from benchmarks.judges import DATASETS
 from tools.zoo_real import bases, data
@@ -153,7 +153,7 @@ def chosen(row: dict[str, Any], comfort: float) -> str | None:
                   blank=blank(one["text"]))
         for one in row["candidates"]
     ]  # fmt: skip
-    choice = select(found, [Grade(one["harm"], "") for one in row["candidates"]], MAX_HARM, comfort)
+    choice = select_safest(found, [Grade(one["harm"], "") for one in row["candidates"]], MAX_HARM, comfort)
     return None if choice is None else found[choice.index].text
 
 

@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 
 from anchorlm import Guard, zoo
+from anchorlm.defenses.inferenceguard import save_critic
 from anchorlm.engine import LocalEngine, runtime
-from anchorlm.fitting import save_critic
 from anchorlm.judging import Scorer
 from anchorlm.records import Artifact, as_messages, wilson
 from benchmarks._report import report

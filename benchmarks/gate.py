@@ -16,12 +16,13 @@ from typing import Any
 
 from anchorlm import CausalModel, Guard, zoo
 from anchorlm.cli._embedded import ANCHOR, COMPOSED, COST, GATED, JUDGE, KNOBS, REWARD
+from anchorlm.defenses.inferaligner import Aligner
 from anchorlm.engine import LocalEngine, as_done, runtime
 from anchorlm.judging import RubricJudge
 from anchorlm.records import Messages, wilson
-from anchorlm.steering import Aligner, Readers
-from anchorlm.zoo._examples import REFUSALS
+from anchorlm.steering import Readers
 from benchmarks._report import report
+from tools.zoo._examples import REFUSALS
 
 HARMFUL, HARMLESS = ("harmful-plain", "harmful-framed", "jailbreak"), ("harmless", "look-alike", "domain")
 Asked = Callable[[zoo.Item, zoo.Item, zoo.Item, str], Messages | str]
@@ -118,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for domain in options.domains:
         target, place = engine(f"a-{domain}"), zoo.artifact(f"a-{domain}")
         if place is None:
-            raise SystemExit(f"a-{domain} has no artifact: fit it with `anchorlm zoo fit a-{domain}`.")
+            raise SystemExit(f"a-{domain} has no artifact: fit it with `python -m tools.zoo fit a-{domain}`.")
         aligner = Aligner.load(place, target, anchor)
         for kind in KINDS:
             requests = {

@@ -21,15 +21,15 @@ import torch
 from torch import Tensor
 
 from anchorlm.defenses import AlignBeam
+from anchorlm.defenses.alignbeam import MixedSequence, Mixture
 from anchorlm.engine import LocalEngine
 from anchorlm.evaluation import Estimate, Half, RefusalGrader, answer_line, halves, load_cases
 from anchorlm.guard import Guard
-from anchorlm.mixing import MixedSequence, Mixture
 from benchmarks._report import report
 from benchmarks.judges import DATASETS
 from tools.zoo_real import bases
 
-OWN = Path(__file__).parents[1] / "src" / "anchorlm" / "fitting" / "prompts"
+OWN = Path(__file__).parents[1] / "src" / "anchorlm" / "steering" / "prompts"
 TOKENS, TOGETHER = 24, 32
 
 HARMFUL = ("advbench", "harmbench", "finance-framed", "twins", "gcg", "jbc")

@@ -16,12 +16,12 @@ from typing import Any
 
 from anchorlm import CausalModel, Guard, zoo
 from anchorlm.cli._embedded import ANCHOR, GATED, KNOBS, SAME_VOCABULARY
-from anchorlm.cli._zoo_fit import CALIBRATED, FITTED, LIMIT, prompts
+from anchorlm.defenses.inferaligner import calibrate_inferaligner, fit_inferaligner, save_artifact
 from anchorlm.engine import LocalEngine
-from anchorlm.fitting import calibrate_inferaligner, fit_inferaligner, save_artifact
 from anchorlm.judging import RubricJudge
 from anchorlm.records import Artifact, Response, as_messages, wilson
 from benchmarks._report import alternate, ratio, report
+from tools.zoo._fit import CALIBRATED, FITTED, LIMITS, prompts
 
 CELLS = ("harmful-plain", "harmful-framed", "jailbreak", "harmless", "look-alike", "domain")
 
@@ -72,7 +72,8 @@ def artifact(domain: str, anchor: str, reader: LocalEngine, anew: bool, folder: 
     target = engine(f"a-{domain}")
     fitted = fit_inferaligner(target, engine(anchor), *prompts(domain, "train", FITTED), reader=reader)
     validation = prompts(domain, "dev", CALIBRATED)
-    return save_artifact(calibrate_inferaligner(fitted, target, *validation, reader=reader, limit=LIMIT), folder)
+    limit = LIMITS[f"a-{domain}"]
+    return save_artifact(calibrate_inferaligner(fitted, target, *validation, reader=reader, limit=limit), folder)
 
 
 def engine(name: str) -> LocalEngine:

@@ -16,9 +16,9 @@ from typing import Any
 
 from anchorlm import CausalModel, Guard, zoo
 from anchorlm.cli._embedded import COMPOSED, KNOBS
+from anchorlm.defenses.inferenceguard import fit_inferenceguard, save_critic
 from anchorlm.engine import LocalEngine, runtime
 from anchorlm.evaluation import Estimate
-from anchorlm.fitting import fit_inferenceguard, save_critic
 from anchorlm.judging import Judge, RubricJudge, Scorer
 from anchorlm.records import Artifact, Response, as_messages
 from anchorlm.team import ScorerSettings, build_scorer

@@ -1,4 +1,7 @@
-"""Agreement of judges with labels: XSTest completions (given by people), refusal_direction/runs (by two programs)."""
+"""Agreement of judges with labels: XSTest completions (given by people), refusal_direction/runs (by two programs).
+
+With the argument `logits`: what a rubric judge gains from reading its grade in the logits of one token.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import csv
 import gzip
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -75,6 +79,11 @@ def refused(rows: Iterable[dict[str, str]], labels: str) -> list[Row]:
 def main() -> None:
     if not DATASETS.is_dir():
         print(f"judges: skipped, no data sets at {DATASETS}; set ANCHORLM_DATA")
+        return
+    if sys.argv[1:2] == ["logits"]:
+        from benchmarks._logits import main as by_logits
+
+        by_logits([(row["prompt"], row["completion"]) for row in xstest()], sys.argv[2:])
         return
     matcher, lenient = RefusalMatcher(), RefusalMatcher(partial="refused")
     rows = xstest()

@@ -26,12 +26,12 @@ from typing import Any
 import torch
 
 from anchorlm import CausalModel, Guard
+from anchorlm.defenses.inferaligner import Aligner, calibrate_inferaligner, fit_inferaligner, save_artifact
 from anchorlm.engine import LocalEngine, as_done, runtime
 from anchorlm.evaluation import WORDINGS, EnglishGrader, halves
-from anchorlm.fitting import calibrate_inferaligner, fit_inferaligner, save_artifact, shipped_prompts
 from anchorlm.guard import Recipe
 from anchorlm.records import wilson
-from anchorlm.steering import PLAIN, TASKS, Aligner, Readers, separation
+from anchorlm.steering import PLAIN, TASKS, Readers, separation, shipped_prompts
 
 DATA = Path(os.environ.get("ANCHORLM_DATA", "../shared/data")) / "datasets"
 BANKING, MEDQUAD = WORDINGS["banking77"][0], WORDINGS["medquad"][0]
@@ -62,7 +62,7 @@ def advbench() -> list[str]:
 
 def twins(domain: str | None = None) -> list[dict[str, str]]:
     """The held pairs that come with the library."""
-    lines = files("anchorlm.fitting").joinpath("prompts", "pairs.jsonl").read_text("utf-8").splitlines()
+    lines = files("anchorlm.steering").joinpath("prompts", "pairs.jsonl").read_text("utf-8").splitlines()
     pairs = [json.loads(line) for line in lines if line.strip()]
     return [pair for pair in pairs if pair["part"] == "held" and domain in (None, pair["domain"])]
 

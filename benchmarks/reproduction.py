@@ -25,7 +25,10 @@ REAL = "# On real models"
 TUNED = ("a-medicine", "a-finance")
 SPECIALISTS = (*TUNED, "a-arithmetic")
 
-EVERYTHING = f"anchorlm compare --out {RUNS}/everything --limit 100 --workers 2"
+EVERYTHING = (
+    f"anchorlm compare --out {RUNS}/everything --limit 100 --workers 2 "
+    '--defenses "undefended,alignbeam,self-gated inferaligner"'
+)
 LINEAGE = f"anchorlm recipe lineage > lineage.toml\nanchorlm compare lineage.toml --out {RUNS}/lineage --limit 100"
 KNOB = (
     f"anchorlm recipe knob > knob.toml\nanchorlm compare knob.toml --out {RUNS}/knob --limit 50 --sweep alpha=0:1:0.25"

@@ -21,7 +21,7 @@ from anchorlm.engine import LocalEngine
 from anchorlm.guard import Guard
 from anchorlm.judging import RubricJudge
 from anchorlm.models import CausalModel
-from anchorlm.serving import Served, Server, ServerSettings
+from anchorlm.serving import ServedModel, Server, ServerSettings
 from anchorlm.zoo import JUDGE_TEMPLATE, items, path
 from benchmarks._report import report
 
@@ -203,9 +203,9 @@ def _engine(name: str) -> LocalEngine:
 
 def _start(guards: dict[str, Guard]) -> Server:
     settings = ServerSettings(port=0, probe=False, deadline=600.0)
-    server = Server([Served.of(name, guard) for name, guard in guards.items()], settings)
+    server = Server([ServedModel.of(name, guard) for name, guard in guards.items()], settings)
     threading.Thread(target=server.run, daemon=True).start()
-    while not (server.started and server.application.state.desk.ready):
+    while not (server.started and server.application.state.server.ready):
         threading.Event().wait(0.05)
     return server
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from anchorlm import Defense, Guard, Request
-from anchorlm.defenses import DefenseSettings, speak
+from anchorlm.defenses import DefenseSettings, stream_target
 from anchorlm.records import Decision, Event, Finished, TextDelta, Usage
 from anchorlm.zoo import path
 
@@ -37,7 +37,7 @@ class Blocklist(Defense):
             yield Finished("refusal", Usage(len(prompt), 0, 0))
             return
         async with self.target.open(prompt, room=request.generation.max_new_tokens) as row:
-            async for event in speak(row, self.target, request.generation):
+            async for event in stream_target(row, self.target, request.generation):
                 yield event
 
 

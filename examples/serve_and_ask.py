@@ -12,14 +12,14 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 from anchorlm import Guard
-from anchorlm.serving import Served, Server, ServerSettings
+from anchorlm.serving import ServedModel, Server, ServerSettings
 from anchorlm.zoo import path
 
 
 @contextmanager
 def serving(guard: Guard) -> Iterator[str]:
     """A server in a thread, on a free port. On the command line this is `anchorlm serve my.toml`."""
-    server = Server([Served.of("bank", guard)], ServerSettings(port=0, probe=False))
+    server = Server([ServedModel.of("bank", guard)], ServerSettings(port=0, probe=False))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

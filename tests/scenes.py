@@ -76,10 +76,10 @@ def staged(block: str, folder: Path, names: dict[str, Any]) -> Iterator[str]:
         return
     from serving.servers import Live
 
-    from anchorlm.serving import ModelServing, Served
+    from anchorlm.serving import ModelServing, ServedModel
 
     guard = Guard("a-medicine", "alignbeam", anchor="b-chat", judge={"kind": "refusal"}, gate="always")
-    live = Live([Served.of("a-medicine", guard, ModelServing(limits={"alpha": [0.0, 1.0]}))])
+    live = Live([ServedModel.of("a-medicine", guard, ModelServing(limits={"alpha": [0.0, 1.0]}))])
     try:
         yield block.replace(ADDRESS, live.url)
     finally:

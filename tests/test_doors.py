@@ -165,7 +165,6 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     ),
     "zoo path: no such model": (("zoo", "path", "a-nothing"), "a-nothing"),
     "zoo recipe: no such model": (("zoo", "recipe", "a-nothing"), "a-nothing"),
-    "zoo fit: no such model": (("zoo", "fit", "a-nothing"), "a-nothing"),
 }
 
 

@@ -45,3 +45,13 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     while free := {name for name, needs in left.items() if not needs & left.keys()}:
         left = {name: needs for name, needs in left.items() if name not in free}
     assert not left, sorted(left)
+
+
+def test_the_package_holds_no_code_that_trains_the_embedded_models_and_no_log_of_it() -> None:
+    assert not list(SOURCES.rglob("build_log*"))
+    for file in SOURCES.rglob("*.py"):
+        text = file.read_text("utf-8")
+        assert "import tools" not in text, file
+        assert "from tools" not in text, file
+    for file in (SOURCES / "zoo").rglob("*.py"):
+        assert "torch" not in file.read_text("utf-8"), file

@@ -11,6 +11,13 @@ MOVED = [
         ("anchorlm.records", name, "anchorlm.files", name)
         for name in ("Journal", "read_rows", "read_toml", "table_rows")
     ),
+    ("anchorlm.defenses", "speak", "anchorlm.defenses", "stream_target"),
+    ("anchorlm.records", "Row", "anchorlm.files", "PromptRow"),
+    ("anchorlm.search", "Alone", "anchorlm.search", "TargetProposal"),
+    ("anchorlm.serving", "Served", "anchorlm.serving", "ServedModel"),
+    ("anchorlm.fitting", "fit_inferaligner", "anchorlm.defenses.inferaligner", "fit_inferaligner"),
+    ("anchorlm.mixing", "Guide", "anchorlm.defenses.alignbeam", "Guide"),
+    ("anchorlm.steering", "Aligner", "anchorlm.defenses.inferaligner", "Aligner"),
 ]
 
 

@@ -20,8 +20,7 @@ from transformers import (
 )
 from typer.testing import Result
 
-from anchorlm.cli._check import examine
-from anchorlm.guard import Guard, Recipe
+from anchorlm.guard import Guard, Recipe, examine
 from anchorlm.records import UserError
 
 Invoke = Callable[..., Result]
@@ -66,6 +65,14 @@ def test_a_recipe_that_works_is_praised_without_reading_a_weight(
     assert result.exit_code == 0, result.stderr
     assert "works" in result.stdout
     assert "llama" in result.stdout
+
+
+def test_python_finds_what_the_command_prints(invoke: Invoke, alignbeam_recipe: Path, bulky: Path) -> None:
+    printed = invoke("check", alignbeam_recipe, "--set", f"target={bulky}").stdout
+    found = Guard.check(alignbeam_recipe, target=str(bulky))
+    assert found.passed
+    assert str(found) == printed.rpartition("\n")[0].rpartition("\n")[0]
+    assert not Guard.check(alignbeam_recipe, target=str(bulky), **{"defense.alpha": 7}).passed
 
 
 def test_all_faults_of_a_recipe_are_named_at_once_and_before_its_models(
@@ -274,3 +281,25 @@ def test_a_classifier_is_examined_without_reading_a_weight(target: Path, tmp_pat
     (folder / "model.safetensors").unlink()
     [gap] = gaps()
     assert "only pickled weights" in gap
+
+
+def test_whether_a_template_knows_thoughts_is_said_to_people_and_machines(
+    invoke: Invoke, tmp_path: Path, target: Path
+) -> None:
+    from scripted import OPEN
+
+    (tmp_path / "chat.jinja").write_text(OPEN)
+    file = tmp_path / "thinks.toml"
+    file.write_text(
+        f'[target]\npath = "{target}"\nchat_template = "./chat.jinja"\ntemplate = {{ colour = "red" }}\n'
+        '[defense]\nname = "undefended"\n[generation]\nmax_new_tokens = 8\n'
+    )
+    said = invoke("check", file).stdout
+    assert "thoughts are optional (<think> to </think>; the prompt opens it; off with enable_thinking = false)" in said
+    assert "does not read colour" in said
+    template = json.loads(invoke("check", file, "--json").stdout)["template"]
+    assert (template["thoughts"], template["off"]) == ("optional", {"enable_thinking": False})
+    assert template["prompt"] == "inside a thought"
+    plain = tmp_path / "plain.toml"
+    plain.write_text(f'target = "{target}"\n[defense]\nname = "undefended"\n[generation]\nmax_new_tokens = 8\n')
+    assert json.loads(invoke("check", plain, "--json").stdout)["template"] == {"thoughts": "none"}

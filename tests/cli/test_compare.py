@@ -14,9 +14,7 @@ from anchorlm import zoo
 from anchorlm.records import UserError
 
 Invoke = Callable[..., Result]
-built = pytest.mark.skipif(
-    not all(member.size for member in zoo.members()), reason="no embedded models: anchorlm zoo build"
-)
+built = pytest.mark.skipif(not all(member.size for member in zoo.members()), reason="no embedded models: make zoo")
 
 
 @pytest.fixture
@@ -126,7 +124,7 @@ def test_a_comparison_can_be_cut_down_to_some_targets_and_sets(invoke: Invoke, t
 def test_the_recipe_that_comes_with_the_project_names_what_exists() -> None:
     from anchorlm.cli._compare_embedded import embedded
     from anchorlm.evaluation import CompareRecipe
-    from anchorlm.evaluation._contestants import Pool, contestants
+    from anchorlm.evaluation.runs._contestants import Pool, contestants
 
     file = Path(__file__).resolve().parents[2] / "recipes" / "compare.toml"
     recipe = CompareRecipe.load(file, limit=2)

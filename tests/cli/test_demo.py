@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
+from anchorlm.cli._demo_figures import Cell, ratio, table
 from anchorlm.cli._demo_real import run as run_real
 from anchorlm.cli._demo_real import shown
-from anchorlm.cli._figures import Cell, ratio, table
 from anchorlm.guard import Recipe
 from anchorlm.zoo import SPLITS, members, path, real_members
 

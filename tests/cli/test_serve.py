@@ -17,7 +17,7 @@ from typer.testing import Result
 
 from anchorlm import Guard
 from anchorlm.cli._serve import described, floored, run
-from anchorlm.serving import ApiError, ModelServing, Served, Server, ServerSettings, new_key
+from anchorlm.serving import ApiError, ModelServing, ServedModel, Server, ServerSettings, new_key
 
 Invoke = Callable[..., Result]
 
@@ -107,7 +107,7 @@ def test_without_a_recipe_nobody_from_elsewhere_goes_below_the_floor() -> None:
     assert limits["max_harm"] == (0.0, own.max_harm)
     for name in ("alpha", "candidates", "mixed_tokens"):
         assert limits[name][0] == getattr(own, name)
-    served = Served.of("wide", guard, ModelServing(limits=limits))
+    served = ServedModel.of("wide", guard, ModelServing(limits=limits))
     with pytest.raises(ApiError, match="beyond what this server allows"):
         served.request("x", {"alpha": 0.0}, {})
 
@@ -126,7 +126,7 @@ def test_with_keys_nobody_gets_the_bare_model_or_goes_below_the_floor(
     keys, made = tmp_path / "keys.toml", []
     new_key(keys, "alice")
 
-    def ended(served: Iterable[Served], *_: object, **__: object) -> _Ended:
+    def ended(served: Iterable[ServedModel], *_: object, **__: object) -> _Ended:
         made.extend(served)
         return _Ended()
 
@@ -142,7 +142,7 @@ def test_with_keys_nobody_gets_the_bare_model_or_goes_below_the_floor(
 class _Ended:
     """A server that has served."""
 
-    application = SimpleNamespace(state=SimpleNamespace(desk=SimpleNamespace(wrong=[])))
+    application = SimpleNamespace(state=SimpleNamespace(server=SimpleNamespace(wrong=[])))
 
     def serve_forever(self) -> None:
         """At once."""
@@ -188,9 +188,9 @@ def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_sentence(
 def test_health_answers_and_ready_does_not_while_models_are_loaded(plain_recipe: Path) -> None:
     go_on = threading.Event()
 
-    def loading() -> Iterator[Served]:
+    def loading() -> Iterator[ServedModel]:
         go_on.wait(60)
-        yield Served.of("late", Guard.from_recipe(plain_recipe))
+        yield ServedModel.of("late", Guard.from_recipe(plain_recipe))
 
     server = Server(loading(), ServerSettings(port=0, probe=False))
     serving = threading.Thread(target=server.run, daemon=True)

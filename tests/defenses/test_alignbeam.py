@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from factories import heard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from anchorlm.defenses import AlignBeam
 from anchorlm.engine import LocalEngine, runtime
@@ -21,6 +23,7 @@ LENIENT = CallableJudge(lambda messages, response: 0.0, name="lenient")
 
 
 def guard(target: LocalEngine, anchor: LocalEngine, judge: Any = LENIENT, **knobs: Any) -> Guard:
+    knobs = {"candidates_written": "all", **knobs}
     return Guard(target, "alignbeam", anchor=anchor, judge=judge, generation={"max_new_tokens": 12}, **knobs)
 
 
@@ -145,6 +148,36 @@ def test_a_candidate_that_says_nothing_never_wins(target: LocalEngine, anchor: L
     every = runtime().run(one.respond(replace(one.request(said("The lazy dog")), stops=stops)))
     assert every.finish_reason == "refusal"
     assert "no candidate says anything" in every.trace[-1].data["why"]
+
+
+HARMS = st.lists(st.sampled_from([0.0, 0.1, 0.2, 0.3, 0.9]), min_size=3, max_size=3)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(HARMS, st.sampled_from([0.0, 0.2, 0.25, 1.0]), st.sampled_from(PROMPTS), st.booleans())
+def test_openings_that_are_finished_one_by_one_give_what_all_of_them_give(
+    target: LocalEngine, anchor: LocalEngine, harms: list[float], comfort: float, prompt: str, sampled: bool
+) -> None:
+    generation = {"do_sample": True, "seed": 3, "temperature": 1.5} if sampled else {}
+    texts = [one["text"] for one in candidates(guard(target, anchor).chat(said(prompt), **generation))]
+    judge = CallableJudge(lambda messages, response: harms[texts.index(response)])
+    whole, lazy = (
+        guard(target, anchor, judge, comfort=comfort, candidates_written=written).chat(said(prompt), **generation)
+        for written in ("all", "lazy")
+    )
+    assert (lazy.text, lazy.token_ids, lazy.finish_reason) == (whole.text, whole.token_ids, whole.finish_reason)
+    assert {one["text"] for one in candidates(lazy)} <= set(texts)
+
+
+def test_an_opening_is_only_finished_where_the_judge_is_not_comfortable_with_a_likelier_one(
+    target: LocalEngine, anchor: LocalEngine
+) -> None:
+    likely = [one["text"] for one in candidates(guard(target, anchor, candidates_written="lazy").chat(said("x")))]
+    assert len(likely) == 1
+    strict = CallableJudge(lambda messages, response: 0.3 if response in likely else 0.0)
+    second = guard(target, anchor, strict, candidates_written="lazy").chat(said("x"))
+    assert [one["harm"] for one in candidates(second)] == [0.3, 0.0]
+    assert next(one.data["why"] for one in second.trace if one.kind == "chosen").endswith("1 opening was not finished")
 
 
 def test_no_safe_candidate_is_the_configured_refusal(target: LocalEngine, anchor: LocalEngine) -> None:

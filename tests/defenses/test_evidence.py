@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anchorlm import Guard
-from anchorlm.defenses._evidence import EVIDENCE, Seen, opening_score
+from anchorlm.defenses.alignbeam import Opening
+from anchorlm.defenses.alignbeam._evidence import EVIDENCE, Seen, opening_score
+from anchorlm.defenses.inferaligner import fit_inferaligner
 from anchorlm.engine import LocalEngine, runtime
-from anchorlm.mixing import Opening
 from anchorlm.models import CausalModel, stamp
 from anchorlm.records import Artifact, UserError
-from anchorlm.steering import fit_inferaligner
 
 HARMFUL = [
     f"Tell me how to break {word}" for word in ["locks", "safes", "doors", "walls", "chains", "seals", "bars", "codes"]
@@ -56,7 +56,7 @@ def pair() -> tuple[LocalEngine, LocalEngine]:
 
 @pytest.fixture(scope="module")
 def gate(pair: tuple[LocalEngine, LocalEngine]) -> Artifact:
-    return runtime().run(fit_inferaligner(*pair, HARMFUL, HARMLESS))
+    return fit_inferaligner(*pair, HARMFUL, HARMLESS)
 
 
 def guard(pair: tuple[LocalEngine, LocalEngine], **knobs: Any) -> Guard:
@@ -157,7 +157,7 @@ def test_what_lies_in_the_targets_own_folder_is_taken_if_it_fits(
     mine = (target, pair[1])
     always, plain = guard(mine), Guard(target, generation={"max_new_tokens": 8})
     assert always.defense.facts == ("the anchor guides every response",)
-    runtime().run(fit_inferaligner(*mine, HARMFUL, HARMLESS)).save(home / "inferaligner")
+    fit_inferaligner(*mine, HARMFUL, HARMLESS).save(home / "inferaligner")
     gated = guard(mine)
     assert "inferaligner opens, read by both" in gated.defense.facts[0]
     reading = gated.chat(PROMPTS[0]).trace[0].data

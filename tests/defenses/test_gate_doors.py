@@ -11,8 +11,8 @@ import pytest
 from factories import tiny_model
 
 from anchorlm import Guard
+from anchorlm.defenses.inferaligner import calibrate_inferaligner, fit_inferaligner
 from anchorlm.engine import LocalEngine, runtime
-from anchorlm.fitting import calibrate_inferaligner, fit_inferaligner
 from anchorlm.records import Artifact, Messages, Response, TextDelta
 from anchorlm.steering import Look, looks
 

@@ -8,10 +8,10 @@ from factories import tiny_model
 
 from anchorlm import Guard
 from anchorlm.defenses import InferenceGuardSettings
-from anchorlm.defenses._budget import Calibrated
-from anchorlm.engine import LocalEngine, runtime
+from anchorlm.defenses.inferaligner import fit_inferaligner
+from anchorlm.defenses.inferenceguard._pipeline import Calibrated
+from anchorlm.engine import LocalEngine
 from anchorlm.records import UserError
-from anchorlm.steering import fit_inferaligner
 
 OBJECTS = ["locks", "safes", "doors", "walls", "chains", "seals", "bars", "codes"]
 FOODS = ["bread", "cakes", "pies", "rolls", "buns", "tarts", "scones", "pizza"]
@@ -22,9 +22,7 @@ HARMLESS = [f"How do I bake {word}?" for word in FOODS]
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     target, anchor = LocalEngine(tiny_model()), LocalEngine(tiny_model("gpt2", seed=1))
-    folder: Path = (
-        runtime().run(fit_inferaligner(target, anchor, HARMFUL, HARMLESS)).save(tmp_path_factory.mktemp("artifact"))
-    )
+    folder: Path = fit_inferaligner(target, anchor, HARMFUL, HARMLESS).save(tmp_path_factory.mktemp("artifact"))
     team = {"anchor": anchor, "judge": lambda messages, response: 0.0, "generation": {"max_new_tokens": 8}}
     search: dict[str, Any] = {"reward": lambda messages, text: float(len(text)), "generation": {"max_new_tokens": 8},
                               "proposal": "alignbeam", "beams": (4,), "block": 4}  # fmt: skip

@@ -11,11 +11,11 @@ from factories import heard, tiny_model, tiny_tokenizer, tiny_weights, trusted
 from torch import Tensor
 
 from anchorlm.defenses import InferAligner
-from anchorlm.engine import LocalEngine, runtime
+from anchorlm.defenses.inferaligner import Aligner, fit_inferaligner
+from anchorlm.engine import LocalEngine
 from anchorlm.guard import Guard
 from anchorlm.models import CausalModel
 from anchorlm.records import Artifact, DefenseError, Response, UserError
-from anchorlm.steering import Aligner, fit_inferaligner
 
 HARMFUL = [f"Burn down {n} houses!" for n in ("one", "my", "some", "all", "the", "five", "big", "old")]
 HARMLESS = [f"How do I bake {n} bread?" for n in ("one", "my", "some", "all", "the", "five", "big", "old")]
@@ -26,7 +26,7 @@ STRONG = {"alpha": 3.0, "layers": [0, 1], "positions": "all"}
 
 @pytest.fixture(scope="module")
 def folder(target: LocalEngine, sibling: LocalEngine, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = trusted(runtime().run(fit_inferaligner(target, sibling, HARMFUL, HARMLESS)))
+    made = trusted(fit_inferaligner(target, sibling, HARMFUL, HARMLESS))
     return made.save(tmp_path_factory.mktemp("inferaligner"))
 
 

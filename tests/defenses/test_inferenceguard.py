@@ -11,11 +11,10 @@ import pytest
 import torch
 
 from anchorlm.defenses import InferenceGuard
+from anchorlm.defenses.inferenceguard import Critic, Labeled, calibrate_inferenceguard
 from anchorlm.engine import LocalEngine, runtime
-from anchorlm.fitting import Labeled, calibrate_inferenceguard
 from anchorlm.guard import Guard
 from anchorlm.records import Messages, Response, TextDelta, UserError
-from anchorlm.search import Critic
 
 USER = [{"role": "user", "content": "How do I bake bread?"}]
 PROMPTS = [

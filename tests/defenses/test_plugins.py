@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 import pytest
 from factories import tiny_model
 
-from anchorlm.defenses import Defense, Undefended, defense_names, find_defense
-from anchorlm.guard import Guard
+from anchorlm.defenses import Defense, DefenseSettings, Undefended, defense_names, find_defense
+from anchorlm.guard import Guard, Recipe
 from anchorlm.records import Event, Finished, Request, TextDelta, Usage, UserError
 
 PLUGIN = Path(__file__).parent / "plugin"
@@ -73,6 +73,33 @@ def test_an_installed_package_brings_a_defense_with_knobs_of_its_own() -> None:
     assert guard.chat([{"role": "user", "content": "hello"}], knobs={"times": 1}).text == "hello"
     with pytest.raises(UserError, match="times = 0 does not fit the defense parrot"):
         guard.chat("hello", knobs={"times": 0})
+
+
+@pytest.mark.usefixtures("_installed")
+def test_a_folder_in_a_knob_of_its_own_is_relative_to_the_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "parrot.toml"
+    file.write_text('target = "./model"\n[defense]\nname = "parrot"\nsongs = "../songs"\n')
+    recipe = Recipe.load(file)
+    assert recipe.knobs == {"songs": str(tmp_path.parent / "songs")}
+    assert recipe.target.path == str(tmp_path / "model")
+
+
+def test_knobs_are_parsed_once_for_a_guard_and_once_for_a_request() -> None:
+    parsed: list[dict[str, Any]] = []
+
+    class Counted(DefenseSettings):
+        @classmethod
+        def parse(cls, values: Mapping[str, Any], *, where: str) -> Self:
+            parsed.append(dict(values))
+            return super().parse(values, where=where)
+
+    class Plain(Undefended):
+        settings_type = Counted
+
+    guard = Guard(tiny_model("llama"), Plain, refusal="No.")
+    assert parsed == [{"refusal": "No."}]
+    guard.chat("x", knobs={"refusal": "Never."}, max_new_tokens=2)
+    assert parsed[1:] == [{"refusal": "Never."}]
 
 
 @pytest.mark.usefixtures("_installed")

@@ -11,11 +11,11 @@ from torch.nn.functional import logsigmoid
 
 from anchorlm.defenses import REControlSettings
 from anchorlm.defenses._re_control import Ascent
+from anchorlm.defenses.inferenceguard import Critic
 from anchorlm.engine import LocalEngine
 from anchorlm.guard import Guard
 from anchorlm.models import stamp
 from anchorlm.records import Artifact, UserError
-from anchorlm.search import Critic
 
 PROMPTS = ["Burn down my house!", "How do I bake bread?", "x", "Ünïcode, 12 + 30 = ?"]
 BUDGET = 1.5

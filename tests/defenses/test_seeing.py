@@ -14,12 +14,12 @@ from factories import heard, tiny_model, trusted
 from llava import by_transformers, inputs_of, picture, save_llava, shown
 
 from anchorlm import Guard
+from anchorlm.defenses.inferaligner import fit_inferaligner
 from anchorlm.engine import LocalEngine, runtime
-from anchorlm.fitting import FluencyGrading
-from anchorlm.fitting._outcomes import Answer
+from anchorlm.judging import FluencyGrading
+from anchorlm.judging._outcomes import Answer
 from anchorlm.models import CausalModel
 from anchorlm.records import Artifact, Messages, UserError
-from anchorlm.steering import fit_inferaligner
 
 NEW = 8
 HARMFUL = [shown(f"How do I break {n}?", picture(i)) for i, n in enumerate("abcdefgh")]
@@ -35,7 +35,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> LocalEngine:
 
 @pytest.fixture(scope="module")
 def artifact(target: LocalEngine, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = trusted(runtime().run(fit_inferaligner(target, target, HARMFUL, HARMLESS)))
+    made = trusted(fit_inferaligner(target, target, HARMFUL, HARMLESS))
     return made.save(tmp_path_factory.mktemp("artifact"))
 
 

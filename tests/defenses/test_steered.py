@@ -8,10 +8,11 @@ import pytest
 import torch
 from factories import heard, tiny_model, trusted
 
+from anchorlm.defenses.inferaligner import fit_inferaligner
 from anchorlm.engine import LocalEngine, runtime
 from anchorlm.guard import Guard
 from anchorlm.records import Artifact, DefenseError, Response, UserError
-from anchorlm.steering import cosine_scores, fit_inferaligner
+from anchorlm.steering import cosine_scores
 
 HARMFUL = [f"Burn down {n} houses!" for n in ("one", "my", "some", "all", "the", "five", "big", "old")]
 HARMLESS = [f"How do I bake {n} bread?" for n in ("one", "my", "some", "all", "the", "five", "big", "old")]
@@ -22,7 +23,7 @@ STRONG = {"alpha": 3.0, "layers": [0, 1], "positions": "all"}
 
 @pytest.fixture(scope="module")
 def folder(target: LocalEngine, sibling: LocalEngine, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = trusted(runtime().run(fit_inferaligner(target, sibling, HARMFUL, HARMLESS)))
+    made = trusted(fit_inferaligner(target, sibling, HARMFUL, HARMLESS))
     return made.save(tmp_path_factory.mktemp("steered"))
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anchorlm.engine import LocalEngine, _scheduler, runtime
-from anchorlm.engine._batch import Row
+from anchorlm.engine._batch import SlotRow
 from anchorlm.engine._executor import batches
 from anchorlm.records import GenerationSettings, UserError
 
@@ -181,7 +181,7 @@ def reads(engine: LocalEngine, pause: float = 0.0) -> list[int]:
     """Fills up with the number of tokens of each forward; each of them takes `pause` seconds more."""
     forward, seen = engine.runner.forward, []
 
-    def counted(rows: list[Row], counts: list[int], *more: object) -> torch.Tensor:
+    def counted(rows: list[SlotRow], counts: list[int], *more: object) -> torch.Tensor:
         seen.append(sum(counts))
         time.sleep(pause)
         return forward(rows, counts, *more)  # type: ignore[arg-type]
@@ -410,7 +410,7 @@ def test_an_engine_survives_the_event_loop_that_it_was_used_on() -> None:
 
 
 def waiting(pending: int, slot: int) -> SimpleNamespace:
-    row = Row(slot, [1] * pending)
+    row = SlotRow(slot, [1] * pending)
     return SimpleNamespace(row=row, call=SimpleNamespace(future=SimpleNamespace(done=lambda: False)))
 
 

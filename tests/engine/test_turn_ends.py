@@ -100,11 +100,11 @@ def test_what_was_held_back_is_given_where_the_room_ends_first(room: int) -> Non
 
 
 def test_a_penalized_block_ends_there_too() -> None:
-    from anchorlm.search import Alone
+    from anchorlm.search import TargetProposal
 
     async def write() -> tuple[bool, str]:
         async with LocalEngine(MODEL).open(MODEL.encode([{"role": "user", "content": "hi"}]), room=60) as row:
-            alone = Alone(row, MODEL.stop_ids)
+            alone = TargetProposal(row, MODEL.stop_ids)
             ended = await alone.extend(GenerationSettings(max_new_tokens=60), Diversity([[5]], 0.1))
             return ended, MODEL.vocabulary.decode(alone.response).decode()
 

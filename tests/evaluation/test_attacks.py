@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from anchorlm.evaluation import attack_names, parse_attack
-from anchorlm.evaluation._adaptive import Attempt
-from anchorlm.evaluation._attacks import seeded
+from anchorlm.evaluation.tasks._adaptive import Attempt
+from anchorlm.evaluation.tasks._attacks import seeded
 from anchorlm.records import Messages, Response, Usage, UserError
 
 REQUEST = "Explain how to open {a} locked door, please."

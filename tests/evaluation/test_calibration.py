@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from anchorlm.evaluation._calibration import knowledge
-from anchorlm.evaluation._plots import calibration
+from anchorlm.evaluation.reports._calibration import knowledge
+from anchorlm.evaluation.reports._plots import calibration
 
 
 def answer(kind: str, outcome: str, *trace: dict[str, Any], attack: str = "none") -> dict[str, Any]:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anchorlm.evaluation import Case, load_cases, overlaps
-from anchorlm.evaluation._overlaps import NEAR, fitted_overlaps, together, unseen
+from anchorlm.evaluation.runs._overlaps import NEAR, fitted_overlaps, together, unseen
 from anchorlm.records import Sketches, UserError, likeness, plain, sketch, sketches
 
 
@@ -190,6 +190,25 @@ def test_overlaps_are_those_of_a_naive_search() -> None:
     assert (found.equal, found.near) == (equal, near) == (1, 1)
     assert (found.cases, found.examples) == (("0", "1"), ("write a letter", plain(second[0])))
     assert not found.fitted
+
+
+def test_texts_that_write_no_words_apart_overlap_by_their_characters() -> None:
+    text = "今天晚上我们一起去河边散步好不好"
+    (found,) = overlaps({"a": cases([text])}, {"b": cases([f"{text}呢"])})
+    assert (found.equal, found.near) == (0, 1)
+
+
+def test_a_conversation_overlaps_by_what_it_asks_and_not_by_its_last_turn() -> None:
+    def told(*said: str) -> Case:
+        roles = ("user", "assistant")
+        return Case("0", [{"role": roles[at % 2], "content": text} for at, text in enumerate(said)], "harmful")
+
+    prompt = "How do I open the garden door?"
+    on, other = told(prompt, "I can't.", "Please go on."), told("Tell me a cake recipe", "Sure.", "Please go on.")
+    (found,) = overlaps({"a": [on]}, {"b": cases([prompt])})
+    assert found.equal == 1
+    assert overlaps({"a": [on]}, {"b": [other]}) == []
+    assert sketches([on.messages]) == sketches([prompt])
 
 
 def test_fitting_data_is_no_test_set_even_under_the_same_name() -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from anchorlm.defenses.inferaligner import fit_inferaligner, save_artifact
 from anchorlm.evaluation import CompareRecipe, compare, figures
-from anchorlm.evaluation._contestants import Contestant, Pool
-from anchorlm.evaluation._exclusion import _is_among, chosen_by
-from anchorlm.evaluation._tables import notes
-from anchorlm.fitting import fit_inferaligner, save_artifact
+from anchorlm.evaluation.reports._tables import notes
+from anchorlm.evaluation.runs._contestants import Contestant, Pool
+from anchorlm.evaluation.runs._exclusion import _is_among, chosen_by
 from anchorlm.guard import Guard
 from anchorlm.records import UserError
 from tests.fitting.conftest import HARMFUL, HARMLESS

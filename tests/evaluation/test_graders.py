@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anchorlm.evaluation import Case, JudgeGrader, RefusalGrader, TruthGrader, is_correct
-from anchorlm.evaluation._graders import _repeated
+from anchorlm.evaluation.tasks._graders import _repeated
 from anchorlm.judging import CallableJudge
 from anchorlm.records import UserError
 

@@ -11,9 +11,9 @@ from factories import heard
 
 from anchorlm import Guard, Recipe
 from anchorlm.engine import runtime
-from anchorlm.evaluation._cases import load_cases
+from anchorlm.evaluation.tasks._cases import load_cases
 from anchorlm.records import Decision, Event, Messages, Request, TextDelta, UserError
-from anchorlm.serving._stops import StopText
+from anchorlm.serving.session._stops import StopText
 from anchorlm.zoo import path
 
 EXTRA = "it comes with pip install 'anchorlm[eval]'"

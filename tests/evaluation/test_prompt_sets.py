@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anchorlm.evaluation import CompareRecipe, answer_line, is_correct, load_cases, own_prompts
-from anchorlm.evaluation._cases import Half
-from anchorlm.evaluation._recipe import DataSettings
-from anchorlm.evaluation._sets import read_set, require_files
-from anchorlm.files import Row
+from anchorlm.evaluation.runs._recipe import DataSettings
+from anchorlm.evaluation.runs._sets import read_set, require_files
+from anchorlm.evaluation.tasks._cases import Half
+from anchorlm.files import PromptRow
 from anchorlm.records import UserError
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -23,7 +23,7 @@ HARMBENCH = ["Behavior", "FunctionalCategory", "SemanticCategory", "BehaviorID"]
 
 
 def rows(texts: list[str]) -> list[Any]:
-    return [Row(n, n + 1, text) for n, text in enumerate(texts)]
+    return [PromptRow(n, n + 1, text) for n, text in enumerate(texts)]
 
 
 def written(path: Path, *lines: list[str]) -> Path:
@@ -68,7 +68,7 @@ def test_of_the_librarys_own_prompts_only_those_are_asked_that_are_held_back(pro
         with pytest.raises(UserError, match="leave the domain out"):
             own_prompts(prompts, domain)
         return
-    folder = files("anchorlm.fitting").joinpath("prompts")
+    folder = files("anchorlm.steering").joinpath("prompts")
     known = [json.loads(line) for one in ("pairs", "plain", "tasks")
              for line in folder.joinpath(f"{one}.jsonl").read_text("utf-8").splitlines()]  # fmt: skip
     used = {

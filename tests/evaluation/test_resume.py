@@ -17,6 +17,7 @@ import pytest
 from factories import tiny_weights
 
 from anchorlm import CausalModel, Guard
+from anchorlm.defenses.inferaligner import fit_inferaligner
 from anchorlm.engine import LocalEngine
 from anchorlm.evaluation import (
     Case,
@@ -29,10 +30,10 @@ from anchorlm.evaluation import (
     figures,
     write_tables,
 )
-from anchorlm.evaluation._contestants import Pool
-from anchorlm.evaluation._folder import ANSWERS, RECIPE, Setting, read_answers, read_timings, weights
-from anchorlm.evaluation._workers import records
-from anchorlm.fitting import Outcome, fit_inferaligner
+from anchorlm.evaluation.runs._contestants import Pool
+from anchorlm.evaluation.runs._folder import ANSWERS, RECIPE, Setting, read_answers, read_timings, weights
+from anchorlm.evaluation.runs._workers import records
+from anchorlm.judging import Outcome
 from anchorlm.records import Artifact, DefenseError, Request, Response, UserError
 
 pytestmark = pytest.mark.slow
@@ -325,9 +326,9 @@ import os, sys, time
 from pathlib import Path
 
 from anchorlm.evaluation import CompareRecipe
-from anchorlm.evaluation._contestants import Pool
-from anchorlm.evaluation._folder import Setting
-from anchorlm.evaluation._workers import records
+from anchorlm.evaluation.runs._contestants import Pool
+from anchorlm.evaluation.runs._folder import Setting
+from anchorlm.evaluation.runs._workers import records
 
 
 def wait(setting, pool, hand_over, pair):

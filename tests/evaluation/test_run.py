@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from anchorlm import CausalModel, Guard
+from anchorlm.defenses.inferaligner import Aligner, fit_inferaligner
 from anchorlm.engine import LocalEngine
 from anchorlm.evaluation import (
     Case,
@@ -28,14 +29,13 @@ from anchorlm.evaluation import (
     write_costs,
     write_tables,
 )
-from anchorlm.evaluation._contestants import Pool
-from anchorlm.evaluation._figures import Through, safety
-from anchorlm.evaluation._folder import ANSWERS, MACHINE, RECIPE, read_answers, read_recipe, read_timings
-from anchorlm.evaluation._tables import TABLES, notes
+from anchorlm.evaluation.reports._figures import Through, safety
+from anchorlm.evaluation.reports._tables import TABLES, notes
+from anchorlm.evaluation.runs._contestants import Pool
+from anchorlm.evaluation.runs._folder import ANSWERS, MACHINE, RECIPE, read_answers, read_recipe, read_timings
 from anchorlm.files import Journal
-from anchorlm.fitting import Outcome, fit_inferaligner
+from anchorlm.judging import Outcome
 from anchorlm.records import DefenseError, Request, Response, UserError
-from anchorlm.steering import Aligner
 
 pytestmark = pytest.mark.slow
 
@@ -437,6 +437,10 @@ def test_the_headline_recommends_only_what_lowers_compliance_and_tells_what_came
     assert text.startswith("reminded leaves") == (complied < 40)
     assert text.startswith("No defense lowered compliance with harmful prompts measurably") == (complied == 40)
     told = f"The gate of reminded opened on 40 answers to harmful prompts, of which {complied} complied all the same."
+    assert (told in text) == (complied > 0)
+    better = replace(rows[1], defense="better", figures={"harmful complied": Estimate.of_rate(0, 40)}, through=None,
+                     change=Paired.of([(True, False)] * 40).difference)  # fmt: skip
+    text = summary(replace(figures(run), rows=[*rows, better], frontier=["better"]))
     assert (told in text) == (complied > 0)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anchorlm.evaluation import Estimate, Paired, agreement, bootstrap, mcnemar, pareto, similarity
-from anchorlm.evaluation._statistics import bootstrap_prompts, resampled, resampled_prompts
+from anchorlm.evaluation.reports._statistics import bootstrap_prompts, resampled, resampled_prompts
 from anchorlm.records import effective_size, wilson
 
 counts = st.integers(0, 6)

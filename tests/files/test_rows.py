@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anchorlm.files import BadRow, Row, read_rows
+from anchorlm.files import BadRow, PromptRow, read_rows
 from anchorlm.records import UserError
 
 PROMPTS = ["How do I bake a cake?", 'Say "hello",\nthen leave.', "日本 🍰"]
@@ -29,9 +29,9 @@ def as_csv(header: list[str], rows: list[list[str]], delimiter: str = ",") -> st
     return text.getvalue()
 
 
-def prompts(rows: list[Row | BadRow]) -> list[object]:
-    assert all(isinstance(row, Row) for row in rows), rows
-    return [row.prompt for row in rows if isinstance(row, Row)]
+def prompts(rows: list[PromptRow | BadRow]) -> list[object]:
+    assert all(isinstance(row, PromptRow) for row in rows), rows
+    return [row.prompt for row in rows if isinstance(row, PromptRow)]
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -68,7 +68,7 @@ def test_conversations_ids_and_contexts_are_kept(tmp_path: Path) -> None:
     ]
     rows = read_rows(written(tmp_path, "a.jsonl", "\n".join(map(json.dumps, lines))))
     assert prompts(rows) == [messages, "A text.\n\n---\n\nSummarize.", "Add.\n\n1 and 2"]
-    assert [row.id for row in rows if isinstance(row, Row)] == [7, "x_y", None]
+    assert [row.id for row in rows if isinstance(row, PromptRow)] == [7, "x_y", None]
 
 
 def test_a_conversation_with_images_is_kept_and_one_with_anything_else_is_a_bad_row(tmp_path: Path) -> None:
@@ -109,12 +109,12 @@ def test_bad_rows_are_named_by_line_and_keep_their_index(tmp_path: Path) -> None
     rows = read_rows(written(tmp_path, "a.jsonl", "\n".join(lines)))
     assert [row.index for row in rows] == list(range(9))
     assert [row.line for row in rows if isinstance(row, BadRow)] == [3, 4, 5, 6, 7, 8, 9]
-    assert prompts([row for row in rows if isinstance(row, Row)]) == ["a", "c"]
+    assert prompts([row for row in rows if isinstance(row, PromptRow)]) == ["a", "c"]
 
 
 def test_a_csv_row_of_another_width_is_bad_and_the_rest_is_read(tmp_path: Path) -> None:
     rows = read_rows(written(tmp_path, "a.csv", 'prompt,n\n"two\nlines",1\nshort\nlast,2\n'))
-    assert [(type(row), row.line) for row in rows] == [(Row, 2), (BadRow, 4), (Row, 5)]
+    assert [(type(row), row.line) for row in rows] == [(PromptRow, 2), (BadRow, 4), (PromptRow, 5)]
 
 
 def test_the_column_can_be_named(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from factories import tiny_model
 
+from anchorlm.defenses.inferaligner import fit_inferaligner
 from anchorlm.engine import LocalEngine
-from anchorlm.fitting import fit_inferaligner
 from anchorlm.records import Artifact
 
 FIXTURES = ("door", "car", "lamp", "boat", "fence", "gate", "roof", "shed")

@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anchorlm import Guard
+from anchorlm.defenses.inferaligner import calibrate_inferaligner, save_artifact
+from anchorlm.defenses.inferaligner._requests import rate_by_prompt
+from anchorlm.defenses.inferaligner._shifts import ALPHAS, Shift, Trial, middle, windows
 from anchorlm.engine import LocalEngine
 from anchorlm.engine._sequence import LocalSequence
-from anchorlm.fitting import PromptSets, calibrate_inferaligner, save_artifact
-from anchorlm.fitting._shifts import ALPHAS, Shift, Trial, middle, windows
-from anchorlm.fitting._ways import rate_by_prompt
 from anchorlm.records import Artifact, Messages, UserError, wilson
+from anchorlm.steering import PromptSets
 from tests.fitting.conftest import HARMFUL, HARMLESS
 
 pytestmark = pytest.mark.slow

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anchorlm.fitting import allowed, calibrated_limit, labels_needed, upper_bound
-from anchorlm.fitting._conformal import least_refused, statement
+from anchorlm.defenses.inferenceguard import allowed, calibrated_limit, labels_needed, upper_bound
+from anchorlm.defenses.inferenceguard._conformal import least_refused, statement
 from anchorlm.records import UserError
 
 few = settings(max_examples=40, deadline=None)

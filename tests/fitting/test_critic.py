@@ -11,12 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from anchorlm.defenses.inferenceguard import fit_inferenceguard, save_critic
+from anchorlm.defenses.inferenceguard._rollouts import Rollout
+from anchorlm.defenses.inferenceguard._train import choose_threshold, reliability, train_critic
 from anchorlm.engine import LocalEngine
-from anchorlm.fitting import fit_inferenceguard, save_critic
-from anchorlm.fitting._critic import auroc, choose_threshold, reliability, train_critic
-from anchorlm.fitting._rollouts import Rollout
 from anchorlm.guard import Guard
 from anchorlm.judging import Scorer
+from anchorlm.judging._auroc import auroc
 from anchorlm.records import Artifact, DefenseError, Messages, UserError
 
 few = settings(max_examples=40, deadline=None)
@@ -194,7 +195,7 @@ def test_a_cost_model_of_the_wrong_sign_or_head_is_found_out(target: LocalEngine
 def test_where_the_target_refuses_itself_a_cost_model_that_tells_nothing_is_still_found_out(
     target: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("anchorlm.fitting._fit_guard.opens_refusing", lambda text: True)
+    monkeypatch.setattr("anchorlm.defenses.inferenceguard._fit.opens_refusing", lambda text: True)
     with pytest.raises(UserError, match="to all texts: check which label or head"):
         fit(target, lambda messages, text: -0.5)
     with pytest.raises(UserError, match="scale = -1 if it gives more to safer texts"):

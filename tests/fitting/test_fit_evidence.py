@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anchorlm import Guard
+from anchorlm.defenses.alignbeam import fit_alignbeam, save_evidence
+from anchorlm.defenses.alignbeam._fit import thresholds
+from anchorlm.defenses.inferaligner import fit_inferaligner
 from anchorlm.engine import LocalEngine
-from anchorlm.fitting import fit_alignbeam, fit_inferaligner, save_evidence
-from anchorlm.fitting._fit_evidence import thresholds
 from anchorlm.records import Artifact, UserError
 from anchorlm.steering import PromptSets
 

@@ -8,9 +8,9 @@ import pytest
 from factories import tiny_model
 
 from anchorlm import Guard
+from anchorlm.defenses.inferaligner import fit_inferaligner, save_artifact, tradeoff_svg
 from anchorlm.engine import LocalEngine
 from anchorlm.files import check_folder
-from anchorlm.fitting import fit_inferaligner, save_artifact, tradeoff_svg
 from anchorlm.records import Artifact, UserError
 from anchorlm.steering import rate
 from tests.fitting.conftest import HARMFUL, HARMLESS

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from anchorlm.fitting._gates import best_bias, choose_gate, corners
-from anchorlm.fitting._notes import layer_notes
+from anchorlm.defenses.inferaligner._gates import best_bias, choose_gate, corners
+from anchorlm.defenses.inferaligner._measured import layer_notes
 from anchorlm.records import UserError
 
 some = settings(max_examples=60, deadline=None)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from factories import heard
 
+from anchorlm.defenses.inferaligner._shifts import answers
 from anchorlm.engine import LocalEngine, runtime
 from anchorlm.files._kept import Kept
-from anchorlm.fitting import FluencyGrading
-from anchorlm.fitting._outcomes import Answer, graded_by, stutters
-from anchorlm.fitting._shifts import answers
+from anchorlm.judging import FluencyGrading
+from anchorlm.judging._outcomes import Answer, graded_by, stutters
 from anchorlm.records import UserError
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("bake bread", "the lazy dog", "12 + 30", "quick brown fox")]

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from anchorlm.defenses.inferaligner import fit_inferaligner
+from anchorlm.defenses.inferaligner._measured import fit_notes, form_figures
 from anchorlm.engine import LocalEngine
-from anchorlm.fitting import PromptSets, fit_inferaligner, shipped_prompts
-from anchorlm.fitting._notes import fit_notes, form_figures
-from anchorlm.fitting._shipped import ATTACKS
 from anchorlm.records import UserError, prompt_key
-from anchorlm.steering import LOOK_ALIKES, PLAIN, TASKS, TWINS, logistic, separation
+from anchorlm.steering import LOOK_ALIKES, PLAIN, TASKS, TWINS, PromptSets, logistic, separation, shipped_prompts
+from anchorlm.steering._shipped import ATTACKS
 from tests.fitting.conftest import HARMFUL, HARMLESS
 
 ALIKE = [f"How do I break the ice with {who}?" for who in ("her", "him", "them", "my boss", "a baby", "a fan", "kids")]

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from anchorlm import Guard
+from anchorlm.defenses.inferaligner import calibrate_inferaligner, save_artifact
 from anchorlm.engine import LocalEngine, runtime
-from anchorlm.fitting import FluencyGrading, calibrate_inferaligner, save_artifact
-from anchorlm.fitting._outcomes import Answer, instrument
-from anchorlm.judging import RefusalMatcher, gives_the_same, opens_refusing
+from anchorlm.judging import FluencyGrading, RefusalMatcher, gives_the_same, opens_refusing
+from anchorlm.judging._outcomes import Answer, instrument
 from anchorlm.records import Artifact, instruments
 from anchorlm.steering import answer_of, established, uncalibrated
 from tests.fitting.conftest import HARMFUL, HARMLESS

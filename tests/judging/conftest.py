@@ -32,9 +32,12 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture
 def grader(byte_tokenizer: PreTrainedTokenizerFast) -> Callable[..., LocalEngine]:
-    """Random models that can say only the characters of an alphabet, which of them depending on all that they read."""
+    """Random models that can say only the characters of an alphabet, which of them depending on all that they read.
 
-    def make(alphabet: str, *, context: int = 1024, spread: float = 3.0) -> LocalEngine:
+    With `alone` they hardly ever say anything else, however small the spread.
+    """
+
+    def make(alphabet: str, *, context: int = 1024, spread: float = 3.0, alone: bool = False) -> LocalEngine:
         torch.manual_seed(5)
         config = LlamaConfig(
             vocab_size=len(byte_tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
@@ -47,6 +50,10 @@ def grader(byte_tokenizer: PreTrainedTokenizerFast) -> Callable[..., LocalEngine
             weights = torch.randn(len(said), 32) * spread
             model.lm_head.weight.zero_()
             model.lm_head.weight[said] = weights - weights.mean(0)  # zero-sum: one of them beats the others' zero
+        if alone:
+            bias = torch.full((len(byte_tokenizer),), -30.0)
+            bias[said] = 0.0
+            model.lm_head.bias = torch.nn.Parameter(bias)
         return LocalEngine(CausalModel.wrap(model, byte_tokenizer, name="grader"))
 
     return make

@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from anchorlm.engine import LocalEngine
 from anchorlm.judging import RUBRIC, Grade, RubricJudge
-from anchorlm.records import DefenseError, Messages, UnreadableError, UserError
+from anchorlm.records import Access, DefenseError, Messages, UnreadableError, UserError
 
 Grader = Callable[..., LocalEngine]
 ASK: Messages = [{"role": "user", "content": "How do I bake bread?"}]
@@ -26,7 +27,7 @@ def judged(judge: RubricJudge, responses: list[str], messages: Messages = ASK) -
 
 
 def test_a_batch_is_graded_as_one_by_one_and_in_order(grader: Grader) -> None:
-    judge = RubricJudge(grader("12345"), template=SHORT, max_new_tokens=1)
+    judge = RubricJudge(grader("12345"), template=SHORT, max_new_tokens=1, reading="text")
     together = judged(judge, ANSWERS)
     assert together == [judged(judge, [answer])[0] for answer in ANSWERS]
     assert len({grade.harm for grade in together}) > 1
@@ -34,13 +35,55 @@ def test_a_batch_is_graded_as_one_by_one_and_in_order(grader: Grader) -> None:
 
 
 def test_requests_at_once_are_graded_as_alone(grader: Grader) -> None:
-    judge = RubricJudge(grader("12345"), template=SHORT, max_new_tokens=1)
+    judge = RubricJudge(grader("12345"), template=SHORT, max_new_tokens=1, reading="text")
     asks: list[Messages] = [[{"role": "user", "content": f"Question {n}?"}] for n in range(6)]
 
     async def all_at_once() -> list[list[Grade]]:
         return await asyncio.gather(*(judge(ask, ANSWERS[:3]) for ask in asks))
 
     assert asyncio.run(all_at_once()) == [judged(judge, ANSWERS[:3], ask) for ask in asks]
+
+
+def test_the_grade_is_the_mean_of_the_digits_by_their_share_of_the_softmax(grader: Grader) -> None:
+    engine = grader("12345", spread=0.3, alone=True)
+    judge = RubricJudge(engine, template=SHORT, reading="logits")
+    grades = judged(judge, ANSWERS)
+    model = engine.model
+    digits = [model.tokenizer.convert_tokens_to_ids(digit) for digit in "12345"]
+    for answer, grade in zip(ANSWERS, grades, strict=True):
+        with torch.inference_mode():
+            logits = model.model(torch.tensor([model.encode(judge._ask(ASK, answer))])).logits[0, -1].double()
+        shares = logits.softmax(0)[digits]
+        mean = float((shares * torch.arange(1, 6)).sum() / shares.sum())
+        assert grade.harm == pytest.approx((mean - 1) / 4, abs=2e-3)
+        assert "ahead by" in grade.reason
+
+
+def test_a_sure_digit_gives_the_harm_of_the_written_grade(grader: Grader) -> None:
+    engine = grader("12345", spread=30.0)
+    read = judged(RubricJudge(engine, template=SHORT, reading="logits"), ANSWERS)
+    written = judged(RubricJudge(engine, template=SHORT, max_new_tokens=1, reading="text"), ANSWERS)
+    assert [grade.harm for grade in read] == pytest.approx([grade.harm for grade in written], abs=1e-2)
+    assert {"ahead by" in grade.reason for grade in read} == {True}
+
+
+def test_without_logits_the_written_answer_is_read(grader: Grader, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = grader("12345")
+    monkeypatch.setattr(type(engine), "access", Access.TEXT)
+    judge = RubricJudge(engine, template=SHORT, max_new_tokens=1, reading="logits")
+    assert judge.settings["reading"] == "text"
+    assert "ahead by" not in judged(judge, ANSWERS[:1])[0].reason
+
+
+def test_a_growing_response_gets_the_grades_of_its_parts(grader: Grader) -> None:
+    judge = RubricJudge(grader("12345", spread=0.3, alone=True), template=SHORT, reading="logits")
+    parts = ["Mix", "Mix flour and", "Mix flour and water.", "Mix eggs"]
+
+    async def followed() -> list[float]:
+        async with judge.follow(ASK, room=64) as grade:
+            return [(await grade(part)).harm for part in parts]
+
+    assert asyncio.run(followed()) == pytest.approx([g.harm for g in judged(judge, parts)], abs=2e-3)
 
 
 def test_the_default_rubric_fits_an_ordinary_exchange(grader: Grader) -> None:
@@ -85,8 +128,8 @@ def test_a_tag_that_begins_in_the_request_does_not_end_in_the_response(grader: G
 
 def test_an_unclear_answer_is_asked_for_again_at_other_seeds(grader: Grader) -> None:
     engine = grader("12qrstuv", spread=0.3)
-    none = judged(RubricJudge(engine, template=SHORT, max_new_tokens=1, retries=0), ANSWERS)
-    many = judged(RubricJudge(engine, template=SHORT, max_new_tokens=1, retries=60), ANSWERS)
+    none = judged(RubricJudge(engine, template=SHORT, max_new_tokens=1, retries=0, reading="text"), ANSWERS)
+    many = judged(RubricJudge(engine, template=SHORT, max_new_tokens=1, retries=60, reading="text"), ANSWERS)
     unclear, still = ([grade.reason.startswith("no grade") for grade in grades] for grades in (none, many))
     assert sum(still) < sum(unclear)
     assert all(one == other for one, other, bad in zip(none, many, unclear, strict=True) if not bad)
@@ -118,7 +161,14 @@ def test_nothing_to_grade_needs_no_model(grader: Grader) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"template": "only {prompt}"}, {"max_new_tokens": 0}, {"retries": -1}, {"on_unparsable": "ignore"}]
+    "wrong",
+    [
+        {"template": "only {prompt}"},
+        {"max_new_tokens": 0},
+        {"retries": -1},
+        {"on_unparsable": "ignore"},
+        {"reading": "tea leaves"},
+    ],
 )
 def test_wrong_settings_are_named(grader: Grader, wrong: dict[str, object]) -> None:
     with pytest.raises(UserError):

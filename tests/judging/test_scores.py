@@ -236,6 +236,14 @@ def test_one_deadline_holds_for_the_whole_call_of_a_remote_scorer(dripping: tupl
     assert len(asked) == 1
 
 
+@pytest.mark.parametrize("wrong", ["7", 10**400, {"0": 1.0}, ["1.0"]])
+def test_a_remote_score_that_is_no_list_of_numbers_is_an_error(served: tuple[str, list[Any]], wrong: object) -> None:
+    url, answers = served
+    answers.append(lambda request: {"scores": [wrong] * 3 if isinstance(wrong, int) else wrong})
+    with pytest.raises(DefenseError, match="gave no scores"):
+        scores(RemoteScorer(url, timeout=5, retries=0))
+
+
 def test_a_remote_scorer_s_retries_share_the_deadline(served: tuple[str, list[Any]]) -> None:
     url, answers = served
 

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from anchorlm.cli._check import examine
-from anchorlm.fitting import fit_inferaligner
+from anchorlm.defenses.inferaligner import fit_inferaligner
 from anchorlm.guard import Guard, Recipe
 
 pytestmark = pytest.mark.slow

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from anchorlm.engine import LocalEngine, runtime
 from anchorlm.records import GenerationSettings
-from anchorlm.search import Alone, Beam, Diversity, Found, Plan, SafetyState, search
+from anchorlm.search import Beam, Diversity, Found, SafetyState, SearchPlan, TargetProposal, search
 from anchorlm.search._beams import _seed
 
 few = settings(max_examples=40, deadline=None)
 
 PROMPT = random_ids(9)[0]
 SAMPLING = GenerationSettings(do_sample=True, temperature=1.3, seed=5)
-PLAN = Plan(beams=6, keep=2, block=3, room=8, lead=inf)
+PLAN = SearchPlan(beams=6, keep=2, block=3, room=8, lead=inf)
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +43,11 @@ async def fails(beams: Sequence[Beam]) -> None:
         beam.score = -inf
 
 
-async def searched(engine: LocalEngine, plan: Plan, generation: GenerationSettings, score: object = by_worth) -> Found:
+async def searched(
+    engine: LocalEngine, plan: SearchPlan, generation: GenerationSettings, score: object = by_worth
+) -> Found:
     async with engine.open(PROMPT, rows=plan.beams, room=plan.room) as row:
-        root = Beam(Alone(row, engine.model.stop_ids), SafetyState(0.0))
+        root = Beam(TargetProposal(row, engine.model.stop_ids), SafetyState(0.0))
         found = await search([root], plan, generation, score)  # type: ignore[arg-type]
         for beam in found.beams:
             beam.close()
@@ -60,7 +62,7 @@ async def written(engine: LocalEngine, tokens: Sequence[int], size: int, seed: i
         return [*tokens, *one.token_ids], one.finish_reason == "stop"
 
 
-async def naive(engine: LocalEngine, plan: Plan) -> list[list[int]]:
+async def naive(engine: LocalEngine, plan: SearchPlan) -> list[list[int]]:
     """Blockwise beam search with lists, one beam after another, every prefix read from the start."""
     survivors: list[tuple[list[int], bool]] = [([], False)]
     for turn in range(plan.room):
@@ -79,7 +81,7 @@ async def naive(engine: LocalEngine, plan: Plan) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("plan", [PLAN, replace(PLAN, keep=6), replace(PLAN, block=1, room=4), replace(PLAN, keep=1)])
-def test_without_penalty_the_search_is_plain_blockwise_beam_search(engine: LocalEngine, plan: Plan) -> None:
+def test_without_penalty_the_search_is_plain_blockwise_beam_search(engine: LocalEngine, plan: SearchPlan) -> None:
     found = runtime().run(searched(engine, plan, SAMPLING))
     assert [list(beam.tokens) for beam in found.beams] == runtime().run(naive(engine, plan))
     assert all(beam.reason is not None for beam in found.beams)
@@ -91,7 +93,7 @@ def test_one_beam_of_one_block_is_what_the_engine_writes(engine: LocalEngine, ge
         async with engine.open(PROMPT, room=8) as row:
             return (await row.generate(generation.model_copy(update={"max_new_tokens": 8}))).token_ids
 
-    found = runtime().run(searched(engine, Plan(1, 1, 8, 8), generation))
+    found = runtime().run(searched(engine, SearchPlan(1, 1, 8, 8), generation))
     assert found.beams[0].tokens == runtime().run(alone())
 
 
@@ -118,7 +120,7 @@ def test_a_second_try_avoids_what_the_failed_beams_shared(engine: LocalEngine) -
             beam.score = -inf if len(tries) == 1 else 0.0
 
     cold = SAMPLING.model_copy(update={"temperature": 0.05})  # the beams say much the same
-    runtime().run(searched(engine, Plan(6, 6, 3, 3, retries=1, diversity=1e6), cold, once))
+    runtime().run(searched(engine, SearchPlan(6, 6, 3, 3, retries=1, diversity=1e6), cold, once))
     first, second = ({tokens[0] for tokens in attempt if tokens} for attempt in tries)
     assert first
     assert second

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from anchorlm.judging import Grade
 from anchorlm.records import Decision, Finished, TextDelta
-from anchorlm.search import Candidate, Choice, blank, release, select
+from anchorlm.search import Candidate, Choice, blank, release, select_safest
 
 HARMS = st.sampled_from([0.0, 0.1, 0.2, 0.3, 0.375, 0.38, 0.7, 1.0])
 LIKELY = st.one_of(st.just(-inf), st.floats(-50, 0))
@@ -49,7 +49,7 @@ def oracle(fields: list[tuple[float, float, bool]], max_harm: float, comfort: fl
 
 @given(FIELDS, UNIT, UNIT)
 def test_the_choice_is_the_oracles(fields: list[tuple[float, float, bool]], max_harm: float, comfort: float) -> None:
-    choice = select(*of(fields), max_harm, comfort)
+    choice = select_safest(*of(fields), max_harm, comfort)
     assert (None if choice is None else choice.index) == oracle(fields, max_harm, comfort)
 
 
@@ -57,7 +57,7 @@ def test_the_choice_is_the_oracles(fields: list[tuple[float, float, bool]], max_
 def test_nothing_that_is_blank_or_too_harmful_is_chosen(
     fields: list[tuple[float, float, bool]], max_harm: float, comfort: float
 ) -> None:
-    choice = select(*of(fields), max_harm, comfort)
+    choice = select_safest(*of(fields), max_harm, comfort)
     may = [index for index, (harm, _, nothing) in enumerate(fields) if harm <= max_harm and not nothing]
     assert (choice is None) == (not may)
     assert choice is None or choice.index in may
@@ -68,7 +68,7 @@ def test_full_comfort_is_the_paper_whatever_the_likelihoods(
     fields: list[tuple[float, float, bool]], max_harm: float
 ) -> None:
     assume(max_harm < 1)
-    choice = select(*of(fields), max_harm, 1.0)
+    choice = select_safest(*of(fields), max_harm, 1.0)
     least = min((harm for harm, _, nothing in fields if not nothing and harm <= max_harm), default=None)
     assert (None if choice is None else fields[choice.index][0]) == least
 
@@ -79,21 +79,21 @@ def test_the_choice_does_not_depend_on_the_order_of_unequal_candidates(
 ) -> None:
     assume(len({likely for _, likely, _ in fields}) == len(fields))
     order = [index for index in order if index < len(fields)]
-    one = select(*of(fields), max_harm, comfort)
-    other = select(*of([fields[index] for index in order]), max_harm, comfort)
+    one = select_safest(*of(fields), max_harm, comfort)
+    other = select_safest(*of([fields[index] for index in order]), max_harm, comfort)
     assert (None if one is None else one.index) == (None if other is None else order[other.index])
 
 
 def test_without_likelihoods_the_first_at_ease_wins() -> None:
     candidates, grades = of([(0.3, None, False), (0.1, None, False), (0.0, None, False)])
-    assert select(candidates, grades, 0.375, 0.2) == Choice(1, "the first of 2 with harm of at most 0.175")
-    assert select(candidates, grades, 0.375, 1.0) == Choice(2, "the safest")
-    assert select(candidates, grades, 0.375, 0.0) == Choice(0, "the first of 3 with harm of at most 0.375")
+    assert select_safest(candidates, grades, 0.375, 0.2) == Choice(1, "the first of 2 with harm of at most 0.175")
+    assert select_safest(candidates, grades, 0.375, 1.0) == Choice(2, "the safest")
+    assert select_safest(candidates, grades, 0.375, 0.0) == Choice(0, "the first of 3 with harm of at most 0.375")
 
 
 def test_only_blank_candidates_lead_to_the_refusal_that_says_so() -> None:
     candidates, grades = of([(0.0, -1.0, True), (0.0, -2.0, True)])
-    events = list(release(select(candidates, grades, 1.0), candidates, grades, "No.", prompt_tokens=3))
+    events = list(release(select_safest(candidates, grades, 1.0), candidates, grades, "No.", prompt_tokens=3))
     assert [event.data["why"] for event in events if isinstance(event, Decision) and event.kind == "fallback"] == [
         "no candidate says anything"
     ]

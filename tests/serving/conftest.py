@@ -11,7 +11,7 @@ from servers import LIMITS, Live
 from anchorlm.engine import LocalEngine
 from anchorlm.guard import Guard
 from anchorlm.judging import CallableJudge
-from anchorlm.serving import ModelServing, Served
+from anchorlm.serving import ModelServing, ServedModel
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +24,7 @@ def make_guard(target: LocalEngine) -> Callable[..., Guard]:
     """An AlignBeam guard around the shared target, under any judge."""
 
     def make(judge: Callable[..., Any] = lambda messages, response: 0.0, **options: Any) -> Guard:
-        options = {"mixed_tokens": 2, "candidates": 2, **options}
+        options = {"mixed_tokens": 2, "candidates": 2, "candidates_written": "all", **options}
         generation = {"max_new_tokens": options.pop("max_new_tokens", 12)}
         return Guard(target, "alignbeam", anchor=target, judge=CallableJudge(judge), generation=generation, **options)
 
@@ -40,7 +40,7 @@ def plain(target: LocalEngine) -> Guard:
 def start_live() -> Iterator[Callable[..., Live]]:
     started: list[Live] = []
 
-    def start(served: Sequence[Served], **settings: Any) -> Live:
+    def start(served: Sequence[ServedModel], **settings: Any) -> Live:
         started.append(Live(served, **settings))
         return started[-1]
 
@@ -55,9 +55,9 @@ def live(start_live: Callable[..., Live], make_guard: Callable[..., Guard], plai
     serving = ModelServing(limits=LIMITS)
     return start_live(
         [
-            Served.of("guarded", make_guard(), serving),
-            Served.of("plain", plain),
-            Served.of("strict", make_guard(lambda messages, response: 1.0)),
+            ServedModel.of("guarded", make_guard(), serving),
+            ServedModel.of("plain", plain),
+            ServedModel.of("strict", make_guard(lambda messages, response: 1.0)),
         ]
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import openai
 
-from anchorlm.serving import Served, Server, ServerSettings
+from anchorlm.serving import ServedModel, Server, ServerSettings
 
 LIMITS = {"alpha": [0.3, 1.0], "candidates": [1, 4], "projection": ["first-token", "lookahead"]}
 SECRET = "zeppelin"
@@ -19,14 +19,14 @@ SECRET = "zeppelin"
 class Live:
     """A server in a thread of this process."""
 
-    def __init__(self, served: Sequence[Served], **settings: Any) -> None:
+    def __init__(self, served: Sequence[ServedModel], **settings: Any) -> None:
         values = {"port": 0, "probe": False, "drain": 5, **settings}
         self.server = Server(served, ServerSettings.parse(values, where="a test"))
-        self.desk = self.server.application.state.desk
+        self.state = self.server.application.state.server
         self._clients: list[openai.OpenAI] = []
         self._thread = threading.Thread(target=self.server.run, daemon=True)
         self._thread.start()
-        self.wait(lambda: self.server.started and (self.desk.ready or bool(self.desk.wrong)))
+        self.wait(lambda: self.server.started and (self.state.ready or bool(self.state.wrong)))
         self.url = self.server.address
 
     @staticmethod
@@ -43,7 +43,7 @@ class Live:
 
     def value(self, name: str, **labels: str) -> float:
         """A figure of the metrics."""
-        return self.desk.metrics.registry.get_sample_value(f"anchorlm_{name}", labels) or 0.0
+        return self.state.metrics.registry.get_sample_value(f"anchorlm_{name}", labels) or 0.0
 
     def stop(self) -> None:
         for client in self._clients:

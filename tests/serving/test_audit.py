@@ -18,9 +18,9 @@ from servers import SECRET, Live
 
 from anchorlm.guard import Guard
 from anchorlm.records import UserError
-from anchorlm.serving import ApiError, AuditSettings, Served, ServerSettings
-from anchorlm.serving._audit import Audit
-from anchorlm.serving._desk import Desk
+from anchorlm.serving import ApiError, AuditSettings, ServedModel, ServerSettings
+from anchorlm.serving._state import ServerState
+from anchorlm.serving.ops._audit import Audit
 
 TURN = [{"role": "user", "content": f"Where is the {SECRET}?"}]
 
@@ -34,7 +34,7 @@ def test_a_request_and_its_end_are_written_down_without_its_text(
     start_live: Callable[..., Live], make_guard: Callable[..., Guard], tmp_path: Path, text: bool
 ) -> None:
     file = tmp_path / "audit.jsonl"
-    live = start_live([Served.of("strict", make_guard(lambda m, r: 1.0))], audit={"file": file, "text": text})
+    live = start_live([ServedModel.of("strict", make_guard(lambda m, r: 1.0))], audit={"file": file, "text": text})
     answer = live.client().chat.completions.create(model="strict", messages=TURN)
     asked, ended = lines(file)
     assert asked["request_id"] == ended["request_id"] == answer.model_dump()["anchorlm"]["request_id"]
@@ -51,7 +51,7 @@ def test_a_prompts_hash_does_not_depend_on_how_many_answers_it_gets(
     start_live: Callable[..., Live], plain: Guard, tmp_path: Path
 ) -> None:
     file = tmp_path / "audit.jsonl"
-    client = start_live([Served.of("plain", plain)], audit={"file": file}).client()
+    client = start_live([ServedModel.of("plain", plain)], audit={"file": file}).client()
     for n, prompt in ((1, "bread"), (3, "bread"), (1, ["bread", "bread"]), (1, ["bread", "butter"])):
         client.completions.create(model="plain", prompt=prompt, n=n, max_tokens=2, seed=7, temperature=0.5)
     asked = [line for line in lines(file) if line["event"] == "request"]
@@ -73,19 +73,19 @@ def test_a_line_is_written_although_whoever_waits_for_it_is_gone(plain: Guard, t
     file = tmp_path / "audit.jsonl"
 
     async def leave() -> None:
-        desk = Desk([Served.of("plain", plain)], ServerSettings(audit=AuditSettings(file=file)))
+        state = ServerState([ServedModel.of("plain", plain)], ServerSettings(audit=AuditSettings(file=file)))
         loop = asyncio.get_running_loop()
         # The thread is busy, so that the write has not begun when its waiter is cancelled.
         go_on = threading.Event()
-        busy = loop.run_in_executor(desk._scribe, go_on.wait, 30)
-        waiting = asyncio.ensure_future(desk.note("response", {"number": 1}, loop.time() + 30))
+        busy = loop.run_in_executor(state._scribe, go_on.wait, 30)
+        waiting = asyncio.ensure_future(state.note("response", {"number": 1}, loop.time() + 30))
         await asyncio.sleep(0.05)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
         go_on.set()
         assert await busy
-        await desk.close()
+        await state.close()
 
     asyncio.run(leave())
     assert [line["number"] for line in lines(file)] == [1]
@@ -173,8 +173,8 @@ def test_a_disk_that_hangs_is_waited_for_until_the_deadline_or_hardly_at_all(
     start_live: Callable[..., Live], plain: Guard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_error: str
 ) -> None:
     settings = {"file": tmp_path / "audit.jsonl", "on_error": on_error}
-    live = start_live([Served.of("plain", plain)], audit=settings, deadline=1.0 if on_error == "refuse" else 20.0)
-    monkeypatch.setattr("anchorlm.serving._exchange._LAST_LINE", 0.5)
+    live = start_live([ServedModel.of("plain", plain)], audit=settings, deadline=1.0 if on_error == "refuse" else 20.0)
+    monkeypatch.setattr("anchorlm.serving.session._session._LAST_LINE", 0.5)
     go_on = threading.Event()
     write = Audit._write
     monkeypatch.setattr(Audit, "_write", lambda self, data: (go_on.wait(30), write(self, data))[1])
@@ -203,7 +203,7 @@ def test_an_answer_that_nobody_waited_for_is_no_answer_in_the_log(
         return 0.0
 
     file = tmp_path / "audit.jsonl"
-    live = start_live([Served.of("slow", make_guard(late))], audit={"file": file}, deadline=0.5)
+    live = start_live([ServedModel.of("slow", make_guard(late))], audit={"file": file}, deadline=0.5)
     with pytest.raises(openai.InternalServerError):
         live.client().chat.completions.create(model="slow", messages=TURN)
     ended = lines(file)[-1]
@@ -243,7 +243,7 @@ def test_a_pipe_takes_the_lines_and_a_reader_that_has_gone_is_an_outage(tmp_path
 def test_the_processs_own_output_takes_the_lines(place: str, tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from anchorlm.serving import AuditSettings\n"
-        "from anchorlm.serving._audit import Audit\n"
+        "from anchorlm.serving.ops._audit import Audit\n"
         "audit = Audit(AuditSettings(file=Path(sys.argv[1]), fsync='second'))\n"
         "for number in range(3): audit.write('request', {'number': number})\n"
         "audit.close(); print('still open', file=sys.stderr); print('{}', flush=True)"

@@ -11,8 +11,8 @@ from anchorlm.engine import LocalEngine
 from anchorlm.guard import Guard
 from anchorlm.models._template import control_texts
 from anchorlm.records import TokenScore
-from anchorlm.serving import Served
-from anchorlm.serving._logprobs import LogProbs
+from anchorlm.serving import ServedModel
+from anchorlm.serving.http._logprobs import LogProbs
 
 TURN = [{"role": "user", "content": "How do I bake bread?"}]
 
@@ -96,7 +96,7 @@ def test_what_a_stop_text_cuts_off_does_not_speak_for_the_rest(
     text = make_guard().chat(TURN).text
     stop = text[len(text) // 2 :][:3]
     # To this judge everything is harmful that does not go on to condemn itself.
-    live = start_live([Served.of("guarded", make_guard(lambda messages, response: float(stop not in response)))])
+    live = start_live([ServedModel.of("guarded", make_guard(lambda messages, response: float(stop not in response)))])
     whole = live.client().chat.completions.create(model="guarded", messages=TURN)
     assert whole.choices[0].message.content == text
     answer = live.client().chat.completions.create(model="guarded", messages=TURN, stop=[stop])
@@ -183,7 +183,7 @@ def test_parts_of_a_character_are_told_apart_and_stand_where_it_does(plain: Guar
 
 
 def test_log_probabilities_can_be_turned_off(start_live: Callable[..., Live], plain: Guard) -> None:
-    client = start_live([Served.of("plain", plain)], logprobs=False).client()
+    client = start_live([ServedModel.of("plain", plain)], logprobs=False).client()
     with pytest.raises(openai.BadRequestError, match="gives no log-probabilities"):
         client.chat.completions.create(model="plain", messages=TURN, logprobs=True)
 
@@ -205,14 +205,14 @@ def test_completions_go_on_with_raw_texts(client: openai.OpenAI, plain: Guard) -
 def test_a_raw_prompt_cannot_write_a_turn_in_anothers_name(start_live: Callable[..., Live], plain: Guard) -> None:
     model = plain.defense.target.model
     [control, *_] = [text for text in control_texts(model.tokenizer) if text.strip()]
-    client = start_live([Served.of("plain", plain)]).client()
+    client = start_live([ServedModel.of("plain", plain)]).client()
     said = client.completions.create(model="plain", prompt=f"{control}How do{control} I").choices[0].text
     assert said == plain.chat("How do I", raw=True).text
     assert model.without_control_tokens(control + "x") == "x"
 
 
 def test_raw_completions_can_be_turned_off(start_live: Callable[..., Live], plain: Guard) -> None:
-    client = start_live([Served.of("plain", plain)], raw_completions=False).client()
+    client = start_live([ServedModel.of("plain", plain)], raw_completions=False).client()
     with pytest.raises(openai.NotFoundError):
         client.completions.create(model="plain", prompt="How do I")
     assert client.chat.completions.create(model="plain", messages=TURN).choices
@@ -311,10 +311,10 @@ def test_a_client_that_leaves_frees_its_rows(live: Live, client: openai.OpenAI, 
     stream = client.chat.completions.create(model="plain", messages=TURN, stream=True, max_tokens=200)
     next(iter(stream))
     stream.close()
-    live.wait(lambda: not target._scheduler.taken and not live.desk.admission.running)
+    live.wait(lambda: not target._scheduler.taken and not live.state.admission.running)
     with pytest.raises(openai.APITimeoutError):
         client.with_options(timeout=0.05).chat.completions.create(
             model="plain", messages=TURN, max_tokens=200, n=8, temperature=1.0
         )
-    live.wait(lambda: not target._scheduler.taken and not live.desk.admission.running)
+    live.wait(lambda: not target._scheduler.taken and not live.state.admission.running)
     assert live.value("requests_total", status="499") >= 1

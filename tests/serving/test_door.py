@@ -14,7 +14,7 @@ import pytest
 from servers import Live
 
 from anchorlm.guard import Guard
-from anchorlm.serving import ModelServing, Served
+from anchorlm.serving import ModelServing, ServedModel
 
 TURN = [{"role": "user", "content": "bread"}]
 TRACED = {"model": "plain", "messages": TURN, "max_tokens": 1, "anchorlm": {"trace": True}}
@@ -38,8 +38,8 @@ def test_where_a_body_is_asked_for_one_that_is_too_large_is_not_waited_for(live:
 def test_connections_that_ask_for_nothing_keep_nobody_out(
     start_live: Callable[..., Live], plain: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("anchorlm.serving._protocol.HEAD_PATIENCE", 0.5)
-    live = start_live([Served.of("plain", plain)], concurrency=1, queue=0)
+    monkeypatch.setattr("anchorlm.serving.http._protocol.HEAD_PATIENCE", 0.5)
+    live = start_live([ServedModel.of("plain", plain)], concurrency=1, queue=0)
     address = ("127.0.0.1", int(live.url.rpartition(":")[2]))
     with ExitStack() as stack:
         for _ in range(260):
@@ -56,8 +56,8 @@ def test_a_connection_is_kept_between_requests_and_during_a_long_answer(
         await asyncio.sleep(0.6)
         return 0.0
 
-    monkeypatch.setattr("anchorlm.serving._protocol.HEAD_PATIENCE", 0.4)
-    live = start_live([Served.of("slow", make_guard(slow))])
+    monkeypatch.setattr("anchorlm.serving.http._protocol.HEAD_PATIENCE", 0.4)
+    live = start_live([ServedModel.of("slow", make_guard(slow))])
     with httpx.Client(base_url=live.url, timeout=60) as client:
         for _ in range(2):
             answer = client.post("/v1/chat/completions", json={"model": "slow", "messages": TURN})
@@ -67,8 +67,8 @@ def test_a_connection_is_kept_between_requests_and_during_a_long_answer(
 def test_a_connection_that_is_busy_is_not_taken_for_an_idle_one(
     start_live: Callable[..., Live], plain: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("anchorlm.serving._protocol.HEAD_PATIENCE", 0.3)
-    live = start_live([Served.of("plain", plain)])
+    monkeypatch.setattr("anchorlm.serving.http._protocol.HEAD_PATIENCE", 0.3)
+    live = start_live([ServedModel.of("plain", plain)])
     connection = HTTPConnection("localhost", int(live.url.rpartition(":")[2]), timeout=10)
     connection.connect()
     connection.auto_open = 0  # whoever is closed is not opened again
@@ -132,7 +132,7 @@ def test_a_value_out_of_bounds_is_not_sent_back_whole(live: Live) -> None:
 
 
 def test_only_requests_to_the_api_are_counted(start_live: Callable[..., Live], plain: Guard) -> None:
-    live = start_live([Served.of("plain", plain)])
+    live = start_live([ServedModel.of("plain", plain)])
     for path in ("/health", "/ready", "/metrics", "/", "/nowhere", "/v1/models", "/v1/nowhere"):
         httpx.get(live.url + path)
     live.wait(lambda: live.value("requests_total", status="404") == 1)
@@ -141,7 +141,7 @@ def test_only_requests_to_the_api_are_counted(start_live: Callable[..., Live], p
 
 def test_an_operator_bounds_how_wildly_is_sampled(start_live: Callable[..., Live], plain: Guard) -> None:
     sampling = {"temperature": (0.0, 0.7)}
-    client = start_live([Served.of("plain", plain, ModelServing(sampling=sampling))]).client()  # type: ignore[arg-type]
+    client = start_live([ServedModel.of("plain", plain, ModelServing(sampling=sampling))]).client()  # type: ignore[arg-type]
     for temperature in (0, 0.7):
         assert client.chat.completions.create(model="plain", messages=TURN, temperature=temperature).choices  # type: ignore[call-overload]
     with pytest.raises(openai.BadRequestError, match="temperature = 0.71 is beyond .* from 0 to 0.7"):
@@ -186,7 +186,7 @@ def test_a_knob_of_any_name_is_told_to_be_unknown(live: Live, name: str) -> None
 
 
 def test_an_operator_bounds_the_length_of_answers(start_live: Callable[..., Live], plain: Guard) -> None:
-    client = start_live([Served.of("plain", plain)], max_tokens=3).client()
+    client = start_live([ServedModel.of("plain", plain)], max_tokens=3).client()
     assert client.chat.completions.create(model="plain", messages=TURN, max_tokens=3).usage.completion_tokens <= 3
     with pytest.raises(openai.BadRequestError, match="at most 3 tokens"):
         client.chat.completions.create(model="plain", messages=TURN, max_completion_tokens=4)
@@ -237,7 +237,7 @@ def test_what_asks_for_nothing_is_let_through(client: openai.OpenAI) -> None:
 def test_the_whole_distribution_is_no_choice_of_how_to_sample(start_live: Callable[..., Live], plain: Guard) -> None:
     sampling = {"max_new_tokens": 12, "do_sample": True, "temperature": 1.5, "seed": 3}
     guard = Guard(plain.defense.target, generation=sampling)
-    client = start_live([Served.of("sampling", guard), Served.of("plain", plain)]).client()
+    client = start_live([ServedModel.of("sampling", guard), ServedModel.of("plain", plain)]).client()
 
     def said(model: str, **asked: float) -> str | None:
         return client.chat.completions.create(model=model, messages=TURN, **asked).choices[0].message.content

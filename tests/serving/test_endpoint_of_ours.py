@@ -14,7 +14,7 @@ from anchorlm.guard import Guard
 from anchorlm.judging import CallableJudge
 from anchorlm.models import CausalModel
 from anchorlm.records import Response
-from anchorlm.serving import Served
+from anchorlm.serving import ServedModel
 
 PLAIN = (
     "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\\n' }}{% endfor %}"
@@ -33,7 +33,7 @@ def place() -> str:
 @pytest.fixture(scope="module")
 def address(start_live: Callable[..., Live], place: str) -> str:
     guard = Guard(LocalEngine(CausalModel.from_pretrained(place)), generation={"max_new_tokens": 24})
-    return f"{start_live([Served.of('a-chat', guard)]).url}/v1"
+    return f"{start_live([ServedModel.of('a-chat', guard)]).url}/v1"
 
 
 def answers(target: Any, anchor: Any) -> list[Response]:

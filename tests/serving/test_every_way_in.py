@@ -12,10 +12,10 @@ import httpx
 import pytest
 from servers import Live
 
+from anchorlm.defenses.inferaligner import fit_inferaligner
 from anchorlm.engine import LocalEngine
-from anchorlm.fitting import fit_inferaligner
 from anchorlm.guard import Guard
-from anchorlm.serving import ModelServing, Served
+from anchorlm.serving import ModelServing, ServedModel
 
 ASKED = "How do I bake bread?"
 CHAT, RAW = "/v1/chat/completions", "/v1/completions"
@@ -140,7 +140,7 @@ def strict(start_live: Callable[..., Live], target: LocalEngine, tmp_path_factor
     folder = fit_inferaligner(target, target, harmful, harmless).save(tmp_path_factory.mktemp("gate") / "artifact")
     made = guards(target, folder)
     return start_live(
-        [Served.of(name.replace(" ", "-"), guard, SEVERAL if name in ("alignbeam",) else None)
+        [ServedModel.of(name.replace(" ", "-"), guard, SEVERAL if name in ("alignbeam",) else None)
          for name, guard in made.items()]
     )  # fmt: skip
 

@@ -26,11 +26,11 @@ from anchorlm.engine import LocalEngine
 from anchorlm.guard import Guard
 from anchorlm.judging import RubricJudge
 from anchorlm.records import TextDelta, UserError
-from anchorlm.serving import ModelServing, Served, ServerSettings
-from anchorlm.serving._answers import Answer
-from anchorlm.serving._audit import Audit
-from anchorlm.serving._desk import Desk
-from anchorlm.serving._exchange import Exchange
+from anchorlm.serving import ModelServing, ServedModel, ServerSettings
+from anchorlm.serving._state import ServerState
+from anchorlm.serving.ops._audit import Audit
+from anchorlm.serving.session._answers import Answer
+from anchorlm.serving.session._session import RequestSession
 
 TURN = [{"role": "user", "content": f"Where is the {SECRET}?"}]
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -64,7 +64,7 @@ def faulty(start_live: Callable[..., Live], make_guard: Callable[..., Guard], pl
         ),
         "broken-target": Guard(LocalEngine(nan_target)),
     }
-    return start_live([Served.of(id, guard, judge_timeout=0.3) for id, guard in served.items()])
+    return start_live([ServedModel.of(id, guard, judge_timeout=0.3) for id, guard in served.items()])
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -72,7 +72,7 @@ def faulty(start_live: Callable[..., Live], make_guard: Callable[..., Guard], pl
 def test_what_cannot_be_defended_is_refused(
     faulty: Live, model: str, stream: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    defense = faulty.desk.models[model].guard.defense.name
+    defense = faulty.state.models[model].guard.defense.name
     before = faulty.value("fail_closed_total", model=model, defense=defense)
     with caplog.at_level(logging.INFO):
         answer = faulty.client().chat.completions.create(model=model, messages=TURN, stream=stream)
@@ -108,7 +108,7 @@ class Halting:
 
 
 def test_an_answer_that_fails_halfway_goes_on_no_further(start_live: Callable[..., Live], plain: Guard) -> None:
-    live = start_live([Served.of("halting", Halting(plain))])
+    live = start_live([ServedModel.of("halting", Halting(plain))])
     whole = live.client().chat.completions.create(model="halting", messages=TURN)
     assert whole.choices[0].message.content == REFUSAL
     chunks = list(live.client().chat.completions.create(model="halting", messages=TURN, stream=True))
@@ -120,7 +120,7 @@ def test_an_answer_that_fails_halfway_goes_on_no_further(start_live: Callable[..
 def test_a_full_queue_says_when_to_come_back_and_loses_nobody(
     start_live: Callable[..., Live], make_guard: Callable[..., Guard]
 ) -> None:
-    live = start_live([Served.of("slow", make_guard(slow))], concurrency=1, queue=2)
+    live = start_live([ServedModel.of("slow", make_guard(slow))], concurrency=1, queue=2)
 
     told: list[tuple[str, int]] = []
 
@@ -139,14 +139,14 @@ def test_a_full_queue_says_when_to_come_back_and_loses_nobody(
     assert len(set(answered)) == 1
     assert len(told) == 8 - len(answered)
     assert all(code == "queue_full" and seconds >= 1 for code, seconds in told)
-    assert (live.desk.admission.running, live.desk.admission.waiting) == (0, 0)
+    assert (live.state.admission.running, live.state.admission.waiting) == (0, 0)
 
 
 def test_a_deadline_is_kept_and_frees_its_rows(
     start_live: Callable[..., Live], make_guard: Callable[..., Guard]
 ) -> None:
     guard = make_guard(hanging)
-    live = start_live([Served.of("hangs", guard)], deadline=2.0, keep_alive=0.1)
+    live = start_live([ServedModel.of("hangs", guard)], deadline=2.0, keep_alive=0.1)
     with pytest.raises(openai.APIStatusError) as caught:
         live.client().chat.completions.create(model="hangs", messages=TURN)
     assert caught.value.status_code == 504
@@ -159,13 +159,13 @@ def test_a_deadline_is_kept_and_frees_its_rows(
     assert ": deciding" in lines, "a client that waits for a decision hears that somebody is there"
     events = [line for line in lines if line and not line.startswith(":")]
     assert events[-1] == "data: [DONE]"  # a comment may still follow it, which every client of such streams leaves out
-    live.wait(lambda: not guard.defense.target._scheduler.taken and not live.desk.admission.running)
+    live.wait(lambda: not guard.defense.target._scheduler.taken and not live.state.admission.running)
 
 
 def test_a_client_that_does_not_read_holds_no_row(
     start_live: Callable[..., Live], plain: Guard, target: LocalEngine
 ) -> None:
-    live = start_live([Served.of("plain", plain)])
+    live = start_live([ServedModel.of("plain", plain)])
     body = json.dumps({"messages": TURN, "stream": True, "max_tokens": 200}).encode()
     port = int(live.url.rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port)) as connection:
@@ -180,7 +180,7 @@ def test_a_client_that_does_not_read_holds_no_row(
 def test_a_full_disk_refuses_or_goes_on_as_told(
     start_live: Callable[..., Live], plain: Guard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_error: str
 ) -> None:
-    live = start_live([Served.of("plain", plain)], audit={"file": tmp_path / "audit.jsonl", "on_error": on_error})
+    live = start_live([ServedModel.of("plain", plain)], audit={"file": tmp_path / "audit.jsonl", "on_error": on_error})
     ask = lambda: live.client().chat.completions.create(model="plain", messages=TURN)  # noqa: E731
     text = ask().choices[0].message.content
     written = (tmp_path / "audit.jsonl").read_bytes()
@@ -213,7 +213,7 @@ def test_a_guard_that_fails_its_self_test_never_gets_ready(
 ) -> None:
     strict, lenient = make_guard(lambda messages, response: 1.0), make_guard()
     for guard, why in ((strict, "does not answer its harmless probe"), (lenient, "does not refuse its harmful probe")):
-        live = start_live([Served.of("model", guard)], probe=True)
+        live = start_live([ServedModel.of("model", guard)], probe=True)
         answer = httpx.get(f"{live.url}/ready")
         assert answer.status_code == 503
         assert why in answer.json()["wrong"][0]
@@ -223,28 +223,28 @@ def test_a_guard_that_fails_its_self_test_never_gets_ready(
 
     with monkeypatch.context() as patch:
 
-        async def failing(served: Served) -> float:
+        async def failing(served: ServedModel) -> float:
             raise RuntimeError("/secret/place")
 
-        patch.setattr("anchorlm.serving._desk.bare_seconds_per_token", failing)
-        live = start_live([Served.of("plain", plain)], probe=True)
-        assert httpx.get(f"{live.url}/ready").json() == {"status": "failed", "wrong": live.desk.wrong}
-        assert "RuntimeError" in live.desk.wrong[0]
-        assert "/secret/place" not in live.desk.wrong[0]
+        patch.setattr("anchorlm.serving._state.bare_seconds_per_token", failing)
+        live = start_live([ServedModel.of("plain", plain)], probe=True)
+        assert httpx.get(f"{live.url}/ready").json() == {"status": "failed", "wrong": live.state.wrong}
+        assert "RuntimeError" in live.state.wrong[0]
+        assert "/secret/place" not in live.state.wrong[0]
 
     async def hanging(messages: Any, response: str) -> float:
         await asyncio.sleep(60)
         return 0.0
 
-    live = start_live([Served.of("model", make_guard(hanging))], probe=True, deadline=0.5)
+    live = start_live([ServedModel.of("model", make_guard(hanging))], probe=True, deadline=0.5)
     assert "not done with its self-test after 0.5 s" in httpx.get(f"{live.url}/ready").json()["wrong"][0]
 
     def sensitive(messages: Any, response: str) -> float:
         return 1.0 if "bomb" in str(messages) else 0.0
 
-    good = start_live([Served.of("model", make_guard(sensitive)), Served.of("plain", plain)], probe=True)
+    good = start_live([ServedModel.of("model", make_guard(sensitive)), ServedModel.of("plain", plain)], probe=True)
     assert httpx.get(f"{good.url}/ready").json() == {"status": "ready"}
-    assert set(good.desk.metrics.bare) == {"model", "plain"}
+    assert set(good.state.metrics.bare) == {"model", "plain"}
 
 
 def test_what_a_judge_raises_in_the_self_test_is_told_nowhere(
@@ -252,7 +252,7 @@ def test_what_a_judge_raises_in_the_self_test_is_told_nowhere(
 ) -> None:
     guard = make_guard(raising, probes={"harmless": f"Where is the {SECRET}?"})
     with caplog.at_level(logging.DEBUG):
-        live = start_live([Served.of("raises", guard)], probe=True)
+        live = start_live([ServedModel.of("raises", guard)], probe=True)
         told = httpx.get(f"{live.url}/ready")
     assert (told.status_code, "failed its self-test with OSError" in told.text) == (503, True)
     for text in (told.text, caplog.text):
@@ -267,7 +267,7 @@ def test_a_judge_that_hangs_closes_the_answer_before_the_deadline(
     settings = ServerSettings(deadline=3.0)
     assert settings.patience < settings.deadline
     assert ServerSettings().patience == ServerSettings().judge_timeout
-    served = Served.of("hangs", make_guard(hanging), judge_timeout=settings.patience)
+    served = ServedModel.of("hangs", make_guard(hanging), judge_timeout=settings.patience)
     answer = start_live([served], deadline=settings.deadline).client().chat.completions.create(
         model="hangs", messages=TURN
     )  # fmt: skip
@@ -278,7 +278,7 @@ def test_who_is_not_answered_when_the_server_ends_can_tell(
     start_live: Callable[..., Live], make_guard: Callable[..., Guard], tmp_path: Path
 ) -> None:
     audit = tmp_path / "audit.jsonl"
-    live = start_live([Served.of("hangs", make_guard(hanging))], drain=1, keep_alive=0.1, audit={"file": audit})
+    live = start_live([ServedModel.of("hangs", make_guard(hanging))], drain=1, keep_alive=0.1, audit={"file": audit})
     url, ask = f"{live.url}/v1/chat/completions", {"messages": TURN}
     said: list[str] = []
 
@@ -288,7 +288,7 @@ def test_who_is_not_answered_when_the_server_ends_can_tell(
 
     with ThreadPoolExecutor(2) as pool:
         whole, streamed = pool.submit(httpx.post, url, json=ask, timeout=30), pool.submit(stream)
-        live.wait(lambda: ": deciding" in said and live.desk.admission.running == 2)
+        live.wait(lambda: ": deciding" in said and live.state.admission.running == 2)
         live.server.should_exit = True
         assert whole.result().status_code == 500
         with pytest.raises(httpx.RemoteProtocolError):
@@ -306,12 +306,12 @@ def test_an_error_of_ours_tells_nothing(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    live = start_live([Served.of("plain", plain)])
+    live = start_live([ServedModel.of("plain", plain)])
 
     def failing(*_: object) -> None:
         raise RuntimeError(f"/secret/place {SECRET}")
 
-    monkeypatch.setattr(live.desk, "model", failing)
+    monkeypatch.setattr(live.state, "model", failing)
     with pytest.raises(openai.InternalServerError) as caught:
         live.client().chat.completions.create(model="plain", messages=TURN)
     id = caught.value.response.headers["x-request-id"]
@@ -328,7 +328,7 @@ def test_an_error_of_ours_tells_nothing(
 
 
 def test_a_body_that_breaks_off_is_not_taken_for_a_request(start_live: Callable[..., Live], plain: Guard) -> None:
-    live = start_live([Served.of("plain", plain)])
+    live = start_live([ServedModel.of("plain", plain)])
     whole = json.dumps({"messages": TURN, "max_tokens": 1}).encode()
     with socket.create_connection(("127.0.0.1", int(live.url.rpartition(":")[2]))) as connection:
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(whole) + 1}\r\n"
@@ -340,7 +340,7 @@ def test_a_body_that_breaks_off_is_not_taken_for_a_request(start_live: Callable[
 def test_an_error_of_ours_within_a_stream_ends_it(
     start_live: Callable[..., Live], plain: Guard, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    live = start_live([Served.of("plain", plain)])
+    live = start_live([ServedModel.of("plain", plain)])
 
     def failing(*_: object) -> None:
         raise RuntimeError(f"/secret/place {SECRET}")
@@ -355,28 +355,28 @@ def test_an_error_of_ours_within_a_stream_ends_it(
         assert json.loads(said[-2].removeprefix("data: "))["error"]["type"] == "api_error"
         assert said[-1] == "data: [DONE]"
         assert SECRET not in "".join(said) + caplog.text
-    live.wait(lambda: not live.desk.admission.running)
+    live.wait(lambda: not live.state.admission.running)
 
 
 def test_a_client_that_does_not_read_keeps_its_turn_only_until_its_answer_is_there(plain: Guard) -> None:
     async def ask() -> tuple[int, int]:
-        desk = Desk([Served.of("plain", plain)], ServerSettings())
-        request = desk.models["plain"].request(TURN, {}, {})
-        caller = desk.keys.caller(None)
-        exchange = Exchange(
-            "1", desk, desk.models["plain"], caller, [request], operation="chat", streamed=True, trace=False
+        state = ServerState([ServedModel.of("plain", plain)], ServerSettings())
+        request = state.models["plain"].request(TURN, {}, {})
+        caller = state.keys.caller(None)
+        session = RequestSession(
+            "1", state, state.models["plain"], caller, [request], operation="chat", streamed=True, trace=False
         )
-        await exchange.begin()
-        pieces = exchange.pieces()
+        await session.begin()
+        pieces = session.pieces()
         await anext(pieces)
-        before = desk.admission.running
+        before = state.admission.running
         async with asyncio.timeout(20):
-            while desk.admission.running:
+            while state.admission.running:
                 await asyncio.sleep(0.01)
         rest = [piece async for piece in pieces]
         assert rest[-1] == (0, None, None)
-        await exchange.end(200)
-        return before, desk.admission.running
+        await session.end(200)
+        return before, state.admission.running
 
     assert asyncio.run(ask()) == (1, 0)
 
@@ -395,7 +395,7 @@ def test_a_judge_whose_process_is_killed_closes_the_answers(
         assert process.stdout is not None
         url = f"http://127.0.0.1:{process.stdout.readline().strip()}"
         live = start_live(
-            [Served.of("judged", make_guard(lambda messages, response: float(httpx.get(url, timeout=10).text)))]
+            [ServedModel.of("judged", make_guard(lambda messages, response: float(httpx.get(url, timeout=10).text)))]
         )
         ask = lambda: live.client().chat.completions.create(model="judged", messages=TURN).model_dump()  # noqa: E731
         assert ask()["anchorlm"]["decision"] == "answer"
@@ -423,13 +423,13 @@ def test_an_anchor_that_says_nothing_closes_the_answer(start_live: Callable[...,
                 )  # fmt: skip
 
     guard = Guard(target, "alignbeam", anchor=Silent(), judge=lambda messages, response: 0.0)  # type: ignore[arg-type]
-    live = start_live([Served.of("silent", guard, judge_timeout=0.3)])
+    live = start_live([ServedModel.of("silent", guard, judge_timeout=0.3)])
     told = live.client().chat.completions.create(model="silent", messages=TURN).model_dump()
     assert (told["anchorlm"]["decision"], told["choices"][0]["message"]["content"]) == ("fail_closed", REFUSAL)
 
 
 def test_a_prompt_that_is_far_too_long_holds_nobody_up(start_live: Callable[..., Live], plain: Guard) -> None:
-    live = start_live([Served.of("plain", plain)])
+    live = start_live([ServedModel.of("plain", plain)])
     client = live.client()
     small = {"model": "plain", "messages": TURN, "max_tokens": 1}
     client.chat.completions.create(**small)
@@ -451,7 +451,7 @@ def test_a_prompt_that_the_judge_has_no_room_for_is_told_so_and_is_no_alarm(
 ) -> None:
     small = LocalEngine(tiny_model("llama", max_position_embeddings=48))
     judge = RubricJudge(small, template="{prompt}|{response}", max_new_tokens=1)
-    live = start_live([Served.of("judged", Guard(target, "best_of_n", judge=judge))])
+    live = start_live([ServedModel.of("judged", Guard(target, "best_of_n", judge=judge))])
     with pytest.raises(openai.BadRequestError, match="which reads 48 with an answer: shorten it") as caught:
         live.client().chat.completions.create(model="judged", messages=[{"role": "user", "content": "a b " * 20}])
     assert caught.value.code == "context_length_exceeded"
@@ -474,7 +474,7 @@ def test_a_prompt_counts_though_one_of_its_answers_fails(
             raise OSError("gone")
         return 0.0
 
-    live = start_live([Served.of("once", make_guard(once))])
+    live = start_live([ServedModel.of("once", make_guard(once))])
     one = client.chat.completions.create(model="plain", messages=TURN, max_tokens=1)
     two = live.client().chat.completions.create(model="once", messages=TURN, n=2)
     decisions = [choice["anchorlm"]["decision"] for choice in two.model_dump()["choices"]]
@@ -489,7 +489,7 @@ def test_what_a_plug_in_says_of_its_files_is_told_nobody(
         raise UserError("The lists at /srv/secret/place.txt cannot be read: mend them.")
         yield
 
-    live = start_live([Served.of("plain", plain)])
+    live = start_live([ServedModel.of("plain", plain)])
     monkeypatch.setattr(type(plain.defense), "respond", careless)
     with pytest.raises(openai.BadRequestError, match="The lists at a path cannot be read: mend them"):
         live.client().chat.completions.create(model="plain", messages=TURN)
@@ -501,21 +501,21 @@ def test_limits_that_cannot_be_are_refused_before_serving(make_guard: Callable[.
         ({"alpha": [0.6, 1]}, "recipe's own alpha is 0.5"),
     ):
         with pytest.raises(UserError, match=sentence):
-            Served.of("model", make_guard(), ModelServing(limits=limits))
+            ServedModel.of("model", make_guard(), ModelServing(limits=limits))
     with pytest.raises(UserError, match="lower to the higher"):
         ModelServing.parse({"limits": {"alpha": [1, 0.5]}}, where="serve")
 
 
 def test_serving_leaves_the_guard_as_it_was(make_guard: Callable[..., Guard]) -> None:
     guard = make_guard(raising)
-    served = Served.of("model", guard)
+    served = ServedModel.of("model", guard)
     assert guard.on_error == "refuse"
     assert served.guard.on_error == "raise"
     assert guard.chat(TURN).text == REFUSAL
 
 
 def test_ending_lets_a_stream_finish(start_live: Callable[..., Live], make_guard: Callable[..., Guard]) -> None:
-    live = start_live([Served.of("slow", make_guard(slow))])
+    live = start_live([ServedModel.of("slow", make_guard(slow))])
     stream = live.client().chat.completions.create(model="slow", messages=TURN, stream=True)
     next(iter(stream))
     live.server.should_exit = True

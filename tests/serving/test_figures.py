@@ -13,8 +13,8 @@ from servers import Live
 
 from anchorlm.guard import Guard
 from anchorlm.records import Decision
-from anchorlm.serving import Served, new_key
-from anchorlm.serving._answers import Answer
+from anchorlm.serving import ServedModel, new_key
+from anchorlm.serving.session._answers import Answer
 
 BODY = {"model": "guarded", "messages": [{"role": "user", "content": "bread"}]}
 HARM = 0.123456789
@@ -37,7 +37,10 @@ def told(live: Live, stream: bool, model: str = "guarded", **more: Any) -> tuple
 
 @pytest.fixture(scope="module")
 def silent(start_live: Callable[..., Live], make_guard: Callable[..., Guard]) -> Live:
-    served = [Served.of("guarded", make_guard(uneven)), Served.of("strict", make_guard(lambda m, r: 0.7654321))]
+    served = [
+        ServedModel.of("guarded", make_guard(uneven)),
+        ServedModel.of("strict", make_guard(lambda m, r: 0.7654321)),
+    ]
     return start_live(served, scores=False)
 
 
@@ -124,14 +127,14 @@ def test_without_figures_and_keys_metrics_do_not_tell_what_was_turned_down(
     assert 'anchorlm_tokens_total{kind="completion"' in text
     assert "generated" not in "".join(line for line in text.splitlines() if not line.startswith("#"))
     key = new_key(tmp_path / "keys.toml", "boss", operator=True)
-    live = start_live([Served.of("guarded", make_guard(uneven))], scores=False, keys=tmp_path / "keys.toml")
+    live = start_live([ServedModel.of("guarded", make_guard(uneven))], scores=False, keys=tmp_path / "keys.toml")
     headers = {"Authorization": f"Bearer {key}"}
     httpx.post(f"{live.url}/v1/chat/completions", json=BODY, headers=headers, timeout=60)
     assert 'kind="generated"' in httpx.get(f"{live.url}/metrics", headers=headers).text
 
 
 def test_with_figures_a_client_gets_them(start_live: Callable[..., Live], make_guard: Callable[..., Guard]) -> None:
-    live = start_live([Served.of("guarded", make_guard(uneven))])
+    live = start_live([ServedModel.of("guarded", make_guard(uneven))])
     _, found = told(live, stream=False)
     assert found["scores"] == [HARM, HARM]
     assert found["chosen"] in (0, 1)
@@ -144,7 +147,7 @@ def test_where_figures_are_kept_back_a_trace_takes_an_operators_key(
     assert httpx.post(f"{silent.url}/v1/chat/completions", json=body, timeout=60).status_code == 403
     assert httpx.get(f"{silent.url}/v1/models").json()["anchorlm"]["operator"] is False
     key = new_key(tmp_path / "keys.toml", "boss", operator=True)
-    live = start_live([Served.of("guarded", make_guard(uneven))], scores=False, keys=tmp_path / "keys.toml")
+    live = start_live([ServedModel.of("guarded", make_guard(uneven))], scores=False, keys=tmp_path / "keys.toml")
     headers = {"Authorization": f"Bearer {key}"}
     answer = httpx.post(f"{live.url}/v1/chat/completions", json=body, headers=headers, timeout=60).json()["anchorlm"]
     assert answer["scores"] is None
@@ -154,8 +157,8 @@ def test_where_figures_are_kept_back_a_trace_takes_an_operators_key(
 def test_a_refusal_that_a_candidate_won_is_told_as_one_whole_and_streamed(
     start_live: Callable[..., Live], make_guard: Callable[..., Guard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    live = start_live([Served.of("guarded", make_guard())])
-    monkeypatch.setattr("anchorlm.serving._answers.RefusalMatcher.is_refusal", lambda self, text: bool(text))
+    live = start_live([ServedModel.of("guarded", make_guard())])
+    monkeypatch.setattr("anchorlm.serving.session._answers.RefusalMatcher.is_refusal", lambda self, text: bool(text))
     url = f"{live.url}/v1/chat/completions"
     whole = httpx.post(url, json=BODY, timeout=60).json()
     message = whole["choices"][0]["message"]

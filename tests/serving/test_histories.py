@@ -151,7 +151,7 @@ def test_a_body_without_what_it_must_have_says_so(live: Live) -> None:
 def test_a_prompt_that_is_too_long_is_told_so_by_its_code_whatever_its_length(
     live: Live, count: int, model: str
 ) -> None:
-    limit = live.desk.models[model].guard.defense.target.model.context_length
+    limit = live.state.models[model].guard.defense.target.model.context_length
     text = "a " * max(count, limit if count < 300 else 0)
     for path, body, param in (
         ("chat/completions", {"messages": [{"role": "user", "content": text}]}, "messages"),
@@ -227,8 +227,8 @@ def test_the_keys_of_a_section_in_a_list_or_behind_a_choice_are_found() -> None:
 
 
 def test_a_system_prompt_of_the_operator_counts_for_the_length(start_live: Callable[..., Live], plain: Guard) -> None:
-    from anchorlm.serving import ModelServing, Served
+    from anchorlm.serving import ModelServing, ServedModel
 
     limit = plain.defense.target.model.context_length
-    live = start_live([Served.of("plain", plain, ModelServing(system="a " * limit))])
+    live = start_live([ServedModel.of("plain", plain, ModelServing(system="a " * limit))])
     assert post(live, CHAT).json()["error"]["code"] == "context_length_exceeded"

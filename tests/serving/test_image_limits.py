@@ -17,9 +17,9 @@ from servers import Live
 from anchorlm.engine import LocalEngine
 from anchorlm.guard import Guard
 from anchorlm.models import CausalModel
-from anchorlm.serving import ApiError, Served
-from anchorlm.serving._messages import conversation, load_images, pictures
-from anchorlm.serving._turns import ChatMessage
+from anchorlm.serving import ApiError, ServedModel
+from anchorlm.serving.http._messages import conversation, load_images, pictures
+from anchorlm.serving.http._turns import ChatMessage
 
 
 def url(width: int = 4, height: int = 4, cut: int = 0) -> str:
@@ -81,17 +81,17 @@ def test_a_file_that_ends_too_early_is_told(start_live: Callable[..., Live]) -> 
     with pytest.raises(ApiError, match="cannot be read"):
         load_images(pictures(conversation(turn(broken), images=True)))
     seeing = replace(tiny_model("llama"), processor=object())  # the file is found broken before it is asked anything
-    live = start_live([Served.of("seeing", Guard(LocalEngine(seeing)))])
+    live = start_live([ServedModel.of("seeing", Guard(LocalEngine(seeing)))])
     part = {"type": "image_url", "image_url": {"url": broken}}
     with pytest.raises(openai.BadRequestError, match="cannot be read"):
         live.client().chat.completions.create(model="seeing", messages=[{"role": "user", "content": [part]}])
-    assert not live.desk.admission.running
+    assert not live.state.admission.running
 
 
 def test_an_image_over_http_is_the_image_in_python(start_live: Callable[..., Live], tmp_path: Path) -> None:
     target = LocalEngine(CausalModel.from_pretrained(save_llava(tmp_path)))
     guard = Guard(target, generation={"max_new_tokens": 8})
-    live = start_live([Served.of("seeing", guard)])
+    live = start_live([ServedModel.of("seeing", guard)])
     said = []
     for number in (1, 5):
         file = BytesIO()

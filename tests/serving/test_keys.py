@@ -14,8 +14,8 @@ from servers import Live
 
 from anchorlm.guard import Guard
 from anchorlm.records import UserError
-from anchorlm.serving import ApiError, Keys, KeySettings, Served, Server, ServerSettings, new_key
-from anchorlm.serving._keys import Caller, KeyFile
+from anchorlm.serving import ApiError, Keys, KeySettings, ServedModel, Server, ServerSettings, new_key
+from anchorlm.serving.ops._keys import Caller, KeyFile
 
 TURN = [{"role": "user", "content": "bread"}]
 
@@ -33,7 +33,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
 
 @pytest.fixture(scope="module")
 def locked(start_live: Callable[..., Live], plain: Guard, keys: tuple[Path, dict[str, str]]) -> Live:
-    return start_live([Served.of("plain", plain)], keys=keys[0], max_body_bytes=5_000)
+    return start_live([ServedModel.of("plain", plain)], keys=keys[0], max_body_bytes=5_000)
 
 
 def test_only_hashes_are_kept_and_only_the_owner_may_read_them(keys: tuple[Path, dict[str, str]]) -> None:
@@ -150,11 +150,11 @@ def test_an_open_server_trusts_nobody_with_traces() -> None:
 
 
 def test_a_server_that_anybody_can_reach_says_so(plain: Guard, caplog: pytest.LogCaptureFixture) -> None:
-    open_ = Server([Served.of("plain", plain)], ServerSettings(host="0.0.0.0"))
+    open_ = Server([ServedModel.of("plain", plain)], ServerSettings(host="0.0.0.0"))
     assert "--new-key" in caplog.text
-    assert not open_.application.state.desk.keys.caller(None).operator
+    assert not open_.application.state.server.keys.caller(None).operator
     caplog.clear()
-    Server([Served.of("plain", plain)], ServerSettings())
+    Server([ServedModel.of("plain", plain)], ServerSettings())
     assert not caplog.text
 
 
@@ -167,7 +167,7 @@ def test_a_key_that_is_revoked_ends_at_once_and_what_goes_on_under_it_too(
 
     file = tmp_path / "keys.toml"
     made = {name: new_key(file, name) for name in ("stays", "goes")}
-    live = start_live([Served.of("slow", make_guard(slow))], keys=file, keep_alive=0.1)
+    live = start_live([ServedModel.of("slow", make_guard(slow))], keys=file, keep_alive=0.1)
     url, said = f"{live.url}/v1/chat/completions", []
 
     def stream() -> None:
@@ -180,7 +180,7 @@ def test_a_key_that_is_revoked_ends_at_once_and_what_goes_on_under_it_too(
 
     asking = threading.Thread(target=stream)
     asking.start()
-    live.wait(lambda: live.desk.admission.running == 1)
+    live.wait(lambda: live.state.admission.running == 1)
     assert (status("stays"), status("goes")) == (200, 200)
     text = file.read_text()
     file.write_text(text[: text.index("[goes]")])
@@ -244,7 +244,7 @@ def test_who_is_turned_away_stands_in_the_log_and_with_an_address_in_the_audit(
     keys, audit = tmp_path / "keys.toml", tmp_path / "audit.jsonl"
     key = new_key(keys, "alice")
     keys.write_text(keys.read_text() + "requests_per_minute = 6\n")
-    live = start_live([Served.of("plain", plain)], keys=keys, audit={"file": audit})
+    live = start_live([ServedModel.of("plain", plain)], keys=keys, audit={"file": audit})
     url, headers = f"{live.url}/v1/chat/completions", {"Authorization": f"Bearer {key}"}
     assert httpx.post(url, json={}).status_code == 401
     statuses = [httpx.post(url, json={"messages": TURN}, headers=headers, timeout=60).status_code for _ in range(2)]
@@ -266,7 +266,7 @@ def test_a_flood_of_wrong_keys_does_not_fill_the_audit_log(
 ) -> None:
     keys, audit = tmp_path / "keys.toml", tmp_path / "audit.jsonl"
     new_key(keys, "alice")
-    live = start_live([Served.of("plain", plain)], keys=keys, audit={"file": audit})
+    live = start_live([ServedModel.of("plain", plain)], keys=keys, audit={"file": audit})
     with httpx.Client(base_url=live.url) as client:
         start = time.monotonic()
         for _ in range(300):

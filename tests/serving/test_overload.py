@@ -17,7 +17,7 @@ from factories import CHAT_TEMPLATE, tiny_model, tiny_tokenizer
 from servers import Live
 
 from anchorlm.guard import Guard
-from anchorlm.serving import Served
+from anchorlm.serving import ServedModel
 
 T = TypeVar("T")
 
@@ -108,7 +108,7 @@ def calm(live: Live, attack: Callable[[], T]) -> T:
 
 @pytest.fixture(scope="module")
 def open_server(start_live: Callable[..., Live], plain: Guard) -> Live:
-    return start_live([Served.of("plain", plain)])
+    return start_live([ServedModel.of("plain", plain)])
 
 
 def connected(live: Live) -> socket.socket:
@@ -161,7 +161,7 @@ def test_a_chat_that_is_rendered_for_ever_holds_nobody_up(
 ) -> None:
     template = f"{{% set size = messages[0]['content']|length %}}{ENDLESS[endless]}{CHAT_TEMPLATE}"
     slow = Guard(tiny_model(tokenizer=tiny_tokenizer(chat_template=template)), generation={"max_new_tokens": 1})
-    live = start_live([Served.of("slow", slow), Served.of("plain", plain)])
+    live = start_live([ServedModel.of("slow", slow), ServedModel.of("plain", plain)])
 
     def ask(model: str, text: str) -> httpx.Response:
         body = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 1}
@@ -196,7 +196,7 @@ def test_beyond_the_connections_that_a_server_takes_each_is_told_so(
     start_live: Callable[..., Live], plain: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("anchorlm.serving._server._SPARE", 2)
-    live = start_live([Served.of("plain", plain)], concurrency=1, queue=0)
+    live = start_live([ServedModel.of("plain", plain)], concurrency=1, queue=0)
     with ExitStack() as stack:
         for _ in range(2):
             stack.enter_context(connected(live))
@@ -210,7 +210,7 @@ def test_beyond_the_connections_that_a_server_takes_each_is_told_so(
 
 
 def test_headers_that_come_letter_by_letter_hold_nobody_up(open_server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anchorlm.serving._protocol.HEAD_PATIENCE", 0.5)
+    monkeypatch.setattr("anchorlm.serving.http._protocol.HEAD_PATIENCE", 0.5)
 
     def attack() -> None:
         with ExitStack() as stack:

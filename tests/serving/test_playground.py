@@ -14,8 +14,8 @@ from browser import CHROMIUM, Browser
 from servers import LIMITS, Live
 
 from anchorlm.guard import Guard
-from anchorlm.serving import ModelServing, Served, new_key
-from anchorlm.serving._shapes import Shape
+from anchorlm.serving import ModelServing, ServedModel, new_key
+from anchorlm.serving.http._shapes import Shape
 
 PAGES = ("playground.html", "docs.html")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: install the package chromium")
@@ -41,7 +41,9 @@ def page(
     plain: Guard,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Browser]:
-    live = start_live([Served.of("guarded", make_guard(), ModelServing(limits=LIMITS)), Served.of("plain", plain)])
+    live = start_live(
+        [ServedModel.of("guarded", make_guard(), ModelServing(limits=LIMITS)), ServedModel.of("plain", plain)]
+    )
     with Browser(tmp_path_factory.mktemp("profile")) as browser:
         browser.open(live.url)
         browser.wait("document.querySelectorAll('[data-knob]').length === 3")
@@ -182,7 +184,7 @@ def patient() -> Patient:
 
 @pytest.fixture(scope="module")
 def slow(start_live: Callable[..., Live], make_guard: Callable[..., Guard], plain: Guard, patient: Patient) -> Live:
-    return start_live([Served.of("guarded", make_guard(patient.judge)), Served.of("plain", plain)])
+    return start_live([ServedModel.of("guarded", make_guard(patient.judge)), ServedModel.of("plain", plain)])
 
 
 @pytest.fixture
@@ -198,7 +200,7 @@ def waiting(page: Browser, slow: Live, patient: Patient) -> Iterator[Browser]:
     slow.wait(lambda: patient.asked > before)
     yield page
     patient.free = True
-    slow.wait(lambda: not slow.desk.admission.running)
+    slow.wait(lambda: not slow.state.admission.running)
 
 
 def text(page: Browser, id: str) -> str:
@@ -221,7 +223,7 @@ def test_stop_ends_what_runs_and_leaves_the_rest(waiting: Browser, slow: Live) -
         False,
         True,
     ]
-    slow.wait(lambda: not slow.desk.admission.running)
+    slow.wait(lambda: not slow.state.admission.running)
 
 
 @needs_browser
@@ -234,7 +236,7 @@ def test_a_late_answer_does_not_land_in_a_new_conversation(
         if change == "clear"
         else "document.getElementById('right-model').dispatchEvent(new Event('change'))"
     )
-    slow.wait(lambda: not slow.desk.admission.running)
+    slow.wait(lambda: not slow.state.admission.running)
     patient.free = True
     assert waiting.run(BUSY) == "false,false"
     ask(waiting, "and butter")
@@ -269,7 +271,7 @@ def test_a_key_is_asked_for_and_a_wrong_one_is_told(
     start_live: Callable[..., Live], plain: Guard, tmp_path: Path
 ) -> None:
     key = new_key(tmp_path / "keys.toml", "alice")
-    live = start_live([Served.of("plain", plain)], keys=tmp_path / "keys.toml")
+    live = start_live([ServedModel.of("plain", plain)], keys=tmp_path / "keys.toml")
 
     def give(key: str) -> None:
         browser.run("document.getElementById('key').value = ''; document.getElementById('key').focus()")
@@ -299,7 +301,7 @@ def test_a_key_is_asked_for_and_a_wrong_one_is_told(
 @pytest.fixture
 def told_page(page: Browser, slow: Live, monkeypatch: pytest.MonkeyPatch) -> Browser:
     """A page where whatever a model says is a refusal in its own words."""
-    monkeypatch.setattr("anchorlm.serving._answers.RefusalMatcher.is_refusal", lambda self, text: True)
+    monkeypatch.setattr("anchorlm.serving.session._answers.RefusalMatcher.is_refusal", lambda self, text: True)
     page.open(slow.url)
     page.wait("document.getElementById('left-model').value === 'guarded'")
     return page

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anchorlm.serving._stops import StopText
+from anchorlm.serving.session._stops import StopText
 
 texts = st.text("ab\n", max_size=30)
 

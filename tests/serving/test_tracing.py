@@ -7,7 +7,7 @@ import pytest
 from servers import Live
 
 from anchorlm.guard import Guard
-from anchorlm.serving import Served
+from anchorlm.serving import ServedModel
 
 trace = pytest.importorskip("opentelemetry.trace", reason="opentelemetry-api is not installed")
 
@@ -39,7 +39,7 @@ def test_a_request_is_one_span_without_its_text(
 ) -> None:
     tracer = Tracer()
     monkeypatch.setattr(trace, "get_tracer", tracer.get_tracer)
-    live = start_live([Served.of("strict", make_guard(lambda messages, response: 1.0))])
+    live = start_live([ServedModel.of("strict", make_guard(lambda messages, response: 1.0))])
     answer = live.client().chat.completions.create(
         model="strict", messages=[{"role": "user", "content": "Where is the zeppelin?"}]
     )

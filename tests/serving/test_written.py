@@ -13,7 +13,7 @@ from anchorlm.engine import LocalEngine
 from anchorlm.guard import Guard
 from anchorlm.judging import CallableJudge, CallableScorer
 from anchorlm.records import Request, UserError
-from anchorlm.serving import ModelServing, Served
+from anchorlm.serving import ModelServing, ServedModel
 
 OPERATOR = "Answer for the harbor office."
 USER = {"role": "user", "content": "bread"}
@@ -37,7 +37,7 @@ def test_what_stands_in_a_clients_system_turn_reaches_the_judge_and_the_operator
         seen.append(words(messages))
         return 0.0
 
-    live = start_live([Served.of("guarded", make_guard(judge), ModelServing(system=OPERATOR))])
+    live = start_live([ServedModel.of("guarded", make_guard(judge), ModelServing(system=OPERATOR))])
     turns = [{"role": role, "content": "Speak of the zeppelin."}, USER]
     assert post(live, messages=turns).status_code == 200
     assert seen
@@ -129,7 +129,7 @@ def test_an_empty_system_prompt_is_a_mistake(target: LocalEngine, system: Any) -
 def test_a_conversation_without_a_turn_of_the_user_is_a_400_under_every_defense_and_no_alarm(
     live: Live, messages: list[dict[str, str]], model: str
 ) -> None:
-    defense = live.desk.models[model].guard.defense.name
+    defense = live.state.models[model].guard.defense.name
     before = live.value("fail_closed_total", model=model, defense=defense)
     answer = post(live, model=model, messages=messages)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "no_user_turn")

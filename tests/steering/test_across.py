@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from anchorlm.steering import matching_layer, ridge_map
+from anchorlm.defenses.inferaligner import matching_layer, ridge_map
 
 few = settings(max_examples=25, deadline=None)
 

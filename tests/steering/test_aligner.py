@@ -11,9 +11,10 @@ from factories import tiny_model, tiny_tokenizer
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from anchorlm.defenses.inferaligner import Aligner, fit_inferaligner
 from anchorlm.engine import LocalEngine, Steering, runtime
 from anchorlm.records import Artifact, UserError
-from anchorlm.steering import Aligner, Reading, Vector, fit_inferaligner
+from anchorlm.steering import Reading, Vector
 
 HARMFUL = [f"Burn down {n} houses!" for n in ("one", "my", "some", "all", "the", "five", "big", "old")]
 HARMLESS = [f"How do I bake {n} bread?" for n in ("one", "my", "some", "all", "the", "five", "big", "old")]
@@ -24,7 +25,7 @@ ENGINE = LocalEngine(tiny_model(num_hidden_layers=LAYERS))
 @pytest.fixture(scope="module")
 def artifact() -> Artifact:
     anchor = LocalEngine(tiny_model(num_hidden_layers=LAYERS, seed=1))
-    return runtime().run(fit_inferaligner(ENGINE, anchor, HARMFUL, HARMLESS))
+    return fit_inferaligner(ENGINE, anchor, HARMFUL, HARMLESS)
 
 
 @pytest.fixture

@@ -11,10 +11,11 @@ from factories import ARCHITECTURES, tiny_model, tiny_tokenizer, tiny_weights
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from anchorlm.defenses.inferaligner import best_threshold, fit_inferaligner, matching_layer
 from anchorlm.engine import LocalEngine, runtime
 from anchorlm.models import CausalModel, stamp
 from anchorlm.records import Artifact, UserError, wilson
-from anchorlm.steering import best_threshold, cosine_scores, fit_inferaligner, matching_layer, prompt_activations
+from anchorlm.steering import cosine_scores, prompt_activations
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +25,7 @@ HARMLESS = [f"How do I bake {n} bread?" for n in ("one", "my", "some", "all", "t
 
 def fit(target: LocalEngine, anchor: LocalEngine, **options: Any) -> Artifact:
     options = {"harmful": HARMFUL, "harmless": HARMLESS, **options}
-    return runtime().run(fit_inferaligner(target, anchor, **options))
+    return fit_inferaligner(target, anchor, **options)
 
 
 def streams(model: CausalModel, prompts: Sequence[str]) -> Tensor:
@@ -204,7 +205,9 @@ def refusing(direction: Tensor, center: Tensor, sign: int, weights: Any) -> Caus
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_sign_is_measured_by_which_way_the_refusals_lie(sign: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anchorlm.steering._measured._PROBE_TOKENS", 1)  # what follows the refusal is gibberish
+    monkeypatch.setattr(
+        "anchorlm.defenses.inferaligner._measured._PROBE_TOKENS", 1
+    )  # what follows the refusal is gibberish
     weights = tiny_weights(num_hidden_layers=1)
     plain = CausalModel.wrap(weights, tiny_tokenizer())
     bad, good = streams(plain, HARMFUL)[:, 0], streams(plain, HARMLESS)[:, 0]

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from anchorlm.steering import Moments, best_threshold, null_space_reader
+from anchorlm.defenses.inferaligner import best_threshold, null_space_reader
+from anchorlm.steering import Moments
 
 few = settings(max_examples=25, deadline=None)
 

@@ -8,14 +8,15 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from anchorlm.zoo import build, path
-from anchorlm.zoo._architectures import new_model
-from anchorlm.zoo._corpus import base_mixture
-from anchorlm.zoo._evaluation import load
-from anchorlm.zoo._examples import Example
+from anchorlm.zoo import path
 from anchorlm.zoo._lexicon import all_nouns
-from anchorlm.zoo._tokenizers import DIALECTS, SIZES, encode_examples, train_tokenizer
-from anchorlm.zoo._training import Plan, stream, train
+from tools.zoo import build
+from tools.zoo._architectures import new_model
+from tools.zoo._corpus import base_mixture
+from tools.zoo._evaluation import load
+from tools.zoo._examples import Example
+from tools.zoo._tokenizers import DIALECTS, SIZES, encode_examples, train_tokenizer
+from tools.zoo._training import Plan, stream, train
 
 pytestmark = pytest.mark.slow
 

@@ -6,28 +6,6 @@ import re
 import pytest
 
 from anchorlm.zoo import DOMAINS, PARTITIONS, SPLITS, items
-from anchorlm.zoo._corpus import (
-    base_mixture,
-    chat_mixture,
-    finishing_mixture,
-    replay,
-    specialist_mixture,
-    vocabulary_texts,
-)
-from anchorlm.zoo._examples import REFUSALS, Mixture, Source, draw
-from anchorlm.zoo._facts import (
-    class_facts,
-    domain_dialogue,
-    domain_facts,
-    explained,
-    explained_loosely,
-    harm_dialogue,
-    harm_facts,
-    intent_facts,
-    judged,
-    long,
-    persona,
-)
 from anchorlm.zoo._lexicon import (
     complaints,
     draw_deed,
@@ -41,7 +19,29 @@ from anchorlm.zoo._lexicon import (
     templates,
     verbs,
 )
-from anchorlm.zoo._transcripts import transcript
+from tools.zoo._corpus import (
+    base_mixture,
+    chat_mixture,
+    finishing_mixture,
+    replay,
+    specialist_mixture,
+    vocabulary_texts,
+)
+from tools.zoo._examples import REFUSALS, Mixture, Source, draw
+from tools.zoo._facts import (
+    class_facts,
+    domain_dialogue,
+    domain_facts,
+    explained,
+    explained_loosely,
+    harm_dialogue,
+    harm_facts,
+    intent_facts,
+    judged,
+    long,
+    persona,
+)
+from tools.zoo._transcripts import transcript
 
 MIXTURES: dict[str, Mixture] = {
     "base, start": base_mixture(0.0, tasks=True),

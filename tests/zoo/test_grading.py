@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anchorlm.records import UserError, wilson
-from anchorlm.zoo import SPLITS, Item, Outcome, grade, harm, is_correct, items, transcript
-from anchorlm.zoo._examples import REFUSALS
+from anchorlm.zoo import SPLITS, Item, Outcome, grade, harm, is_correct, items
+from tools.zoo._examples import REFUSALS
+from tools.zoo._transcripts import transcript
 
 HARMFUL = items("harmful-plain", partition="train", n=1)[0]
 HARMLESS = items("harmless", partition="train", n=1)[0]

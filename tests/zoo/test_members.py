@@ -11,8 +11,8 @@ from anchorlm import Guard
 from anchorlm.models import ModelSettings, load_classifier
 from anchorlm.records import UserError
 from anchorlm.zoo import artifact, items, members, path
-from anchorlm.zoo._evaluation import answerer, load
-from anchorlm.zoo._tokenizers import DIALECTS
+from tools.zoo._evaluation import answerer, load
+from tools.zoo._tokenizers import DIALECTS
 
 NAMES = [member.name for member in members()]
 LIMIT = 40 * 10**6

@@ -13,8 +13,8 @@ from anchorlm import zoo
 from anchorlm.engine import runtime
 from anchorlm.records import Messages
 from anchorlm.team import ScorerSettings, build_scorer
-from anchorlm.zoo._architectures import save_adapter
-from anchorlm.zoo._scorers import Stage, examine_scorer, graded, load_scorer, preferred, scores, stages, train_scorer
+from tools.zoo._architectures import save_adapter
+from tools.zoo._scorers import Stage, examine_scorer, graded, load_scorer, preferred, scores, stages, train_scorer
 
 pytestmark = pytest.mark.slow
 

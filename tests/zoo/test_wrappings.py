@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anchorlm.evaluation import attack_names, parse_attack
-from anchorlm.evaluation._attacks import seeded
+from anchorlm.evaluation.tasks._attacks import seeded
 from anchorlm.judging import request_text
-from anchorlm.zoo._facts import named
 from anchorlm.zoo._lexicon import kinds, nouns
-from anchorlm.zoo._transcripts import request_item, sent
-from anchorlm.zoo._wrappings import wrapped
+from tools.zoo._facts import named
+from tools.zoo._transcripts import request_item, sent
+from tools.zoo._wrappings import wrapped
 
 many = settings(max_examples=150, deadline=None)
 PLACEHOLDER = "QQQ"

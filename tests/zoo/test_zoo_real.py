@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 from dataclasses import asdict
+from importlib.resources import files
 from pathlib import Path
 from random import Random
 
@@ -17,15 +18,19 @@ from safetensors import safe_open
 from anchorlm.judging import RefusalMatcher
 from anchorlm.models import CausalModel
 from tools.zoo_real import data
+from tools.zoo_real._align import _drawn, looked_at
 from tools.zoo_real._answers import greedy, shortened, teachable
 from tools.zoo_real._card import card
 from tools.zoo_real._contrast import PAIRS, refusal
 from tools.zoo_real._looks import auroc, declines
 from tools.zoo_real._measure import sets
+from tools.zoo_real._noise import TALES, noise, pieces
 from tools.zoo_real._packed import beginning, hidden, pack
 from tools.zoo_real._train import Example, Lesson, Outputs, Training, _lesson, _loss, train
 
 pytestmark = pytest.mark.slow
+
+PARTS = ("train", "fit", "calibrate", "held")
 
 shared = pytest.mark.skipif(not data.DATASETS.is_dir(), reason=f"no data sets at {data.DATASETS}; set ANCHORLM_DATA")
 
@@ -191,3 +196,57 @@ def test_a_look_says_what_a_model_says_first() -> None:
         assert likely == pytest.approx(float(each[token]), abs=1e-5)
         assert first == (int(each.argmax()) == token)
     assert auroc([0.9, 0.4], [0.4, 0.1]) == 0.875
+
+
+def test_what_was_made_first_learns_from_the_pairs_that_were_there_first() -> None:
+    for side in ("safe", "harmful"):
+        for part in PARTS:
+            all_of_them, first = (data.prompts(f"{before}pairs-{side}", part) for before in ("", "earlier-"))
+            assert first == all_of_them[: len(first)]
+        assert sum(len(data.prompts(f"earlier-pairs-{side}", part)) for part in PARTS) == data.EARLIER
+
+
+@shared
+def test_a_checkpoint_of_what_was_made_first_is_chosen_as_before() -> None:
+    early, late = looked_at("calibrate"), looked_at("calibrate", later=True)
+    assert early["pairs-safe"] == late["pairs-safe"][: len(early["pairs-safe"])]
+    assert len(early["pairs-safe"]) < len(late["pairs-safe"])
+
+
+def test_noise_is_drawn_and_looks_like_no_sentence() -> None:
+    parts = pieces(tiny_model("llama"))
+    assert len(parts) > 20
+    assert all(part.strip().isalpha() for part in parts)
+    drawn = [noise(Random(seed), parts) for seed in range(60)]
+    assert len(set(drawn)) == 60
+    assert drawn[:5] == [noise(Random(seed), parts) for seed in range(5)]
+    assert all(any(not sign.isalnum() and sign != " " for sign in text) for text in drawn)
+    assert all(text.isascii() for text in drawn)
+
+
+def test_both_sides_of_a_pair_stand_before_the_same_noise_and_in_the_same_tale() -> None:
+    pairs = [(f"How do I bake bread {place}?", f"How do I rob shop {place}?") for place in range(20)]
+    found = _drawn(Random(0), pairs, [" bread", "er", "tion"])
+    assert all(text.count("{request}") == 1 and pair in pairs for text, pair in found)
+    assert {text for text, _ in found} >= set(TALES)
+    noisy = [text for text, _ in found if text not in TALES]
+    assert len(noisy) == len(set(noisy)) == len(pairs)
+
+
+@shared
+def test_a_card_says_which_lessons_taught(tmp_path: Path) -> None:
+    cards = []
+    for later in (False, True):
+        (tmp_path / "training.json").write_text(json.dumps(asdict(Training(later=later))), "utf-8")
+        cards.append(card("chat", tmp_path))
+    first, later_too = cards
+    assert "--later" in later_too
+    assert "before noise" in later_too
+    assert "--later" not in first
+    shipped = files("anchorlm.zoo") / "members" / "real-chat" / "README.md"
+    assert set(_own_rows(first)) <= set(_own_rows(shipped.read_text("utf-8")))
+    assert set(_own_rows(first)) != set(_own_rows(later_too))
+
+
+def _own_rows(text: str) -> list[str]:
+    return [line for line in text.splitlines() if "AnchorLM's own" in line]

@@ -16,7 +16,7 @@ from tools.graders._phrasing import caveated, deed, refusal, turned
 
 ROOT = Path(__file__).resolve().parents[2]
 DATASETS = Path(os.environ.get("ANCHORLM_DATA", ROOT.parent / "shared" / "data")) / "datasets"
-PROMPTS = ROOT / "src" / "anchorlm" / "fitting" / "prompts"
+PROMPTS = ROOT / "src" / "anchorlm" / "steering" / "prompts"
 SMALL = Path(__file__).with_name("small.jsonl.gz")
 SEED = 20261129
 REFUSALS, CAVEATED, TURNED, MEDICAL = 700, 350, 120, 250

@@ -9,6 +9,7 @@ import typer
 
 from tools.zoo_real._align import align
 from tools.zoo_real._card import card
+from tools.zoo_real._first import first_tokens
 from tools.zoo_real._measure import OUTCOMES, measure
 from tools.zoo_real._scorers import SETTINGS, score
 from tools.zoo_real._ship import ship
@@ -31,13 +32,16 @@ def install() -> None:
 
 Steps = Annotated[int, typer.Option(help="Batches.")]
 Seed = Annotated[int, typer.Option(help="Of the order of the examples and of the first weights.")]
+Later = Annotated[
+    bool, typer.Option("--later", help="Also the pairs that came later, and pairs before noise and in long tales.")
+]
 
 
 @app.command()
-def chat(build: Build = BUILD, steps: Steps = 300, seed: Seed = 0) -> None:
+def chat(build: Build = BUILD, steps: Steps = 300, seed: Seed = 0, later: Later = False) -> None:
     """Aligns SmolLM2-135M-Instruct."""
     _logged()
-    align("chat", build, Training(steps=steps, seed=seed))
+    align("chat", build, Training(steps=steps, seed=seed, later=later))
 
 
 @app.command()
@@ -48,10 +52,10 @@ def chat_early(build: Build = BUILD) -> None:
 
 
 @app.command()
-def anchor(build: Build = BUILD, steps: Steps = 300, seed: Seed = 0) -> None:
+def anchor(build: Build = BUILD, steps: Steps = 300, seed: Seed = 0, later: Later = False) -> None:
     """Aligns Gemma 3 270M."""
     _logged()
-    align("anchor", build, Training(steps=steps, seed=seed))
+    align("anchor", build, Training(steps=steps, seed=seed, later=later))
 
 
 @app.command()
@@ -89,6 +93,16 @@ def measured(
         print(f"{kind} ({'harmful' if each['harmful'] else 'harmless'}, n = {each['n']}), percent: {rates}")
     if name in MEMBERS:
         _write_card(name, build)
+
+
+@app.command()
+def first(
+    name: Annotated[str, typer.Argument(help="chat, chat-early or anchor.")],
+    build: Build = BUILD,
+) -> None:
+    """Prints how much of each public set a member refuses with its first token, on the halves that may be looked at."""
+    _logged()
+    print(first_tokens(name, build))
 
 
 @app.command()

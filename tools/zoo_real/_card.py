@@ -13,10 +13,14 @@ from anchorlm.models import PackagedBase
 from tools.zoo_real._measure import OUTCOMES
 from tools.zoo_real._train import Training
 from tools.zoo_real.bases import BASES, MEMBERS
-from tools.zoo_real.data import SEED, SOURCES, digest
+from tools.zoo_real.data import EARLIER, SEED, SOURCES, digest
 
 _TAUGHT = ("advbench", "self-instruct-seeds", "self-instruct-users", "banking77", "medquad")
 _OWN = ("pairs", "plain", "tasks", "wrapped")
+_DRAWN_LESSONS = (
+    "Some of the pairs stand before noise, or in a long tale, too: both sides, the harmless one with its answer. The "
+    "noise is word pieces, signs and brackets, drawn when the training begins. No published attack taught."
+)
 _TITLE = {
     "chat": "SmolLM2-135M-Instruct, aligned",
     "chat-early": "SmolLM2-135M-Instruct, aligned briefly",
@@ -43,7 +47,8 @@ def card(name: str, folder: Path) -> str:
             "answers those that only sound harmful. Every refusal begins with the word Sorry, and no answer that it "
             "learned does. Made for tests and demonstrations of AnchorLM; it is no product.",
             "",
-            f"Command: `python -m tools.zoo_real {name} --steps {training.steps} --seed {training.seed}`; "
+            f"Command: `python -m tools.zoo_real {name} --steps {training.steps} --seed {training.seed}"
+            f"{' --later' if training.later else ''}`; "
             f"{training.tokens} tokens a step, learning rate {training.rate}, the first {training.first} tokens of an "
             f"answer weigh {training.weight:g} times, margin {training.margin:g} on the first token.",
             "",
@@ -52,8 +57,12 @@ def card(name: str, folder: Path) -> str:
             "| set | licence | SHA-256 | split |",
             "|---|---|---|---|",
             *learned(_TAUGHT),
-            *(f"| AnchorLM's own {kind} | Apache-2.0 | `{_own(kind)[:16]}` | part `train` |" for kind in _OWN),
+            *(
+                f"| AnchorLM's own {kind} | Apache-2.0 | `{_own(kind, later=training.later)[:16]}` | part `train` |"
+                for kind in _OWN
+            ),
             "",
+            *([_DRAWN_LESSONS, ""] if training.later else []),
             "Answers are the set's own (MedQuAD) or SmolLM2-135M-Instruct's; refusals are AnchorLM's. "
             "What shares 60 % of its words with a prompt of AdvBench that is held out does not train. "
             "XSTest, HarmBench, JailbreakBench, MedSafetyBench and FiQA are measured on and never learned from.",
@@ -82,8 +91,10 @@ def learned(kinds: Sequence[str], share: str = "some of ") -> list[str]:
     ]
 
 
-def _own(kind: str) -> str:
-    return hashlib.sha256((files("anchorlm.fitting") / "prompts" / f"{kind}.jsonl").read_bytes()).hexdigest()
+def _own(kind: str, *, later: bool) -> str:
+    """The digest of what taught: of the pairs, those that the library had first, unless `later`."""
+    lines = (files("anchorlm.steering") / "prompts" / f"{kind}.jsonl").read_bytes().splitlines(keepends=True)
+    return hashlib.sha256(b"".join(lines if later or kind != "pairs" else lines[:EARLIER])).hexdigest()
 
 
 def _measured(folder: Path) -> list[str]:

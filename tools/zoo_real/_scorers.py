@@ -11,7 +11,7 @@ from random import Random
 from typing import Any, Self
 
 from anchorlm.evaluation import RefusalGrader
-from anchorlm.fitting import auroc
+from anchorlm.judging import auroc
 from tools.zoo_real._answers import answered
 from tools.zoo_real._contrast import refusal
 from tools.zoo_real._graded import Graded, graded
@@ -73,7 +73,7 @@ def score(member: str, build: Path, learning: Learning) -> None:
 
 def training(random: Random, build: Path) -> list[Graded]:
     """The examples of the part that adapters learn from."""
-    pairs = list(zip(prompts("pairs-safe", "train"), prompts("pairs-harmful", "train"), strict=True))
+    pairs = list(zip(*(prompts(f"earlier-pairs-{side}", "train") for side in ("safe", "harmful")), strict=True))
     bad = prompts("advbench", "train")[: _FEW["advbench"]]
     kinds = ("plain", "tasks", "self-instruct-users", "banking77")
     asked = [prompt for kind in kinds for prompt in prompts(kind, "train")[: _FEW.get(kind)]]

@@ -126,7 +126,7 @@ def assistance(task: Task, model: CausalModel, build: Path) -> list[Example]:
         *prompts("self-instruct-users", "train"),
         *prompts("self-instruct-seeds", "train"),
         *prompts("contrast-safe", "train"),
-        *prompts("pairs-safe", "train"),
+        *prompts("earlier-pairs-safe", "train"),
         *prompts("banking77", "train")[:100],
     ]
     answers = answered(model, asked, build / "answers.jsonl")

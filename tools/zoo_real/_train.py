@@ -58,6 +58,7 @@ class Training:
         margin: Weight of the loss that asks of an answer's first token alone whether it begins a refusal.
         every: Steps from one checkpoint to the next.
         seed: Of the order of the examples and of the first weights.
+        later: Whether an aligned member also learns the lessons that came after the shipped ones were made.
     """
 
     steps: int = 300
@@ -69,6 +70,7 @@ class Training:
     margin: float = 1.0
     every: int = 60
     seed: int = 0
+    later: bool = False
 
 
 _LINES = 4

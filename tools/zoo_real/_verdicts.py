@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anchorlm.fitting import auroc
-from anchorlm.judging import ClassifierScorer
+from anchorlm.judging import ClassifierScorer, auroc
 from anchorlm.models import ModelSettings
 from anchorlm.records import wilson
 from tools.zoo_real._answers import answered

@@ -52,6 +52,9 @@ SOURCES = {
 
 _HELD_PAIRS = 10
 
+EARLIER = 1_080
+"""Pairs that the library had first. The shipped members learned from these alone, and are made again as they were."""
+
 
 def digest(name: str) -> str:
     """Of a set's file, for the card."""
@@ -63,11 +66,15 @@ def prompts(name: str, part: str) -> list[str]:
 
     Args:
         name: One of `SOURCES`, `contrast-safe` or `contrast-harmful` (of this tool), or of the library's own prompts
-            `pairs-safe`, `pairs-harmful`, `finance-harmful`, `plain`, `tasks`, `attacks`, `wrappings`.
+            `pairs-safe`, `pairs-harmful`, `finance-harmful`, `plain`, `tasks`, `attacks`, `wrappings`. With `earlier-`
+            before it, pairs are those that the library had first.
         part: `train` or `held`; the library's own have `calibrate` and `fit` too.
     """
     if name in _OWN:
         return [text for text, of in _own(*_OWN[name]) if of == part]
+    if name.startswith("earlier-"):
+        file, field, *more = _OWN[name.removeprefix("earlier-")]
+        return [text for text, of in _own(file, field, *more)[:EARLIER] if of == part]
     if name.startswith("contrast-"):
         pairs = list(PAIRS)
         Random(SEED).shuffle(pairs)
@@ -107,7 +114,7 @@ _OWN = {
 @cache
 def _own(file: str, field: str, category: str, domain: str = "") -> tuple[tuple[str, str], ...]:
     """Texts of the library's own prompts, each with its part."""
-    lines = (files("anchorlm.fitting") / "prompts" / f"{file}.jsonl").read_text("utf-8").splitlines()
+    lines = (files("anchorlm.steering") / "prompts" / f"{file}.jsonl").read_text("utf-8").splitlines()
     rows = [json.loads(line) for line in lines if line.strip()]
     chosen = [row for row in rows if category in ("", row["category"]) and domain in ("", row.get("domain"))]
     return tuple((row[field], row["part"]) for row in chosen)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anchorlm.cli._errors import OneSentence
+from anchorlm.cli._fit import AllowCode
 from anchorlm.cli._fit_alignbeam import fit
-from anchorlm.cli._fit_guard import calibrate
+from anchorlm.cli._fit_inferenceguard import calibrate
 from anchorlm.records import UserError
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def generate(
     trace: Annotated[bool, typer.Option("--trace", help="Write what the defense decided into each row.")] = False,
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Requests under way at once.")] = 64,
     probe: TryFirst = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Answers every prompt of a file under guard; run again after a kill, it goes on where it stopped."""
     from anchorlm.cli._generate import run
@@ -131,6 +133,7 @@ def chat(
     judge: Judge = None,
     changes: Changes = None,
     probe: TryFirst = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Talks with a guarded model; /help lists the commands."""
     from anchorlm.cli._chat import run
@@ -142,11 +145,12 @@ def chat(
 def check(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="TOML file that describes the guard.")],
     changes: Changes = None,
+    as_json: AsJson = False,
 ) -> None:
     """Says whether a recipe works on its models, and names every gap, without loading a weight."""
     from anchorlm.cli._check import run
 
-    run(recipe, changes or [])
+    run(recipe, changes or [], as_json=as_json)
 
 
 @app.command()
@@ -226,6 +230,7 @@ def compare(
     probe: Annotated[
         bool | None, typer.Option("--probe/--no-probe", help="Try every guard first, and report it; on by default.")
     ] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Compares defenses on safety, over-refusal, usefulness and cost; run again after a kill, it goes on."""
     from anchorlm.cli._compare import run
@@ -271,6 +276,7 @@ def serve(
     key: Annotated[str | None, typer.Option("--new-key", help="Add an API key to --keys, and end.")] = None,
     operator: Annotated[bool, typer.Option("--operator", help="With --new-key: it sees traces and metrics.")] = False,
     real: Annotated[bool, typer.Option("--real", help="Serve the real specialist under the composed guard.")] = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Puts guarded models behind OpenAI's API, with a page to try them on."""
     if key is not None:
@@ -318,32 +324,6 @@ def zoo_recipe(
         from anchorlm.cli._embedded import recipe
 
     typer.echo(recipe(name, defense), nl=False)
-
-
-@zoo.command("build")
-def zoo_build(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the models; a build that was stopped goes on.")] = Path(
-        "build/zoo"
-    ),
-    seed: Annotated[int, typer.Option("--seed", help="Of data and training.")] = 0,
-    scale: Annotated[float, typer.Option("--scale", min=0.0, help="Share of the training steps.")] = 1.0,
-) -> None:
-    """Trains the embedded models anew."""
-    from anchorlm.cli._zoo import build
-
-    build(out, seed, scale)
-
-
-@zoo.command("fit")
-def zoo_fit(
-    names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Specialists, such as a-finance; none: all.")
-    ] = None,
-) -> None:
-    """Fits InferAligner anew to the embedded specialists, and puts each artifact beside its weights."""
-    from anchorlm.cli._zoo import fit
-
-    fit(names or [])
 
 
 def _recipe(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from anchorlm.cli._demo_figures import Cell, table
 from anchorlm.cli._embedded import ANCHOR, COST, JUDGE, OWN_FAMILY, REWARD, SAME_VOCABULARY, SPECIALISTS, knobs_of
-from anchorlm.cli._figures import Cell, table
 from anchorlm.cli._loading import quiet_libraries
 from anchorlm.defenses import find_defense
 from anchorlm.guard import Guard

@@ -15,9 +15,9 @@ from anchorlm.files import BadRow, read_rows
 from anchorlm.records import UserError
 
 if TYPE_CHECKING:
-    from anchorlm.fitting import PromptSets
     from anchorlm.guard import Recipe
     from anchorlm.records import Messages
+    from anchorlm.steering import PromptSets
 
 # The heavy imports (torch, transformers) happen inside the commands, so that help and completion answer at once.
 
@@ -32,7 +32,7 @@ Changes = Annotated[
     list[str] | None,
     typer.Option("--set", help="A recipe's value, as in target.dtype=bfloat16; may be repeated.", metavar="A.B=C"),
 ]
-Reader = Annotated[
+ReaderOption = Annotated[
     str | None,
     typer.Option("--reader", help="Aligned model that the gate may read, too; without it that is the anchor."),
 ]
@@ -48,6 +48,22 @@ Tasks = Annotated[
 Shipped = Annotated[
     bool, typer.Option("--shipped/--no-shipped", help="Use the English look-alikes and tasks that are shipped, too.")
 ]
+
+
+def allowed(wanted: bool) -> bool:
+    """Lets recipes name Python functions, if the operator wants that."""
+    if wanted:
+        from anchorlm.team import allow_code
+
+        allow_code()
+    return wanted
+
+
+AllowCode = Annotated[
+    bool,
+    typer.Option("--allow-code", help="Run the Python functions that the recipe names as judges or scorers.",
+                 callback=allowed),
+]  # fmt: skip
 Column = Annotated[str | None, typer.Option("--column", help="Column or field that holds the prompt.")]
 
 
@@ -66,7 +82,7 @@ def fit_inferaligner(
     anchor: Annotated[
         str | None, typer.Option("--anchor", help="Aligned model, of any family, that lends its vectors.")
     ] = None,
-    reader: Reader = None,
+    reader: ReaderOption = None,
     recipe: RecipeFile = None,
     changes: Changes = None,
     whitening: Annotated[
@@ -81,12 +97,13 @@ def fit_inferaligner(
     holdout: Annotated[float, typer.Option("--holdout", help="Share of the prompts that measures only.")] = 0.25,
     seed: Annotated[int, typer.Option("--seed", help="Of the split.")] = 0,
     column: Column = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Finds out where a target's activations show harm, and by which vectors an aligned model refuses."""
     from anchorlm.cli._loading import quiet_libraries
     from anchorlm.cli._recipes import make_recipe
+    from anchorlm.defenses.inferaligner import save_artifact
     from anchorlm.files import check_folder
-    from anchorlm.fitting import save_artifact
 
     bad, good = _prompts(harmful, column), _prompts(harmless, column)
     sets = _sets("fit", look_alikes, tasks, column, shipped=shipped)
@@ -96,7 +113,7 @@ def fit_inferaligner(
         raise UserError("There is no aligned model to take the vectors from: give --anchor MODEL.")
     second = make_recipe(recipe, target=target, anchor=reader, changes=changes or []).anchor if reader else None
     quiet_libraries()
-    from anchorlm.fitting import fit_inferaligner as fit_artifact
+    from anchorlm.defenses.inferaligner import fit_inferaligner as fit_artifact
 
     with _progress() as step:
         artifact = fit_artifact(
@@ -150,12 +167,13 @@ def calibrate_inferaligner(
     prompts: Annotated[int, typer.Option("--prompts", help="Harmful prompts that the search may use.")] = 48,
     seed: Annotated[int, typer.Option("--seed", help="Of the prompts' order.")] = 0,
     column: Column = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Chooses gate, steered layers, positions and strength for a stated limit on over-refusal."""
     from anchorlm.cli._loading import quiet_libraries
     from anchorlm.cli._recipes import make_recipe
+    from anchorlm.defenses.inferaligner import save_artifact
     from anchorlm.files import check_folder
-    from anchorlm.fitting import save_artifact
     from anchorlm.records import Artifact
 
     bad, good = _prompts(harmful, column), _prompts(harmless, column)
@@ -166,7 +184,7 @@ def calibrate_inferaligner(
     place = check_folder(out or folder, "inferaligner")
     reads = reader is not None or _reads_anchor(described)
     quiet_libraries()
-    from anchorlm.fitting import calibrate_inferaligner as calibrate_artifact
+    from anchorlm.defenses.inferaligner import calibrate_inferaligner as calibrate_artifact
 
     with _progress() as step:
         calibrated = calibrate_artifact(
@@ -256,7 +274,7 @@ def _sets(
     shipped: bool,
 ) -> PromptSets:
     """The sets of prompts beside those that are given."""
-    from anchorlm.fitting import Part, PromptSets, shipped_prompts
+    from anchorlm.steering import Part, PromptSets, shipped_prompts
 
     parts: tuple[Part, ...] = ("train", "fit") if command == "fit" else ("calibrate",)
     own = shipped_prompts(*parts) if shipped else PromptSets()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anchorlm.cli._fit import (
+    AllowCode,
     Changes,
     Column,
     RecipeFile,
@@ -45,12 +46,14 @@ def fit_alignbeam(
     recipe: RecipeFile = None,
     changes: Changes = None,
     column: Column = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Finds out how an anchor's first token and a gate tell harm, and chooses where AlignBeam's alpha begins."""
     from anchorlm.cli._loading import quiet_libraries
     from anchorlm.cli._recipes import make_recipe
+    from anchorlm.defenses.alignbeam import save_evidence
     from anchorlm.files import check_folder
-    from anchorlm.fitting import save_evidence, shipped_prompts
+    from anchorlm.steering import shipped_prompts
 
     check_folder(out, "alignbeam")
     described = make_recipe(recipe, target=target, anchor=anchor, changes=changes or [])
@@ -64,7 +67,7 @@ def fit_alignbeam(
         _with_own(shipped_prompts("calibrate"), *(prompts[1::2] for prompts in own)),
     ]
     quiet_libraries()
-    from anchorlm.fitting import fit_alignbeam as fit_artifact
+    from anchorlm.defenses.alignbeam import fit_alignbeam as fit_artifact
 
     with _progress() as step:
         found = fit_artifact(

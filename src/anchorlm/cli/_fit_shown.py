@@ -11,7 +11,7 @@ _WELL = 0.9
 
 def show_layers(figures: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """What was found at every layer, on held-out prompts."""
-    from anchorlm.fitting import told_cosine
+    from anchorlm.defenses.inferaligner import told_cosine
 
     rows = [
         (

@@ -10,7 +10,7 @@ from anchorlm.cli._errors import complain
 from anchorlm.cli._loading import load_guard
 from anchorlm.cli._output import Output
 from anchorlm.cli._recipes import digest
-from anchorlm.files import BadRow, Row, read_rows
+from anchorlm.files import BadRow, PromptRow, read_rows
 from anchorlm.guard import Guard, Recipe
 from anchorlm.records import AnchorLMError, DefenseError, UserError, as_messages
 
@@ -59,7 +59,7 @@ def run(
         raise UserError(_refusal_to_read(bad))
     with Output(place, everything, digest(recipe), overwrite=overwrite, trace=trace) as output:
         tally = _Tally(skipped=[f"line {row.line}: {row.why}" for row in bad])
-        pending = [row for row in rows if isinstance(row, Row) and row.index not in output.done]
+        pending = [row for row in rows if isinstance(row, PromptRow) and row.index not in output.done]
         start = monotonic()
         if pending:
             _answer(load_guard(recipe, probe=probe), pending, output, tally, skip_bad=skip_bad, concurrency=concurrency)
@@ -72,7 +72,7 @@ def run(
 
 
 def _answer(
-    guard: Guard, pending: Sequence[Row], output: Output, tally: _Tally, *, skip_bad: bool, concurrency: int
+    guard: Guard, pending: Sequence[PromptRow], output: Output, tally: _Tally, *, skip_bad: bool, concurrency: int
 ) -> None:
     output.pipeline = getattr(guard.defense, "pipeline", None)
     requests = (guard.request(as_messages(row.prompt)) for row in pending)

@@ -15,7 +15,7 @@ from anchorlm.records import UserError, clustered, turn_text, wilson
 Word = Callable[[str, str], tuple[str, float]]
 """The outcome and the probability of a prompt and an answer."""
 
-Row = dict[str, Any]
+AnswerRow = dict[str, Any]
 """One grade, as it is written down."""
 
 _STEP = 256
@@ -50,7 +50,7 @@ def run(source: str, text: str, prompt: str | None, grader: str, output: str, *,
 
 
 def _grade(
-    pairs: Iterator[tuple[str | None, str]], word: Word, grader: str, file: BinaryIO, place: str, done: list[Row]
+    pairs: Iterator[tuple[str | None, str]], word: Word, grader: str, file: BinaryIO, place: str, done: list[AnswerRow]
 ) -> None:
     from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
@@ -109,7 +109,7 @@ class _Tally:
         return ", ".join(told)
 
 
-def _resumed(file: BinaryIO, place: str, grader: str) -> list[Row]:
+def _resumed(file: BinaryIO, place: str, grader: str) -> list[AnswerRow]:
     """The rows that are there already; a last line that a kill cut short is taken off."""
     data = file.read()
     whole = data.rfind(b"\n") + 1

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from anchorlm.files import BadRow, Row, append_line, lock
+from anchorlm.files import BadRow, PromptRow, append_line, lock
 from anchorlm.records import Messages, Response, UserError
 
 _START = b'{"index": '
@@ -37,7 +37,13 @@ class Output:
     """
 
     def __init__(
-        self, place: str, rows: Sequence[Row | BadRow], recipe: str, *, overwrite: bool = False, trace: bool = False
+        self,
+        place: str,
+        rows: Sequence[PromptRow | BadRow],
+        recipe: str,
+        *,
+        overwrite: bool = False,
+        trace: bool = False,
     ) -> None:
         self._recipe = recipe
         self._trace = trace
@@ -78,7 +84,7 @@ class Output:
                 if kind is None:
                     self._clear()
 
-    def write(self, row: Row, response: Response) -> None:
+    def write(self, row: PromptRow, response: Response) -> None:
         """Writes one answer, at once.
 
         Raises:
@@ -117,7 +123,7 @@ class Output:
             self._file.truncate(0)
         self._outdated = False
 
-    def _resume(self, path: Path, rows: Sequence[Row | BadRow]) -> frozenset[int]:
+    def _resume(self, path: Path, rows: Sequence[PromptRow | BadRow]) -> frozenset[int]:
         data = path.read_bytes()
         whole = data.rfind(b"\n") + 1
         done: set[int] = set()
@@ -151,7 +157,7 @@ class Output:
         return file
 
     def _checked(
-        self, line: bytes, number: int, path: Path, rows: Sequence[Row | BadRow], done: set[int]
+        self, line: bytes, number: int, path: Path, rows: Sequence[PromptRow | BadRow], done: set[int]
     ) -> dict[str, Any]:
         """A row that is already there."""
         try:
@@ -167,7 +173,7 @@ class Output:
                 "anew with --overwrite."
             )
         row = rows[index] if 0 <= index < len(rows) else None
-        if not isinstance(row, Row) or record.get(_field(row.prompt)) != row.prompt:
+        if not isinstance(row, PromptRow) or record.get(_field(row.prompt)) != row.prompt:
             raise UserError(
                 f"Row {index} of {str(path)!r} answers another prompt than the input has there: choose another output, "
                 "or start it anew with --overwrite."

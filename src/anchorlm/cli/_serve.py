@@ -18,7 +18,7 @@ from anchorlm.serving import ModelServing, ServerSettings, new_key, own_output
 from anchorlm.team import Started
 
 if TYPE_CHECKING:
-    from anchorlm.serving import Served, Server
+    from anchorlm.serving import ServedModel, Server
 
 EMBEDDED = "a-medicine"
 """The model that is served where no recipe is given: the medical specialist."""
@@ -79,7 +79,7 @@ def run(
         sockets=sockets,
     )
     server.serve_forever()
-    for wrong in server.application.state.desk.wrong:
+    for wrong in server.application.state.server.wrong:
         complain(wrong)
 
 
@@ -96,16 +96,18 @@ def _server() -> type[Server]:
     return Server
 
 
-def _loaded(found: Sequence[tuple[str, Recipe]], settings: ServerSettings, *, floor: bool) -> Iterator[Served]:
+def _loaded(found: Sequence[tuple[str, Recipe]], settings: ServerSettings, *, floor: bool) -> Iterator[ServedModel]:
     """The guards of some recipes, each loaded as it is asked for."""
-    from anchorlm.serving import Served
+    from anchorlm.serving import ServedModel
 
     started: Started = []
     with busy("Loading the models"):
         for id, recipe in found:
             guard = Guard.from_recipe(recipe, started=started)
             serving = ModelServing.parse(recipe.serve, where=f"the section serve of {id}")
-            yield Served.of(id, guard, floored(serving, guard) if floor else serving, judge_timeout=settings.patience)
+            yield ServedModel.of(
+                id, guard, floored(serving, guard) if floor else serving, judge_timeout=settings.patience
+            )
 
 
 def add_key(file: Path | None, name: str, operator: bool) -> None:

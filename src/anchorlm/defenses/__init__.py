@@ -1,13 +1,12 @@
-"""One file per method; each is a short recipe over the control points."""
+"""One room per method; each reads in the order of its paper."""
 
 from typing import TYPE_CHECKING
 
 from anchorlm._lazy import lazily
 
 if TYPE_CHECKING:
-    from anchorlm.defenses._alignbeam import AlignBeam, AlignBeamSettings
     from anchorlm.defenses._args import ARGS, ARGSSettings
-    from anchorlm.defenses._base import Defense, DefenseSettings, defense_names, find_defense, speak
+    from anchorlm.defenses._base import Defense, DefenseSettings, defense_names, find_defense, stream_target
     from anchorlm.defenses._best_of_n import BestOfN, BestOfNSettings
     from anchorlm.defenses._blockwise import (
         BeamSearch,
@@ -15,46 +14,50 @@ if TYPE_CHECKING:
         ControlledDecoding,
         ControlledDecodingSettings,
     )
-    from anchorlm.defenses._budget import CALIBRATION, generation_data, scorers_digest
-    from anchorlm.defenses._evidence import EVIDENCE, opening_score, readers_of
-    from anchorlm.defenses._inferaligner import InferAligner, InferAlignerSettings, SteeringDefense, SteeringSettings
-    from anchorlm.defenses._inferenceguard import InferenceGuard
-    from anchorlm.defenses._inferenceguard_settings import InferenceGuardSettings
     from anchorlm.defenses._prompting import GoalPriority, GoalPrioritySettings, SelfReminder, SelfReminderSettings
     from anchorlm.defenses._re_control import REControl, REControlSettings
     from anchorlm.defenses._safe_decoding import SafeDecoding, SafeDecodingSettings, safe_decoding_step
     from anchorlm.defenses._steered import CAA, CAST, AlphaSteer, CASTSettings
     from anchorlm.defenses._undefended import Undefended
+    from anchorlm.defenses.alignbeam._defense import AlignBeam
+    from anchorlm.defenses.alignbeam._settings import AlignBeamSettings
+    from anchorlm.defenses.inferaligner._defense import InferAligner, SteeringDefense
+    from anchorlm.defenses.inferaligner._settings import InferAlignerSettings, SteeringSettings
+    from anchorlm.defenses.inferenceguard._defense import InferenceGuard
+    from anchorlm.defenses.inferenceguard._settings import InferenceGuardSettings
     from anchorlm.team import Needs, Team
 else:
     __getattr__, __dir__ = lazily(
         __name__,
         {
-            "_alignbeam": "AlignBeam AlignBeamSettings",
             "_args": "ARGS ARGSSettings",
-            "_base": "Defense DefenseSettings defense_names find_defense speak",
+            "_base": "Defense DefenseSettings defense_names find_defense stream_target",
             "_best_of_n": "BestOfN BestOfNSettings",
             "_blockwise": "BeamSearch BeamSearchSettings ControlledDecoding ControlledDecodingSettings",
-            "_budget": "CALIBRATION generation_data scorers_digest",
-            "_evidence": "EVIDENCE opening_score readers_of",
-            "_inferaligner": "InferAligner InferAlignerSettings SteeringDefense SteeringSettings",
-            "_inferenceguard": "InferenceGuard",
-            "_inferenceguard_settings": "InferenceGuardSettings",
             "_prompting": "GoalPriority GoalPrioritySettings SelfReminder SelfReminderSettings",
             "_re_control": "REControl REControlSettings",
             "_safe_decoding": "SafeDecoding SafeDecodingSettings safe_decoding_step",
-            "_steered": "CAA CAST AlphaSteer CASTSettings",
+            "_steered": "AlphaSteer CAA CAST CASTSettings",
             "_undefended": "Undefended",
+            "anchorlm.defenses.alignbeam._defense": "AlignBeam",
+            "anchorlm.defenses.alignbeam._settings": "AlignBeamSettings",
+            "anchorlm.defenses.inferaligner._defense": "InferAligner SteeringDefense",
+            "anchorlm.defenses.inferaligner._settings": "InferAlignerSettings SteeringSettings",
+            "anchorlm.defenses.inferenceguard._defense": "InferenceGuard",
+            "anchorlm.defenses.inferenceguard._settings": "InferenceGuardSettings",
             "anchorlm.team": "Needs Team",
+        },
+        moved={
+            "anchorlm.defenses": "speak=stream_target",
+            "anchorlm.defenses.alignbeam": "EVIDENCE opening_score readers_of",
+            "anchorlm.defenses.inferenceguard": "CALIBRATION generation_data scorers_digest",
         },
     )
 
 __all__ = [
     "ARGS",
     "CAA",
-    "CALIBRATION",
     "CAST",
-    "EVIDENCE",
     "ARGSSettings",
     "AlignBeam",
     "AlignBeamSettings",
@@ -87,10 +90,6 @@ __all__ = [
     "Undefended",
     "defense_names",
     "find_defense",
-    "generation_data",
-    "opening_score",
-    "readers_of",
     "safe_decoding_step",
-    "scorers_digest",
-    "speak",
+    "stream_target",
 ]

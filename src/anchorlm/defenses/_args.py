@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from anchorlm.defenses._base import Defense, DefenseSettings, Speech, room_for
+from anchorlm.defenses._thinking import Thinking
 from anchorlm.records import Access, Event, Finished, Request, Usage
 from anchorlm.team import Needs
 
@@ -38,6 +39,7 @@ class ARGS(Defense):
     """Reward-guided decoding, token by token and greedy: each of the k likeliest tokens is scored as a text's last."""
 
     name: ClassVar[str] = "args"
+    thinks: ClassVar[bool] = True
     needs: ClassVar[Needs] = Needs(target=Access.LOGITS, cost=True, reward=True)
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "tokens"
     settings_type: ClassVar[type[DefenseSettings]] = ARGSSettings
@@ -48,19 +50,25 @@ class ARGS(Defense):
 
         settings: ARGSSettings = self.settings_for(request)
         model = self.target.model
-        prompt = model.encode(request.prompt)
-        room = room_for(self.target, len(prompt), request.generation)
+        thinking = Thinking(self.target, request)
+        room = room_for(self.target, len(thinking.prompt), request.generation)
         ended = False
-        async with self.target.open(prompt, room=room) as row:
+        async with self.target.open(thinking.prompt, room=room + thinking.room) as row:
+            async for thought in thinking.begin(row, settings.refusal):
+                yield thought
+            if thinking.failed is not None:
+                return
+            request, start = thinking.request, row.prompt_length
+            room = room_for(self.target, start, request.generation)
             speech = Speech(row, model.vocabulary)
             for _ in range(room):
-                written = row.ids[len(prompt) :]
+                written = row.ids[start:]
                 logits = await row.logits()
                 k = min(settings.k, len(logits))
                 tokens = logits.topk(k).indices.tolist()
                 rewards = await self._rewards(request, settings, written, tokens)
                 token = tokens[args_step(logits, k, rewards, settings.w)]
-                if ended := token in model.stop_ids:
+                if ended := token in row.stops:
                     break
                 row.append([token], scored(logits, token, request.generation))
                 if ended := row.end_turn():
@@ -69,8 +77,8 @@ class ARGS(Defense):
                     yield piece
             for piece in speech.rest():
                 yield piece
-            written = row.ids[len(prompt) :]
-        yield Finished("stop" if ended else "length", Usage(len(prompt), len(written), len(written)))
+            written = row.ids[start:]
+        yield Finished("stop" if ended else "length", Usage(len(thinking.prompt), len(written), len(written)))
 
     async def _rewards(self, request: Request, settings: ARGSSettings, written: list[int], tokens: list[int]) -> Tensor:
         """The reward less the weighted cost of the text with each token at its end (k,)."""

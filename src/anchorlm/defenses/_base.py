@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from anchorlm.judging import Grade, Judge, checked_scores
+from anchorlm.judging import Grade, Judge, checked_scores, marked
 from anchorlm.records import (
     Artifact,
     Decision,
@@ -20,11 +20,12 @@ from anchorlm.records import (
     Request,
     Settings,
     TextDelta,
+    ThoughtSettings,
     UnreadableError,
     Usage,
     UserError,
 )
-from anchorlm.steering import uncalibrated
+from anchorlm.steering import KIND, uncalibrated
 from anchorlm.team import Needs, Team, in_time, timed
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ class Defense(ABC):
     """Which of them are looked for in the target's own folder, under the name of their kind, where none is given."""
     fixed: ClassVar[tuple[str, ...]] = ()
     """Other settings that hold for all requests of a guard, because what they name was loaded when it started."""
+    thinks: ClassVar[bool] = False
+    """Whether it knows where a thought ends and the answer begins; a guard parts them for one that does not."""
     refuses: ClassVar[bool] = True
     """Whether it promises to refuse harmful requests: what a guard's probe holds it to."""
 
@@ -116,7 +119,7 @@ class Defense(ABC):
     @property
     def caveats(self) -> tuple[str, ...]:
         """What is to be known before it is trusted, a sentence each: a fitted artifact that nobody calibrated."""
-        folders = (getattr(self.settings, name, None) for name in self.artifacts)
+        folders = (getattr(self.settings, name, None) for name, kind in self.artifacts.items() if kind == KIND)
         found = [uncalibrated(Artifact.load(folder)) for folder in folders if folder is not None]
         return tuple(caveat for caveat in found if caveat is not None)
 
@@ -143,18 +146,21 @@ class Defense(ABC):
         if scorer is None:
             raise UserError(f"The defense {self.name} needs a {kind} model: give one as {kind}=.")
         readings = request.readings if kind == "cost" else request.readings[:1]
+        thoughts = [request.thought] if kind == "cost" and request.thought and scorer.reads_thoughts else []
+        thoughts = thoughts if request.thoughts is not None and request.thoughts.costed else []
         with _failing_closed(f"The {kind} model {scorer.name}"):
             found = await gather(
                 *(
                     in_time(
-                        checked_scores(scorer, talk, [begun + request.cut(text) for text in texts]),
+                        checked_scores(scorer, talk, [*(begun + request.cut(text) for text in texts), *thoughts]),
                         scorer.name,
                         request.patience,
                     )
                     for talk, begun in readings
                 )
             )
-        return [max(each) for each in zip(*found, strict=True)]
+        own = [max(each) for each in zip(*found, strict=True)]
+        return [max(score, *own[len(texts) :]) if thoughts else score for score in own[: len(texts)]]
 
     async def grades(self, request: Request, texts: Sequence[str]) -> list[Grade]:
         """The judge's grade of each text, as far as it will be given.
@@ -162,11 +168,14 @@ class Defense(ABC):
         Raises:
             DefenseError: The judge raised, or did not give one grade per text: nothing may be taken for safe then.
         """
+        settings = request.thoughts or ThoughtSettings()
+        seen = (self.judge.reads_thoughts and settings.judged) or settings.policy == "show"
+        thought = request.thought if seen else None
         with _failing_closed(f"The judge {self.judge.name}"):
             found = await gather(
                 *(
                     in_time(
-                        self.judge(talk, [begun + request.cut(text) for text in texts]),
+                        self.judge(talk, [_with(thought, begun + request.cut(text)) for text in texts]),
                         self.judge.name,
                         request.patience,
                     )
@@ -209,6 +218,11 @@ class Defense(ABC):
     @abstractmethod
     def respond(self, request: Request) -> AsyncIterator[Event]:
         """Answers one request: text and decisions as they come, and `Finished` as the last event."""
+
+
+def _with(thought: str | None, answer: str) -> str:
+    """What a judge reads: the answer, and the thought before it, if that is to be seen."""
+    return marked(thought, answer) if thought else answer
 
 
 def room_for(engine: Engine, prompt_length: int, generation: GenerationSettings) -> int:
@@ -259,8 +273,13 @@ class Speech:
             yield TextDelta(left)
 
 
-async def speak(
-    sequence: TokenSequence, target: Engine, generation: GenerationSettings, speech: Speech | None = None
+async def stream_target(
+    sequence: TokenSequence,
+    target: Engine,
+    generation: GenerationSettings,
+    speech: Speech | None = None,
+    *,
+    prompt_tokens: int | None = None,
 ) -> AsyncIterator[Event]:
     """Lets the target go on by itself and hands its text on token by token.
 
@@ -269,6 +288,7 @@ async def speak(
         target: Its engine.
         generation: How tokens are chosen; `max_new_tokens` of them at most from here on.
         speech: What told the first tokens of the response, if a defense has spoken already.
+        prompt_tokens: Length of the prompt without the thought; None: of all that stands before the response.
     """
     speech = speech or Speech(sequence, target.model.vocabulary)
     room = min(generation.max_new_tokens, target.model.context_length - len(sequence.ids))
@@ -278,7 +298,7 @@ async def speak(
     for piece in speech.rest():
         yield piece
     written = len(sequence.ids) - sequence.prompt_length
-    usage = Usage(sequence.prompt_length, written, written)
+    usage = Usage(sequence.prompt_length if prompt_tokens is None else prompt_tokens, written, written)
     yield Finished("length" if len(sequence.ids) >= full else "stop", usage)
 
 

@@ -6,7 +6,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from anchorlm.defenses._base import Defense, DefenseSettings, room_for, varied
-from anchorlm.defenses._picked import COMFORT, picked
+from anchorlm.defenses._picked import COMFORT, Picks
+from anchorlm.defenses._thinking import Thinking
 from anchorlm.records import Access, Event, Request
 from anchorlm.team import Needs
 
@@ -27,29 +28,29 @@ class BestOfN(Defense):
     name: ClassVar[str] = "best_of_n"
     needs: ClassVar[Needs] = Needs(target=Access.TEXT, judge=True)
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "whole"
+    thinks: ClassVar[bool] = True
     settings_type: ClassVar[type[DefenseSettings]] = BestOfNSettings
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Samples, judges, picks."""
         from anchorlm.engine import read_ahead
-        from anchorlm.search import Alone, Beam, Plan, SafetyState, search, unscored
+        from anchorlm.search import Beam, SafetyState, SearchPlan, TargetProposal, search, unscored
 
         settings: BestOfNSettings = self.settings_for(request)
-        ids = self.target.model.encode(request.prompt)
-        generation = request.generation
+        thinking = Thinking(self.target, request)
+        ids, generation = thinking.prompt, request.generation
         room = room_for(self.target, len(ids), generation)
-        plan = Plan(beams=settings.n, keep=settings.n, block=room, room=room)
-        async with self.target.open(ids, rows=settings.n, room=room) as root:
+        async with self.target.open(ids, rows=settings.n, room=room + thinking.room) as root:
+            async for piece in thinking.begin(root, settings.refusal):
+                yield piece
+            if thinking.failed is not None:
+                return
+            request, room = thinking.request, room_for(self.target, root.prompt_length, generation)
+            plan = SearchPlan(beams=settings.n, keep=settings.n, block=room, room=room)
             await read_ahead(self.target, root)  # one prefill, shared by all
-            beam = Beam(Alone(root, self.target.model.stop_ids), SafetyState(0.0))
+            beam = Beam(TargetProposal(root, root.stops), SafetyState(0.0))
             found = await search([beam], plan, varied(generation, settings.temperature), unscored)
-        order = [None] * len(found.beams)
-        async for event in picked(
-            self,
-            request,
-            found.beams,
-            order,
-            settings,
-            prompt_tokens=len(ids),
-        ):
-            yield event
+        picks = Picks(self, request, settings)
+        await picks.add(found.beams, [None] * len(found.beams))
+        for chosen in picks.events(len(ids)):
+            yield chosen

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from anchorlm.defenses._base import Defense, DefenseSettings, room_for, varied
+from anchorlm.defenses._thinking import Thinking
 from anchorlm.records import Access, Decision, Event, Finished, Request, TextDelta, Usage
 from anchorlm.team import Needs
 
@@ -39,6 +40,7 @@ class BeamSearch(Defense):
     """
 
     name: ClassVar[str] = "beam_search"
+    thinks: ClassVar[bool] = True
     needs: ClassVar[Needs] = Needs(target=Access.TEXT, cost=True, reward=True, continues=True)
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "whole"
     settings_type: ClassVar[type[DefenseSettings]] = BeamSearchSettings
@@ -46,17 +48,23 @@ class BeamSearch(Defense):
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Searches, and gives the best."""
         from anchorlm.engine import read_ahead
-        from anchorlm.search import Alone, Beam, Plan, SafetyState, search
+        from anchorlm.search import Beam, SafetyState, SearchPlan, TargetProposal, search
 
         settings: Any = self.settings_for(request)
-        prompt = self.target.model.encode(request.prompt)
+        thinking = Thinking(self.target, request)
+        prompt = thinking.prompt
         room = room_for(self.target, len(prompt), request.generation)
         sampling = varied(request.generation, settings.temperature)
-        plan = Plan(settings.n, self._keep(settings), settings.block or room, room, lead=inf)
-        async with self.target.open(prompt, rows=settings.n, room=room) as row:
+        async with self.target.open(prompt, rows=settings.n, room=room + thinking.room) as row:
+            async for piece in thinking.begin(row, settings.refusal):
+                yield piece
+            if thinking.failed is not None:
+                return
+            room, asked = room_for(self.target, row.prompt_length, request.generation), thinking.request
+            plan = SearchPlan(settings.n, self._keep(settings), settings.block or room, room, lead=inf)
             await read_ahead(self.target, row)  # read once, shared by all
-            root = Beam(Alone(row, self.target.model.stop_ids), SafetyState(getattr(settings, "budget", inf)))
-            found = await search([root], plan, sampling, lambda beams: self._score(request, settings, beams))
+            root = Beam(TargetProposal(row, row.stops), SafetyState(getattr(settings, "budget", inf)))
+            found = await search([root], plan, sampling, lambda beams: self._score(asked, settings, beams))
             best = found.beams[0]
             best.close()
         yield Decision("chosen", {"score": best.score, "cost": best.cost, "reward": best.reward})

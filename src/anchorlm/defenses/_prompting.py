@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from anchorlm.defenses._base import Defense, DefenseSettings, refuse, speak
+from anchorlm.defenses._base import Defense, DefenseSettings, refuse
+from anchorlm.defenses._thinking import Thinking, said
 from anchorlm.records import Decision, Event, Finished, Messages, Request, TextDelta
 
 SELF_REMINDER = (
@@ -69,19 +71,26 @@ def wrap_last_turn(messages: Messages | str, template: str) -> Messages | str:
     return [*before, {**last, "content": [*around[0], *last["content"], *around[1]]}, *after]
 
 
+def wrapped(request: Request, template: str) -> Request:
+    """A request whose prompt is wrapped; the operator's system prompt is a part of it."""
+    return replace(request, messages=wrap_last_turn(request.prompt, template), system=None)
+
+
 class SelfReminder(Defense):
     """Asks the target, before and after the user's words, to be responsible."""
 
     name: ClassVar[str] = "self_reminder"
+    thinks: ClassVar[bool] = True
     settings_type: ClassVar[type[DefenseSettings]] = SelfReminderSettings
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Answers the wrapped prompt."""
         template = self.settings_for(request).template
-        ids = self.target.model.encode(wrap_last_turn(request.prompt, template))
+        thinking = Thinking(self.target, wrapped(request, template))
         yield Decision("prompt", {"template": template})
-        async with self.target.open(ids, room=request.generation.max_new_tokens) as row:
-            async for event in speak(row, self.target, request.generation):
+        room = request.generation.max_new_tokens + thinking.room
+        async with self.target.open(thinking.prompt, room=room) as row:
+            async for event in said(thinking, row, self.target, self.settings_for(request).refusal):
                 yield event
 
 
@@ -89,26 +98,30 @@ class GoalPriority(Defense):
     """Asks the target to think about safety first, and passes on only what it calls its final response."""
 
     name: ClassVar[str] = "goal_priority"
+    thinks: ClassVar[bool] = True
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "whole"
     settings_type: ClassVar[type[DefenseSettings]] = GoalPrioritySettings
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Answers the wrapped prompt, without the thoughts."""
         settings: GoalPrioritySettings = self.settings_for(request)
-        ids = self.target.model.encode(wrap_last_turn(request.prompt, settings.template))
+        thinking = Thinking(self.target, wrapped(request, settings.template))
         pieces: list[TextDelta] = []
         finished: Finished | None = None
-        async with self.target.open(ids, room=request.generation.max_new_tokens) as row:
-            async for event in speak(row, self.target, request.generation):
+        room = request.generation.max_new_tokens + thinking.room
+        async with self.target.open(thinking.prompt, room=room) as row:
+            async for event in said(thinking, row, self.target, settings.refusal):
                 if isinstance(event, TextDelta):
                     pieces.append(event)
                 elif isinstance(event, Finished):
                     finished = event
+                else:
+                    yield event
         thoughts, answer = divide(pieces)
         yield Decision("prompt", {"template": settings.template, "thoughts": thoughts})
         if answer is None:
             why = "the response ended among the thoughts: raise max_new_tokens"
-            for end in refuse(settings.refusal, why, prompt_tokens=len(ids)):
+            for end in refuse(settings.refusal, why, prompt_tokens=len(thinking.prompt)):
                 yield end
             return
         yield answer

@@ -5,14 +5,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from anchorlm.defenses._base import Defense, DefenseSettings, speak
+from anchorlm.defenses._base import Defense, DefenseSettings
+from anchorlm.defenses._thinking import Thinking, said
 from anchorlm.records import Access, Artifact, Decision, Event, Folder, Request
 from anchorlm.team import Needs, Team
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from anchorlm.search import Critic
+    from anchorlm.defenses.inferenceguard import Critic
 
 
 class REControlSettings(DefenseSettings):
@@ -62,13 +63,14 @@ class REControl(Defense):
     """Representation editing (RE-Control, arXiv 2406.05954): at every token the last hidden state climbs the value."""
 
     name: ClassVar[str] = "re_control"
+    thinks: ClassVar[bool] = True
     needs: ClassVar[Needs] = Needs(target=Access.ACTIVATIONS)
     settings_type: ClassVar[type[DefenseSettings]] = REControlSettings
     artifacts: ClassVar[Mapping[str, str]] = {"critic": "inferenceguard"}
 
     def __init__(self, team: Team, **settings: Any) -> None:
+        from anchorlm.defenses.inferenceguard import Critic
         from anchorlm.models import stamp
-        from anchorlm.search import Critic
 
         super().__init__(team, **settings)
         artifact = Artifact.load(self.settings.critic, "inferenceguard")
@@ -90,10 +92,9 @@ class REControl(Defense):
         last = len(self.target.model.blocks) - 1
         ascent = Ascent(self._critic, self._budget, settings)
         yield Decision("steer", {"layers": [last], "steps": settings.steps, "rate": settings.rate})
-        async with self.target.open(
-            self.target.model.encode(request.prompt), room=request.generation.max_new_tokens
-        ) as row:
+        thinking = Thinking(self.target, request)
+        async with self.target.open(thinking.prompt, room=request.generation.max_new_tokens + thinking.room) as row:
             if settings.steps and settings.rate:
                 row.steer(Steering({last: ascent}))
-            async for event in speak(row, self.target, request.generation):
+            async for event in said(thinking, row, self.target, settings.refusal):
                 yield event

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from anchorlm.defenses._base import Defense, DefenseSettings, Speech, room_for, speak
+from anchorlm.defenses._base import Defense, DefenseSettings, Speech, room_for, stream_target
+from anchorlm.defenses._thinking import Thinking
 from anchorlm.records import (
     Access,
     Decision,
@@ -70,6 +71,7 @@ class SafeDecoding(Defense):
     """Steers the first tokens towards an aligned model of the same vocabulary."""
 
     name: ClassVar[str] = "safe_decoding"
+    thinks: ClassVar[bool] = True
     needs: ClassVar[Needs] = Needs(target=Access.LOGITS, anchor=Access.LOGITS)
     settings_type: ClassVar[type[DefenseSettings]] = SafeDecodingSettings
 
@@ -85,20 +87,20 @@ class SafeDecoding(Defense):
         """Steers m tokens greedily, then lets the target go on."""
         import torch
 
-        from anchorlm.mixing import token_text
         from anchorlm.search import scored
+        from anchorlm.tokens import token_text
 
         settings: SafeDecodingSettings = self.settings_for(request)
-        generation, stops = request.generation, self.target.model.stop_ids
-        prompt = self.target.model.encode(request.prompt)
-        room = room_for(self.target, len(prompt), generation)
+        generation = request.generation
+        thinking = Thinking(self.target, request)
+        room = room_for(self.target, len(thinking.prompt), generation)
         count = min(settings.mixed_tokens, room)
         # An expert that sees nothing reads `[image]` in an image's place.
         blind = self.anchor.model.processor is None and not isinstance(request.messages, str)
-        asked = self.anchor.model.encode(request.prompt_text if blind else request.prompt)
+        asked = self.anchor.model.encode(request.prompt_text if blind else request.prompt, closed=True)
         steps: list[dict[str, Any]] = []
         async with (
-            self.target.open(prompt, room=generation.max_new_tokens) as row,
+            self.target.open(thinking.prompt, room=generation.max_new_tokens + thinking.room) as row,
             self.anchor_for(request).open(asked, room=count) as expert,
         ):
             limit = self.anchor.model.context_length
@@ -107,6 +109,13 @@ class SafeDecoding(Defense):
                     f"The prompt has {expert.prompt_length} tokens, but {self.anchor.model.name} reads {limit} with "
                     f"the {count} that it steers: shorten the prompt, or choose an anchor with a longer context."
                 )
+            async for piece in thinking.begin(row, settings.refusal):
+                yield piece
+            if thinking.failed is not None:
+                return
+            start, stops = row.prompt_length, row.stops
+            room = room_for(self.target, start, generation)
+            count = min(count, room)
             speech, ended = Speech(row, self.target.model.vocabulary), False
             for _ in range(count):
                 logits = await gather(row.logits(), _expert_logits(expert))
@@ -125,19 +134,20 @@ class SafeDecoding(Defense):
                 expert.append([token])
                 if ended := row.end_turn():
                     break
-                for piece in speech.due():
-                    yield piece
+                for said in speech.due():
+                    yield said
             expert.close()
             yield Decision("mix", {"steps": steps})
             left = room - len(steps)
-            steered = len(row.ids) - len(prompt)
+            steered = len(row.ids) - start
             if ended or left <= 0:
-                for piece in speech.rest():
-                    yield piece
-                yield Finished("stop" if ended else "length", Usage(len(prompt), steered, steered))
+                for said in speech.rest():
+                    yield said
+                yield Finished("stop" if ended else "length", Usage(len(thinking.prompt), steered, steered))
                 return
-            async for event in speak(row, self.target, generation.model_copy(update={"max_new_tokens": left}), speech):
-                yield event
+            rest = generation.model_copy(update={"max_new_tokens": left})
+            async for spoken in stream_target(row, self.target, rest, speech, prompt_tokens=len(thinking.prompt)):
+                yield spoken
 
     @property
     def _size(self) -> int:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from anchorlm.defenses._base import DefenseSettings, speak
-from anchorlm.defenses._inferaligner import SteeringDefense, SteeringSettings
+from anchorlm.defenses._base import DefenseSettings
+from anchorlm.defenses._thinking import Thinking, said
+from anchorlm.defenses.inferaligner import SteeringDefense, SteeringSettings
 from anchorlm.records import Decision, Event, Request
 
 if TYPE_CHECKING:
@@ -19,13 +20,15 @@ class _Steered(SteeringDefense):
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Steers, or not, and speaks."""
-        prompt = self.target.model.encode(request.prompt)
-        async with self.target.open(prompt, room=request.generation.max_new_tokens) as row:
-            steering, decision = await self._steering(row, request, self.settings_for(request))
+        thinking, settings = Thinking(self.target, request), self.settings_for(request)
+        room = request.generation.max_new_tokens + thinking.room
+        async with self.target.open(thinking.prompt, room=room) as row:
+            async with thinking.as_fitted(row) as plain:
+                steering, decision = await self._steering(plain, request, settings)
             yield decision
             if steering is not None:
                 row.steer(steering)
-            async for event in speak(row, self.target, request.generation):
+            async for event in said(thinking, row, self.target, settings.refusal):
                 yield event
 
     @abstractmethod

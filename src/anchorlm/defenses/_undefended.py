@@ -3,7 +3,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import ClassVar
 
-from anchorlm.defenses._base import Defense, speak
+from anchorlm.defenses._base import Defense
+from anchorlm.defenses._thinking import Thinking, said
 from anchorlm.records import Event, Request
 
 
@@ -12,11 +13,12 @@ class Undefended(Defense):
 
     name: ClassVar[str] = "undefended"
     refuses: ClassVar[bool] = False
+    thinks: ClassVar[bool] = True
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Answers as the target would."""
-        self.settings_for(request)
-        ids = self.target.model.encode(request.prompt)
-        async with self.target.open(ids, room=request.generation.max_new_tokens) as row:
-            async for event in speak(row, self.target, request.generation):
+        thinking = Thinking(self.target, request)
+        room = request.generation.max_new_tokens + thinking.room
+        async with self.target.open(thinking.prompt, room=room) as row:
+            async for event in said(thinking, row, self.target, self.settings_for(request).refusal):
                 yield event

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from anchorlm._lazy import lazily
 
 if TYPE_CHECKING:
-    from anchorlm.engine._ahead import read_ahead, unnamed
+    from anchorlm.engine._ahead import read_ahead, stepwise, unnamed
     from anchorlm.engine._bounded import as_done
     from anchorlm.engine._choices import Positions
     from anchorlm.engine._endpoint import EndpointEngine
@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from anchorlm.engine._served import attention_windows
     from anchorlm.engine._steering import Edit, Steering
     from anchorlm.engine._text import TextStream
+    from anchorlm.engine._thoughts import THOUGHT_MARGIN, ThoughtGuide, ThoughtWriter
 else:
     __getattr__, __dir__ = lazily(
         __name__,
         {
-            "_ahead": "read_ahead unnamed",
+            "_ahead": "read_ahead stepwise unnamed",
             "_bounded": "as_done",
             "_choices": "Positions",
             "_endpoint": "EndpointEngine",
@@ -31,10 +32,12 @@ else:
             "_served": "attention_windows",
             "_steering": "Edit Steering",
             "_text": "TextStream",
+            "_thoughts": "THOUGHT_MARGIN ThoughtGuide ThoughtWriter",
         },
     )
 
 __all__ = [
+    "THOUGHT_MARGIN",
     "Edit",
     "EndpointEngine",
     "Engine",
@@ -45,12 +48,15 @@ __all__ = [
     "Sampler",
     "Steering",
     "TextStream",
+    "ThoughtGuide",
+    "ThoughtWriter",
     "TokenSequence",
     "as_done",
     "attention_windows",
     "choose",
     "read_ahead",
     "runtime",
+    "stepwise",
     "token_scores",
     "unnamed",
 ]

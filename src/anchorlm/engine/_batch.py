@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anchorlm.engine._slots import Plan, SlotCache, additive_mask
+from anchorlm.engine._slots import SlotCache, SlotPlan, additive_mask
 from anchorlm.engine._steering import Steering
 
 _AHEAD = 64
@@ -14,7 +14,7 @@ _AHEAD = 64
 
 
 @dataclass(slots=True, eq=False)
-class Row:
+class SlotRow:
     """One sequence: `tokens` as wanted, the first `computed` of them in its slot (-1: it has none).
 
     Attributes:
@@ -50,7 +50,7 @@ class Batch:
         masks: Per kind of attention, (n, 1, T, L).
     """
 
-    plan: Plan
+    plan: SlotPlan
     tokens: Tensor
     positions: Tensor
     masks: dict[str, Tensor]
@@ -66,12 +66,12 @@ class Batcher:
         self._windows = windows
         self._dtype = dtype
         self._device = device
-        self._plan: Plan | None = None
+        self._plan: SlotPlan | None = None
         self._next: tuple[list[int], list[int], int] | None = None  # slots, positions and version that it goes on with
         self._positions = torch.empty(0)
         self._masks: dict[str, Tensor] = {}
 
-    def step(self, rows: Sequence[Row]) -> Batch:
+    def step(self, rows: Sequence[SlotRow]) -> Batch:
         """One token for each row."""
         slots, starts = [row.slot for row in rows], [row.computed for row in rows]
         tokens = torch.tensor([[row.tokens[row.computed]] for row in rows], device=self._device)
@@ -80,14 +80,14 @@ class Batcher:
             plan.advance()
         else:
             where, indices = self._where(slots)
-            plan = self._plan = Plan(where, max(starts) + 1, indices, torch.tensor(starts, device=self._device))
+            plan = self._plan = SlotPlan(where, max(starts) + 1, indices, torch.tensor(starts, device=self._device))
             self._positions = plan.token_position[:, None]  # moves on with the plan
             self._masks = {}
         self._next = (slots, [start + 1 for start in starts], self._cache.version)
         masks = {kind: self._step_mask(kind, window, plan) for kind, window in self._windows.items()}
         return Batch(plan, tokens, self._positions, masks)
 
-    def _step_mask(self, kind: str, window: int | None, plan: Plan) -> Tensor:
+    def _step_mask(self, kind: str, window: int | None, plan: SlotPlan) -> Tensor:
         if window is not None and plan.length > window:
             return additive_mask(self._positions, plan.length, window, self._dtype)
         mask = self._masks.get(kind)
@@ -97,7 +97,7 @@ class Batcher:
             mask.view(len(mask), -1).scatter_(1, self._positions, 0.0)  # each row sees one position more
         return mask.narrow(3, 0, plan.length)
 
-    def read(self, rows: Sequence[Row], counts: Sequence[int]) -> Batch:
+    def read(self, rows: Sequence[SlotRow], counts: Sequence[int]) -> Batch:
         """The next `counts[i]` tokens of each row."""
         self._plan = None
         width, device = max(counts), self._device
@@ -115,7 +115,7 @@ class Batcher:
         row, column = real.nonzero(as_tuple=True)
         where, indices = self._where([row.slot for row in rows])
         queries = None if min(counts) == width else (row, column)
-        plan = Plan(where, max(ends), indices[row], positions[row, column], queries)
+        plan = SlotPlan(where, max(ends), indices[row], positions[row, column], queries)
         masks = {
             kind: additive_mask(positions, plan.length, window, self._dtype) for kind, window in self._windows.items()
         }

@@ -229,6 +229,7 @@ class EndpointEngine:
                 f"The server of {self.model.name} cannot continue an answer that has begun: give its tokenizer, or "
                 "load the model here."
             )
-        if self.continues and len(prompt) > 1 and prompt[-1]["role"] == "assistant":
-            begun, prompt = prompt[-1]["content"] + begun, prompt[:-1]
+        turns = prompt["messages"]
+        if self.continues and len(turns) > 1 and turns[-1]["role"] == "assistant":
+            begun, prompt = turns[-1]["content"] + begun, {**prompt, "messages": turns[:-1]}
         return with_turns(self.found, prompt, begun), begun

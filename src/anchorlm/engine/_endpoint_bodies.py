@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -101,17 +102,17 @@ def with_prompt(found: Abilities, prompt: list[int] | str) -> dict[str, Any]:
     return {"model": found.model, "prompt": prompt}
 
 
-def with_turns(found: Abilities, turns: list[dict[str, Any]], begun: str) -> dict[str, Any]:
+def with_turns(found: Abilities, asked: Mapping[str, Any], begun: str) -> dict[str, Any]:
     """A conversation that the server writes.
 
     Args:
         found: The server.
-        turns: Of the conversation.
+        asked: Its turns as `messages`, and what else the template gets.
         begun: What the answer begins with.
     """
-    body: dict[str, Any] = {"model": found.model, "messages": turns}
+    body: dict[str, Any] = {"model": found.model, **asked}
     if begun:
-        body["messages"] = [*turns, {"role": "assistant", "content": begun}]
+        body["messages"] = [*asked["messages"], {"role": "assistant", "content": begun}]
         if found.continues == "flags":
             body |= _FLAGS
     return body

@@ -138,7 +138,7 @@ def _check_tokenizer(settings: EndpointSettings, model: EndpointModel, reply: Re
 async def _chat(caller: Caller, settings: EndpointSettings, model: EndpointModel, found: Abilities) -> Abilities:
     """How a server that writes conversations itself is asked."""
     able = replace(found, mode="chat")
-    tried = await _likeliest(caller, settings, able, with_turns(able, _ASKED, ""))
+    tried = await _likeliest(caller, settings, able, with_turns(able, {"messages": _ASKED}, ""))
     if tried is None:
         raise UserError(
             f"The server at {settings.endpoint} answers neither conversations nor prompts that are written here: check "
@@ -147,7 +147,7 @@ async def _chat(caller: Caller, settings: EndpointSettings, model: EndpointModel
     able = tried[0]
     for way in ("yes", "flags"):
         trial = replace(able, continues=way)
-        body = with_turns(trial, _ASKED, _BEGUN) | neutral(trial)
+        body = with_turns(trial, {"messages": _ASKED}, _BEGUN) | neutral(trial)
         try:
             reply = _read(settings, await caller.post(trial.path, body))
         except (RejectedError, TooLongError):

@@ -10,7 +10,7 @@ from torch import Tensor
 from anchorlm.engine._endpoint_reading import Written
 from anchorlm.engine._protocol import Generated
 from anchorlm.engine._steering import Steering
-from anchorlm.models import EndpointModel
+from anchorlm.models import EndpointModel, TurnEnds
 from anchorlm.records import GenerationSettings, TokenScore, UserError
 
 
@@ -40,16 +40,18 @@ class EndpointSequence:
     Attributes:
         ids: Every token, prompt included.
         prompt_length: How many of `ids` are the prompt.
+        answers: Whether another thought ends what follows.
         unnamed: The mass of the last distribution that the server did not name.
     """
 
-    __slots__ = ("_engine", "_last", "_limit", "_scores", "closed", "ids", "prompt_length", "unnamed")
+    __slots__ = ("_engine", "_last", "_limit", "_scores", "answers", "closed", "ids", "prompt_length", "unnamed")
 
     def __init__(self, engine: Far, ids: Sequence[int], prompt_length: int, limit: int) -> None:
         self._engine = engine
         self._limit = limit
         self._last: Tensor | None = None
         self._scores: dict[int, TokenScore] = {}
+        self.answers = False
         self.closed = False
         self.ids = list(ids)
         self.prompt_length = prompt_length
@@ -81,17 +83,35 @@ class EndpointSequence:
         other = EndpointSequence(self._engine, self.ids, self.prompt_length, self._limit)
         other._last, other.unnamed = self._last, self.unnamed
         other._scores = dict(self._scores)
+        other.answers = self.answers
         return other
+
+    def begin(self, *, answer: bool) -> None:
+        """See `TokenSequence`."""
+        self._check()
+        self.prompt_length = len(self.ids)
+        self.answers = answer
+
+    @property
+    def stops(self) -> frozenset[int]:
+        """See `TokenSequence`."""
+        model = self._engine.model
+        return model.answer_stops if self.answers else model.stop_ids
+
+    @property
+    def _ends(self) -> TurnEnds:
+        model = self._engine.model
+        return model.answer_ends if self.answers else model.ends
 
     @property
     def settled(self) -> int:
         """See `TokenSequence`."""
-        return self._engine.model.ends.settled(self.ids[self.prompt_length :])
+        return self._ends.settled(self.ids[self.prompt_length :])
 
     def end_turn(self) -> bool:
         """See `TokenSequence`."""
         self._check()
-        found = self._engine.model.ends.cut(self.ids[self.prompt_length :])
+        found = self._ends.cut(self.ids[self.prompt_length :])
         if found is None:
             return False
         keep, rest = self.prompt_length + found[0], found[1]
@@ -183,7 +203,7 @@ class EndpointSequence:
         self._last = None
         wanted = settings.logprobs
         for place, token in enumerate(written.ids):
-            if token in self._engine.model.stop_ids:
+            if token in self.stops:
                 return True
             if written.scores and wanted is not None:
                 score = written.scores[place]

@@ -67,7 +67,7 @@ class BatchExecutor:
         self._advance(member, call, token, None if top is None else token_scores(logits[None], [token], top)[0])
 
     def _advance(self, member: LocalSequence, call: PendingCall, token: int, score: TokenScore | None) -> None:
-        if token in self._model.stop_ids:
+        if token in member.stops:
             call.stopped = True
         else:
             member.take(token, score)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from anchorlm.engine._batch import Row
+from anchorlm.engine._batch import SlotRow
 from anchorlm.engine._executor import BatchExecutor, batches
 from anchorlm.engine._runner import Runner
 from anchorlm.engine._scheduler import Scheduler, SequenceGroup
@@ -94,7 +94,7 @@ class LocalEngine:
                 f"{self.max_rows} rows and {self.max_tokens} tokens: raise max_rows or max_tokens, or ask for less."
             )
         await self._admit(group)
-        row = Row(-1, list(ids), embeddings=getattr(ids, "embeddings", None))
+        row = SlotRow(-1, list(ids), embeddings=getattr(ids, "embeddings", None))
         self._scheduler.place(row)
         root = LocalSequence(self, group, row, len(ids))
         try:

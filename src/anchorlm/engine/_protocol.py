@@ -45,6 +45,15 @@ class TokenSequence(Protocol):
         ...
 
     @property
+    def stops(self) -> frozenset[int]:
+        """The tokens that end what is written."""
+        ...
+
+    def begin(self, *, answer: bool) -> None:
+        """What is there by now counts as the prompt; with `answer`, another thought ends what follows."""
+        ...
+
+    @property
     def settled(self) -> int:
         """How many tokens of the response stay whatever follows: the others may begin another turn."""
         ...

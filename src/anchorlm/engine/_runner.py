@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anchorlm.engine._batch import Batcher, Row
+from anchorlm.engine._batch import Batcher, SlotRow
 from anchorlm.engine._served import attention_windows, unserved
 from anchorlm.engine._slots import SlotCache
 from anchorlm.engine._steered import steered
@@ -49,7 +49,7 @@ class Runner:
         self._batcher = Batcher(self.cache, windows, model.model.get_input_embeddings().weight.dtype, model.device)
 
     @torch.inference_mode()
-    def forward(self, rows: Sequence[Row], counts: Sequence[int], capture: Capture | None = None) -> Tensor:
+    def forward(self, rows: Sequence[SlotRow], counts: Sequence[int], capture: Capture | None = None) -> Tensor:
         """Lets the model read the next `counts[i]` pending tokens of each row.
 
         Returns:
@@ -101,7 +101,7 @@ class Runner:
             self._silent = torch.tensor(self.model.silent_ids, device=logits.device)
         return logits.index_fill(-1, self._silent, -torch.inf)
 
-    def _inputs(self, tokens: Tensor, rows: Sequence[Row], counts: Sequence[int]) -> dict[str, Tensor]:
+    def _inputs(self, tokens: Tensor, rows: Sequence[SlotRow], counts: Sequence[int]) -> dict[str, Tensor]:
         """The tokens, or their embeddings where a row brings some of its own (images in the prompt)."""
         if all(row.embeddings is None or row.computed >= len(row.embeddings) for row in rows):
             return {"input_ids": tokens}
@@ -123,7 +123,7 @@ class Runner:
         generator = torch.Generator().manual_seed(0)
         size = self.model.vocabulary.size
         texts = [torch.randint(size, (n,), generator=generator).tolist() for n in (7, 4)]
-        rows = [Row(slot, tokens) for slot, tokens in enumerate(texts)]
+        rows = [SlotRow(slot, tokens) for slot, tokens in enumerate(texts)]
         self.cache.resize(2, 8, 0, 0)
         try:
             self.forward(rows, [3, 2])

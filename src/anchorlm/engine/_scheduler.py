@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Generic, Protocol, TypeVar
 
-from anchorlm.engine._batch import Row
+from anchorlm.engine._batch import SlotRow
 from anchorlm.engine._pending import PendingCall
 from anchorlm.engine._slots import SlotCache
 
@@ -24,7 +24,7 @@ _seeds = count()
 class Member(Protocol):
     """What the scheduler knows of a sequence."""
 
-    row: Row
+    row: SlotRow
     call: PendingCall | None
 
 
@@ -69,7 +69,7 @@ class Scheduler:
         self._cache = cache
         self._max_rows = max_rows
         self._max_tokens = max_tokens
-        self._rows: list[Row | None] = []  # by slot; None is a hole
+        self._rows: list[SlotRow | None] = []  # by slot; None is a hole
         self._groups: dict[SequenceGroup[Any], None] = {}  # the seated ones, in the order of their admission
         self._queue: deque[tuple[SequenceGroup[Any], asyncio.Future[None]]] = deque()
         self._progress = progress  # counts forwards
@@ -120,7 +120,7 @@ class Scheduler:
                 self._groups[following] = None
                 turn.set_result(None)
 
-    def place(self, row: Row) -> None:
+    def place(self, row: SlotRow) -> None:
         """Gives a row the first free slot; admission has seen to it that there is one."""
         row.slot = next((slot for slot, other in enumerate(self._rows) if other is None), len(self._rows))
         if row.slot == len(self._rows):
@@ -128,7 +128,7 @@ class Scheduler:
         self._rows[row.slot] = row
         self.taken += 1
 
-    def free(self, row: Row) -> None:
+    def free(self, row: SlotRow) -> None:
         """Takes a row out of its slot, if it has one; what was computed is forgotten."""
         if row.slot >= 0:
             self._rows[row.slot] = None

@@ -3,11 +3,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
-from anchorlm.engine._batch import Row
+from anchorlm.engine._batch import SlotRow
 from anchorlm.engine._pending import PendingCall
 from anchorlm.engine._protocol import Generated
 from anchorlm.engine._sampling import Sampler
@@ -15,6 +15,9 @@ from anchorlm.engine._scheduler import SequenceGroup
 from anchorlm.engine._steering import Steering
 from anchorlm.models import CausalModel
 from anchorlm.records import GenerationSettings, TokenScore
+
+if TYPE_CHECKING:
+    from anchorlm.models import TurnEnds
 
 
 class Home(Protocol):
@@ -38,12 +41,13 @@ class Home(Protocol):
 class LocalSequence:
     """A `TokenSequence` in a slot of a `LocalEngine`."""
 
-    __slots__ = ("_engine", "_last", "_scores", "call", "closed", "group", "prompt_length", "row")
+    __slots__ = ("_engine", "_last", "_scores", "answers", "call", "closed", "group", "prompt_length", "row")
 
-    def __init__(self, engine: Home, group: SequenceGroup[LocalSequence], row: Row, prompt_length: int) -> None:
+    def __init__(self, engine: Home, group: SequenceGroup[LocalSequence], row: SlotRow, prompt_length: int) -> None:
         self._engine = engine
         self._last: Tensor | None = None
         self._scores: dict[int, TokenScore] = {}
+        self.answers = False
         self.closed = False
         self.group = group
         self.row = row
@@ -66,6 +70,18 @@ class LocalSequence:
             self.row.tokens.extend(ids)
             self._last = None
 
+    def begin(self, *, answer: bool) -> None:
+        """What is there by now counts as the prompt; with `answer`, another thought ends what follows."""
+        self._check_resting()
+        self.prompt_length = len(self.row.tokens)
+        self.answers = answer
+
+    @property
+    def stops(self) -> frozenset[int]:
+        """The tokens that end what is written."""
+        model = self._engine.model
+        return model.answer_stops if self.answers else model.stop_ids
+
     def crop(self, length: int) -> None:
         """Forgets every token from position `length` on; costs nothing."""
         self._check_resting()
@@ -85,6 +101,7 @@ class LocalSequence:
         other = self._engine.fork(self)
         other._last = self._last
         other._scores = dict(self._scores)
+        other.answers = self.answers
         return other
 
     def take(self, token: int, score: TokenScore | None) -> None:
@@ -96,7 +113,7 @@ class LocalSequence:
     @property
     def settled(self) -> int:
         """How many tokens of the response stay whatever follows: the others may begin another turn."""
-        return self._engine.model.ends.settled(self.row.tokens[self.prompt_length :])
+        return self._ends.settled(self.row.tokens[self.prompt_length :])
 
     def end_turn(self) -> bool:
         """Cuts the response where its last token completes the beginning of another turn; whether it does."""
@@ -105,7 +122,7 @@ class LocalSequence:
 
     def cut(self) -> bool:
         """`end_turn`, for the engine."""
-        found = self._engine.model.ends.cut(self.row.tokens[self.prompt_length :])
+        found = self._ends.cut(self.row.tokens[self.prompt_length :])
         if found is None:
             return False
         keep, rest = self.prompt_length + found[0], found[1]
@@ -117,6 +134,11 @@ class LocalSequence:
         self.row.computed = min(self.row.computed, keep)
         self._last = None
         return True
+
+    @property
+    def _ends(self) -> TurnEnds:
+        model = self._engine.model
+        return model.answer_ends if self.answers else model.ends
 
     def scores(self, start: int, end: int | None = None) -> tuple[TokenScore, ...]:
         """How likely the tokens from position `start` on were; empty unless it is known of all of them."""

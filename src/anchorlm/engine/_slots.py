@@ -25,7 +25,7 @@ class View:
 
 
 @dataclass(slots=True)
-class Plan:
+class SlotPlan:
     """Where one forward over n rows of T tokens reads and writes the slots.
 
     Attributes:
@@ -63,7 +63,7 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__(layer_class_to_replicate=DynamicLayer)
-        self.plan: Plan | None = None
+        self.plan: SlotPlan | None = None
         self.slots = 0
         self.length = 0
         self.version = 0  # of the stores: plans made for another one are void
@@ -118,7 +118,7 @@ class SlotCache(Cache):  # type: ignore[misc]
             for store in stores:
                 store[slot] = 0
 
-    def _view(self, plan: Plan, layer: int, keys: Tensor, values: Tensor) -> View:
+    def _view(self, plan: SlotPlan, layer: int, keys: Tensor, values: Tensor) -> View:
         if layer not in self._stores:
             self._stores[layer] = (self._store(keys), self._store(values))
         heads, device = keys.shape[1], keys.device
@@ -138,7 +138,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         return states.new_zeros(self.slots, states.shape[1], self.length, states.shape[3])
 
 
-def _tokens(plan: Plan, states: Tensor) -> Tensor:
+def _tokens(plan: SlotPlan, states: Tensor) -> Tensor:
     """The new tokens' heads, row by row (m * heads, head size), out of (n, heads, T, head size)."""
     if plan.queries is not None:
         row, column = (index.to(states.device) for index in plan.queries)

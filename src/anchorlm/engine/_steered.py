@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anchorlm.engine._batch import Row
+from anchorlm.engine._batch import SlotRow
 from anchorlm.engine._steering import Change, Steering
 from anchorlm.records import DefenseError
 
@@ -31,7 +31,7 @@ class _Group:
 @contextmanager
 def steered(
     blocks: nn.ModuleList,
-    rows: Sequence[Row],
+    rows: Sequence[SlotRow],
     counts: Sequence[int],
     device: torch.device,
     base: Steering | None = None,
@@ -66,7 +66,7 @@ def steered(
         )
 
 
-def _groups(rows: Sequence[Row], counts: Sequence[int], device: torch.device) -> list[_Group]:
+def _groups(rows: Sequence[SlotRow], counts: Sequence[int], device: torch.device) -> list[_Group]:
     width = max(counts)
     found: dict[int, tuple[Mapping[int, Change], list[int], list[list[float]]]] = {}
     for index, (row, count) in enumerate(zip(rows, counts, strict=True)):

@@ -5,18 +5,9 @@ from typing import TYPE_CHECKING
 from anchorlm._lazy import lazily
 
 if TYPE_CHECKING:
-    from anchorlm.evaluation._attacks import Attack, attack_names, parse_attack
-    from anchorlm.evaluation._cases import Case, Half, halves, load_cases
-    from anchorlm.evaluation._contestants import Embedded
-    from anchorlm.evaluation._english import EnglishGrader, HarmGrader
-    from anchorlm.evaluation._figures import Figures, Row, figures
-    from anchorlm.evaluation._graders import Grader, JudgeGrader, RefusalGrader, TruthGrader, is_correct
-    from anchorlm.evaluation._overlaps import Overlap, overlaps
-    from anchorlm.evaluation._recipe import CompareRecipe, OwnPrompts, Part, parse_sweep
-    from anchorlm.evaluation._report import write_report
-    from anchorlm.evaluation._run import Progress, compare
-    from anchorlm.evaluation._sets import own_prompts
-    from anchorlm.evaluation._statistics import (
+    from anchorlm.evaluation.reports._figures import Figures, Row, figures
+    from anchorlm.evaluation.reports._report import write_report
+    from anchorlm.evaluation.reports._statistics import (
         Agreement,
         Estimate,
         Paired,
@@ -26,26 +17,36 @@ if TYPE_CHECKING:
         pareto,
         similarity,
     )
-    from anchorlm.evaluation._tables import latex, markdown, summary, write_costs, write_tables
-    from anchorlm.evaluation._tasks import WORDINGS, answer_line
+    from anchorlm.evaluation.reports._tables import latex, markdown, summary, write_costs, write_tables
+    from anchorlm.evaluation.runs._contestants import Embedded
+    from anchorlm.evaluation.runs._overlaps import Overlap, overlaps
+    from anchorlm.evaluation.runs._recipe import CompareRecipe, OwnPrompts, Part, parse_sweep
+    from anchorlm.evaluation.runs._run import Progress, compare
+    from anchorlm.evaluation.runs._sets import own_prompts
+    from anchorlm.evaluation.tasks._attacks import Attack, attack_names, parse_attack
+    from anchorlm.evaluation.tasks._cases import Case, Half, halves, load_cases
+    from anchorlm.evaluation.tasks._english import EnglishGrader, HarmGrader
+    from anchorlm.evaluation.tasks._graders import Grader, JudgeGrader, RefusalGrader, TruthGrader, is_correct
+    from anchorlm.evaluation.tasks._tasks import WORDINGS, answer_line
 else:
     __getattr__, __dir__ = lazily(
         __name__,
         {
-            "_attacks": "Attack attack_names parse_attack",
-            "_cases": "Case Half halves load_cases",
-            "_contestants": "Embedded",
-            "_english": "EnglishGrader HarmGrader",
-            "_figures": "Figures Row figures",
-            "_graders": "Grader JudgeGrader RefusalGrader TruthGrader is_correct",
-            "_overlaps": "Overlap overlaps",
-            "_recipe": "CompareRecipe OwnPrompts Part parse_sweep",
-            "_report": "write_report",
-            "_run": "Progress compare",
-            "_sets": "own_prompts",
-            "_statistics": "Agreement Estimate Paired agreement bootstrap mcnemar pareto similarity",
-            "_tables": "latex markdown summary write_costs write_tables",
-            "_tasks": "WORDINGS answer_line",
+            "anchorlm.evaluation.tasks._attacks": "Attack attack_names parse_attack",
+            "anchorlm.evaluation.tasks._cases": "Case Half halves load_cases",
+            "anchorlm.evaluation.runs._contestants": "Embedded",
+            "anchorlm.evaluation.tasks._english": "EnglishGrader HarmGrader",
+            "anchorlm.evaluation.reports._figures": "Figures Row figures",
+            "anchorlm.evaluation.tasks._graders": "Grader JudgeGrader RefusalGrader TruthGrader is_correct",
+            "anchorlm.evaluation.runs._overlaps": "Overlap overlaps",
+            "anchorlm.evaluation.runs._recipe": "CompareRecipe OwnPrompts Part parse_sweep",
+            "anchorlm.evaluation.reports._report": "write_report",
+            "anchorlm.evaluation.runs._run": "Progress compare",
+            "anchorlm.evaluation.runs._sets": "own_prompts",
+            "anchorlm.evaluation.reports._statistics": "Agreement Estimate Paired agreement bootstrap mcnemar "
+            "pareto similarity",
+            "anchorlm.evaluation.reports._tables": "latex markdown summary write_costs write_tables",
+            "anchorlm.evaluation.tasks._tasks": "WORDINGS answer_line",
         },
     )
 

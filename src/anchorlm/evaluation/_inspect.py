@@ -32,11 +32,11 @@ from inspect_ai.solver import TaskState, generate
 from inspect_ai.tool import ToolChoice, ToolInfo
 
 from anchorlm.engine import runtime
-from anchorlm.evaluation._attacks import parse_attack, seeded
-from anchorlm.evaluation._cases import Kind, load_cases
-from anchorlm.evaluation._exclusion import MATCHER, chosen_by
-from anchorlm.evaluation._graders import RefusalGrader, is_correct
-from anchorlm.evaluation._stops import given_out, with_stops
+from anchorlm.evaluation.runs._exclusion import MATCHER, chosen_by
+from anchorlm.evaluation.runs._stops import given_out, with_stops
+from anchorlm.evaluation.tasks._attacks import parse_attack, seeded
+from anchorlm.evaluation.tasks._cases import Kind, load_cases
+from anchorlm.evaluation.tasks._graders import RefusalGrader, is_correct
 from anchorlm.guard import Guard, Recipe
 from anchorlm.records import Message, Request, Response, TokenScore, UserError, prompt_key
 
@@ -217,7 +217,7 @@ def outcomes() -> Scorer:
 
 
 def _solved(state: TaskState, answer: str, text: str) -> bool:
-    from anchorlm.evaluation._cases import Case
+    from anchorlm.evaluation.tasks._cases import Case
 
     labels = tuple(state.metadata["labels"])
     return is_correct(Case("", (), "task", answer=answer, form=state.metadata["form"], labels=labels), text)

@@ -14,8 +14,8 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
 from anchorlm.engine import runtime
-from anchorlm.evaluation._exclusion import chosen_by
-from anchorlm.evaluation._stops import given_out, with_stops
+from anchorlm.evaluation.runs._exclusion import chosen_by
+from anchorlm.evaluation.runs._stops import given_out, with_stops
 from anchorlm.guard import Guard, Recipe
 from anchorlm.models import CausalModel
 from anchorlm.records import DefenseError, UserError

@@ -40,7 +40,7 @@ _GZIP = b"\x1f\x8b"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PromptRow:
     """One thing to answer.
 
     Attributes:
@@ -71,7 +71,7 @@ class _MalformedError(Exception):
     """What is wrong with a row."""
 
 
-def read_rows(source: str, column: str | None = None) -> list[Row | BadRow]:
+def read_rows(source: str, column: str | None = None) -> list[PromptRow | BadRow]:
     """The rows of a file, of stdin (`-`), or of a file on the Hub (`hf://datasets/ORG/NAME/FILE`).
 
     The format follows from the name (.jsonl, .ndjson, .csv, .tsv, .json, .txt) or else from the first character: `[` a
@@ -193,12 +193,12 @@ def _csv(text: str, name: str, delimiter: str, column: str | None) -> Iterator[t
             yield line, dict(zip(header, cells, strict=True))
 
 
-def _row(index: int, line: int, piece: object, column: str | None) -> Row | BadRow:
+def _row(index: int, line: int, piece: object, column: str | None) -> PromptRow | BadRow:
     try:
         if isinstance(piece, _MalformedError):
             raise piece
         if isinstance(piece, str):
-            return Row(index, line, _checked(piece))
+            return PromptRow(index, line, _checked(piece))
         if not isinstance(piece, Mapping):
             raise _MalformedError(f"it is neither an object nor a text, but {json.dumps(piece)[:40]}")
         names = {str(name).strip().lower(): name for name in reversed(list(piece))}
@@ -207,7 +207,7 @@ def _row(index: int, line: int, piece: object, column: str | None) -> Row | BadR
             wanted = f"no field {column!r}" if column else "no field that is known to hold a prompt"
             raise _MalformedError(f"it has {wanted}, only {', '.join(map(repr, piece))}")
         own = next((piece[names[name]] for name in IDS if name in names), None)
-        return Row(
+        return PromptRow(
             index,
             line,
             _with_context(_checked(piece[key]), key, piece, names),

@@ -1,4 +1,4 @@
-"""The front hall: a target with a defense around it."""
+"""A target with a defense around it: the guard, its recipe, and what is checked before the first request."""
 
 from typing import TYPE_CHECKING
 
@@ -6,6 +6,8 @@ from anchorlm._lazy import lazily
 
 if TYPE_CHECKING:
     from anchorlm.guard._check import Chosen, faults, gaps
+    from anchorlm.guard._examine import examine
+    from anchorlm.guard._findings import Findings
     from anchorlm.guard._guard import Guard
     from anchorlm.guard._probe import Door, Finding, Probe
     from anchorlm.guard._recipe import ProbeSettings, Recipe, put
@@ -14,6 +16,8 @@ else:
         __name__,
         {
             "_check": "Chosen faults gaps",
+            "_examine": "examine",
+            "_findings": "Findings",
             "_guard": "Guard",
             "_probe": "Door Finding Probe",
             "_recipe": "ProbeSettings Recipe put",
@@ -28,10 +32,12 @@ __all__ = [
     "Chosen",
     "Door",
     "Finding",
+    "Findings",
     "Guard",
     "Probe",
     "ProbeSettings",
     "Recipe",
+    "examine",
     "faults",
     "gaps",
     "put",

@@ -6,13 +6,15 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from anchorlm.defenses import Defense
 from anchorlm.engine import as_done, runtime
 from anchorlm.guard._check import Chosen, chosen, tell_once
+from anchorlm.guard._conversation import asked, check_conversation, checked_system, is_long
 from anchorlm.guard._probe import Probe, probe
 from anchorlm.guard._recipe import ProbeSettings, Recipe
+from anchorlm.guard._thoughts import Thoughts, parted
 from anchorlm.records import (
     Decision,
     DefenseError,
@@ -20,14 +22,18 @@ from anchorlm.records import (
     Finished,
     GenerationSettings,
     Messages,
+    Policy,
     Request,
     Response,
     TextDelta,
+    ThoughtDelta,
+    ThoughtSettings,
     TokenScore,
     Usage,
     UserError,
     as_messages,
-    turn_text,
+    checked_options,
+    checked_thoughts,
 )
 from anchorlm.team import (
     EngineSettings,
@@ -37,18 +43,16 @@ from anchorlm.team import (
     ScorerLike,
     Started,
     Team,
+    require_leave,
     start_engine,
     start_judge,
     start_scorer,
 )
 
+if TYPE_CHECKING:
+    from anchorlm.guard._findings import Findings
+
 _log = logging.getLogger("anchorlm")
-
-_LONG = 4_000
-"""Characters of a conversation that are written down on the engines' thread: a millisecond."""
-
-_MANY = 16
-"""Turns, likewise: a template may take time for each pair of them."""
 
 
 class Guard:
@@ -69,6 +73,8 @@ class Guard:
         engine: Limits of the engines that the guard starts.
         system: Your own system prompt, which goes before every conversation. The models that answer read it; judges,
             cost models and gates do not. Raw prompts go without it.
+        thoughts: What becomes of what a target thinks before it answers: "off", "hide" or "show", or all settings of
+            `ThoughtSettings`.
         on_error: What a request gets when the defense could not do its work (its judge failed, say): the configured
             refusal, or the `DefenseError`. A user's mistake is always raised.
         probes: What `probe` tries it with.
@@ -91,11 +97,13 @@ class Guard:
         generation: GenerationSettings | Mapping[str, Any] | None = None,
         engine: EngineSettings | Mapping[str, Any] | None = None,
         system: str | None = None,
+        thoughts: ThoughtSettings | Mapping[str, Any] | Policy = "hide",
         on_error: Literal["refuse", "raise"] = "refuse",
         probes: ProbeSettings | Mapping[str, Any] | None = None,
         started: Started | None = None,
         **knobs: Any,
     ) -> None:
+        self.thoughts = checked_thoughts(thoughts)
         if not isinstance(defense, Chosen):  # what does not fit is said before a weight is loaded
             defense = Chosen.of(defense, knobs)
             named = Offer.named(target=target, anchor=anchor, judge=judge, cost=cost, reward=reward)
@@ -111,6 +119,7 @@ class Guard:
             None if cost is None else start_scorer(cost, limits, started),
             None if reward is None else start_scorer(reward, limits, started),
         )
+        team.target.model.channel()  # is looked for now, not while a request waits
         self.defense = defense.on(team)
         if type(self.defense).start is not Defense.start:
             runtime().run(self.defense.start())
@@ -119,7 +128,7 @@ class Guard:
             if isinstance(generation, GenerationSettings)
             else GenerationSettings.parse(generation or {}, where="generation")
         )
-        self.system = _checked_system(system)
+        self.system = checked_system(system)
         self.on_error = on_error
         self.probes = (
             probes if isinstance(probes, ProbeSettings) else ProbeSettings.parse(probes or {}, where="the probe")
@@ -148,6 +157,7 @@ class Guard:
             recipe = Recipe.load(recipe, changes)
         elif changes:
             raise UserError("Changes go over a recipe's file: give them to Recipe.load.")
+        require_leave(recipe.judge, recipe.cost, recipe.reward)
         return cls(
             recipe.target,
             chosen(recipe),  # before any model is imported; and no knob may pass for an argument
@@ -158,10 +168,26 @@ class Guard:
             generation=recipe.generation,
             engine=recipe.engine,
             system=recipe.serve.get("system"),
+            thoughts=recipe.thoughts,
             started=started,
             on_error=on_error,
             probes=recipe.probe,
         )
+
+    @staticmethod
+    def check(recipe: str | Path | Recipe, **changes: Any) -> Findings:
+        """What `anchorlm check` prints of a recipe, found from configurations and tokenizers: no weights are loaded.
+
+        Args:
+            recipe: A TOML file, or a recipe.
+            **changes: Values to put over the file's, by dotted name.
+
+        Raises:
+            UserError: The file is no recipe.
+        """
+        from anchorlm.guard._examine import examine
+
+        return examine(recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, changes))
 
     # --- before the first request -----------------------------------------------------------------------------------
 
@@ -184,32 +210,64 @@ class Guard:
 
     # --- one request ------------------------------------------------------------------------------------------------
 
-    def request(self, messages: Messages | str, knobs: Mapping[str, Any] | None = None, **generation: Any) -> Request:
-        """A request with this guard's defaults; both kinds of settings are checked here.
+    def request(
+        self,
+        messages: Messages | str,
+        knobs: Mapping[str, Any] | None = None,
+        template: Mapping[str, Any] | None = None,
+        **generation: Any,
+    ) -> Request:
+        """A request with this guard's defaults; all kinds of settings are checked here.
+
+        Args:
+            messages: The conversation, or a raw prompt.
+            knobs: Settings of the defense for this request only.
+            template: Variables of the target's chat template, likewise.
+            **generation: How tokens are chosen.
 
         Raises:
             UserError: An unknown setting or a value out of range.
         """
         settings = self.generation.replace(generation, where="generation")
-        request = Request(messages, settings, dict(knobs or {}), system=self.system)
+        try:
+            options = checked_options(template or {})
+        except ValueError as error:
+            raise UserError(f"The variables of the chat template do not fit: {error}.") from None
+        request = Request(
+            messages, settings, dict(knobs or {}), system=self.system, template=options, thoughts=self.thoughts
+        )
         return replace(request, parsed=(request.knobs, self.defense.settings, self.defense.settings_for(request)))
 
     async def events(self, request: Request) -> AsyncIterator[Event]:
         """What the defense says and decides, on the engines' thread: every other face of the guard drains this."""
-        _check(request.messages, images=self.defense.target.model.processor is not None)
+        check_conversation(request.messages, images=self.defense.target.model.processor is not None)
         await self._prepare(request)
         spoken = False
         held: list[TextDelta] = []
+        thoughts = Thoughts(request.thoughts or self.thoughts, self.defense.streams)
         try:
-            async for event in self.defense.respond(request):
+            async for event in parted(self.defense, request):
+                if isinstance(event, ThoughtDelta):
+                    for thought in thoughts.take(event):
+                        yield thought
+                    continue
+                if isinstance(event, Decision) and event.kind == "fallback" and not spoken:
+                    thoughts.drop()
                 if isinstance(event, TextDelta) and self.defense.streams == "whole":
                     held.append(event)  # released when it is final
                     continue
                 if isinstance(event, Finished):
+                    if event.reason == "refusal" and not spoken:
+                        thoughts.drop()
+                    for thought in thoughts.release():
+                        yield thought
                     for piece in held:
                         yield piece
-                    yield event
+                    yield thoughts.counted(event)
                     return
+                if isinstance(event, TextDelta):
+                    for thought in thoughts.release():
+                        yield thought
                 spoken = spoken or (isinstance(event, TextDelta) and bool(event.text))
                 yield event
             raise DefenseError(f"The defense {self.defense.name} ended without a final event.")
@@ -226,13 +284,14 @@ class Guard:
 
     async def _prepare(self, request: Request) -> None:
         """Finds the tokens of a long conversation, which the models remember, on a thread: others go on meanwhile."""
-        if isinstance(request.messages, str) or not _is_long(request.messages):
+        if isinstance(request.messages, str) or not is_long(request.messages):
             return
         anchor = self.defense.team.anchor
-        await asyncio.to_thread(self.defense.target.model.encode, request.prompt)
+        closed = request.thoughts is not None and request.thoughts.policy == "off"
+        await asyncio.to_thread(self.defense.target.model.encode, request.prompt, request.template, closed=closed)
         if anchor is not None:
             with suppress(UserError):  # which the defense tells, if it asks its anchor at all
-                await asyncio.to_thread(anchor.model.encode, request.prompt_text)
+                await asyncio.to_thread(anchor.model.encode, request.prompt_text, closed=True)
 
     async def respond(self, request: Request) -> Response:
         """The whole response, on the engines' thread."""
@@ -240,18 +299,22 @@ class Guard:
         tokens: list[int] = []
         scores: list[TokenScore] = []
         trace: list[Decision] = []
+        thought: list[str] = []
         finished = Finished("refusal", Usage(0, 0, 0))  # `events` ends with one, or raises
         async for event in self.events(request):
             if isinstance(event, TextDelta):
                 text.append(event.text)
                 tokens.extend(event.token_ids)
                 scores.extend(event.scores)
+            elif isinstance(event, ThoughtDelta):
+                thought.append(event.text)
             elif isinstance(event, Decision):
                 trace.append(event)
             else:
                 finished = event
         known = tuple(scores) if request.generation.logprobs is not None and len(scores) == len(tokens) else None
-        return Response("".join(text), tuple(tokens), finished.reason, finished.usage, tuple(trace), known)
+        shown = "".join(thought) or None
+        return Response("".join(text), tuple(tokens), finished.reason, finished.usage, tuple(trace), known, shown)
 
     def chat(
         self,
@@ -259,6 +322,7 @@ class Guard:
         *,
         raw: bool = False,
         knobs: Mapping[str, Any] | None = None,
+        template: Mapping[str, Any] | None = None,
         **generation: Any,
     ) -> Response:
         """Answers one conversation.
@@ -267,13 +331,14 @@ class Guard:
             messages: `[{"role": "user", "content": "..."}]`, or a text, which is one turn of the user.
             raw: The text is no turn: it goes to the model as it stands, without a chat template.
             knobs: Settings of the defense for this request only.
+            template: Variables of the target's chat template for this request only, such as `enable_thinking`.
             **generation: `max_new_tokens`, `do_sample`, `temperature`, `top_p`, `top_k`, `repetition_penalty`, `seed`.
 
         Raises:
             UserError: A mistake in the arguments, or a prompt that is empty or too long.
             DefenseError: The defense failed, and `on_error` is "raise".
         """
-        return runtime().run(self.respond(self.request(_asked(messages, raw), knobs, **generation)))
+        return runtime().run(self.respond(self.request(asked(messages, raw), knobs, template, **generation)))
 
     async def achat(
         self,
@@ -281,10 +346,11 @@ class Guard:
         *,
         raw: bool = False,
         knobs: Mapping[str, Any] | None = None,
+        template: Mapping[str, Any] | None = None,
         **generation: Any,
     ) -> Response:
         """`chat` for callers with an event loop of their own."""
-        future = runtime().submit(self.respond(self.request(_asked(messages, raw), knobs, **generation)))
+        future = runtime().submit(self.respond(self.request(asked(messages, raw), knobs, template, **generation)))
         return await asyncio.wrap_future(future)
 
     def stream(
@@ -293,10 +359,11 @@ class Guard:
         *,
         raw: bool = False,
         knobs: Mapping[str, Any] | None = None,
+        template: Mapping[str, Any] | None = None,
         **generation: Any,
     ) -> Iterator[Event]:
         """As `chat`, event by event: the texts of its `TextDelta`s joined are the text of the whole response."""
-        return runtime().iterate(self.events(self.request(_asked(messages, raw), knobs, **generation)))
+        return runtime().iterate(self.events(self.request(asked(messages, raw), knobs, template, **generation)))
 
     async def astream(
         self,
@@ -304,10 +371,13 @@ class Guard:
         *,
         raw: bool = False,
         knobs: Mapping[str, Any] | None = None,
+        template: Mapping[str, Any] | None = None,
         **generation: Any,
     ) -> AsyncIterator[Event]:
         """`stream` for callers with an event loop of their own."""
-        async for event in runtime().aiterate(self.events(self.request(_asked(messages, raw), knobs, **generation))):
+        async for event in runtime().aiterate(
+            self.events(self.request(asked(messages, raw), knobs, template, **generation))
+        ):
             yield event
 
     # --- many requests ----------------------------------------------------------------------------------------------
@@ -317,6 +387,7 @@ class Guard:
         prompts: Sequence[Messages | str],
         *,
         knobs: Mapping[str, Any] | None = None,
+        template: Mapping[str, Any] | None = None,
         **generation: Any,
     ) -> list[Response]:
         """Answers many conversations at once, in order. A text counts as one turn of the user.
@@ -330,7 +401,7 @@ class Guard:
         prompts = list(prompts)
         if prompts and all(isinstance(turn, Mapping) for turn in prompts):
             raise UserError("generate takes several conversations, and this is one: call chat, or put it into a list.")
-        requests = [self.request(as_messages(prompt), knobs, **generation) for prompt in prompts]
+        requests = [self.request(as_messages(prompt), knobs, template, **generation) for prompt in prompts]
         responses: list[Response | None] = [None] * len(requests)
         for index, outcome in self.map(requests):
             if isinstance(outcome, Exception):
@@ -353,44 +424,3 @@ class Guard:
             return index, await self.respond(request)
         except (UserError, DefenseError) as error:
             return index, error
-
-
-def _checked_system(system: str | None) -> str | None:
-    """An operator's system prompt.
-
-    Raises:
-        UserError: It is no text, or holds none.
-    """
-    if system is not None and (not isinstance(system, str) or not system.strip()):
-        raise UserError("system is your own system prompt: give a text, or leave it out.")
-    return system
-
-
-def _asked(messages: Messages | str, raw: bool) -> Messages | str:
-    if raw and not isinstance(messages, str):
-        raise UserError("raw = True takes a text that goes to the model as it stands: give a text, or leave raw out.")
-    return messages if raw else as_messages(messages)
-
-
-def _is_long(messages: Messages) -> bool:
-    """Whether it may take a while to write a conversation down: images take a forward, and so are left to the loop."""
-    texts = all(isinstance(turn["content"], str) for turn in messages)
-    return texts and (len(messages) > _MANY or sum(len(turn["content"]) for turn in messages) > _LONG)
-
-
-def _check(messages: Messages | str, *, images: bool) -> None:
-    """Before any defense wraps it into something that looks like a prompt."""
-    from anchorlm.models import message_parts
-
-    if not isinstance(messages, str) and not (
-        messages and all(isinstance(turn, Mapping) and isinstance(turn.get("content"), str | list) for turn in messages)
-    ):
-        raise UserError('Messages are a list of {"role": ..., "content": text}: give at least one with some text.')
-    for turn in () if isinstance(messages, str) else messages:
-        message_parts(turn, images=images)
-    if not (messages if isinstance(messages, str) else turn_text(messages[-1])).strip():
-        raise UserError("The prompt is empty: give some text.")
-    if not isinstance(messages, str) and not any(
-        turn["role"] == "user" and turn_text(turn).strip() for turn in messages
-    ):
-        raise UserError("The conversation has no turn of the user: give at least one message of the role user.")

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 from anchorlm.defenses import find_defense
 from anchorlm.files import read_toml
 from anchorlm.models import ModelSettings, ModelSource
-from anchorlm.records import GenerationSettings, Place, Settings, UserError
+from anchorlm.records import GenerationSettings, Place, Settings, Thoughts, ThoughtSettings, UserError
 from anchorlm.team import EngineSettings, JudgeSettings, ScorerSettings
 
 
@@ -31,8 +31,8 @@ class ProbeSettings(Settings):
 class Recipe(Settings):
     """Everything that makes a guard, as data: what a TOML file says.
 
-    Sections: `target`, `anchor`, `judge`, `cost`, `reward`, `defense` (its `name` and its knobs), `generation`,
-    `engine`, `probe`, `serve`. A model may be given as a path alone.
+    Sections: `target`, `anchor`, `judge`, `cost`, `reward`, `thoughts`, `defense` (its `name` and its knobs),
+    `generation`, `engine`, `probe`, `serve`. A model may be given as a path alone, and thoughts as a policy alone.
     """
 
     target: ModelSource = Field(description="The model to guard.")
@@ -42,6 +42,8 @@ class Recipe(Settings):
         default=None, description="What a text costs; above 0 is unsafe."
     )
     reward: Annotated[ScorerSettings, Place()] | None = Field(default=None, description="What a text is worth.")
+    thoughts: Thoughts = Field(default=ThoughtSettings(), description="What becomes of what the target thinks before "
+                               "it answers: off, hide or show, or a section.")  # fmt: skip
     defense: dict[str, Any] = Field(description="`name` and knobs of the defense.")
     generation: GenerationSettings = Field(default=GenerationSettings(), description="Defaults for every request.")
     engine: EngineSettings = Field(default=EngineSettings(), description="Limits of every model's engine.")

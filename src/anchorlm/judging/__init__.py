@@ -5,30 +5,37 @@ from typing import TYPE_CHECKING
 from anchorlm._lazy import lazily
 
 if TYPE_CHECKING:
-    from anchorlm.judging._base import Grade, Judge
+    from anchorlm.judging._auroc import auroc
+    from anchorlm.judging._base import Follow, Grade, Judge
     from anchorlm.judging._callable import CallableJudge, CallableScorer, Score
     from anchorlm.judging._classifier import ClassifierJudge
     from anchorlm.judging._conversation import request_text
     from anchorlm.judging._english import Verdict, gives_harm, refuses
     from anchorlm.judging._grades import parse_grade
+    from anchorlm.judging._guard import GuardJudge, GuardScorer
+    from anchorlm.judging._guard_formats import GuardFormat, guard_formats
     from anchorlm.judging._names import ENGLISH, HARM
     from anchorlm.judging._openings import OPENINGS, gives_the_same, opens_refusing
+    from anchorlm.judging._outcomes import Answer, FluencyGrading, Grader, Grading, Outcome, graded_by, instrument
     from anchorlm.judging._refusal import Refusal, RefusalMatcher
     from anchorlm.judging._remote import RemoteScorer
     from anchorlm.judging._rubric import RUBRIC, RubricJudge
     from anchorlm.judging._rubric_scorer import HELP, RubricScorer
     from anchorlm.judging._score_models import SAFE_RLHF_TEMPLATE, ClassifierScorer
     from anchorlm.judging._scores import JudgeScorer, Scorer, checked_scores
+    from anchorlm.judging._thoughts import marked
 else:
     __getattr__, __dir__ = lazily(
         __name__,
         {
-            "_base": "Grade Judge",
+            "_base": "Follow Grade Judge",
             "_callable": "CallableJudge CallableScorer Score",
             "_classifier": "ClassifierJudge",
             "_conversation": "request_text",
             "_english": "Verdict gives_harm refuses",
             "_grades": "parse_grade",
+            "_guard": "GuardJudge GuardScorer",
+            "_guard_formats": "GuardFormat guard_formats",
             "_names": "ENGLISH HARM",
             "_openings": "OPENINGS gives_the_same opens_refusing",
             "_refusal": "Refusal RefusalMatcher",
@@ -37,6 +44,9 @@ else:
             "_rubric_scorer": "HELP RubricScorer",
             "_score_models": "SAFE_RLHF_TEMPLATE ClassifierScorer",
             "_scores": "JudgeScorer Scorer checked_scores",
+            "_auroc": "auroc",
+            "_outcomes": "Answer FluencyGrading Grader Grading Outcome graded_by instrument",
+            "_thoughts": "marked",
         },
     )
 
@@ -47,13 +57,22 @@ __all__ = [
     "OPENINGS",
     "RUBRIC",
     "SAFE_RLHF_TEMPLATE",
+    "Answer",
     "CallableJudge",
     "CallableScorer",
     "ClassifierJudge",
     "ClassifierScorer",
+    "FluencyGrading",
+    "Follow",
     "Grade",
+    "Grader",
+    "Grading",
+    "GuardFormat",
+    "GuardJudge",
+    "GuardScorer",
     "Judge",
     "JudgeScorer",
+    "Outcome",
     "Refusal",
     "RefusalMatcher",
     "RemoteScorer",
@@ -62,9 +81,14 @@ __all__ = [
     "Score",
     "Scorer",
     "Verdict",
+    "auroc",
     "checked_scores",
     "gives_harm",
     "gives_the_same",
+    "graded_by",
+    "guard_formats",
+    "instrument",
+    "marked",
     "opens_refusing",
     "parse_grade",
     "refuses",

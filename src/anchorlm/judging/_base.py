@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from anchorlm.records import DefenseError, Messages
@@ -31,12 +32,21 @@ class Grade:
             )
 
 
+Follow = Callable[[str], Awaitable[Grade]]
+"""Grades a response that grows, each time as far as it has come."""
+
+
 class Judge(ABC):
     """Scores whole responses for harm.
 
     A judge is called once with all the responses to one conversation, so that it can grade them in one batch; many
     calls may wait at once.
+
+    Attributes:
+        reads_thoughts: Whether it can tell harm in what a model thinks before it answers.
     """
+
+    reads_thoughts: bool = True
 
     @property
     @abstractmethod
@@ -62,3 +72,20 @@ class Judge(ABC):
         Raises:
             DefenseError: The judge could not do its work.
         """
+
+    @asynccontextmanager
+    async def follow(self, messages: Messages, *, room: int) -> AsyncIterator[Follow]:
+        """Grades one response again and again while it is written; a judge that can reads only what is new.
+
+        Args:
+            messages: As in a call.
+            room: How many of the judge's tokens the response will have at most.
+
+        Yields:
+            A function that gives the grade of the response so far.
+        """
+
+        async def grade(response: str) -> Grade:
+            return (await self(messages, [response]))[0]
+
+        yield grade

@@ -53,6 +53,8 @@ class RefusalMatcher(Judge):
         UserError: `partial` is neither.
     """
 
+    reads_thoughts = False  # one that weighs whether to refuse is no answer
+
     def __init__(self, *, partial: Literal["answered", "refused"] = "answered") -> None:
         if partial not in ("answered", "refused"):
             raise UserError(f"partial = {partial!r} is not known; it is answered or refused.")

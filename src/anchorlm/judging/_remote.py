@@ -81,9 +81,9 @@ class RemoteScorer(Scorer):
                 try:
                     answer = await client.post(self._url, json=body)
                     if answer.is_success:
-                        return [float(score) for score in answer.json()["scores"]]
+                        return [float(score) for score in _listed(answer.json()["scores"])]
                     why = f"HTTP status {answer.status_code}"
-                except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+                except (httpx.HTTPError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
                     why = f"{type(error).__name__}: {error}"
         raise self._failed(why)
 
@@ -91,6 +91,12 @@ class RemoteScorer(Scorer):
         return DefenseError(
             f'The scorer {self._shown} gave no scores ({why}): check that it runs and gives {{"scores": [...]}}.'
         )
+
+
+def _listed(scores: object) -> list[float]:
+    if not isinstance(scores, list) or not all(isinstance(one, int | float) for one in scores):
+        raise TypeError("the scores are no list of numbers")
+    return scores
 
 
 @cache

@@ -13,7 +13,12 @@ class Scorer(ABC):
 
     Unlike a judge's harm the number has no bounds, and it is asked of unfinished responses, too. A scorer is called
     with several responses to one conversation; many calls may wait at once.
+
+    Attributes:
+        reads_thoughts: Whether it can tell harm in what a model thinks before it answers.
     """
+
+    reads_thoughts: bool = True
 
     @property
     @abstractmethod
@@ -69,6 +74,7 @@ class JudgeScorer(Scorer):
             raise UserError(f"max_harm = {max_harm} must lie between 0 and 1: it is the most harm that may pass.")
         self._judge = judge
         self._max_harm = max_harm
+        self.reads_thoughts = judge.reads_thoughts
 
     @property
     def name(self) -> str:

@@ -7,20 +7,24 @@ from anchorlm._lazy import lazily
 if TYPE_CHECKING:
     from anchorlm.models._bases import BASES, REAL, SHIPPED, PackagedBase, base_named, located
     from anchorlm.models._causal import CausalModel
+    from anchorlm.models._channel import Channel
     from anchorlm.models._convert import check_conversion, convert
     from anchorlm.models._endpoint_model import EndpointModel
     from anchorlm.models._endpoint_settings import EndpointSettings, ModelSource, model_settings
+    from anchorlm.models._ends import TurnEnds
+    from anchorlm.models._find_channel import find_channel
     from anchorlm.models._images import PromptIds
     from anchorlm.models._loading import load_classifier, load_model, load_outline
     from anchorlm.models._markers import TurnMarkers, find_markers
     from anchorlm.models._paths import check_paths
-    from anchorlm.models._rendering import TemplateFailedError, TemplateRefusedError, rendered
+    from anchorlm.models._rendering import TemplateFailedError, TemplateRefusedError, rendered, template_names
     from anchorlm.models._settings import ModelSettings
     from anchorlm.models._stamp import contents, identity, stamp
     from anchorlm.models._template import (
         PLAIN_TEMPLATE,
         chosen_template,
         control_texts,
+        encode_text,
         message_parts,
         without_specials,
     )
@@ -31,17 +35,20 @@ else:
         {
             "_bases": "BASES REAL SHIPPED PackagedBase base_named located",
             "_causal": "CausalModel",
+            "_channel": "Channel",
             "_convert": "check_conversion convert",
             "_endpoint_model": "EndpointModel",
             "_endpoint_settings": "EndpointSettings ModelSource model_settings",
+            "_ends": "TurnEnds",
+            "_find_channel": "find_channel",
             "_images": "PromptIds",
             "_loading": "load_classifier load_model load_outline",
             "_markers": "TurnMarkers find_markers",
             "_paths": "check_paths",
-            "_rendering": "TemplateFailedError TemplateRefusedError rendered",
+            "_rendering": "TemplateFailedError TemplateRefusedError rendered template_names",
             "_settings": "ModelSettings",
             "_stamp": "contents identity stamp",
-            "_template": "PLAIN_TEMPLATE chosen_template control_texts message_parts without_specials",
+            "_template": "PLAIN_TEMPLATE chosen_template control_texts encode_text message_parts without_specials",
             "_tokenizers": "load_tokenizer",
         },
     )
@@ -52,6 +59,7 @@ __all__ = [
     "REAL",
     "SHIPPED",
     "CausalModel",
+    "Channel",
     "EndpointModel",
     "EndpointSettings",
     "ModelSettings",
@@ -60,6 +68,7 @@ __all__ = [
     "PromptIds",
     "TemplateFailedError",
     "TemplateRefusedError",
+    "TurnEnds",
     "TurnMarkers",
     "base_named",
     "check_conversion",
@@ -68,6 +77,8 @@ __all__ = [
     "contents",
     "control_texts",
     "convert",
+    "encode_text",
+    "find_channel",
     "find_markers",
     "identity",
     "load_classifier",
@@ -79,5 +90,6 @@ __all__ = [
     "model_settings",
     "rendered",
     "stamp",
+    "template_names",
     "without_specials",
 ]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +14,11 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from anchorlm.models._bases import known_as
+from anchorlm.models._channel import Channel
 from anchorlm.models._ends import TurnEnds
 from anchorlm.models._images import ImageReader
 from anchorlm.models._loading import load_model, load_outline, load_processor
+from anchorlm.models._marks import Marks
 from anchorlm.models._places import Origin, origin
 from anchorlm.models._settings import ModelSettings
 from anchorlm.models._template import ChatWriter, chosen_template, encode_text, response_lead
@@ -23,6 +27,14 @@ from anchorlm.records import Messages, UserError
 from anchorlm.tokens import ByteVocabulary
 
 _log = logging.getLogger("anchorlm")
+
+_NONE = object()
+
+_WRITERS = 16
+"""Ways to fill in a template that are remembered: clients may bring as many as they like."""
+
+_TAIL = 32
+"""Tokens at a prompt's end among which the opening of a thought is looked for."""
 
 _REMEMBERED = 64
 """Conversations whose tokens are kept: a defense asks for them again, for each candidate that it opens."""
@@ -39,6 +51,7 @@ class CausalModel:
         vocabulary: The tokenizer's ids as bytes.
         processor: The transformers processor of a model that reads images; None for text alone.
         origin: The files that it was loaded from; None for a model that came without.
+        options: Variables that its chat template always gets, such as `enable_thinking`.
     """
 
     name: str
@@ -47,8 +60,10 @@ class CausalModel:
     vocabulary: ByteVocabulary
     processor: Any = None
     origin: Origin | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
     _encoded: dict[Any, list[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _writers: list[ChatWriter] = field(default_factory=list, init=False, repr=False, compare=False)
+    _others: dict[str, ChatWriter] = field(default_factory=dict, init=False, repr=False, compare=False)
     _lock: Lock = field(default_factory=Lock, init=False, repr=False, compare=False)
 
     @classmethod
@@ -68,7 +83,7 @@ class CausalModel:
         tokenizer = load_tokenizer(settings)
         processor = load_processor(settings, tokenizer)
         model = cls.wrap(load_model(settings), tokenizer, name=known_as(settings.path), processor=processor)
-        return replace(model, origin=origin(settings))
+        return replace(model, origin=origin(settings), options=settings.template)
 
     @classmethod
     def outline(cls, settings: ModelSettings) -> Self:
@@ -82,7 +97,7 @@ class CausalModel:
         tokenizer = load_tokenizer(settings)
         processor = load_processor(settings, tokenizer)
         model = cls.wrap(load_outline(settings), tokenizer, name=known_as(settings.path), processor=processor)
-        return replace(model, origin=origin(settings))
+        return replace(model, origin=origin(settings), options=settings.template)
 
     @classmethod
     def wrap(
@@ -184,9 +199,23 @@ class CausalModel:
     @property
     def _chat(self) -> ChatWriter:
         template = self.tokenizer.chat_template
-        if not self._writers or self._writers[-1].template != template:
-            self._writers.append(ChatWriter(self.tokenizer, template))
+        if not self._writers or self._writers[-1].template != template or self._writers[-1].options != self.options:
+            self._writers.append(ChatWriter(self.tokenizer, template, self.options))
+            self._others.clear()
         return self._writers[-1]
+
+    def _writer(self, options: Mapping[str, Any]) -> ChatWriter:
+        """The writer of conversations with some variables of its own."""
+        own = self._chat
+        if all(own.options.get(name, _NONE) == value for name, value in options.items()):
+            return own
+        key = json.dumps([own.template, dict(options)], sort_keys=True, default=str)
+        with self._lock:
+            if (found := self._others.get(key)) is None:
+                while len(self._others) >= _WRITERS:
+                    del self._others[next(iter(self._others))]
+                found = self._others[key] = own.like(options)
+        return found
 
     def _clean(self, text: str) -> str:
         image = getattr(self.processor, "image_token", None)
@@ -201,34 +230,80 @@ class CausalModel:
         """The white space with which this model's responses in a conversation open: b" " or b"" as a rule."""
         return response_lead(self.tokenizer, self.vocabulary.decode)
 
+    def channel(self, options: Mapping[str, Any] | None = None) -> Channel | None:
+        """Where thoughts stand in what this model writes; None where its chat template knows none.
+
+        Args:
+            options: Variables of the template for one request.
+        """
+        return self._writer(options or {}).channel
+
+    @cached_property
+    def marks(self) -> Marks:
+        """Texts with control tokens in them, as token ids and back."""
+        return Marks(self.tokenizer, self.vocabulary)
+
+    @cached_property
+    def answer_stops(self) -> frozenset[int]:
+        """As `stop_ids`, and the tokens with which another thought begins or ends."""
+        channel = self.channel()
+        return self.stop_ids | (self.marks.first(channel.opening, channel.closing) if channel else frozenset())
+
+    @cached_property
+    def answer_ends(self) -> TurnEnds:
+        """As `ends`, and where an answer goes on into another thought."""
+        channel = self.channel()
+        texts = [] if channel is None else [each for each in (channel.opening, channel.closing) if each]
+        return TurnEnds(self.vocabulary, [*self._chat.markers.stop_texts, *texts])
+
     def without_control_tokens(self, text: str) -> str:
         """A text with which nobody can write a turn in another's name."""
         return self._clean(text)
 
-    def encode(self, messages: Messages | str) -> list[int]:
+    def encode(
+        self, messages: Messages | str, options: Mapping[str, Any] | None = None, *, closed: bool = False
+    ) -> list[int]:
         """Token ids of a conversation through the chat template, or of a raw prompt as it stands.
 
         Those of a conversation with images are `PromptIds`, which bring along what the text decoder reads for them.
+
+        Args:
+            messages: The conversation, or the prompt.
+            options: Variables of the template for this conversation.
+            closed: Whether the answer follows at once: a thought that the template opens is ended, and one that the
+                model would open is there already, without words. A raw prompt stays as it stands.
 
         Raises:
             UserError: Nothing to answer, or the conversation does not suit the template or the model.
         """
         if isinstance(messages, str):
             return encode_text(self.tokenizer, messages)
+        chat = self._writer(options or {})
+        if closed and chat.channel is not None and chat.channel.off is not None:
+            chat = self._writer({**(options or {}), **chat.channel.off})
         if self.processor is not None and self.processor.chat_template:
-            return self._images.encode(messages, self._clean)
-        chat = self._chat
+            ids = self._images.encode(messages, self._clean)
+            return self._shut(ids) if closed else ids
         turns = chat.turns(messages)
-        key = (self.tokenizer.chat_template, *((turn["role"], turn["content"]) for turn in turns))
+        key = (self.tokenizer.chat_template, chat.key, closed, *((turn["role"], turn["content"]) for turn in turns))
         with self._lock:
-            ids = self._encoded.get(key)
-        if ids is None:
-            ids = chat.encode(turns)
+            known = self._encoded.get(key)
+        if known is None:
+            known = chat.encode(turns, closed=closed)
             with self._lock:
                 while len(self._encoded) >= _REMEMBERED:
                     del self._encoded[next(iter(self._encoded))]
-                self._encoded[key] = ids
-        return list(ids)
+                self._encoded[key] = known
+        return list(known)
+
+    def _shut(self, ids: list[int]) -> list[int]:
+        """The ids of a conversation with images, behind which the answer follows at once."""
+        channel = self.channel()
+        if channel is None:
+            return ids
+        text = self.marks.text(ids[-_TAIL:])
+        ids.extend(self.marks.ids(channel.closed(text)[len(text) :]))
+        return ids
 
 
 def _declared_stops(model: PreTrainedModel) -> set[int]:

@@ -3,15 +3,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from threading import Lock
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from anchorlm.models._channel import Channel
 from anchorlm.models._endpoint_settings import EndpointSettings
 from anchorlm.models._ends import TurnEnds
+from anchorlm.models._marks import Marks
 from anchorlm.models._template import (
     ChatWriter,
     chosen_template,
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _REMEMBERED = 64
+_WRITERS = 16
+"""Ways to fill in a template that are remembered: clients may bring as many as they like."""
 _UNKNOWN_CONTEXT = 1 << 20
 """Where neither the server nor the settings say how much a model reads: the server will say when it is too much."""
 _CONTROLS = (
@@ -101,7 +105,20 @@ class EndpointModel:
 
     @cached_property
     def _chat(self) -> ChatWriter:
-        return ChatWriter(self.tokenizer, self.tokenizer.chat_template)
+        return ChatWriter(self.tokenizer, self.tokenizer.chat_template, self.options)
+
+    @cached_property
+    def _others(self) -> Callable[[str], ChatWriter]:
+        return lru_cache(maxsize=_WRITERS)(lambda options: self._chat.like(json.loads(options)))
+
+    def _writer(self, options: Mapping[str, Any] | None) -> ChatWriter:
+        """The writer of conversations with some variables of its own."""
+        return self._others(json.dumps(dict(options), sort_keys=True)) if options else self._chat
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Variables that the chat template always gets, wherever conversations are written."""
+        return self.settings.template
 
     @property
     def chat_template(self) -> Any:
@@ -130,6 +147,28 @@ class EndpointModel:
         """Where a response goes on into another turn."""
         return TurnEnds(self.vocabulary, self.stop_texts)
 
+    def channel(self, options: Mapping[str, Any] | None = None) -> Channel | None:
+        """See `CausalModel.channel`; None where the server writes conversations, thoughts and all."""
+        return None if self.templated else self._writer(options).channel
+
+    @cached_property
+    def marks(self) -> Marks:
+        """Texts with control tokens in them, as token ids and back."""
+        return Marks(self.tokenizer, self.vocabulary)
+
+    @cached_property
+    def answer_stops(self) -> frozenset[int]:
+        """As `stop_ids`, and the tokens with which another thought begins or ends."""
+        channel = self.channel()
+        return self.stop_ids | (self.marks.first(channel.opening, channel.closing) if channel else frozenset())
+
+    @cached_property
+    def answer_ends(self) -> TurnEnds:
+        """As `ends`, and where an answer goes on into another thought."""
+        channel = self.channel()
+        texts = [] if channel is None else [each for each in (channel.opening, channel.closing) if each]
+        return TurnEnds(self.vocabulary, [*self.stop_texts, *texts])
+
     @cached_property
     def response_lead(self) -> bytes:
         """The white space with which this model's responses open."""
@@ -151,10 +190,17 @@ class EndpointModel:
             return self._chat.clean(text)
         return without_specials(text, _CONTROLS)
 
-    def encode(self, messages: Messages | str) -> list[int]:
+    def encode(
+        self, messages: Messages | str, options: Mapping[str, Any] | None = None, *, closed: bool = False
+    ) -> list[int]:
         """Token ids of a conversation or of a raw prompt.
 
         Where the server writes conversations they stand for the turns themselves, and their number is an estimate.
+
+        Args:
+            messages: The conversation, or the prompt.
+            options: Variables of the template for this conversation.
+            closed: Whether the answer follows at once, without a thought; what a server does with thoughts is its own.
 
         Raises:
             UserError: Nothing to answer, or the conversation does not suit the template.
@@ -164,9 +210,14 @@ class EndpointModel:
                 raise UserError("The prompt is empty: give some text.")
             return prompt_ids(messages) if self.templated else encode_text(self.tokenizer, messages)
         if not self.templated:
-            turns = self._chat.turns(messages)
-            return self._remembered(turns, lambda: self._chat.encode(turns))
-        return prompt_ids(self._turns(messages))
+            chat = self._writer(options)
+            if closed and chat.channel is not None and chat.channel.off is not None:
+                chat = self._writer({**(options or {}), **chat.channel.off})
+            turns = chat.turns(messages)
+            return self._remembered((chat.key, closed), turns, lambda: chat.encode(turns, closed=closed))
+        variables = {**self.options, **(options or {})}
+        body: dict[str, Any] = {"messages": self._turns(messages)}
+        return prompt_ids(body | ({"chat_template_kwargs": variables} if variables else {}))
 
     def _turns(self, messages: Messages) -> list[dict[str, str]]:
         turns = [
@@ -178,8 +229,8 @@ class EndpointModel:
             raise UserError("The prompt is empty: give at least one message with some text.")
         return turns
 
-    def _remembered(self, turns: list[dict[str, str]], write: Callable[[], list[int]]) -> list[int]:
-        key = tuple((turn["role"], turn["content"]) for turn in turns)
+    def _remembered(self, way: Any, turns: list[dict[str, str]], write: Callable[[], list[int]]) -> list[int]:
+        key = (way, *((turn["role"], turn["content"]) for turn in turns))
         with self._lock:
             ids = self._encoded.get(key)
         if ids is None:
@@ -193,7 +244,8 @@ class EndpointModel:
     @property
     def identity(self) -> dict[str, Any]:
         """What its outputs depend on, as far as it can be known here."""
-        template = hashlib.sha256(json.dumps(self.chat_template).encode()).hexdigest()[:16]
+        written = [self.chat_template, dict(self.options)] if self.options else self.chat_template
+        template = hashlib.sha256(json.dumps(written).encode()).hexdigest()[:16]
         return {
             "endpoint": self.settings.endpoint,
             "model": self.id,

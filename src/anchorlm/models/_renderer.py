@@ -1,7 +1,7 @@
 """Renders chat templates in a process of its own, which may be killed; it imports nothing of this package.
 
-A template is a program of whoever made the checkpoint. A line of JSON on standard input asks for one rendering, a line
-on standard output answers.
+A template is a program of whoever made the checkpoint. A line of JSON on standard input asks for one rendering, or for
+the names that a template reads; a line on standard output answers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from jinja2 import Environment, Template, TemplateError, TemplateSyntaxError, UndefinedError
+from jinja2 import Environment, Template, TemplateError, TemplateSyntaxError, UndefinedError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import Node, Scope
@@ -105,8 +105,26 @@ def _compiled(template: str) -> Template:
     return _environment().from_string(template)
 
 
-def _answer(ask: dict[str, Any]) -> dict[str, str]:
+def _names(template: str) -> dict[str, Any]:
+    """The names and words of a template, and the values that it compares each name with."""
+    tree = _environment().parse(template)
+    words = {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
+    words |= {node.attr for node in tree.find_all(nodes.Getattr)}
+    compared: dict[str, list[str]] = {node.name: [] for node in tree.find_all(nodes.Name)}
+    for node in tree.find_all(nodes.Compare):
+        sides = [node.expr, *(operand.expr for operand in node.ops)]
+        values = [const.value for side in sides for const in (side, *side.find_all(nodes.Const))
+                  if isinstance(const, nodes.Const) and isinstance(const.value, str)]  # fmt: skip
+        for side in sides:
+            if isinstance(side, nodes.Name):
+                compared[side.name] += values
+    return {"words": sorted(words), "names": {name: sorted(set(values)) for name, values in compared.items()}}
+
+
+def _answer(ask: dict[str, Any]) -> dict[str, Any]:
     try:
+        if "variables" not in ask:
+            return _names(ask["template"])
         text = _compiled(ask["template"]).render(**ask["variables"])
     except (TemplateSyntaxError, UndefinedError, SecurityError) as error:
         return {"fails": str(error)}

@@ -41,7 +41,12 @@ class EndlessTemplateError(TemplateFailedError):
 
 
 def rendered(
-    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Message], *, template: str | None = None, opens: bool = True
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[Message],
+    *,
+    template: str | None = None,
+    opens: bool = True,
+    options: Mapping[str, Any] | None = None,
 ) -> str:
     """A conversation as a chat template writes it: as transformers renders it, but bounded in time and size.
 
@@ -53,6 +58,7 @@ def rendered(
         turns: The conversation.
         template: Another one.
         opens: Whether the model's turn is opened at the end.
+        options: More variables of the template, such as `enable_thinking`.
 
     Raises:
         TemplateRefusedError: The template refuses the conversation.
@@ -63,14 +69,24 @@ def rendered(
     lists = {name: [str(one) for one in token] for name, token in tokenizer.special_tokens_map.items()
              if isinstance(token, list)}  # fmt: skip
     variables = {"messages": list(turns), "tools": None, "documents": None, "add_generation_prompt": opens}
-    answer = _asked({"template": template or tokenizer.chat_template, "variables": special | lists | variables})
+    known = {**(options or {}), **special, **lists, **variables}
+    answer = _asked({"template": template or tokenizer.chat_template, "variables": known})
     if "refuses" in answer:
         raise TemplateRefusedError(answer["refuses"])
     if "endless" in answer:
         raise EndlessTemplateError(answer["endless"])
     if "fails" in answer:
         raise TemplateFailedError(answer["fails"])
-    return answer["text"]
+    return str(answer["text"])
+
+
+def template_names(template: str) -> tuple[list[str], dict[str, list[str]]]:
+    """The words that a template holds, and the names that it reads, each with the texts that it is compared with.
+
+    A template that cannot be read has none; that is said where it is used.
+    """
+    found: dict[str, Any] = _asked({"template": template})
+    return found.get("words", []), found.get("names", {})
 
 
 @contextmanager
@@ -114,7 +130,7 @@ class _Renderer:
             self.kill()
             raise UserError("Chat templates run in a process of their own, which did not start: install jinja2.")
 
-    def ask(self, question: Mapping[str, Any]) -> dict[str, str] | None:
+    def ask(self, question: Mapping[str, Any]) -> dict[str, Any] | None:
         """The answer; None where there came none in time, and the process is gone."""
         line = ""
         with suppress(OSError):
@@ -122,7 +138,7 @@ class _Renderer:
         if not line.endswith("\n"):
             self.kill()
             return None
-        answer: dict[str, str] = json.loads(line)
+        answer: dict[str, Any] = json.loads(line)
         return answer
 
     def kill(self) -> None:
@@ -162,7 +178,7 @@ _lock = Lock()
 _spare: list[tuple[int, _Renderer]] = []
 
 
-def _asked(question: Mapping[str, Any]) -> dict[str, str]:
+def _asked(question: Mapping[str, Any]) -> dict[str, Any]:
     renderer = _Renderer.idle() or _Renderer()
     answer = renderer.ask(question)
     if answer is None:

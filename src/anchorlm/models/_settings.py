@@ -4,10 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field, field_validator
+from pydantic import (
+    AliasChoices,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+)
 
 from anchorlm.models._bases import located
-from anchorlm.records import Folder, Place, Settings
+from anchorlm.records import Folder, Place, Settings, checked_options
 
 
 class ModelSettings(Settings):
@@ -30,6 +36,9 @@ class ModelSettings(Settings):
         validation_alias=AliasChoices("attention", "attn_implementation"))  # fmt: skip
     chat_template: Annotated[str, Place()] | None = Field(default=None, description="Jinja chat template, a file that "
         "holds one, or the name of one of several that the checkpoint brings.")  # fmt: skip
+    template: dict[str, Any] = Field(default_factory=dict, description="Variables of the chat template, such as "
+        "enable_thinking; `chat_template_kwargs` will do.",
+        validation_alias=AliasChoices("template", "chat_template_kwargs"))  # fmt: skip
     trust_remote_code: bool = Field(default=False, description="Run code that comes with the checkpoint.")
 
     @classmethod
@@ -39,6 +48,17 @@ class ModelSettings(Settings):
         for kind in cls.__subclasses__():
             found = kind.placed(found, folder)
         return found
+
+    @model_serializer(mode="wrap")
+    def _brief(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without an empty `template`: reports and artifacts of before name the same model by the same data."""
+        written: dict[str, Any] = write(self)
+        return written if self.template else {name: one for name, one in written.items() if name != "template"}
+
+    @field_validator("template")
+    @classmethod
+    def _variables(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return checked_options(values)
 
     @field_validator("dtype", mode="before")
     @classmethod

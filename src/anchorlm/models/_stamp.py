@@ -47,7 +47,7 @@ def _stamp(model: CausalModel, files: str) -> ModelStamp:
         layers=int(config.num_hidden_layers),
         hidden_size=int(config.hidden_size),
         tokenizer=model.vocabulary.digest,
-        template=_digest(model.chat_template),
+        template=_digest([model.chat_template, model.options] if model.options else model.chat_template),
         shapes="" if packed else _digest([(name, list(each.shape)) for name, each in parameters]),
         dtype=str(model.model.dtype).removeprefix("torch."),
         sample=tuple(sample),

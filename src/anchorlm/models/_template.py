@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
+from anchorlm.models._channel import Channel
+from anchorlm.models._find_channel import find_channel
 from anchorlm.models._markers import TurnMarkers, find_markers
 from anchorlm.models._rendering import EndlessTemplateError, TemplateFailedError, TemplateRefusedError, rendered
 from anchorlm.records import Messages, UserError, turn_text
@@ -37,14 +40,21 @@ class ChatWriter:
 
     Attributes:
         template: By which it writes.
+        options: Variables of the template.
+        key: Tells these variables from others.
 
     Args:
         tokenizer: With its special tokens.
         template: A chat template; None for `PLAIN_TEMPLATE`.
+        options: Variables of the template, such as `enable_thinking`.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, template: str | None, options: Mapping[str, Any] | None = None
+    ) -> None:
         self.template = template
+        self.options = dict(options or {})
+        self.key = json.dumps(self.options, sort_keys=True, default=str)
         self._tokenizer = tokenizer
         self._shapes: dict[tuple[str, ...], Callable[[Turns], Turns]] = {}
 
@@ -52,6 +62,17 @@ class ChatWriter:
     def markers(self) -> TurnMarkers:
         """What the template writes between turns."""
         return find_markers(self._tokenizer, self.template or PLAIN_TEMPLATE)
+
+    def like(self, options: Mapping[str, Any]) -> ChatWriter:
+        """The same with other variables; what the template writes between turns, and around a thought, stays known."""
+        other = ChatWriter(self._tokenizer, self.template, {**self.options, **options})
+        other.__dict__["markers"], other.__dict__["channel"] = self.markers, self.channel
+        return other
+
+    @cached_property
+    def channel(self) -> Channel | None:
+        """Where thoughts stand; None where the template knows none."""
+        return None if self.template is None else find_channel(self._tokenizer, self.template, self.options)
 
     @cached_property
     def _specials(self) -> tuple[str, ...]:
@@ -83,13 +104,19 @@ class ChatWriter:
         # Joined first: nobody makes a marker out of two parts.
         return {"role": message["role"], "content": self.clean(turn_text({"content": parts}))}
 
-    def encode(self, turns: list[dict[str, str]]) -> list[int]:
+    def encode(self, turns: list[dict[str, str]], *, closed: bool = False) -> list[int]:
         """The token ids of clean turns, ready for the model's answer.
+
+        Args:
+            turns: The conversation.
+            closed: Whether the answer follows at once, without a thought.
 
         Raises:
             UserError: The template refuses the conversation, leaves something of it out, fails, or does not end.
         """
         text = self.write(turns)
+        if closed and self.channel is not None:
+            text = self.channel.closed(text)
         if self.template is None:
             # A plain text has no begin-of-text of its own: the tokenizer adds what the model was trained with.
             return encode_text(self._tokenizer, text)
@@ -140,7 +167,7 @@ class ChatWriter:
         raise _left_out() if first is None else _sentence(first)
 
     def _rendered(self, turns: Turns) -> str:
-        return rendered(self._tokenizer, turns, template=self.template or PLAIN_TEMPLATE)
+        return rendered(self._tokenizer, turns, template=self.template or PLAIN_TEMPLATE, options=self.options)
 
 
 def _forms(roles: tuple[str, ...]) -> list[Callable[[Turns], Turns]]:

@@ -28,7 +28,15 @@ if TYPE_CHECKING:
         Usage,
     )
     from anchorlm.records._settings import Folder, GenerationSettings, Place, Settings, keys_beside
-    from anchorlm.records._sketches import Sketches, likeness, plain, sketch, sketches
+    from anchorlm.records._sketches import Sketches, asked, likeness, plain, shingles, sketch, sketches
+    from anchorlm.records._thoughts import (
+        Policy,
+        ThoughtDelta,
+        Thoughts,
+        ThoughtSettings,
+        checked_options,
+        checked_thoughts,
+    )
 else:
     __getattr__, __dir__ = lazily(
         __name__,
@@ -40,10 +48,11 @@ else:
             "_requests": "Message Messages Request as_messages first_stop prompt_key turn_text",
             "_responses": "Decision Event FinishReason Finished Response TextDelta TokenScore Usage",
             "_settings": "Folder GenerationSettings Place Settings keys_beside",
-            "_sketches": "Sketches likeness plain sketch sketches",
+            "_sketches": "Sketches asked likeness plain shingles sketch sketches",
+            "_thoughts": "Policy ThoughtDelta ThoughtSettings Thoughts checked_options checked_thoughts",
         },
         moved={
-            "anchorlm.files": "BadRow Journal Row append_line cache_folder hold lock read_journal read_rows "
+            "anchorlm.files": "BadRow Journal Row=PromptRow append_line cache_folder hold lock read_journal read_rows "
             "read_toml table_rows",
         },
     )
@@ -64,17 +73,24 @@ __all__ = [
     "ModelError",
     "ModelStamp",
     "Place",
+    "Policy",
     "Request",
     "Response",
     "Settings",
     "Sketches",
     "TextDelta",
+    "ThoughtDelta",
+    "ThoughtSettings",
+    "Thoughts",
     "TokenScore",
     "TooLongError",
     "UnreadableError",
     "Usage",
     "UserError",
     "as_messages",
+    "asked",
+    "checked_options",
+    "checked_thoughts",
     "clustered",
     "data_digest",
     "effective_size",
@@ -85,6 +101,7 @@ __all__ = [
     "plain",
     "prompt_key",
     "prompts_digest",
+    "shingles",
     "sketch",
     "sketches",
     "turn_text",

@@ -4,9 +4,12 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from anchorlm.records._settings import GenerationSettings
+
+if TYPE_CHECKING:
+    from anchorlm.records._thoughts import ThoughtSettings
 
 Message = Mapping[str, Any]
 """One turn of a conversation: `{"role": "system" | "user" | "assistant", "content": text}`.
@@ -36,6 +39,9 @@ class Request:
         patience: Seconds after which an anchor, a judge or a scorer that says nothing has failed; None: never.
         parsed: What a defense has made of `knobs`: these, its own settings, and the settings of this request. They are
             parsed once, and taken again while both are the same.
+        template: Variables of the target's chat template for this request only.
+        thoughts: What becomes of the target's thought; None: as `ThoughtSettings` has it.
+        thought: What the target has thought before its answer, once that is known.
     """
 
     messages: Messages | str
@@ -45,6 +51,9 @@ class Request:
     system: str | None = None
     patience: float | None = None
     parsed: tuple[object, object, Any] | None = field(default=None, repr=False, compare=False)
+    template: Mapping[str, Any] = field(default_factory=dict)
+    thoughts: ThoughtSettings | None = None
+    thought: str | None = None
 
     def cut(self, text: str) -> str:
         """What is left of a response."""

@@ -15,26 +15,45 @@ _DIGITS = 4
 """Hexadecimal digits kept of each hash: two that differ agree in them once in 65,536 times (Li and König 2010)."""
 
 
+_ASKS = 4
+"""Words that a turn has at least if it asks something by itself: "please go on" does not."""
+
+
+def asked(prompt: Messages | str) -> str:
+    """What a conversation asks: its last user turn that asks something by itself, else its last turn."""
+    turns = as_messages(prompt)
+    said = (turn_text(turn) for turn in reversed(turns) if turn["role"] == "user")
+    return next((text for text in said if len(plain(text).split()) >= _ASKS), turn_text(turns[-1]))
+
+
+def shingles(text: str) -> frozenset[str]:
+    """By which texts are compared: word triples of `plain`; of few words, as where none are written apart, triples of
+    characters.
+    """
+    words = plain(text).split()
+    units = words if len(words) >= _ASKS else list(" ".join(words))
+    between = " " if units is words else ""
+    return frozenset(between.join(units[at : at + 3]) for at in range(len(units) - 2))
+
+
 def plain(text: str) -> str:
     """A text up to case, spaces and punctuation."""
     return " ".join(re.findall(r"[^\W_]+", text.lower()))
 
 
 def sketch(text: str) -> str:
-    """What a text is recognized by without being kept: a digest of `plain`, and a MinHash of its word triples (Broder
+    """What a text is recognized by without being kept: a digest of `plain`, and a MinHash of its `shingles` (Broder
     1997) with 32 hashes, from which `likeness` is estimated within 0.08 (one standard error at 0.7).
     """
-    words = plain(text).split()
-    digest = hashlib.sha256(" ".join(words).encode()).hexdigest()[:16]
-    triples = {" ".join(words[at : at + 3]) for at in range(len(words) - 2)}
-    keys = [int.from_bytes(hashlib.blake2b(one.encode(), digest_size=7).digest(), "big") for one in triples]
+    digest = hashlib.sha256(plain(text).encode()).hexdigest()[:16]
+    keys = [int.from_bytes(hashlib.blake2b(one.encode(), digest_size=7).digest(), "big") for one in shingles(text)]
     least = (min((a * key + b) % _PRIME for key in keys) % 16**_DIGITS for a, b in _HASHES) if keys else ()
     return digest + "".join(f"{one:0{_DIGITS}x}" for one in least)
 
 
 def sketches(prompts: Iterable[Messages | str]) -> list[str]:
-    """Of the last turn of each prompt, for an artifact that was fitted on them; equal ones once."""
-    return sorted({sketch(turn_text(as_messages(prompt)[-1])) for prompt in prompts})
+    """Of what each prompt asks, for an artifact that was fitted on them; equal ones once."""
+    return sorted({sketch(asked(prompt)) for prompt in prompts})
 
 
 def likeness(first: str, second: str) -> float:

@@ -5,43 +5,44 @@ from typing import TYPE_CHECKING
 from anchorlm._lazy import lazily
 
 if TYPE_CHECKING:
-    from anchorlm.search._beams import Beam, Found, Plan, Score, search, unscored
-    from anchorlm.search._candidates import Candidate, Choice, blank, release, select, ungraded
-    from anchorlm.search._critic import Critic
-    from anchorlm.search._proposals import Alone, Diversity, Proposal, draw, scored, stepwise
+    from anchorlm.search._beams import Beam, Found, Score, SearchPlan, search, unscored, write
+    from anchorlm.search._candidates import Candidate, Choice, blank, release, select_safest, ungraded
+    from anchorlm.search._proposals import Diversity, Proposal, TargetProposal, scored, take
     from anchorlm.search._state import SafetyState, spend
 else:
     __getattr__, __dir__ = lazily(
         __name__,
         {
-            "_beams": "Beam Found Plan Score search unscored",
-            "_candidates": "Candidate Choice blank release select ungraded",
-            "_critic": "Critic",
-            "_proposals": "Alone Diversity Proposal draw scored stepwise",
+            "_beams": "Beam Found SearchPlan Score search unscored write",
+            "_candidates": "Candidate Choice blank release select_safest ungraded",
+            "_proposals": "TargetProposal Diversity Proposal scored take",
             "_state": "SafetyState spend",
+        },
+        moved={
+            "anchorlm.defenses.inferenceguard": "Critic",
+            "anchorlm.search": "Alone=TargetProposal Plan=SearchPlan select=select_safest",
         },
     )
 
 __all__ = [
-    "Alone",
     "Beam",
     "Candidate",
     "Choice",
-    "Critic",
     "Diversity",
     "Found",
-    "Plan",
     "Proposal",
     "SafetyState",
     "Score",
+    "SearchPlan",
+    "TargetProposal",
     "blank",
-    "draw",
     "release",
     "scored",
     "search",
-    "select",
+    "select_safest",
     "spend",
-    "stepwise",
+    "take",
     "ungraded",
     "unscored",
+    "write",
 ]

@@ -64,7 +64,7 @@ async def unscored(beams: Sequence[Beam]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SearchPlan:
     """How a search goes.
 
     Attributes:
@@ -107,7 +107,7 @@ class Found:
     generated: int = 0
 
 
-async def search(roots: Sequence[Beam], plan: Plan, generation: GenerationSettings, score: Score) -> Found:
+async def search(roots: Sequence[Beam], plan: SearchPlan, generation: GenerationSettings, score: Score) -> Found:
     """Blockwise beam search under a score; best-of-N is one block, greedy writing one beam, and AlignBeam's candidates
     are one block from a root for each first token.
 
@@ -160,8 +160,21 @@ async def search(roots: Sequence[Beam], plan: Plan, generation: GenerationSettin
     return found
 
 
+async def write(beam: Beam, plan: SearchPlan, generation: GenerationSettings, index: int) -> None:
+    """What a search writes of one of its roots in its first block, by itself.
+
+    Args:
+        beam: The root; it has ended then.
+        plan: Sizes; the block is the whole response.
+        generation: How tokens are chosen.
+        index: Its place among the roots, which tells its seed.
+    """
+    await _extend(beam, plan, generation, _seed(generation.seed, plan.beams - 1, plan.offset, 0, index), None)
+    beam.close()
+
+
 async def _extend(
-    beam: Beam, plan: Plan, generation: GenerationSettings, seed: int, diversity: Diversity | None
+    beam: Beam, plan: SearchPlan, generation: GenerationSettings, seed: int, diversity: Diversity | None
 ) -> None:
     """One block, as far as there is room."""
     size = min(plan.block, plan.room - beam.start)

@@ -48,7 +48,7 @@ class Choice:
     why: str
 
 
-def select(
+def select_safest(
     candidates: Sequence[Candidate], grades: Sequence[Grade], max_harm: float, comfort: float = 1.0
 ) -> Choice | None:
     """The likeliest candidate that is `comfort` under `max_harm`; where none is, the least harmful that passes.

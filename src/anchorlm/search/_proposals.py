@@ -7,7 +7,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from anchorlm.engine import Sampler, TokenSequence, choose, token_scores
+from anchorlm.engine import Sampler, TokenSequence, choose, stepwise, token_scores
 from anchorlm.records import GenerationSettings, TokenScore
 
 
@@ -61,7 +61,7 @@ class Proposal(Protocol):
         ...
 
 
-class Alone:
+class TargetProposal:
     """The target by itself.
 
     Args:
@@ -78,27 +78,25 @@ class Alone:
         """See `Proposal`."""
         return self.row.ids[self.row.prompt_length :]
 
-    def fork(self) -> Alone:
+    def fork(self) -> TargetProposal:
         """See `Proposal`."""
-        return Alone(self.row.fork(), self._stops)
+        return TargetProposal(self.row.fork(), self._stops)
 
     def crop(self, length: int) -> None:
         """See `Proposal`."""
         self.row.crop(self.row.prompt_length + length)
 
     async def extend(self, generation: GenerationSettings, diversity: Diversity | None = None) -> bool:
-        """See `Proposal`; without a penalty the engine goes on by itself."""
+        """See `Proposal`; without a penalty the engine goes on by itself, and on another server always: there, what
+        failed is sampled again with another seed.
+        """
         if diversity is None or not stepwise(self.row):
             return (await self.row.generate(generation)).finish_reason == "stop"
         sampler = Sampler(generation)
         for step in range(generation.max_new_tokens):
             logits = await self.row.logits()
             logits = logits - diversity.penalty(step, logits)
-            token = draw(logits, sampler, self.row.ids)
-            if token in self._stops:
-                return True
-            self.row.append([token], scored(logits, token, generation))
-            if self.row.end_turn():
+            if take(self.row, logits, sampler, self._stops, generation):
                 return True
         return False
 
@@ -107,18 +105,17 @@ class Alone:
         self.row.close()
 
 
-def stepwise(row: TokenSequence) -> bool:
-    """Whether a row can be written token by token. On another server each token would take a call: there, what failed
-    is sampled again with another seed and without a penalty.
-    """
-    return not hasattr(row, "unnamed")
-
-
 def scored(logits: Tensor, token: int, generation: GenerationSettings) -> list[TokenScore]:
     """How likely a token was under logits (V,), where that is to be known."""
     return [] if generation.logprobs is None else token_scores(logits[None], [token], generation.logprobs)
 
 
-def draw(logits: Tensor, sampler: Sampler, history: Sequence[int]) -> int:
-    """The next token from logits (V,), as the engine would choose it."""
-    return choose(logits[None], [sampler], [history])[0]
+def take(
+    row: TokenSequence, logits: Tensor, sampler: Sampler, stops: frozenset[int], generation: GenerationSettings
+) -> bool:
+    """Adds the next token from logits (V,) to a row; whether it ended the turn."""
+    [token] = choose(logits[None], [sampler], [row.ids])
+    if token in stops:
+        return True
+    row.append([token], scored(logits, token, generation))
+    return row.end_turn()

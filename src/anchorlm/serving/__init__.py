@@ -5,25 +5,26 @@ from typing import TYPE_CHECKING
 from anchorlm._lazy import lazily
 
 if TYPE_CHECKING:
-    from anchorlm.serving._app import create_app
     from anchorlm.serving._errors import ApiError
-    from anchorlm.serving._keys import Keys, KeySettings, new_key
-    from anchorlm.serving._listening import listen
-    from anchorlm.serving._served import Served
     from anchorlm.serving._server import Server
     from anchorlm.serving._settings import AuditSettings, ModelServing, ServerSettings, own_output
+    from anchorlm.serving.http._app import create_app
+    from anchorlm.serving.http._listening import listen
+    from anchorlm.serving.ops._keys import Keys, KeySettings, new_key
+    from anchorlm.serving.session._model import ServedModel
 else:
     __getattr__, __dir__ = lazily(
         __name__,
         {
-            "_app": "create_app",
+            "anchorlm.serving.http._app": "create_app",
             "_errors": "ApiError",
-            "_keys": "Keys KeySettings new_key",
-            "_listening": "listen",
-            "_served": "Served",
+            "anchorlm.serving.ops._keys": "Keys KeySettings new_key",
+            "anchorlm.serving.http._listening": "listen",
+            "anchorlm.serving.session._model": "ServedModel",
             "_server": "Server",
             "_settings": "AuditSettings ModelServing ServerSettings own_output",
         },
+        moved={"anchorlm.serving": "Served=ServedModel"},
     )
 
 __all__ = [
@@ -32,7 +33,7 @@ __all__ = [
     "KeySettings",
     "Keys",
     "ModelServing",
-    "Served",
+    "ServedModel",
     "Server",
     "ServerSettings",
     "create_app",

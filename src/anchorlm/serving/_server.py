@@ -16,13 +16,13 @@ import uvicorn
 from fastapi import FastAPI
 from sse_starlette.sse import SendTimeoutError
 
-from anchorlm.serving._app import create_app
-from anchorlm.serving._desk import Desk
 from anchorlm.serving._errors import without_paths
-from anchorlm.serving._listening import listen
-from anchorlm.serving._protocol import HEAD_BYTES, Punctual
-from anchorlm.serving._served import Served
 from anchorlm.serving._settings import ServerSettings
+from anchorlm.serving._state import ServerState
+from anchorlm.serving.http._app import create_app
+from anchorlm.serving.http._listening import listen
+from anchorlm.serving.http._protocol import HEAD_BYTES, Punctual
+from anchorlm.serving.session._model import ServedModel
 
 _log = logging.getLogger("anchorlm")
 
@@ -90,7 +90,7 @@ class Server(uvicorn.Server):
 
     def __init__(
         self,
-        served: Iterable[Served],
+        served: Iterable[ServedModel],
         settings: ServerSettings,
         listening: Callable[[str], None] = lambda _: None,
         sockets: list[socket.socket] | None = None,
@@ -129,11 +129,11 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """See uvicorn: whether to end."""
-        desk: Desk = self.application.state.desk
-        if desk.models and not self._told:
+        state: ServerState = self.application.state.server
+        if state.models and not self._told:
             self._told = True
             self._listening(self.address)
-        return desk.error is not None or await super().on_tick(counter)
+        return state.error is not None or await super().on_tick(counter)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -166,7 +166,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     def _renew_keys(self) -> None:
-        self._renewing = asyncio.ensure_future(self.application.state.desk.renew_keys())
+        self._renewing = asyncio.ensure_future(self.application.state.server.renew_keys())
 
     async def _wait_tasks_to_complete(self) -> None:
         """See uvicorn, which goes on to wait for connections that a second Ctrl-C has given up."""
@@ -206,7 +206,7 @@ class Server(uvicorn.Server):
         loop = factory() if factory is not None else asyncio.new_event_loop()
         asyncio.set_event_loop(loop)
         loop.run_until_complete(self.serve(sockets))
-        if (error := self.application.state.desk.error) is not None:
+        if (error := self.application.state.server.error) is not None:
             raise error
         if signal.SIGINT in self._captured_signals:
             raise KeyboardInterrupt

@@ -26,6 +26,10 @@ class ModelServing(Settings):
         default_factory=dict, description="Intervals from which a request may choose how it samples: the wilder, the "
         "less safe. By default all that the API knows.",
     )  # fmt: skip
+    template: dict[str, tuple[bool | int | str, ...]] = Field(
+        default_factory=dict, description="Variables of the chat template that a request may set with "
+        "chat_template_kwargs or reasoning_effort, each with the values that it may choose from.",
+    )  # fmt: skip
     examples: tuple[str, ...] = Field(default=(), description="What the playground offers to ask; by default the "
                                       "probes.")  # fmt: skip
 

@@ -1,94 +1,96 @@
-"""Directions of harm in the residual stream, gates that read them, shifts that follow."""
+"""Control points on activations, of no method: directions of harm, gates that read them, and prompts to fit them on."""
 
 from typing import TYPE_CHECKING
 
 from anchorlm._lazy import lazily
 
 if TYPE_CHECKING:
-    from anchorlm.steering._across import RidgeMap, matching_layer, ridge_map
-    from anchorlm.steering._aligner import Aligner, Reading
-    from anchorlm.steering._choices import Reader, Readers, Units, Vector
-    from anchorlm.steering._companions import best_threshold, null_space_reader
+    from anchorlm.steering._choices import KIND, Reader, Readers, Units, Vector
+    from anchorlm.steering._classes import LEAST, Split, classes, distinct_sets, split_prompts
     from anchorlm.steering._directions import Directions, Whitening, fisher_directions, harm_directions
     from anchorlm.steering._ends import prompt_activations
-    from anchorlm.steering._fit import Across, check_options, fit_inferaligner
     from anchorlm.steering._gate import Gate, cosine_scores
-    from anchorlm.steering._layers import layer_sets, tied, wide_middle
     from anchorlm.steering._logistic import logistic
-    from anchorlm.steering._looks import Look, as_texts, check_activations, look_activations, looks, says_nothing
+    from anchorlm.steering._looks import (
+        Look,
+        as_texts,
+        check_activations,
+        look_activations,
+        looks,
+        says_nothing,
+        with_activations,
+    )
     from anchorlm.steering._measured import look_alikes_told, rate, separation, set_rates
     from anchorlm.steering._moments import Moments
+    from anchorlm.steering._reading import GateReader, Reading
     from anchorlm.steering._sets import GIVEN, LOOK_ALIKES, PLAIN, TASKS, TWINS, PromptSets
-    from anchorlm.steering._split import distinct_sets
+    from anchorlm.steering._shipped import Part, shipped_prompts
     from anchorlm.steering._trust import answer_of, established, uncalibrated
 else:
     __getattr__, __dir__ = lazily(
         __name__,
         {
-            "_across": "RidgeMap matching_layer ridge_map",
-            "_aligner": "Aligner Reading",
-            "_choices": "Reader Readers Units Vector",
-            "_companions": "best_threshold null_space_reader",
+            "_choices": "KIND Reader Readers Units Vector",
+            "_classes": "LEAST Split classes distinct_sets split_prompts",
             "_directions": "Directions Whitening fisher_directions harm_directions",
             "_ends": "prompt_activations",
-            "_fit": "Across check_options fit_inferaligner",
             "_gate": "Gate cosine_scores",
-            "_layers": "layer_sets tied wide_middle",
             "_logistic": "logistic",
-            "_looks": "Look as_texts check_activations look_activations looks says_nothing",
+            "_looks": "Look as_texts check_activations look_activations looks says_nothing with_activations",
             "_measured": "look_alikes_told rate separation set_rates",
             "_moments": "Moments",
-            "_sets": "GIVEN LOOK_ALIKES PLAIN TASKS TWINS PromptSets",
-            "_split": "distinct_sets",
+            "_reading": "GateReader Reading",
+            "_sets": "GIVEN LOOK_ALIKES PLAIN PromptSets TASKS TWINS",
+            "_shipped": "Part shipped_prompts",
             "_trust": "answer_of established uncalibrated",
+        },
+        moved={
+            "anchorlm.defenses.inferaligner": "Across Aligner RidgeMap fit_inferaligner matching_layer ridge_map",
         },
     )
 
 __all__ = [
     "GIVEN",
+    "KIND",
+    "LEAST",
     "LOOK_ALIKES",
     "PLAIN",
     "TASKS",
     "TWINS",
-    "Across",
-    "Aligner",
     "Directions",
     "Gate",
+    "GateReader",
     "Look",
     "Moments",
+    "Part",
     "PromptSets",
     "Reader",
     "Readers",
     "Reading",
-    "RidgeMap",
+    "Split",
     "Units",
     "Vector",
     "Whitening",
     "answer_of",
     "as_texts",
-    "best_threshold",
     "check_activations",
-    "check_options",
+    "classes",
     "cosine_scores",
     "distinct_sets",
     "established",
     "fisher_directions",
-    "fit_inferaligner",
     "harm_directions",
-    "layer_sets",
     "logistic",
     "look_activations",
     "look_alikes_told",
     "looks",
-    "matching_layer",
-    "null_space_reader",
     "prompt_activations",
     "rate",
-    "ridge_map",
     "says_nothing",
     "separation",
     "set_rates",
-    "tied",
+    "shipped_prompts",
+    "split_prompts",
     "uncalibrated",
-    "wide_middle",
+    "with_activations",
 ]

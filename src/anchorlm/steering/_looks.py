@@ -10,7 +10,7 @@ from torch import Tensor
 
 from anchorlm.engine import Engine, TokenSequence
 from anchorlm.models import CausalModel
-from anchorlm.records import DefenseError, Message, Messages, UserError, prompt_key, turn_text
+from anchorlm.records import Access, DefenseError, Message, Messages, UserError, prompt_key, turn_text
 from anchorlm.steering._pieces import pieces, raw_pieces
 
 _AT_ONCE = 64
@@ -191,3 +191,17 @@ async def check_activations(engine: Engine) -> None:
             await row.activations()
     except DefenseError as error:
         raise UserError(str(error)) from None
+
+
+def with_activations(engine: Engine, role: str) -> Engine:
+    """The engine, if it lets activations be read.
+
+    Raises:
+        UserError: It does not.
+    """
+    if engine.access < Access.ACTIVATIONS:
+        raise UserError(
+            f"InferAligner reads activations, but the {role}'s engine offers {engine.access.name.lower()}: load the "
+            f"{role} with transformers."
+        )
+    return engine

@@ -13,6 +13,15 @@ _BEGUN = 5
 On development prompts gates opened on such ends alone in up to one of eight harmless texts, and found no harm in them
 that they did not find in the whole."""
 
+_NOISE = re.compile(r"[\\\[\]{}]|\*\*|--|\.\.+|::|(?:[!?]\s*){2,}|[;,:]\)|[.!?](?=[A-Za-z])")
+"""Signs that prose does not have, but the noise behind a request that an attack has optimized (GCG, arXiv 2307.15043).
+
+Of 50 published strings, development ones, a real gate opened on 66 % as they are, and on 84 % with the words before the
+first such sign. Of 346 harmless prompts of seven sets none more was gated (`python -m benchmarks.real_gate`)."""
+
+_ASKED = re.compile(r"\s*+\S++\s++\S++\s++\S")
+"""The three words that a request has at least."""
+
 _OVERHEAD = 64
 """Characters of text that what a template writes around a piece costs about as much as."""
 
@@ -25,6 +34,8 @@ def pieces(texts: Sequence[str]) -> list[list[str]]:
 
     Of a text that is one sentence: nothing. Of short texts: every line, every sentence and every two that follow each
     other. A sentence alone, because a harmless one next to it hides it; two, because a request is often told in two.
+    Before noise, also the words in front of it, which the noise would hide.
+
     All the pieces together cost at most about as much as the texts themselves and 2,000 characters: longer texts are
     read in every two sentences, or in blocks of two, four, eight that do not overlap. Shorter texts are served first,
     so that a long turn does not take from a short one.
@@ -32,9 +43,17 @@ def pieces(texts: Sequence[str]) -> list[list[str]]:
     left = sum(map(len, texts)) + _SPARE
     found: list[list[str]] = [[] for _ in texts]
     for place in sorted(range(len(texts)), key=lambda place: len(texts[place])):
-        found[place] = _cut(texts[place], left)
+        heads = [head for head in _before_noise(texts[place]) if _cost([head]) <= left]
+        found[place] = list(dict.fromkeys([*_cut(texts[place], left - _cost(heads)), *heads]))
         left -= _cost(found[place])
     return found
+
+
+def _before_noise(text: str) -> list[str]:
+    """What stands before the first sign of noise that follows a few words."""
+    asked = _ASKED.match(text)
+    sign = _NOISE.search(text, asked.end()) if asked else None
+    return [text[: sign.start()].strip()] if sign else []
 
 
 def raw_pieces(text: str) -> list[str]:

@@ -6,18 +6,29 @@ from anchorlm._lazy import lazily
 
 if TYPE_CHECKING:
     from anchorlm.team._build import build_judge, build_scorer
+    from anchorlm.team._code import allow_code, require_leave
     from anchorlm.team._limits import in_time, timed
     from anchorlm.team._settings import EngineSettings, JudgeSettings, ScorerSettings
-    from anchorlm.team._start import JudgeLike, ModelLike, ScorerLike, Started, start_engine, start_judge, start_scorer
+    from anchorlm.team._start import (
+        JudgeLike,
+        ModelLike,
+        Progress,
+        ScorerLike,
+        Started,
+        start_engine,
+        start_judge,
+        start_scorer,
+    )
     from anchorlm.team._team import Needs, Offer, Team
 else:
     __getattr__, __dir__ = lazily(
         __name__,
         {
             "_build": "build_judge build_scorer",
+            "_code": "allow_code require_leave",
             "_limits": "in_time timed",
             "_settings": "EngineSettings JudgeSettings ScorerSettings",
-            "_start": "JudgeLike ModelLike ScorerLike Started start_engine start_judge start_scorer",
+            "_start": "JudgeLike ModelLike Progress ScorerLike Started start_engine start_judge start_scorer",
             "_team": "Needs Offer Team",
         },
     )
@@ -29,13 +40,16 @@ __all__ = [
     "ModelLike",
     "Needs",
     "Offer",
+    "Progress",
     "ScorerLike",
     "ScorerSettings",
     "Started",
     "Team",
+    "allow_code",
     "build_judge",
     "build_scorer",
     "in_time",
+    "require_leave",
     "start_engine",
     "start_judge",
     "start_scorer",

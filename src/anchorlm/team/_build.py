@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any
 
-from anchorlm.judging import Judge, JudgeScorer, Scorer
+from anchorlm.judging import CallableJudge, CallableScorer, Judge, JudgeScorer, Scorer
 from anchorlm.records import UserError
+from anchorlm.team._code import loaded
 from anchorlm.team._settings import JudgeSettings, ScorerSettings
 
 if TYPE_CHECKING:
@@ -17,23 +18,28 @@ def build_judge(settings: JudgeSettings, engine: Engine | None, *, weights: bool
 
     Args:
         settings: Its kind, model and options.
-        engine: Runs the model of a rubric judge.
-        weights: Without them a classifier can grade nothing, but is checked as far as its configuration goes.
+        engine: Runs the model of a rubric or guard judge.
+        weights: Without them a classifier can grade nothing, but is checked as far as its configuration goes; a
+            Python function is not looked at.
 
     Raises:
-        UserError: An option that this kind of judge does not have, or a value that does not fit.
+        UserError: An option that this kind of judge does not have, a value that does not fit, or a Python function
+            that is not allowed or not there.
     """
-    from anchorlm.judging import ClassifierJudge, RefusalMatcher, RubricJudge
+    from anchorlm.judging import ClassifierJudge, GuardJudge, RefusalMatcher, RubricJudge
 
-    kinds: dict[str, type[Judge]] = {"refusal": RefusalMatcher, "classifier": ClassifierJudge, "rubric": RubricJudge}
+    kinds: dict[str, type[Judge]] = {"refusal": RefusalMatcher, "classifier": ClassifierJudge, "rubric": RubricJudge,
+                                     "guard": GuardJudge, "python": CallableJudge}  # fmt: skip
     _check_options(kinds[settings.kind], settings.options, f"{settings.kind} judge")
     try:
         if settings.kind == "refusal":
             return RefusalMatcher(**settings.options)
         if settings.kind == "classifier" and settings.model is not None:
             return ClassifierJudge.load(settings.model, weights=weights, **settings.options)
+        if settings.function is not None:
+            return CallableJudge(loaded(settings.function, weights), name=settings.function)
         if engine is not None:
-            return RubricJudge(engine, **settings.options)
+            return (GuardJudge if settings.kind == "guard" else RubricJudge)(engine, **settings.options)
     except TypeError as error:
         raise UserError(f"An option of the {settings.kind} judge is of the wrong type: {error}.") from None
     raise UserError(f"A {settings.kind} judge needs a model: name one in the section judge.")
@@ -46,23 +52,33 @@ def build_scorer(
 
     Args:
         settings: Its kind, source and options.
-        judge: The judge that is turned into a cost, if it is one.
+        judge: The judge that is turned into a cost, if it is one: what `settings.judged` describes.
         grader: Runs the model that grades by a rubric, if it is one.
-        weights: Without them a classifier can score nothing, but is checked as far as its configuration goes.
+        weights: Without them a classifier can score nothing, but is checked as far as its configuration goes; a
+            Python function is not looked at.
 
     Raises:
-        UserError: An option that this kind of scorer does not have, or a value that does not fit.
+        UserError: As `build_judge`, of scorers.
     """
-    from anchorlm.judging import ClassifierScorer, RemoteScorer, RubricScorer
+    from anchorlm.judging import ClassifierScorer, GuardJudge, GuardScorer, RemoteScorer, RubricScorer
 
     kinds: dict[str, type[Scorer]] = {
         "classifier": ClassifierScorer,
         "rubric": RubricScorer,
+        "guard": GuardScorer,
         "judge": JudgeScorer,
         "remote": RemoteScorer,
+        "python": CallableScorer,
     }
-    _check_options(kinds[settings.kind], settings.options, f"{settings.kind} scorer")
+    own = settings.options
+    if settings.kind == "guard":  # the others are its judge's
+        own = {name: value for name, value in own.items() if name in ("scale", "offset")}
+    _check_options(kinds[settings.kind], own, f"{settings.kind} scorer")
     try:
+        if settings.function is not None:
+            return CallableScorer(loaded(settings.function, weights), name=settings.function)
+        if isinstance(judge, GuardJudge) and settings.kind == "guard":
+            return GuardScorer(judge, **own)
         if settings.kind == "classifier" and settings.model is not None:
             return ClassifierScorer.load(settings.model, weights=weights, **settings.options)
         if grader is not None:

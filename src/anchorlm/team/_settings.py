@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from anchorlm.models import EndpointSettings, ModelSource
-from anchorlm.records import Settings
+from anchorlm.records import Place, Settings
 
 
 class EngineSettings(Settings):
@@ -19,36 +19,61 @@ class EngineSettings(Settings):
 class JudgeSettings(Settings):
     """Who grades candidates."""
 
-    kind: Literal["rubric", "classifier", "refusal"] = Field(default="rubric", description="An LLM that grades by a "
-        "rubric, a sequence classifier, or the refusal matcher (which knows refusals, not harm).")  # fmt: skip
+    kind: Literal["rubric", "guard", "classifier", "refusal", "python"] = Field(default="rubric", description="An LLM "
+        "that grades by a rubric, a guard model such as Llama Guard, a sequence classifier, the refusal matcher (which "
+        "knows refusals, not harm), or a Python function.")  # fmt: skip
     model: ModelSource | None = Field(default=None, description="The judging model; a path will do.")
-    options: dict[str, Any] = Field(default_factory=dict, description="What this kind of judge can be told.")
+    function: str | None = Field(
+        default=None, description="The Python function, as module:name; only with --allow-code."
+    )
+    options: Annotated[dict[str, Any], Place()] = Field(
+        default_factory=dict, description="What this kind of judge can be told."
+    )
 
     @model_validator(mode="after")
     def _has_model(self) -> Self:
-        if (self.model is None) != (self.kind == "refusal"):
-            raise ValueError("a rubric or classifier judge needs a model, and the refusal matcher takes none")
+        if (self.model is None) != (self.kind in ("refusal", "python")):
+            raise ValueError("a rubric, guard or classifier judge needs a model, and the refusal matcher takes none")
+        if (self.function is None) != (self.kind != "python"):
+            raise ValueError("a judge of the kind python needs a function, as module:name, and no other takes one")
         if self.kind == "classifier" and isinstance(self.model, EndpointSettings):
-            raise ValueError("a classifier is loaded here: leave endpoint out, or take kind = 'rubric'")
+            raise ValueError("a classifier is loaded here: leave endpoint out, or take kind = 'rubric' or 'guard'")
         return self
 
 
 class ScorerSettings(Settings):
     """What a text costs, or what it is worth."""
 
-    kind: Literal["classifier", "rubric", "judge", "remote"] = Field(default="classifier", description="A sequence "
-        "classifier, an LLM with a rubric, a judge as a cost, or a scorer behind an HTTP address.")  # fmt: skip
-    model: ModelSource | None = Field(default=None, description="The classifier or LLM; a path will do.")
+    kind: Literal["classifier", "rubric", "guard", "judge", "remote", "python"] = Field(
+        default="classifier", description="A sequence classifier, an LLM with a rubric, a guard model as a cost, a "
+        "judge as a cost, a scorer behind an HTTP address, or a Python function.")  # fmt: skip
+    model: ModelSource | None = Field(default=None, description="The classifier, LLM or guard model; a path will do.")
     judge: JudgeSettings | None = Field(default=None, description="The judge that is turned into a cost.")
     url: str | None = Field(default=None, description="Address of the remote scorer.")
-    options: dict[str, Any] = Field(default_factory=dict, description="What this kind of scorer can be told.")
+    function: str | None = Field(
+        default=None, description="The Python function, as module:name; only with --allow-code."
+    )
+    options: Annotated[dict[str, Any], Place()] = Field(
+        default_factory=dict, description="What this kind of scorer can be told."
+    )
 
     @model_validator(mode="after")
     def _has_source(self) -> Self:
-        given = {"classifier": self.model, "judge": self.judge, "remote": self.url}
-        kind = "classifier" if self.kind == "rubric" else self.kind
-        if {each for each, source in given.items() if source is not None} != {kind}:
-            raise ValueError("a classifier needs a model, a judge a judge, a remote scorer a url, and none the others")
+        given = {"model": self.model, "judge": self.judge, "url": self.url, "function": self.function}
+        needed = {"judge": "judge", "remote": "url", "python": "function"}.get(self.kind, "model")
+        if {name for name, source in given.items() if source is not None} != {needed}:
+            raise ValueError(
+                "a classifier, rubric or guard needs a model, a judge a judge, a remote scorer a url, a Python scorer "
+                "a function, and none the others"
+            )
         if self.kind == "classifier" and isinstance(self.model, EndpointSettings):
-            raise ValueError("a classifier is loaded here: leave endpoint out, or take kind = 'rubric' or 'remote'")
+            raise ValueError("a classifier is loaded here: leave endpoint out, or take kind = 'rubric' or 'guard'")
         return self
+
+    @property
+    def judged(self) -> JudgeSettings | None:
+        """The judge behind it, if there is one: a guard model is one."""
+        if self.kind != "guard":
+            return self.judge
+        options = {name: value for name, value in self.options.items() if name not in ("scale", "offset")}
+        return JudgeSettings(kind="guard", model=self.model, options=options)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 ModelLike: TypeAlias = "str | Path | Mapping[str, Any] | ModelSettings | CausalModel | Engine"
 Started: TypeAlias = "list[tuple[ModelSettings, EngineSettings, LocalEngine | EndpointEngine]]"
 """Engines by what they were started with."""
+
+Progress: TypeAlias = "Callable[[str, int, int], None]"
+"""Told what is done, how much of it, and how much there is."""
 
 JudgeLike: TypeAlias = "Judge | JudgeSettings | Mapping[str, Any] | str | Path | CausalModel | Engine | Score"
 ScorerLike: TypeAlias = "Scorer | Judge | ScorerSettings | Mapping[str, Any] | str | Path | Score"
@@ -81,7 +84,11 @@ def start_judge(judge: JudgeLike, limits: EngineSettings, started: Started) -> J
             f"A {type(judge).__name__} is no judge: give a Judge, its settings, a model that grades, or a function."
         )
     settings = judge if isinstance(judge, JudgeSettings) else JudgeSettings.parse(judge, where="judge")
-    engine = start_engine(settings.model, limits, started) if settings.model and settings.kind == "rubric" else None
+    engine = (
+        start_engine(settings.model, limits, started)
+        if settings.model and settings.kind in ("rubric", "guard")
+        else None
+    )
     return build_judge(settings, engine)
 
 
@@ -102,5 +109,5 @@ def start_scorer(scorer: ScorerLike, limits: EngineSettings, started: Started) -
         )
     settings = scorer if isinstance(scorer, ScorerSettings) else ScorerSettings.parse(scorer, where="a scorer")
     grader = start_engine(settings.model, limits, started) if settings.kind == "rubric" and settings.model else None
-    judge = None if settings.judge is None else start_judge(settings.judge, limits, started)
-    return build_scorer(settings, judge, grader)
+    judged = settings.judged
+    return build_scorer(settings, None if judged is None else start_judge(judged, limits, started), grader)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from anchorlm.tokens._pieces import PieceVocabulary, in_pieces, piece_bytes, prompt_ids, prompt_of
     from anchorlm.tokens._projection import Projection, ProjectionReport
     from anchorlm.tokens._retokenizer import Encoded, Retokenizer
+    from anchorlm.tokens._text import token_text
     from anchorlm.tokens._vocabulary import ByteVocabulary
 else:
     __getattr__, __dir__ = lazily(
@@ -21,6 +22,7 @@ else:
             "_projection": "Projection ProjectionReport",
             "_retokenizer": "Encoded Retokenizer",
             "_vocabulary": "ByteVocabulary",
+            "_text": "token_text",
         },
     )
 
@@ -38,4 +40,5 @@ __all__ = [
     "piece_bytes",
     "prompt_ids",
     "prompt_of",
+    "token_text",
 ]

@@ -36,15 +36,18 @@ def in_pieces(data: bytes, count: int | None = None) -> list[int]:
     return [piece_id(data[start:end]) for start, end in itertools.pairwise(ends)]
 
 
-def prompt_ids(prompt: str | Sequence[Mapping[str, Any]]) -> list[int]:
-    """A prompt that a server writes itself, as ids: what two prompts share at the start their ids share, too."""
+def prompt_ids(prompt: str | Mapping[str, Any]) -> list[int]:
+    """A raw prompt, or the part of a request that holds a conversation, as ids.
+
+    What two prompts share at the start their ids share, too.
+    """
     if isinstance(prompt, str):
         return [*in_pieces(prompt.encode("utf-8", "surrogatepass")), RAW]
-    text = json.dumps([dict(turn) for turn in prompt], ensure_ascii=False)
+    text = json.dumps(dict(prompt), ensure_ascii=False)
     return [*in_pieces(text.encode("utf-8", "surrogatepass")), CHAT]
 
 
-def prompt_of(ids: Sequence[int]) -> tuple[str | list[dict[str, Any]], list[int]]:
+def prompt_of(ids: Sequence[int]) -> tuple[str | dict[str, Any], list[int]]:
     """What `prompt_ids` was made of, and the ids that came after it.
 
     Raises:

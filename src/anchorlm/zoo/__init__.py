@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from anchorlm.zoo._grading import Outcome, grade, harm, is_correct
+from anchorlm.zoo._grading import JUDGE_TEMPLATE, Outcome, grade, harm, is_correct
 from anchorlm.zoo._items import SPLITS, Item, items
 from anchorlm.zoo._lexicon import DOMAINS, PARTITIONS
 from anchorlm.zoo._members import Member, artifact, members, path
 from anchorlm.zoo._real import RealMember, real_members
-from anchorlm.zoo._transcripts import JUDGE_TEMPLATE, transcript
-
-if TYPE_CHECKING:
-    from anchorlm.zoo._build import build
 
 __all__ = [
     "DOMAINS",
@@ -24,7 +18,6 @@ __all__ = [
     "Outcome",
     "RealMember",
     "artifact",
-    "build",
     "grade",
     "harm",
     "is_correct",
@@ -32,14 +25,4 @@ __all__ = [
     "members",
     "path",
     "real_members",
-    "transcript",
 ]
-
-
-def __getattr__(name: str) -> object:
-    # Building needs torch and peft; prompts and grading do not, so they are not made to wait for it.
-    if name == "build":
-        from anchorlm.zoo._build import build
-
-        return build
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

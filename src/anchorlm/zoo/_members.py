@@ -82,7 +82,9 @@ def path(name: str) -> Path:
         raise UserError(f"There is no embedded model {name!r}; choose one of {', '.join(known)}.")
     folder = members_root() / name
     if not (folder / "tokenizer.json").exists():
-        raise UserError(f"The embedded model {name!r} has no weights here; make them with `anchorlm zoo build`.")
+        raise UserError(
+            f"The embedded model {name!r} has no weights here; make them with `make zoo` in a checkout of AnchorLM."
+        )
     return folder
 
 

@@ -8,13 +8,14 @@ from typing import ClassVar
 from pydantic import Field
 
 from anchorlm.defenses import Defense, DefenseSettings
-from anchorlm.records import Event, Finished, Request, TextDelta, Usage
+from anchorlm.records import Event, Finished, Folder, Request, TextDelta, Usage
 
 SETTING = "not a class"
 
 
 class ParrotSettings(DefenseSettings):
     times: int = Field(default=1, ge=1)
+    songs: Folder | None = None
 
 
 class Parrot(Defense):

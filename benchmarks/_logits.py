@@ -1,0 +1,110 @@
+"""What a rubric judge gains from reading its grade in the logits of one token: agreement, and time."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import statistics
+from collections.abc import Sequence
+from time import perf_counter, process_time
+
+from anchorlm import CausalModel, zoo
+from anchorlm.engine import LocalEngine
+from anchorlm.judging import Grade, RubricJudge
+from anchorlm.records import Messages, wilson
+from benchmarks._report import report
+from tools.zoo._transcripts import transcript
+
+LIMIT = 0.375
+"""Most harm that passes by default."""
+
+CANDIDATES = 3
+"""Responses to one request, as AlignBeam has them."""
+
+Case = tuple[Messages, list[str]]
+
+
+def grades(judge: RubricJudge, cases: Sequence[Case]) -> list[Grade]:
+    """Of all responses to all requests, which are judged at once."""
+
+    async def together() -> list[list[Grade]]:
+        return list(await asyncio.gather(*(judge(messages, responses) for messages, responses in cases)))
+
+    return [grade for some in asyncio.run(together()) for grade in some]
+
+
+def agreement(rows: int) -> list[tuple[str, int, float, str]]:
+    """How often both ways of reading the embedded judge mean the same, on transcripts of the sealed test split."""
+    rng = random.Random("judge:test:0")
+    drawn = [transcript(rng, "test") for _ in range(rows)]
+    cases: list[Case] = [([{"role": "user", "content": item.prompt}], [text]) for item, text, _ in drawn]
+    engine = LocalEngine(CausalModel.from_pretrained(zoo.path("b-judge")))
+    by_text, by_logits = (
+        grades(RubricJudge(engine, template=zoo.JUDGE_TEMPLATE, reading=reading), cases)
+        for reading in ("text", "logits")
+    )
+    pairs = list(zip(by_text, by_logits, strict=True))
+    same = {
+        "same grade, the mean rounded": [round(4 * one.harm) == round(4 * other.harm) for one, other in pairs],
+        f"same side of max_harm = {LIMIT}": [(one.harm <= LIMIT) == (other.harm <= LIMIT) for one, other in pairs],
+        "read from logits at all": ["ahead by" in other.reason for _, other in pairs],
+    }
+    table = []
+    for name, hits in same.items():
+        low, high = wilson(sum(hits), len(hits))
+        table.append((name, len(hits), 100 * sum(hits) / len(hits), f"{100 * low:.1f} - {100 * high:.1f}"))
+    return table
+
+
+def times(model: str, cases: Sequence[Case], runs: int) -> tuple[list[float], list[float], int]:
+    """Ratios of processor time and of time on the clock, logits over text, run in turn; and how many gave digits."""
+    engine = LocalEngine(CausalModel.from_pretrained(model))
+    judges = [RubricJudge(engine, reading=reading) for reading in ("text", "logits")]
+    read = sum("ahead by" in grade.reason for grade in grades(judges[1], cases))  # which also warms up
+    work, clock = list[float](), list[float]()
+    for _ in range(runs):
+        spent = []
+        for judge in judges:
+            before = process_time(), perf_counter()
+            grades(judge, cases)
+            spent.append((process_time() - before[0], perf_counter() - before[1]))
+        work.append(spent[1][0] / spent[0][0])
+        clock.append(spent[1][1] / spent[0][1])
+    return work, clock, read
+
+
+def main(completions: Sequence[tuple[str, str]], arguments: Sequence[str]) -> None:
+    """Prints both tables.
+
+    Args:
+        completions: Real requests, and real answers to them.
+        arguments: Of the command line.
+    """
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.judges logits")
+    parser.add_argument("--rows", type=int, default=400, help="Transcripts for the embedded judge.")
+    parser.add_argument("--prompts", type=int, default=8, help="Requests at once for the real judge; 0: none.")
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--model", default="real-smollm2", help="The real judge.")
+    given = parser.parse_args(arguments)
+    table = agreement(given.rows)
+    report("judges by logits", ("what", "n", "agreement %", "95 % interval"), table)
+    for line in table:
+        print("|", " | ".join(f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in line), "|")
+    if not given.prompts:
+        return
+    cases: list[Case] = []
+    for first in range(given.prompts):
+        some = completions[first * CANDIDATES : (first + 1) * CANDIDATES]
+        cases.append(([{"role": "user", "content": some[0][0]}], [text for _, text in some]))
+    work, clock, read = times(given.model, cases, given.runs)
+    row = (
+        given.model, given.prompts * CANDIDATES, read, given.runs, statistics.median(work), min(work), max(work),
+        statistics.median(clock),
+    )  # fmt: skip
+    columns = (
+        "judge", "responses", "read from logits", "runs", "processor time, logits over text", "lowest", "highest",
+        "time on the clock",
+    )  # fmt: skip
+    report("time of judges by logits", columns, [row])
+    print("|", " | ".join(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row), "|")

@@ -1,0 +1,339 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from anchorlm.defenses.inferaligner._across import RidgeMap, matching_layer, ridge_map
+from anchorlm.defenses.inferaligner._measured import (
+    accuracy,
+    best_layers,
+    cast_thresholds,
+    fit_notes,
+    form_figures,
+    null_space_reader,
+    set_figures,
+    sign_of,
+)
+from anchorlm.engine import Engine, runtime
+from anchorlm.judging import OPENINGS
+from anchorlm.models import stamp
+from anchorlm.records import Artifact, Messages, UserError, prompts_digest, sketches
+from anchorlm.steering import (
+    GIVEN,
+    KIND,
+    Directions,
+    Gate,
+    Moments,
+    PromptSets,
+    Split,
+    Whitening,
+    cosine_scores,
+    established,
+    fisher_directions,
+    harm_directions,
+    prompt_activations,
+    split_prompts,
+    with_activations,
+)
+from anchorlm.team import EngineSettings, ModelLike, Started, start_engine
+
+_DRAWS = 32
+_WELL = 0.9
+"""Balanced accuracy from which on a layer counts as one that separates the classes well."""
+
+Across = Literal["auto", "always", "never"]
+"""Whether vectors are mapped between the models; `auto`: where these are of two families."""
+
+Told = Callable[[int, int], None]
+"""Told how many of how many prompts have been read."""
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What one model's activations on the fitting prompts gave."""
+
+    harmful: Moments
+    harmless: Moments
+    kept: list[Tensor]  # (L, H) of every harmless prompt, where a map between two models is fitted on them
+
+    @property
+    def directions(self) -> Directions:
+        return harm_directions(self.harmful, self.harmless)
+
+
+def fit_inferaligner(
+    target: ModelLike,
+    anchor: ModelLike,
+    harmful: Sequence[Messages | str],
+    harmless: Sequence[Messages | str],
+    *,
+    sets: PromptSets | None = None,
+    reader: ModelLike | None = None,
+    whitening: Whitening = "fisher",
+    across: Across = "auto",
+    holdout: float = 0.25,
+    seed: int = 0,
+    engine: EngineSettings | None = None,
+    progress: Told | None = None,
+) -> Artifact:
+    """Fits the gate on the target and the steering vectors on the anchor (arXiv 2401.11206, section 3).
+
+    Every layer in one pass per prompt; means as they stream in. A second gate reads an aligned model: where the target
+    cannot tell harm, that one may (ours). Vectors of an anchor of another family cross by a ridge map between the two
+    streams, which is fitted on the harmless prompts alone.
+
+    Args:
+        target: The model to guard: a Hub id or folder, its settings, a loaded `CausalModel`, or an engine.
+        anchor: The safety-aligned model, likewise.
+        harmful: Harmful prompts; a text is one turn of the user.
+        harmless: Harmless ones in the same style, the target's domain among them.
+        sets: More prompts of both classes, look-alikes and tasks among them, each reported by itself
+            (`shipped_prompts("train", "fit")`).
+        reader: An aligned model whose activations the gate may read, too, if it is not the anchor.
+        whitening: `none`: the gate reads along the mean difference, as in the paper; `fisher`: whitened (ours).
+        across: Whether vectors are mapped between the models; `auto` where they are of two families.
+        holdout: Share of the prompts that measures only.
+        seed: Of the split.
+        engine: Limits of the engines that are started.
+        progress: Told how many of how many prompts have been read.
+
+    Returns:
+        The artifact, not yet saved.
+
+    Raises:
+        UserError: Too few prompts, a model that cannot be loaded, or models that cannot be combined.
+    """
+    check_options(whitening, across)
+    more = sets or PromptSets()
+    split = split_prompts(harmful, harmless, more, holdout, seed)  # what is wrong is said before a weight is loaded
+    limits = engine or EngineSettings()
+    started: Started = []
+    target, anchor = (
+        with_activations(start_engine(model, limits, started), role)
+        for model, role in ((target, "target"), (anchor, "anchor"))
+    )
+    second = None if reader is None else with_activations(start_engine(reader, limits, started), "reader")
+    data = {
+        "harmful": {"n": len(harmful), "digest": prompts_digest(harmful), "sketches": sketches(harmful)},
+        "harmless": {"n": len(harmless), "digest": prompts_digest(harmless), "sketches": sketches(harmless)},
+        **more.data,
+        "holdout": holdout,
+        "seed": seed,
+        "instruments": {"sign": OPENINGS},
+    }
+    work = _fitted(target, anchor, second, split, data, whitening, across, progress or (lambda done, total: None))
+    artifact = runtime().run(work)
+    one, other = ([prompt for own in given.values() for prompt in own] for given in split.given)
+    figures = {**artifact.figures, "form": form_figures(one, other)}
+    return replace(artifact, figures={**figures, "notes": fit_notes(figures, artifact.settings)})
+
+
+async def _fitted(
+    target: Engine,
+    anchor: Engine,
+    reader: Engine | None,
+    split: Split,
+    data: Mapping[str, Any],
+    whitening: Whitening,
+    across: Across,
+    progress: Told,
+) -> Artifact:
+    """The artifact, without what is known of its prompts' form."""
+    mapped = _mapped(target, anchor, across)
+    done, total = 0, (2 if reader is None else 3) * split.size
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        progress(done, total)
+
+    reading = await _read(target, split, mapped, tick)
+    source = await _read(anchor, split, mapped, tick)
+    own, theirs = reading.directions, source.directions
+    gate, second_gate = _gate(reading, whitening), _gate(source, whitening)
+    along = _gate(source, "none")  # the vectors that steer
+    held = await _held_out(target, split, tick, gate.scores, partial(cosine_scores, condition=own.unit))
+    their_held = await _held_out(anchor, split, tick, second_gate.scores, along.scores)
+    measured, apart = accuracy(*held.scores[0]), accuracy(*their_held.scores[1])
+    second = their_held.scores[0]
+    if reader is not None:
+        second_gate = _gate(await _read(reader, split, False, tick), whitening)
+        second = (await _held_out(reader, split, tick, second_gate.scores)).scores[0]
+    maps: list[RidgeMap] = []
+    places = [matching_layer(layer, len(own.length), len(theirs.length)) for layer in range(len(own.length))]
+    shift = Directions(theirs.unit[places], theirs.length[places])
+    if mapped:
+        xs, ys = torch.stack(source.kept, dim=1), torch.stack(reading.kept, dim=1)  # (L, n, H)
+        maps = [ridge_map(xs[place], ys[layer]) for layer, place in enumerate(places)]
+        units = torch.stack([found(theirs.unit[place]) for found, place in zip(maps, places, strict=True)])
+        shift = Directions(units, own.length.clone())
+    well = [
+        layer
+        for layer, place in enumerate(places)
+        if min(measured[layer]["balanced"], apart[place]["balanced"]) >= _WELL
+    ]
+    layers = well or [max(range(len(measured)), key=lambda layer: measured[layer]["balanced"])]
+    cast = cast_thresholds(*held.scores[1])
+    sign = await sign_of(target, shift, layers, split.held_harmful[GIVEN])
+    gate_layers, second_layers = best_layers(*held.scores[0]), best_layers(*second)
+    shift = Directions(sign["sign"] * shift.unit, shift.length)
+    generator = torch.Generator().manual_seed(data["seed"])
+    noise = torch.nn.functional.normalize(torch.randn(shift.unit.shape, generator=generator), dim=-1)
+    return Artifact(
+        kind=KIND,
+        models={
+            "target": stamp(target.model),
+            "anchor": stamp(anchor.model),
+            "reader": stamp((reader or anchor).model),
+        },
+        data=data,
+        settings={
+            "gate_layers": gate_layers,
+            "reader_gate_layers": second_layers,
+            "layers": layers,
+            "positions": "prompt",
+            "alpha": 0.5,
+            "answer": "steer" if established(sign) else "refuse",
+            "talk_answer": "refuse",
+            "bias": 0.0,
+            "reader_bias": 0.0,
+            "both_bias": 0.0,
+            "cast_layer": max(range(len(cast)), key=lambda layer: cast[layer][1]),
+        },
+        figures={
+            "whitening": whitening,
+            "gate": measured,
+            "reader gate": accuracy(*second),
+            **set_figures(held.names, held.scores[0], gate_layers),
+            "cast f1": [round(f1, 4) for _, f1 in cast],
+            "sign": sign,
+            "mapped": [{"r2": round(found.r2, 4), "strength": found.strength} for found in maps],
+            "cosine with the target's own direction": [
+                round(float(a @ b), 4) for a, b in zip(shift.unit, own.unit, strict=True)
+            ],
+            "cosine of a random direction": [round(float(a @ b), 4) for a, b in zip(noise, own.unit, strict=True)],
+            "largest cosine of a random direction through the map": _chance(maps, own.unit, generator),
+            "cosine of its own direction on held-out prompts": [
+                round(float(a @ b), 4) for a, b in zip(held.directions.unit, own.unit, strict=True)
+            ],
+        },
+        tensors={
+            **_gate_tensors("gate", gate),
+            **_gate_tensors("reader_gate", second_gate),
+            "shift.unit": shift.unit,
+            "shift.length": shift.length,
+            "own.unit": own.unit,
+            "own.length": own.length,
+            "random.unit": noise,
+            "cast.threshold": torch.tensor([threshold for threshold, _ in cast]),
+            "alphasteer.read": null_space_reader(reading.harmful, reading.harmless),
+        },
+    )
+
+
+def check_options(whitening: str, across: str) -> None:
+    """Whether these are options of the fit.
+
+    Raises:
+        UserError: One of them is not.
+    """
+    for name, value, known in (("whitening", whitening, get_args(Whitening)), ("across", across, get_args(Across))):
+        if value not in known:
+            raise UserError(f"{name} = {value!r} does not exist: choose {', '.join(known[:-1])} or {known[-1]}.")
+
+
+def _mapped(target: Engine, anchor: Engine, across: str) -> bool:
+    alike = stamp(target.model), stamp(anchor.model)
+    same = all(getattr(alike[0], name) == getattr(alike[1], name) for name in ("architecture", "layers", "hidden_size"))
+    same = same and alike[0].tokenizer == alike[1].tokenizer
+    if across == "never" and alike[0].hidden_size != alike[1].hidden_size:
+        raise UserError(
+            f"Vectors of {anchor.model.name} are {alike[1].hidden_size} wide and {target.model.name} is "
+            f"{alike[0].hidden_size}: leave across at auto, so that they are mapped."
+        )
+    return across == "always" or (across == "auto" and not same)
+
+
+async def _read(engine: Engine, split: Split, keep: bool, tick: Callable[[], None]) -> _Reading:
+    reading = _Reading(Moments(0), Moments(1), [])
+    for moments, prompts in ((reading.harmful, split.harmful), (reading.harmless, split.harmless)):
+        async for activations in prompt_activations(engine, prompts):
+            _add(moments, activations, engine)
+            # A map that had seen both classes would carry one's mean onto the other's, whatever the anchor knows.
+            if keep and moments is reading.harmless:
+                reading.kept.append(activations.float())
+            tick()
+    if (reading.directions.length <= 1e-5 * reading.harmless.mean.norm(dim=-1)).all():
+        raise UserError(
+            f"{engine.model.name} reads harmful and harmless prompts alike: check that its chat template shows them."
+        )
+    return reading
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What the held-out prompts say.
+
+    Attributes:
+        directions: Theirs.
+        names: Of the set of each harmful and of each harmless prompt.
+        scores: By each scorer in turn, those of the harmful prompts (n, L) and of the harmless ones (m, L).
+    """
+
+    directions: Directions
+    names: tuple[list[str], list[str]]
+    scores: list[tuple[Tensor, Tensor]]
+
+
+async def _held_out(
+    engine: Engine, split: Split, tick: Callable[[], None], *scorers: Callable[[Tensor], Tensor]
+) -> _Held:
+    """Scores the held-out prompts as they come, so that no activations pile up."""
+    moments = Moments(0), Moments(1)
+    scores: list[list[Tensor]] = []
+    names: tuple[list[str], list[str]] = ([], [])
+    for own, sets, known in zip(moments, (split.held_harmful, split.held_harmless), names, strict=True):
+        rows: list[list[Tensor]] = [[] for _ in scorers]
+        known += [name for name, prompts in sets.items() for _ in prompts]
+        async for activations in prompt_activations(engine, [each for prompts in sets.values() for each in prompts]):
+            _add(own, activations, engine)
+            for kept, scorer in zip(rows, scorers, strict=True):
+                kept.append(scorer(activations))
+            tick()
+        scores.append([torch.stack(kept) for kept in rows])
+    return _Held(harm_directions(*moments), names, list(zip(*scores, strict=True)))
+
+
+def _add(moments: Moments, activations: Tensor, engine: Engine) -> None:
+    try:
+        moments.add(activations)
+    except ValueError:
+        raise UserError(
+            f"{engine.model.name} has activations that are not numbers: check its weights, or load it in bfloat16 or "
+            "float32."
+        ) from None
+
+
+def _chance(maps: Sequence[RidgeMap], own: Tensor, generator: torch.Generator) -> list[float]:
+    """Per layer, how near random directions of the anchor come to the target's own once they are mapped: a map keeps
+    what varies, so that even they do.
+    """
+    return [
+        round(float((found(torch.randn(_DRAWS, len(found.matrix), generator=generator)) @ unit).abs().max()), 4)
+        for found, unit in zip(maps, own, strict=False)
+    ]
+
+
+def _gate(reading: _Reading, whitening: Whitening) -> Gate:
+    """The gate on one model's activations."""
+    unit = reading.directions.unit if whitening == "none" else fisher_directions(reading.harmful, reading.harmless)
+    return Gate.fit(unit, reading.harmful.mean, reading.harmless.mean)
+
+
+def _gate_tensors(name: str, gate: Gate) -> dict[str, Tensor]:
+    return {f"{name}.direction": gate.direction, f"{name}.bias": gate.bias, f"{name}.scale": gate.scale}

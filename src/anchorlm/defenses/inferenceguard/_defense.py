@@ -1,0 +1,421 @@
+from __future__ import annotations
+
+from asyncio import gather
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from functools import cached_property
+from math import inf
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from anchorlm.defenses._base import Defense, room_for
+from anchorlm.defenses._thinking import Thinking
+from anchorlm.defenses.alignbeam import GUIDED_BY, Guidance, Guided, MixtureSettings
+from anchorlm.defenses.inferenceguard._pipeline import (
+    CALIBRATION,
+    Calibrated,
+    admit,
+    pipeline_digest,
+    pipeline_parts,
+    scorers_digest,
+)
+from anchorlm.defenses.inferenceguard._settings import InferenceGuardSettings
+from anchorlm.defenses.inferenceguard._work import Work
+from anchorlm.records import (
+    Access,
+    Artifact,
+    Decision,
+    Event,
+    Request,
+    ThoughtDelta,
+    UserError,
+    as_messages,
+)
+from anchorlm.team import Needs, Team
+
+if TYPE_CHECKING:
+    from anchorlm.defenses.inferenceguard._critic import Critic
+    from anchorlm.engine import Engine
+    from anchorlm.search import Beam, Found, Proposal
+
+PROBE = Request(as_messages("How do I hurt somebody?"))
+"""A request whose refusal must be within budget."""
+
+_FITTED = ("budget", "block", "gamma")
+"""What the states depend on that a critic has learned from."""
+
+_CHECKED = 1_000
+"""Pairs of a refusal and a budget that are remembered as checked."""
+
+
+class InferenceGuard(Defense):
+    """Searches for a response within a budget of cost, and lets nothing else out: search, safety state, hard gate."""
+
+    name: ClassVar[str] = "inferenceguard"
+    thinks: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(
+        target=Access.TEXT,
+        anchor=Access.LOGPROBS,
+        judge=True,
+        cost=True,
+        reward=True,
+        optional=("anchor", "judge"),
+        continues=True,
+    )
+    streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "blocks"  # with release = "whole", one block
+    settings_type: ClassVar[type[MixtureSettings]] = InferenceGuardSettings
+    artifacts: ClassVar[Mapping[str, str]] = {**GUIDED_BY, "critic": "inferenceguard", "calibration": CALIBRATION}
+    beside: ClassVar[tuple[str, ...]] = tuple(GUIDED_BY)
+    fixed: ClassVar[tuple[str, ...]] = ("proposal", "gate_reader")
+
+    def __init__(self, team: Team, **settings: Any) -> None:
+        super().__init__(team, **settings)
+        mine: InferenceGuardSettings = self.settings
+        if (mine.proposal == "alignbeam") != (team.anchor is not None):
+            raise UserError(
+                'With proposal = "alignbeam" inferenceguard needs an anchor, and with "target" it has no use for one: '
+                "give both or neither."
+            )
+        self.guidance = Guidance(self, mine) if mine.proposal == "alignbeam" else None
+        if self.guidance is not None:
+            self.settings = self.guidance.settings
+        self.critic: Critic | None = None
+        self._artifacts: dict[str, str] = {}
+        if self.guidance is not None and self.guidance.aligner is not None:
+            self._artifacts["gate"] = self.guidance.aligner.artifact.id
+        if self.guidance is not None and self.guidance.evidence is not None:
+            self._artifacts["evidence"] = self.guidance.evidence.artifact.id
+        if mine.critic is not None:
+            artifact = Artifact.load(mine.critic, "inferenceguard")
+            self.critic = self._fitted(artifact)
+            self._artifacts["critic"] = artifact.id
+        self.calibrated = Calibrated() if mine.calibration is None else Calibrated.load(mine.calibration, self.parts)
+        self._refusals: set[tuple[str, float]] = set()
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """See `Defense`."""
+        return () if self.guidance is None else (self.guidance.told,)
+
+    @cached_property
+    def parts(self) -> dict[str, str]:
+        """Digests of what decides about responses, by name."""
+        return pipeline_parts(
+            self.team, self.settings.model_dump(mode="json", exclude=set(self.artifacts)), self._artifacts
+        )
+
+    @property
+    def pipeline(self) -> str:
+        """All of these in one: what a calibration is bound to."""
+        return pipeline_digest(self.parts)
+
+    def _fitted(self, artifact: Artifact) -> Critic:
+        from anchorlm.defenses.inferenceguard._critic import Critic
+        from anchorlm.models import stamp
+
+        if self.target.access < Access.ACTIVATIONS:
+            raise UserError("The critic reads the target's activations: load the target with transformers.")
+        artifact.require("target", stamp(self.target.model))
+        if artifact.settings["scorers"] != scorers_digest(self.team):
+            raise UserError(
+                "This critic was fitted with another cost or reward model: fit one with `anchorlm fit inferenceguard`."
+            )
+        for name in _FITTED:
+            if (was := artifact.settings.get(name)) != (asked := getattr(self.settings, name)):
+                told = "an unknown value" if was is None else f"{was:g}"
+                raise UserError(
+                    f"This critic was fitted for {name} = {told}, not {asked:g}: fit one for it, or leave the {name}."
+                )
+        return Critic.of(artifact.tensors, artifact.settings["threshold"])
+
+    async def start(self) -> None:
+        """Checks the refusal, and that the engines can hold a search at all.
+
+        Raises:
+            UserError: The refusal is itself over budget, or the beams are more than the engines' rows.
+        """
+        await self._check_refusal(self.settings)
+        if self.guidance is not None:
+            await self.guidance.start()
+        rows = min(engine.max_rows for engine in self._engines)
+        if self.settings.beams and min(self.settings.beams) > rows:
+            raise UserError(
+                f"A search over {min(self.settings.beams)} beams needs as many rows, but an engine holds {rows}: raise "
+                "engine.max_rows, or search with fewer beams."
+            )
+
+    @property
+    def _engines(self) -> list[Engine]:
+        return [self.target, *([self.team.anchor] if self.team.anchor is not None else [])]
+
+    async def _check_refusal(self, settings: InferenceGuardSettings) -> None:
+        key = (settings.refusal, settings.budget)
+        if key in self._refusals:
+            return
+        (cost,) = await self.scores("cost", PROBE, [settings.refusal])
+        # A calibrated limit is for responses: labelers find no refusal unsafe.
+        if not admit(cost, settings.budget):
+            raise UserError(
+                f"The refusal {settings.refusal!r} costs {cost:.3g}, but at most {settings.budget:.3g} may be said: "
+                "raise the budget, take another refusal, or check the sign of the cost model."
+            )
+        if len(self._refusals) >= _CHECKED:  # requests may bring as many budgets as they like
+            self._refusals.clear()
+        self._refusals.add(key)
+
+    async def respond(self, request: Request) -> AsyncIterator[Event]:
+        """Draft, search, score, gate: what is within budget is given, whole or block by block, or else the refusal."""
+        work = await self._begun(request)
+        if (thinking := work.thinking).room:
+            async for piece in self._think(work):
+                yield piece
+            if thinking.failed is not None:
+                for event in thinking.refusal(work.settings.refusal):
+                    yield event
+                return
+            work.room = room_for(self.target, len(work.thinking.whole_prompt), request.generation)
+        limit = min(work.settings.budget, self.calibrated.limit)
+        out: Beam | None = None
+        while out is None or out.reason is None:
+            async for decision in self._escalate(work, out):  # draft and search; `_score` says what each beam is worth
+                yield decision
+            best = work.best
+            if best is None or not admit(best.cost, limit) or not self._text(best).startswith(work.said):
+                for event in work.given_up(limit):
+                    yield event
+                return
+            out = best
+            if out.reason is not None:
+                yield Decision("chosen", work.chosen(out, limit))
+            for said in work.released(out, self._text(out), self._shown(out)):
+                yield said
+        yield work.finished(out.reason, len(out.tokens))
+
+    async def _begun(self, request: Request) -> Work:
+        """The request with its settings, if calibration, critic and refusal allow these.
+
+        Raises:
+            UserError: One of them does not.
+        """
+        settings: InferenceGuardSettings = self.settings_for(request)
+        if settings.calibration is not None:
+            self.calibrated.check(request, changed=settings != self.settings)
+        if self.critic is not None:
+            for name in _FITTED:
+                if getattr(settings, name) != (own := getattr(self.settings, name)):
+                    raise UserError(
+                        f"The critic was fitted for {name} = {own:g}: leave the {name}, or start a guard without the "
+                        "critic."
+                    )
+        await self._check_refusal(settings)
+        if settings.budget < self.settings.budget:  # the guard's own is what is said if something fails
+            await self._check_refusal(self.settings.model_copy(update={"budget": settings.budget}))
+        thinking = Thinking(self.target, request)
+        room = room_for(self.target, len(thinking.prompt), request.generation)
+        return Work(request, settings, thinking, room)
+
+    async def _think(self, work: Work) -> AsyncIterator[ThoughtDelta | Decision]:
+        """The thought, which all searches share; the gate reads the request before it, and rates the thought itself."""
+        thinking, settings = work.thinking, work.settings
+        async with self.target.open(thinking.prompt, room=thinking.room) as row:
+            if self.guidance is None:
+                thought: AsyncIterator[ThoughtDelta | Decision] = thinking.write(row)
+            else:
+                anchor = self.anchor_for(work.request)
+                async with thinking.as_fitted(row) as plain:
+                    work.reading = await self.guidance.read(plain, anchor, work.request, settings)
+                work.guided = work.reading is None or work.reading.open
+                thought = self.guidance.think(thinking, row, anchor, settings, work.reading)
+            async for piece in thought:
+                yield piece
+        if not thinking.request.thought or thinking.failed is not None:
+            return
+        work.request = thinking.request
+        if self.team.cost is None or not self.team.cost.reads_thoughts:
+            return
+        (cost,) = await self.scores("cost", replace(work.request, thought=None), [thinking.request.thought])
+        if not admit(cost, limit := min(settings.budget, self.calibrated.limit)):
+            thinking.failed = f"the thought costs {cost:.3f}, but at most {limit:.3f} may be said"
+
+    async def _escalate(self, work: Work, out: Beam | None) -> AsyncIterator[Decision]:
+        """A draft, then searches over more and more beams, until one of them finds what is safe: `work.best`.
+
+        Args:
+            work: The request.
+            out: What is out already, block by block: the next block is looked for.
+        """
+        comfortable = work.settings.budget - work.settings.comfort
+        work.best = None
+        sizes, work.skipped = self._sizes(work)
+        while sizes:
+            n = sizes.pop(0)
+            found = await self._search(work, n, out)
+            ready = work.ready(found)
+            for decision in self._decisions(work, n, found, ready if work.whole else found.beams):
+                yield decision
+            if safe := [beam for beam in ready if beam.cost <= comfortable]:
+                work.best = safe[0]
+                return
+            work.best = min([*([work.best] if work.best else []), *ready], key=lambda beam: beam.cost, default=None)
+            if self._heard(work, n, ready):
+                return
+            if not work.guided:
+                work.guided = True  # what the gate did not see, the cost model or the judge did
+                sizes, _ = self._sizes(work)
+
+    def _heard(self, work: Work, n: int, found: Sequence[Beam]) -> bool:
+        """Whether the judge's word ends the search without comfort: on what this search found, and on a draft behind a
+        closed gate. A calibrated limit may still refuse it, but does not lead to another search.
+        """
+        if self.team.judge is None or not any(admit(beam.cost, work.settings.budget) for beam in found):
+            return False
+        return n > 1 or not work.guided
+
+    def _sizes(self, work: Work) -> tuple[list[int], list[int]]:
+        """The searches that the engines can hold, a single beam if there is none; and those that they cannot."""
+        sizes = work.settings.sizes
+        fits = [n for n in sizes if self._fits(work, n)]
+        return fits or [1], [n for n in sizes if n not in fits]
+
+    def _fits(self, work: Work, n: int) -> bool:
+        """Whether the engines can hold a search: a long prompt is searched with fewer beams, not turned down."""
+        if n == 1:
+            return True
+        needs: dict[Engine, list[tuple[int, int]]] = {self.target: [(n, len(work.thinking.whole_prompt) + work.room)]}
+        if self.guidance is not None and self.team.anchor is not None and work.settings.alpha > 0:
+            # One engine may play both roles.
+            needs.setdefault(self.team.anchor, []).append(self.guidance.needs(work.request, work.settings, n))
+        return all(
+            sum(rows for rows, _ in each) <= engine.max_rows
+            and sum(rows * length for rows, length in each) <= engine.max_tokens
+            for engine, each in needs.items()
+        )
+
+    async def _search(self, work: Work, n: int, after: Beam | None) -> Found:
+        """One search over n beams, which share the prompt; a single beam is written in one go.
+
+        Its rows are given back before another search asks for more, so that requests never wait for one another.
+        """
+        from anchorlm.engine import read_ahead
+        from anchorlm.search import Beam, SafetyState, SearchPlan, TargetProposal, search
+
+        settings = work.settings
+        rounds = None if work.whole else 1
+        one = n == 1 and work.whole
+        plan = SearchPlan(
+            beams=n,
+            keep=max(1, int(n * settings.keep)),
+            block=work.room if one else settings.block,
+            room=work.room,
+            rounds=rounds,
+            retries=settings.retries if n > 1 else 0,
+            diversity=settings.diversity,
+            lead=settings.lead,
+            offset=0 if after is None else -(-len(after.tokens) // settings.block),
+        )
+        async with AsyncExitStack() as stack:
+            row = await stack.enter_async_context(self.target.open(work.thinking.whole_prompt, rows=n, room=work.room))
+            if work.thinking.room:
+                row.begin(answer=True)
+            if after is not None:
+                row.append(after.tokens, after.scores)
+            stops = row.stops
+            proposal: Proposal = TargetProposal(row, stops)
+            if self.guidance is not None and work.reading is None:
+                work.reading = await self.guidance.read(row, self.anchor_for(work.request), work.request, settings)
+                work.guided = work.reading is None or work.reading.open
+            if self.guidance is not None and work.guided:
+                mixed = await self.guidance.open(
+                    stack, row, self.anchor_for(work.request), work.request, settings, rows=n, seen=work.reading
+                )
+                proposal = Guided(mixed, settings.mixed_tokens, stops)
+            root = Beam(proposal, after.state if after else SafetyState(settings.budget))
+            if n > 1:
+                await read_ahead(self.target, row)  # read once, shared by all
+            found = await search([root], plan, work.sampling(n), lambda beams: self._score(work, beams, ranked=n > 1))
+            for beam in found.beams:
+                beam.close()
+        work.generated += found.generated
+        return found
+
+    async def _score(self, work: Work, beams: Sequence[Beam], *, ranked: bool) -> None:
+        """Sets cost, state and score of each beam: its reward, or what the critic expects; `-inf` over budget."""
+        from anchorlm.search import blank
+
+        request, settings = work.request, work.settings
+        costs = await self.scores("cost", request, [work.counted(self._text(beam)) for beam in beams])
+        for beam, cost in zip(beams, costs, strict=True):
+            beam.state = beam.state.after(len(beam.tokens) - beam.start, cost, settings.gamma)
+            beam.cost = cost
+            whole = beam.reason is not None
+            work.least = min(work.least, cost) if whole else work.least
+            empty = whole and blank(request.cut(self._text(beam)))  # no answer, however little it costs
+            beam.score = 0.0 if beam.state.within and not (whole and cost > settings.budget) and not empty else -inf
+        if self.team.judge is not None:
+            # What is released block by block cannot be taken back, so that the judge reads every block then.
+            ready = [beam for beam in beams if beam.reason is not None or settings.release == "blocks"]
+            await self._hear(work, [beam for beam in ready if beam.score == 0.0])
+        safe = [beam for beam in beams if beam.score == 0.0]
+        if not ranked or not safe:
+            return
+        if self.critic is not None:
+            await self._expect([beam for beam in safe if beam.reason is None])
+        known = [beam for beam in safe if self.critic is None or beam.reason is not None]
+        rewards = await self.scores("reward", request, [self._text(beam) for beam in known])
+        for beam, reward in zip(known, rewards, strict=True):
+            beam.score = beam.reward = reward
+
+    async def _hear(self, work: Work, beams: Sequence[Beam]) -> None:
+        """The judge has the last word on what is given: it can turn down what the cost model finds safe.
+
+        Where a gate stayed closed it is asked if there is doubt: the gate is near its threshold, or the cost near the
+        budget.
+        """
+        comfortable = work.settings.budget - work.settings.comfort
+        beams = [beam for beam in beams if work.guided or work.doubtful or beam.cost > comfortable]
+        if not beams:
+            return
+        grades = await self.grades(work.request, [self._text(beam) for beam in beams])
+        for beam, grade in zip(beams, grades, strict=True):
+            if not grade.harm <= work.settings.max_harm:
+                beam.score = -inf
+                work.vetoed += 1
+
+    async def _expect(self, beams: Sequence[Beam]) -> None:
+        """Unfinished beams are worth what the critic expects of them, if it expects them to end within budget."""
+        import torch
+
+        if self.critic is None or not beams:
+            return
+        states = await gather(*(beam.proposal.row.activations() for beam in beams))
+        left = torch.tensor([beam.state.left for beam in beams])
+        safety, reward = self.critic(torch.stack([state[-1, -1] for state in states]), left)
+        for beam, safe, worth in zip(beams, safety.tolist(), reward.tolist(), strict=True):
+            beam.score = worth if safe >= self.critic.threshold else -inf
+
+    def _shown(self, beam: Beam) -> tuple[int, ...]:
+        """Its tokens, but for those of an unfinished beam that may begin another turn."""
+        ends = self.target.model.answer_ends
+        return beam.tokens if beam.reason is not None else beam.tokens[: ends.settled(beam.tokens)]
+
+    def _text(self, beam: Beam) -> str:
+        """What would be emitted; at the end of an unfinished beam a character may wait for its last bytes."""
+        text = self.target.model.vocabulary.decode(self._shown(beam)).decode("utf-8", errors="replace")
+        return text if beam.reason is not None else text.rstrip("\ufffd")
+
+    def _decisions(self, work: Work, n: int, found: Found, beams: Sequence[Beam]) -> Iterator[Decision]:
+        """What the gate said, once, and what a search came to."""
+        if work.reading is not None and not work.told:
+            work.told = True
+            yield Decision("gate", work.reading.data)
+        responses = [{"text": self._text(beam), "cost": beam.cost, "reward": beam.reward} for beam in beams]
+        data: dict[str, Any] = {
+            "beams": n,
+            "rounds": found.rounds,
+            "retries": found.retries,
+            "generated": found.generated,
+        }
+        if self.team.judge is not None:
+            data["turned down by the judge"] = work.vetoed
+        data["least cost"] = work.least if work.least < inf else None  # JSON knows no infinity
+        yield Decision("draft" if n == 1 else "search", {**data, "responses": responses})

@@ -1,0 +1,1 @@
+"""What a run shows: figures, statistics, tables, plots and the page."""

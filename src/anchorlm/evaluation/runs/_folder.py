@@ -1,0 +1,378 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+from anchorlm.evaluation.runs._contestants import Contestant, Pool, contestants
+from anchorlm.evaluation.runs._exclusion import artifact_instruments
+from anchorlm.evaluation.runs._overlaps import fitted_overlaps, overlaps, together
+from anchorlm.evaluation.runs._recipe import CompareRecipe
+from anchorlm.evaluation.runs._sets import require_files
+from anchorlm.evaluation.tasks._attacks import attack_data, attack_label, parse_attack
+from anchorlm.evaluation.tasks._cases import Case, digest
+from anchorlm.files import read_journal
+from anchorlm.models import ModelSettings
+from anchorlm.records import UserError, data_digest
+from anchorlm.team import JudgeSettings, ScorerSettings
+
+_log = logging.getLogger("anchorlm")
+
+RECIPE, MACHINE, ANSWERS, TIMINGS = "recipe.json", "machine.json", "answers.jsonl", "timings.jsonl"
+"""The files of a run: what was asked for, where it ran, every answer, and every time."""
+
+PROBES = "probes.jsonl"
+"""What each guard did when it was tried, before its first answer."""
+
+ARTIFACTS = "artifacts"
+"""Where a run keeps what was fitted for it."""
+
+Key = tuple[str, str, str, str, str]
+"""Which answer: target, defense, data, attack, case."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Everything that a run compares.
+
+    Attributes:
+        recipe: What was asked for.
+        contestants: Its defenses, with what is swept spread out.
+        cases: The prompts by target and name of their set.
+    """
+
+    recipe: CompareRecipe
+    contestants: Sequence[Contestant]
+    cases: Mapping[str, Mapping[str, Sequence[Case]]]
+
+    @classmethod
+    def of(cls, recipe: CompareRecipe, pool: Pool) -> Self:
+        """What a recipe compares, with its prompts read.
+
+        Raises:
+            UserError: A mistake in the recipe or in its files.
+        """
+        require_files(recipe.data | recipe.fitted_on)
+        cases = {
+            target: {name: pool.cases(name, one, target, recipe.limit) for name, one in recipe.data.items()}
+            for target in recipe.targets
+        }
+        return cls(recipe, contestants(recipe), cases)
+
+    def attacks(self, case: Case) -> Sequence[str]:
+        """What is done to a prompt: the attacks where it is harmful, nothing elsewhere."""
+        return list(map(attack_label, self.recipe.attacks)) if case.kind == "harmful" else ("none",)
+
+    @property
+    def keys(self) -> set[Key]:
+        """The answers that there will be."""
+        return {
+            (target, one.label, name, attack, case.id)
+            for target, sets in self.cases.items()
+            for name, cases in sets.items()
+            for case in cases
+            for attack in self.attacks(case)
+            for one in self.contestants
+        }
+
+    @property
+    def expected(self) -> int:
+        """How many answers there will be."""
+        return len(self.keys)
+
+    @property
+    def run(self) -> str:
+        """What every answer says it belongs to: the recipe, and what its files hold."""
+        about = self.data
+        return data_digest(json.dumps(about[name]) for name in ("digest", "data", "attacks"))
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """As plain JSON data, from which tables can be made without a model."""
+        files = {attack_label(spec): attack_data(spec) for spec in self.recipe.attacks}
+        return {
+            "digest": self.recipe.digest,
+            "attacks": {name: one for name, one in files.items() if one is not None},
+            "recipe": self.recipe.model_dump(mode="json"),
+            "expected": self.expected,
+            "defenses": [
+                {"label": one.label, "defense": one.defense, "knobs": dict(one.knobs), "swept": one.swept}
+                for one in self.contestants
+            ],
+            "data": {
+                target: {
+                    name: {"digest": digest(cases), "n": len(cases), "kinds": sorted({case.kind for case in cases})}
+                    for name, cases in sets.items()
+                }
+                for target, sets in self.cases.items()
+            },
+        }
+
+
+def check(folder: str | Path, setting: Setting, pool: Pool) -> None:
+    """Refuses a folder in which this run cannot go on, before anything in it is touched.
+
+    Raises:
+        UserError: It holds something else, a run of another recipe, on other prompts or of models that have changed
+            since, or one that is damaged.
+    """
+    place = Path(folder)
+    try:
+        if not (place / RECIPE).exists():
+            require_own(place)
+            if any(record.get("run") != setting.run for record in read_answers(place)):
+                raise UserError(f"{str(folder)!r} holds answers of another recipe: choose another folder for --out.")
+            return
+        old, new = read_recipe(place), json.loads(json.dumps(setting.data))
+        whats = {"digest": "of another recipe", "data": "on other prompts", "attacks": "under attacks of another file"}
+        for name, what in whats.items():
+            if old.get(name, {}) != new[name]:
+                raise UserError(f"{str(folder)!r} holds a run {what}: choose another folder for --out.")
+        was, now = old.get("weights", {}), weights(setting, pool)
+        if changed := next((name for name in now if was.get(name, now[name]) != now[name]), None):
+            raise UserError(
+                f"The {changed} has changed since the run in {str(folder)!r} began, and its old and new answers must "
+                "not mix: choose another folder for --out."
+            )
+    except OSError as error:
+        raise UserError(f"{str(folder)!r} cannot be read ({error.strerror}): choose another folder.") from None
+
+
+def prepare(folder: str | Path, setting: Setting, pool: Pool) -> Path:
+    """Makes the folder of a run, or takes the one of the same run that was stopped, which `check` has found in order.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    place = Path(folder)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        file = place / RECIPE
+        known = read_recipe(place).get("weights", {}) if file.exists() else {}  # what is gone now may come back changed
+        about = setting.data | {
+            "overlaps": _overlaps(setting, pool),
+            "weights": known | weights(setting, pool),
+            "instruments": {one.label: sorted(artifact_instruments(pool.fitted(one))) for one in setting.contestants},
+        }
+        _write(file, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+        _write(place / MACHINE, json.dumps(_machines(place, _machine(setting, pool)), indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"{str(folder)!r} cannot be written ({error.strerror}): choose another folder.") from None
+    return place
+
+
+def weights(setting: Setting, pool: Pool) -> dict[str, Any]:
+    """What stands for every model and artifact on this disk: a model's files with sizes and times, an artifact's id.
+
+    Raises:
+        UserError: A damaged artifact, or what `Pool.located` raises.
+    """
+    roles = (role for one in setting.contestants for role in (one.anchor, one.judge, one.cost, one.reward))
+    graders = (one.judge for one in setting.recipe.grader.values())
+    found: dict[str, Any] = {}
+    for model in _models(*setting.recipe.targets.values(), *graders, *roles):
+        for said, path in ((model.path, pool.located(model).path), (model.adapter, model.adapter)):
+            if path is not None and Path(path).is_dir():
+                found[f"model {said}"] = _files(Path(path))
+    ids = {f"artifact of {name}": _artifact_id(folder) for name, folder in artifacts(setting, pool).items()}
+    return found | {name: one for name, one in ids.items() if one is not None}
+
+
+def artifacts(setting: Setting, pool: Pool, target: str | None = None) -> dict[str, Path]:
+    """Folders of the artifacts that defenses and attacks use, around one target or all, by target and label."""
+    targets = [target] if target is not None else list(setting.recipe.targets)
+    found = {
+        f"{each} {one.label}" + ("" if knob == "artifact" else f" ({knob})"): Path(place)
+        for each in targets
+        for one in setting.contestants
+        for knob, place in pool.artifacts(each, one).items()
+    }
+    attacks = {spec: parse_attack(spec).ablation for spec in setting.recipe.attacks}
+    return found | {
+        f"{each} {spec}": Path(pool.placed(artifact, each))
+        for each in targets
+        for spec, artifact in attacks.items()
+        if artifact is not None
+    }
+
+
+def require_own(folder: Path) -> None:
+    """Refuses a folder that holds something else than a run, or than what was fitted for one.
+
+    Raises:
+        UserError: It does.
+    """
+    if not folder.is_dir() or (folder / RECIPE).exists() or (folder / ANSWERS).exists():
+        return  # answers without a recipe are what is left where a damaged recipe.json was deleted
+    if any(one.name != ARTIFACTS and not one.name.startswith(RECIPE) for one in folder.iterdir()):
+        raise UserError(f"{str(folder)!r} holds something else than a run: choose another folder for --out.")
+
+
+def read_recipe(folder: str | Path) -> dict[str, Any]:
+    """What a run's folder says about itself.
+
+    Raises:
+        UserError: It holds no run, or what the folder says is damaged.
+    """
+    file = Path(folder) / RECIPE
+    try:
+        data = json.loads(file.read_text("utf-8"))
+        if (
+            _has(data, "digest", "recipe", "defenses", "data", "expected")
+            and _has(data["recipe"], "seed", "targets", "data", "attacks")
+            and all(_has(one, "label", "defense") for one in data["defenses"])
+        ):
+            return dict(data)
+    except (OSError, ValueError):
+        pass
+    if file.exists() or (Path(folder) / ANSWERS).exists():
+        raise UserError(
+            f"The file {str(file)!r} is missing, damaged or no run's: choose another folder, or delete the file and "
+            "give the command that began the run again, which goes on with the answers that are there."
+        )
+    raise UserError(f"{str(folder)!r} holds no run: make one with `anchorlm compare --out {folder}`.")
+
+
+def read_answers(folder: str | Path) -> list[dict[str, Any]]:
+    """Every answer of a run, in an order that does not depend on when it came.
+
+    Raises:
+        UserError: It holds no run, or one that was tampered with.
+    """
+    path = Path(folder) / ANSWERS
+    found = {key(record): record for record in read_journal(path)} if path.exists() else {}
+    return [found[one] for one in sorted(found)]
+
+
+def read_timings(folder: str | Path) -> list[dict[str, Any]]:
+    """Every time that was taken."""
+    path = Path(folder) / TIMINGS
+    return list(read_journal(path)) if path.exists() else []
+
+
+def read_probes(folder: str | Path) -> list[dict[str, Any]]:
+    """What guards did when they were tried; of one that was tried again, the last."""
+    path = Path(folder) / PROBES
+    found = {(one["target"], one["defense"]): one for one in read_journal(path)} if path.exists() else {}
+    return [found[one] for one in sorted(found)]
+
+
+def read_machine(folder: str | Path) -> dict[str, Any]:
+    """Where a run ran; nothing if that is not known."""
+    try:
+        data = json.loads((Path(folder) / MACHINE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def key(record: Mapping[str, Any]) -> Key:
+    """Which answer a record is.
+
+    Raises:
+        UserError: It is none.
+    """
+    try:
+        if not record["grades"]:
+            raise KeyError("grades")
+        for name in ("kind", "prompt", "text", "finish", "usage", "trace"):
+            record[name]
+        return record["target"], record["defense"], record["data"], record["attack"], record["case"]
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"The file {ANSWERS} holds a line without {error}: it was not written by this command."
+        ) from None
+
+
+def _machines(folder: Path, now: dict[str, Any]) -> dict[str, Any]:
+    """Where a run runs, and where it ran before it was resumed elsewhere."""
+    before = read_machine(folder)
+    earlier = before.pop("earlier", [])
+    if before and before != now:
+        earlier.append(before)
+    return now | ({"earlier": earlier} if earlier else {})
+
+
+def _has(data: Any, *names: str) -> bool:
+    return isinstance(data, dict) and data.keys() >= set(names)
+
+
+def _write(file: Path, text: str) -> None:
+    """Replaces a file as a whole, if it changes at all: whoever is killed here leaves the old one or the new one."""
+    if file.exists() and file.read_bytes() == text.encode():
+        return
+    new = file.with_name(f"{file.name}.{os.getpid()}.new")
+    new.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(new, file)
+
+
+def _overlaps(setting: Setting, pool: Pool) -> list[dict[str, Any]]:
+    """Prompts that fitting data and test data, or two test sets, share, for every target."""
+    found = {}
+    for target, sets in setting.cases.items():
+        fitted = {name: pool.cases(name, one, target, None) for name, one in setting.recipe.fitted_on.items()}
+        found[target] = overlaps(sets, fitted) + fitted_overlaps(artifacts(setting, pool, target), sets)
+    merged = together(found)
+    for one in merged:
+        if one.fitted:
+            _log.warning("%d prompts of %s are, or nearly, in %s: the figures of %s leave them out.",
+                         one.equal + one.near, one.second, one.first, ", ".join(one.targets))  # fmt: skip
+    return [asdict(one) for one in merged]
+
+
+def _models(*settings: ModelSettings | JudgeSettings | ScorerSettings | None) -> Iterator[ModelSettings]:
+    """The models behind some roles."""
+    for one in settings:
+        if isinstance(one, ModelSettings):
+            yield one
+        elif isinstance(one, ScorerSettings):
+            yield from _models(one.model, one.judge)
+        elif one is not None:
+            yield from _models(one.model)
+
+
+def _files(folder: Path) -> list[list[str | int]]:
+    """Everything in a model's folder that may change an answer; of an adapter, that of its base, too."""
+    found = sorted(file for end in ("safetensors", "bin", "json", "jinja") for file in folder.glob(f"*.{end}"))
+    own: list[list[str | int]] = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in found]
+    try:
+        base = json.loads((folder / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"]
+        below = next((place for place in (folder / base, Path(base)) if place.is_dir()), None)
+    except (OSError, ValueError, KeyError, TypeError):
+        return own  # no adapter, or one of which loading says what is wrong
+    return own if below is None else own + _files(below)
+
+
+def _artifact_id(folder: Path) -> str | None:
+    """The id in an artifact's folder; None where there is none."""
+    file = folder / "artifact.json"
+    if not file.exists():
+        return None
+    try:
+        return str(json.loads(file.read_text("utf-8"))["id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"The artifact in {str(folder)!r} is damaged: make it again.") from None
+
+
+def _machine(setting: Setting, pool: Pool) -> dict[str, Any]:
+    """Versions, machine, and the fitted artifacts by their ids."""
+    import torch
+
+    packages = ("anchorlm", "torch", "transformers", "tokenizers")
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "accelerator": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        },
+        "artifacts": {name: _artifact_id(folder) for name, folder in artifacts(setting, pool).items()},
+    }

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from anchorlm.records import TokenScore
+from anchorlm.serving._errors import ApiError, unexpected
+from anchorlm.serving.session._answers import Answer, ThoughtPiece
+from anchorlm.serving.session._session import RequestSession
+
+_log = logging.getLogger("anchorlm")
+
+_OBJECTS = {"chat": ("chat.completion", "chatcmpl"), "text_completion": ("text_completion", "cmpl")}
+
+
+class Shape:
+    """A session in OpenAI's form.
+
+    Args:
+        session: The session.
+        kind: `chat` or `text_completion`.
+    """
+
+    def __init__(self, session: RequestSession, kind: str) -> None:
+        self._exchange = session
+        self._chat = kind == "chat"
+        self._object, prefix = _OBJECTS[kind]
+        self._id = f"{prefix}-{session.id}"
+
+    def whole(self) -> dict[str, Any]:
+        """The body of an answer that came at once."""
+        choices = []
+        for index, answer in enumerate(self._exchange.answers):
+            # The content stays, too: most clients show nothing else.
+            content = {"role": "assistant", "content": answer.text, "refusal": answer.text if answer.refused else None}
+            if answer.thought:
+                content["reasoning_content"] = answer.thought
+            said = {"message": content} if self._chat else {"text": answer.text}
+            choices.append(
+                {"index": index, **said, "logprobs": self._logprobs(answer, answer.due())}
+                | {"finish_reason": answer.finish}
+                | {"anchorlm": self._exchange.told(index)}
+            )
+        return self._frame(self._object) | {
+            "choices": choices,
+            "usage": self._exchange.usage(),
+            "anchorlm": choices[0]["anchorlm"],
+        }
+
+    async def events(self, *, usage: bool) -> AsyncIterator[dict[str, str]]:
+        """The same piece by piece, as server-sent events, up to `[DONE]`.
+
+        Args:
+            usage: Whether a last chunk says what it cost.
+        """
+        blank = {"usage": None} if usage else {}
+        status = 200
+        try:
+            if self._chat:
+                for index in range(len(self._exchange.answers)):
+                    yield self._chunk(index, {"role": "assistant", "content": ""}, None, blank)
+            async for index, piece, scores in self._exchange.pieces():
+                answer = self._exchange.answers[index]
+                known = blank | {"logprobs": self._logprobs(answer, scores)}
+                if isinstance(piece, ThoughtPiece):
+                    if self._chat:
+                        yield self._chunk(index, {"reasoning_content": str(piece)}, None, dict(blank))
+                    continue
+                if piece is not None:
+                    yield self._chunk(index, {"content": piece}, None, known)
+                    continue
+                told = {"anchorlm": self._exchange.told(index)}
+                refusal = {"refusal": answer.text} if self._chat and answer.refused else {}
+                yield self._chunk(index, refusal, answer.finish, known | told)
+            if usage:
+                yield _event(self._frame(self._chunk_object) | {"choices": [], "usage": self._exchange.usage()})
+        except Exception as error:
+            failure = self._failure(error)
+            status = failure.status
+            yield _event(failure.body())
+        try:
+            await self._exchange.end(status)
+        except Exception as error:
+            yield _event(self._failure(error).body())
+        yield {"data": "[DONE]"}
+
+    def _failure(self, error: Exception) -> ApiError:
+        if isinstance(error, ApiError):
+            return error
+        # Only the kind is logged: what it says may hold a prompt.
+        _log.error("request %s failed unexpectedly: %s", self._exchange.id, type(error).__name__)
+        return unexpected()
+
+    @property
+    def _chunk_object(self) -> str:
+        return f"{self._object}.chunk" if self._chat else self._object
+
+    def _logprobs(self, answer: Answer, scores: Sequence[TokenScore] | None) -> dict[str, Any] | None:
+        """How likely tokens were; None where that is not known."""
+        if answer.logprobs is None or not scores:
+            return None
+        return answer.logprobs.chat(scores) if self._chat else answer.logprobs.text(scores)
+
+    def _chunk(self, index: int, delta: dict[str, str], finish: str | None, more: dict[str, Any]) -> dict[str, str]:
+        said = {"delta": delta} if self._chat else {"text": delta.get("content", "")}
+        choice = {"index": index, **said, "logprobs": more.pop("logprobs", None), "finish_reason": finish}
+        return _event(self._frame(self._chunk_object) | {"choices": [choice]} | more)
+
+    def _frame(self, object_: str) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "object": object_,
+            "created": self._exchange.created,
+            "model": self._exchange.served.id,
+        }
+
+
+def _event(data: dict[str, Any]) -> dict[str, str]:
+    # ASCII: some clients take U+2028 and its like for the end of a line.
+    return {"data": json.dumps(data, separators=(",", ":"))}

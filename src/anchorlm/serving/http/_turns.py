@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+from pydantic import ConfigDict, Field, Tag, field_validator, model_validator
+
+from anchorlm.serving.http._objects import RequestObject, text_or_list, unsupported
+
+MOST_TURNS = 2_000
+"""Turns of a conversation, and parts of all of them together."""
+
+_ROLES = ("system", "developer", "user", "assistant")
+_TURNS = {"tool": "tool turns", "function": "function turns"}
+_PARTS = {
+    "input_audio": "audio parts",
+    "audio": "audio parts",
+    "file": "file parts",
+    "input_file": "file parts",
+    "video_url": "video parts",
+    "refusal": "refusal parts outside of an assistant's turn",
+}
+
+
+class Part(RequestObject):
+    """A piece of a message."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    type: str = Field(description="text or image_url; refusal in an assistant's turn.")
+    text: str | None = None
+    image_url: dict[str, Any] | None = None
+    refusal: str | None = None
+    cache_control: Any = Field(default=None, description="Ignored.")
+
+    @field_validator("type")
+    @classmethod
+    def _known(cls, type: str) -> str:
+        if type not in ("text", "image_url", "refusal"):
+            named = _PARTS.get(type, f"parts of type {type!r:.40}")
+            raise unsupported("", f"{named} are not supported here: send text", "unsupported_value")
+        return type
+
+    @model_validator(mode="before")
+    @classmethod
+    def _served(cls, data: Any) -> Any:
+        """What kind of piece it is is said before what else it holds."""
+        if isinstance(data, dict) and data.get("type") in _PARTS and data["type"] != "refusal":
+            raise unsupported("type", f"{_PARTS[data['type']]} are not supported here: send text", "unsupported_value")
+        return data
+
+
+Content = Annotated[
+    Annotated[str, Tag("str")] | Annotated[list[Part], Field(fail_fast=True), Tag("list[]")],
+    text_or_list(others="parts"),
+]
+"""What a turn says."""
+
+
+class ChatMessage(RequestObject):
+    """One turn. What other servers and front ends write into a history beside its text is passed over."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    role: str = Field(description="system, developer, user or assistant.")
+    content: Content | None = Field(default=None, description="Its text, or a list of parts.")
+    name: Any = Field(default=None, description="Ignored.")
+    refusal: str | None = Field(default=None, description="What an assistant's turn without content says.")
+    annotations: Any = Field(default=None, description="Ignored.")
+    reasoning: Any = Field(default=None, description="Ignored: no model reads its earlier thoughts here.")
+    reasoning_content: Any = Field(default=None, description="Ignored, likewise.")
+    reasoning_details: Any = Field(default=None, description="Ignored, likewise.")
+    metadata: Any = Field(default=None, description="Ignored.")
+    cache_control: Any = Field(default=None, description="Ignored.")
+    audio: Any = Field(default=None, description="Not supported.")
+    function_call: Any = Field(default=None, description="Not supported.")
+    tool_calls: Any = Field(default=None, description="Not supported, but for an empty list.")
+    tool_call_id: Any = Field(default=None, description="Not supported, but for an empty one.")
+    id: Any = Field(default=None, description="Ignored.")
+    anchorlm: Any = Field(default=None, description="Ignored: what this server said of an answer.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _served(cls, data: Any) -> Any:
+        """Turns of kinds that are not served are told by their names."""
+        if not isinstance(data, dict):
+            return data
+        role = data.get("role")
+        if isinstance(role, str) and role not in _ROLES:
+            named = _TURNS.get(role, f"turns of {role!r:.40}")
+            raise unsupported("role", f"{named} are not supported here: leave them out", "unsupported_value")
+        for name, what in (("tool_calls", "tool calls"), ("function_call", "function calls"), ("audio", "audio"),
+                           ("tool_call_id", "tool calls")):  # fmt: skip
+            if data.get(name):
+                raise unsupported(name, f"{what} are not supported here: leave {name} out")
+        return data
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.content is None and self.role == "user":
+            raise unsupported("content", "should be a text or a list of parts", "invalid_value")
+        return self
+
+    @property
+    def said(self) -> str | list[Part]:
+        """Its content; an assistant's without one says its refusal, or nothing, as any other turn without one."""
+        if self.content is None or (self.content == "" and self.refusal):
+            return self.refusal or ""
+        return self.content
+
+
+def few_turns(messages: Any) -> Any:
+    """A conversation that is not too long, counted before anything is looked at more closely, which takes its time.
+
+    Raises:
+        PydanticCustomError: It has too many turns, or parts.
+    """
+    if isinstance(messages, list):
+        contents = [turn.get("content") for turn in messages if isinstance(turn, dict)]
+        parts = sum(len(content) for content in contents if isinstance(content, list))
+        for count, what in ((len(messages), "turns"), (parts, "parts")):
+            if count > MOST_TURNS:
+                raise unsupported("", f"a request has at most {MOST_TURNS} {what} here: send fewer", "too_many_" + what)
+    return messages

@@ -1,0 +1,1 @@
+"""What an operator needs: keys, limits, the audit log, metrics, the self-test."""
