@@ -42,6 +42,8 @@ class Endpoint:
         arrays: Whether it takes token arrays; else it does not take such prompts.
         completions: Whether it serves /completions.
         continues: Whether it goes on with a trailing turn of the assistant: by itself, if flags say so, or not.
+        tokenizes: Whether it shows how it splits a text, as vLLM does.
+        counts: Whether it says how many tokens a prompt has.
         strict: Whether it refuses fields that OpenAI's interface does not have.
         most: Likeliest tokens that may be asked for.
         key: API key that it wants.
@@ -56,6 +58,8 @@ class Endpoint:
         arrays: bool = True,
         completions: bool = True,
         continues: Literal["yes", "flags", "no"] = "yes",
+        tokenizes: bool = False,
+        counts: bool = True,
         strict: bool = False,
         most: int = 1000,
         key: str | None = None,
@@ -64,8 +68,10 @@ class Endpoint:
         self.model = model
         self.form, self.owner, self.arrays, self.completions = form, owner, arrays, completions
         self.continues, self.strict, self.most, self.key = continues, strict, most, key
+        self.tokenizes, self.counts = tokenizes, counts
         self.id = "tiny"
         self.details: dict[str, Any] = {"max_model_len": 256}
+        self.version = "0.32.0"
         self.asked: list[tuple[str, dict[str, Any], dict[str, str]]] = []
         self.faults: deque[Any] = deque()
         self.always: Any = None
@@ -124,7 +130,7 @@ class Endpoint:
             entry = {"id": self.id, "object": "model", "created": int(time.time()), "owned_by": self.owner}
             _send(handler, 200, {"object": "list", "data": [entry | self.details]})
         elif handler.path == "/version" and self.owner == "vllm":
-            _send(handler, 200, {"version": "0.32.0"})
+            _send(handler, 200, {"version": self.version})
         else:
             _send(handler, 404, {"error": {"message": "not found"}})
 
@@ -137,6 +143,8 @@ class Endpoint:
         fault = self.faults.popleft() if self.faults else self.always
         if fault is not None and self._fails(handler, fault, body):
             return None
+        if path == "/tokenize" and self.tokenizes:
+            return _send(handler, 200, {"tokens": self.model.tokenizer(body["prompt"])["input_ids"]})
         chat = path == "/chat/completions"
         if not chat and not (path == "/completions" and self.completions):
             return _send(handler, 404, {"error": {"message": "not found"}})
@@ -226,7 +234,7 @@ class Endpoint:
             finish = "stop"
         text = self.model.vocabulary.decode(token for token, _ in steps).decode("utf-8", "replace")
         frame = {"model": self.id, "object": "x", "id": "1"}
-        usage = {"prompt_tokens": len(ids), "completion_tokens": len(steps)}
+        usage = {"prompt_tokens": len(ids), "completion_tokens": len(steps)} if self.counts else None
 
         def choice(said: str, some: list[Any], end: str | None, streamed: bool) -> dict[str, Any]:
             part = (

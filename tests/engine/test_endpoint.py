@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,49 @@ def test_forks_go_on_by_themselves(serve: Callable[..., Endpoint], folder: str, 
 
     first, second = runtime().run(write())
     assert first != second
+
+
+SPLITS: list[dict[str, Any]] = [
+    {"owner": "vllm", "form": "ids", "tokenizes": True}, {"owner": "vllm", "form": "ids"}, {}, {"arrays": False},
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def other_merges(model: CausalModel, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tokenizer with the same tokens at the same ids, which splits words otherwise."""
+    place: Path = tmp_path_factory.mktemp("merges")
+    model.tokenizer.save_pretrained(place)
+    data = json.loads((place / "tokenizer.json").read_text("utf-8"))
+    data["model"]["merges"] = data["model"]["merges"][::2]
+    (place / "tokenizer.json").write_text(json.dumps(data), "utf-8")
+    return str(place)
+
+
+@pytest.mark.parametrize("way", SPLITS, ids=str)
+def test_a_tokenizer_with_the_same_tokens_and_other_merges_is_told(
+    way: dict[str, Any], serve: Callable[..., Endpoint], folder: str, other_merges: str
+) -> None:
+    server = serve(**way)
+    assert not [note for note in engine(server, folder).found.notes if "tokenizer" in note]
+    with pytest.raises(UserError, match="is not the tokenizer of .* Give the tokenizer of the served model") as failure:
+        engine(server, other_merges, prompts="completions")
+    assert "\n" not in str(failure.value)
+
+
+def test_where_the_server_writes_the_turns_other_merges_are_a_note(
+    serve: Callable[..., Endpoint], folder: str, other_merges: str
+) -> None:
+    server = serve(completions=False)
+    assert not [note for note in engine(server, folder).found.notes if "tokenizer" in note]
+    (note,) = [note for note in engine(server, other_merges).found.notes if "tokenizer" in note]
+    assert note.startswith("It counts other tokens than the tokenizer")
+
+
+def test_a_server_that_counts_nothing_leaves_the_tokenizer_unproven(
+    serve: Callable[..., Endpoint], folder: str
+) -> None:
+    (note,) = [note for note in engine(serve(counts=False), folder).found.notes if "tokenizer" in note]
+    assert note.startswith("It does not count tokens")
 
 
 def test_a_tokenizer_of_another_model_is_told(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -24,6 +25,8 @@ _MOST_BYTES = 64 << 20
 """Of an answer. All log-probabilities of a large vocabulary take a tenth of it."""
 _END = object()
 _CLIENTS: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
+_GOODBYE = 1.0
+"""Seconds that the end of the process waits for connections to close."""
 
 
 def client() -> httpx.AsyncClient:
@@ -36,6 +39,15 @@ def client() -> httpx.AsyncClient:
         # Deadlines are ours: httpx's own are for each read, however many there are.
         _CLIENTS[loop] = httpx.AsyncClient(timeout=None, limits=limits, follow_redirects=False)
     return _CLIENTS[loop]
+
+
+@atexit.register
+def _close() -> None:
+    """Closes the connections that are kept: Python complains of open ones at its end."""
+    for loop, http in list(_CLIENTS.items()):
+        if loop.is_running():
+            with suppress(Exception):
+                asyncio.run_coroutine_threadsafe(http.aclose(), loop).result(_GOODBYE)
 
 
 class Caller:
@@ -74,14 +86,19 @@ class Caller:
         """
         return await self._whole("GET", self._url(path, root=root), None)
 
-    async def post(self, path: str, body: dict[str, Any]) -> Any:
+    async def post(self, path: str, body: dict[str, Any], *, root: bool = False) -> Any:
         """What the server answers, as JSON.
+
+        Args:
+            path: From the address on.
+            body: What is sent.
+            root: Whether the path is one of the server, not of its API.
 
         Raises:
             DefenseError: The call failed, retries included.
             TooLongError: The server says that the prompt is too long.
         """
-        return await self._whole("POST", self._url(path), body)
+        return await self._whole("POST", self._url(path, root=root), body)
 
     async def stream(self, path: str, body: dict[str, Any]) -> AsyncGenerator[Any, None]:
         """The events of an answer, as JSON, up to the last. Nothing is sent again once a part has come.

@@ -10,6 +10,7 @@ from anchorlm.engine._endpoint_faults import MissingError, RejectedError, wrong
 from anchorlm.engine._endpoint_http import Caller
 from anchorlm.engine._endpoint_reading import text_of
 from anchorlm.engine._endpoint_replies import Reply, UnusableError, read_reply
+from anchorlm.engine._endpoint_tokenizer import TokenizerCheck
 from anchorlm.engine._endpoint_watch import listed, names, told
 from anchorlm.models import EndpointModel, EndpointSettings
 from anchorlm.records import TooLongError, UserError
@@ -19,6 +20,7 @@ _BEGUN = "The capital of France is"
 _KINDS: dict[str, Kind] = {"llamacpp": "llama-server", "vllm": "vllm", "sglang": "sglang", "anchorlm": "anchorlm"}
 _TOPS = (20, 5)
 """Likeliest tokens that servers allow to ask for, where they do not allow any number."""
+_AS_TEXT = "It takes text and no tokens: tokens that end inside a character are not mixed."
 
 
 async def probe(caller: Caller, settings: EndpointSettings, model: EndpointModel) -> tuple[Abilities, Any]:
@@ -111,28 +113,15 @@ async def _completions(
         if tried is None:
             continue
         able, reply = tried
-        if reply.prompt_tokens not in (None, len(ids)):
-            continue  # the server wrote another prompt than ours
-        _check_tokenizer(settings, model, reply)
-        notes = (
-            ()
-            if mode == "tokens"
-            else ("It takes text and no tokens: tokens that end inside a character are not mixed.",)
-        )
-        return replace(able, continues="yes", notes=(*able.notes, *notes))
+        check = TokenizerCheck(caller, settings, model, able)
+        check.names(reply)
+        arrived = reply.prompt_tokens in (None, len(ids))  # else the server wrote another prompt than ours
+        if arrived or settings.prompts == "completions":
+            more = await check.splits()
+        if arrived:
+            notes = () if mode == "tokens" else (_AS_TEXT,)
+            return replace(able, continues="yes", notes=(*able.notes, *notes, *more))
     return None
-
-
-def _check_tokenizer(settings: EndpointSettings, model: EndpointModel, reply: Reply) -> None:
-    for one in [one for entry in reply.entries or () for one in (entry.taken, *entry.top)]:
-        if one.id is None or not one.piece:
-            continue
-        own = model.vocabulary.token_bytes(one.id)
-        if own not in (one.piece, b""):
-            raise UserError(
-                f"{settings.tokenizer!r} is not the tokenizer of {settings.name}: token {one.id} is {one.piece!r:.40} "
-                f"there, and {own!r:.40} here. Give the tokenizer of the served model."
-            )
 
 
 async def _chat(caller: Caller, settings: EndpointSettings, model: EndpointModel, found: Abilities) -> Abilities:
@@ -144,7 +133,11 @@ async def _chat(caller: Caller, settings: EndpointSettings, model: EndpointModel
             f"The server at {settings.endpoint} answers neither conversations nor prompts that are written here: check "
             "that the address ends in /v1, if it should, or give the model's tokenizer."
         )
-    able = tried[0]
+    able, reply = tried
+    if model.spelled:
+        check = TokenizerCheck(caller, settings, model, able)
+        check.names(reply)
+        able = replace(able, notes=(*able.notes, *await check.splits()))
     for way in ("yes", "flags"):
         trial = replace(able, continues=way)
         body = with_turns(trial, {"messages": _ASKED}, _BEGUN) | neutral(trial)
