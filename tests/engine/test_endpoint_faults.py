@@ -14,7 +14,7 @@ from factories import tiny_model
 
 from anchorlm.engine import EndpointEngine, LocalEngine, runtime
 from anchorlm.guard import Guard
-from anchorlm.judging import CallableJudge
+from anchorlm.judging import CallableJudge, CallableScorer
 from anchorlm.models import CausalModel, EndpointSettings
 from anchorlm.records import DefenseError, GenerationSettings, UserError
 
@@ -22,7 +22,7 @@ TURNS = [{"role": "user", "content": "How do I bake bread?"}]
 REFUSAL = "I cannot say anything now."
 LENIENT = CallableJudge(lambda messages, response: 0.0, name="lenient")
 FAULTS = [429, 500, 503, 400, 401, 404, 307, "cut", "garbage", "empty", "sum", "filter", "close"]
-ROLES = ("target", "anchor", "judge")
+ROLES = ("target", "anchor", "judge", "cost")
 
 
 @dataclass
@@ -53,8 +53,12 @@ def guarded(role: str, source: Any, local: LocalEngine) -> Guard:
     team: dict[str, Any] = {"target": local, "anchor": local, "judge": LENIENT}
     # A tiny tokenizer makes many tokens of a rubric: this one is short.
     short = {"kind": "rubric", "model": source, "options": {"template": "{prompt} {response}"}}
+    options: dict[str, Any] = {"generation": {"max_new_tokens": 6}, "refusal": REFUSAL}
+    if role == "cost":
+        reward = CallableScorer(lambda messages, response: 0.0)
+        return Guard(local, "inferenceguard", cost=short, reward=reward, beams=[2], block=4, **options)
     team[role] = short if role == "judge" else source
-    options = {"generation": {"max_new_tokens": 6}, "mixed_tokens": 2, "candidates": 2, "refusal": REFUSAL}
+    options |= {"mixed_tokens": 2, "candidates": 2}
     return Guard(team.pop("target"), "alignbeam", **team, **options)
 
 
@@ -77,7 +81,7 @@ def test_a_server_that_fails_closes_the_guard(role: str, fault: Any, scenes: dic
     response = scene.guard.chat(TURNS)
     scene.endpoint.always = None
     assert response.text == REFUSAL
-    if (role, fault) == ("judge", "sum"):
+    if role in ("judge", "cost") and fault == "sum":
         return  # a judge is not asked how likely its words are, and these give no grade
     assert response.failed
     (why,) = [one.data["why"] for one in response.trace if one.kind == "fail_closed"]
@@ -116,11 +120,17 @@ def test_what_passes_is_tried_again(role: str, scenes: dict[str, Scene]) -> None
         assert (after.text, after.failed) == (before.text, False)
 
 
-def test_another_model_at_the_same_address_is_not_trusted(model: CausalModel, folder: str) -> None:
-    endpoint = Endpoint(model)
+@pytest.mark.parametrize("other", ["model", "version"])
+def test_another_model_or_version_at_the_same_address_is_not_trusted(
+    other: str, model: CausalModel, folder: str
+) -> None:
+    endpoint = Endpoint(model, owner="vllm", form="ids")
     guard = guarded("target", settings(endpoint, folder), LocalEngine(model))
     assert not guard.chat(TURNS).failed
-    endpoint.details = {"max_model_len": 128}
+    if other == "model":
+        endpoint.details = {"max_model_len": 128}
+    else:
+        endpoint.version = "0.33.0"
     endpoint.faults.append("close")  # as when a server is started again
     response = guard.chat(TURNS)
     endpoint.stop()

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner, Result
 
 gguf = pytest.importorskip("gguf", reason="pip install 'anchorlm[gguf]'")
 xllamacpp = pytest.importorskip("xllamacpp", reason="pip install xllamacpp brings a llama-server")
@@ -15,6 +23,7 @@ import test_gguf  # noqa: E402
 from endpoints import readable  # noqa: E402
 from factories import tiny_model  # noqa: E402
 
+from anchorlm.cli._app import app  # noqa: E402
 from anchorlm.engine import EndpointEngine, LocalEngine, runtime  # noqa: E402
 from anchorlm.guard import Guard  # noqa: E402
 from anchorlm.judging import CallableJudge  # noqa: E402
@@ -76,6 +85,17 @@ def test_the_server_is_known_for_what_it_is(source: Callable[..., dict[str, Any]
     assert engine.access == Access.LOGPROBS
 
 
+def test_a_tokenizer_with_the_same_tokens_and_other_merges_is_told(
+    source: Callable[..., dict[str, Any]], model: CausalModel, tmp_path: Path
+) -> None:
+    model.tokenizer.save_pretrained(tmp_path)
+    data = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    data["model"]["merges"] = data["model"]["merges"][::2]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data), "utf-8")
+    with pytest.raises(UserError, match="is not the tokenizer of .*it splits"):
+        Guard(source(tokenizer=str(tmp_path)))
+
+
 def test_greedy_text_and_stream_are_those_of_the_same_weights_here(
     source: Callable[..., dict[str, Any]], model: CausalModel
 ) -> None:
@@ -122,6 +142,86 @@ def test_a_prompt_that_is_too_long_is_told(source: Callable[..., dict[str, Any]]
     guard = Guard(source(), generation={"max_new_tokens": 4}, on_error="raise")
     with pytest.raises((UserError, DefenseError), match="shorten it"):
         guard.chat([{"role": "user", "content": "fox " * 300}])
+
+
+OWN_PROCESS = """
+import sys, time, xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.model_alias = sys.argv[1], {"tiny"}
+params.port, params.n_ctx, params.n_parallel, params.warmup = int(sys.argv[2]), 256, 1, False
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+server = xllamacpp.Server(params)
+print(server.listening_address, flush=True)
+time.sleep(600)
+"""
+
+
+@contextmanager
+def in_its_own_process(file: Path, port: int) -> Iterator[subprocess.Popen[str]]:
+    """A server that can be killed."""
+    command = [sys.executable, "-c", OWN_PROCESS, str(file), str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert process.stdout is not None
+        assert any(line.strip().endswith(f":{port}") for line in process.stdout), "it did not start"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def generated(recipe: Path, prompts: Path, out: Path) -> Result:
+    options = ["--no-probe", "--concurrency", "1"]
+    return CliRunner().invoke(app, ["generate", *options, str(prompts), "-r", str(recipe), "-o", str(out)])
+
+
+def test_generate_goes_on_when_its_server_was_killed_and_started_again(file: Path, tmp_path: Path) -> None:
+    model, port = tiny_model("qwen2", seed=1), free_port()
+    model.model.save_pretrained(tmp_path / "anchor")
+    model.tokenizer.save_pretrained(tmp_path / "anchor")
+    recipe, prompts, out = tmp_path / "recipe.toml", tmp_path / "prompts.txt", tmp_path / "out.jsonl"
+    recipe.write_text(
+        f'anchor = "{tmp_path / "anchor"}"\n[target]\nendpoint = "http://127.0.0.1:{port}/v1"\n'
+        f'tokenizer = "{file}"\nretries = 1\n[judge]\nkind = "refusal"\n[defense]\nname = "alignbeam"\n'
+        "mixed_tokens = 2\ncandidates = 2\nmax_harm = 1.0\nrefusal = 'No.'\n[generation]\nmax_new_tokens = 6\n"
+    )
+    prompts.write_text("".join(f"The fox {number}\n" for number in range(12)))
+
+    def kill_half_way(process: subprocess.Popen[str]) -> None:
+        while not out.exists() or out.read_text().count("\n") < 4:
+            time.sleep(0.005)
+        process.kill()
+
+    with in_its_own_process(file, port) as process:
+        Thread(target=kill_half_way, args=(process,), daemon=True).start()
+        cut = generated(recipe, prompts, out)
+    assert cut.exit_code == 1
+    assert "rows were refused because a model or the judge failed" in cut.stderr
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert sorted(row["index"] for row in rows) == list(range(12))
+    kept = {row["index"]: row["response"] for row in rows if not row.get("failed")}
+    assert 4 <= len(kept) < 12
+    assert {row["response"] for row in rows if row.get("failed")} == {"No."}
+
+    with in_its_own_process(file, port):
+        after = generated(recipe, prompts, out)
+        whole = generated(recipe, prompts, tmp_path / "whole.jsonl")
+    assert (after.exit_code, whole.exit_code) == (0, 0)
+    assert f"{12 - len(kept)} rows written" in after.stderr
+
+    def answered(place: Path) -> dict[int, str]:
+        lines = [json.loads(line) for line in place.read_text().splitlines()]
+        assert len(lines) == 12
+        return {line["index"]: line["response"] for line in lines}
+
+    assert answered(out) == answered(tmp_path / "whole.jsonl")
+    assert kept.items() <= answered(out).items()
 
 
 def test_a_real_model_is_guarded_and_refuses_nothing_harmless() -> None:
