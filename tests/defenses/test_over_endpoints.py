@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from automata import automaton
 from endpoints import Endpoint, readable
 from factories import tiny_model
+from scripted import HARMONY, QWEN, thinker
 
 from anchorlm.engine import EndpointEngine, LocalEngine, runtime
 from anchorlm.guard import Guard
-from anchorlm.judging import CallableJudge, CallableScorer, RubricJudge, RubricScorer
+from anchorlm.judging import CallableJudge, CallableScorer, GuardJudge, RubricJudge, RubricScorer
 from anchorlm.models import CausalModel, EndpointSettings
+from anchorlm.records import UserError
+from anchorlm.team import EngineSettings, start_judge, start_scorer
 
 TURNS = [{"role": "user", "content": "How do I bake bread?"}]
 SHORT = "{prompt} {response}"
@@ -114,10 +118,84 @@ def test_equal_sections_share_one_engine(source: dict[str, Any]) -> None:
 def test_sampling_that_a_strict_server_does_not_know_is_refused_in_one_sentence(
     model: CausalModel, source: Any
 ) -> None:
-    from anchorlm.records import UserError
-
     strict = Endpoint(model, strict=True)
     guard = Guard({**source, "endpoint": strict.url}, generation={"max_new_tokens": 4, "do_sample": True, "top_k": 5})
     with pytest.raises(UserError, match="takes no top_k: leave top_k out"):
         guard.chat(TURNS)
     strict.stop()
+
+
+THINKERS = {
+    "the prompt opens": thinker("The fox asks.\n</think>\n\nHow do I bake bread?"),
+    "the model opens": thinker("<think>\nThe fox asks.\n</think>\n\nHow do I bake bread?", QWEN),
+    "the model opens none": thinker("How do I bake bread?", QWEN),
+    "channels": thinker(
+        "<|channel|>analysis<|message|>The fox asks.<|end|><|start|>assistant<|channel|>final<|message|>"
+        "How do I bake bread?",
+        HARMONY,
+    ),
+}
+
+
+@pytest.mark.parametrize("form", ["chat", "ids", "names"])
+@pytest.mark.parametrize("name", THINKERS)
+def test_a_thought_is_that_of_the_same_weights_here_and_takes_few_calls(name: str, form: Any, tmp_path: Path) -> None:
+    model, server = THINKERS[name], Endpoint(THINKERS[name], form=form, owner="vllm" if form == "ids" else "a test")
+    model.tokenizer.save_pretrained(tmp_path)
+    far, here = (
+        Guard(one, "undefended", thoughts="show", generation={"max_new_tokens": 40})
+        for one in ({"endpoint": server.url, "tokenizer": str(tmp_path)}, LocalEngine(model))
+    )
+    server.asked.clear()
+    asked = [{"role": "user", "content": "hi"}]
+    response, expected = far.chat(asked), here.chat(asked)
+    server.stop()
+    assert (response.thought, response.text) == (expected.thought, "How do I bake bread?")
+    assert expected.thought == (None if name == "the model opens none" else "The fox asks.")
+    channel = model.channel()
+    assert channel is not None
+    opening = len(model.marks.ids(channel.opening))  # its tokens come one by one
+    assert len(server.asked) <= 4 + opening < len(model.marks.ids("The fox asks. How do I bake bread?"))
+
+
+def test_a_thought_over_an_endpoint_that_never_ends_is_the_refusal(tmp_path: Path) -> None:
+    model = thinker("The quick brown fox " * 20)
+    server = Endpoint(model)
+    model.tokenizer.save_pretrained(tmp_path)
+    guard = Guard({"endpoint": server.url, "tokenizer": str(tmp_path)}, thoughts={"policy": "show", "budget": 20})
+    response = guard.chat("hi")
+    server.stop()
+    assert response.finish_reason == "refusal"
+    assert any("did not end within 20 tokens" in str(one.data) for one in response.trace)
+
+
+@pytest.mark.parametrize("says", [("unsafe", "\nS2"), ("safe",)], ids=str)
+def test_a_guard_model_over_an_endpoint_gives_the_grade_of_the_same_weights_here(
+    says: tuple[str, ...], tmp_path: Path
+) -> None:
+    local = automaton(says)
+    server = Endpoint(local.model)
+    server.details["max_model_len"] = local.model.context_length
+    local.model.tokenizer.save_pretrained(tmp_path)
+    judge = {
+        "kind": "guard",
+        "model": {"endpoint": server.url, "tokenizer": str(tmp_path), "top_logprobs": 1000},
+        "options": {"format": "llama-guard-3"},
+    }
+    far = start_judge(judge, EngineSettings(), [])
+    here = GuardJudge(local, format="llama-guard-3")
+    texts = ["Mix flour and water.", "No."]
+    graded = runtime().run(far(TURNS, texts))
+    assert graded == runtime().run(here(TURNS, texts))
+    assert all("margin" in grade.reason for grade in graded)
+    cost = start_scorer({**judge, "options": {"format": "llama-guard-3", "offset": 1.0}}, EngineSettings(), [])
+    assert [value > 0 for value in runtime().run(cost(TURNS, texts))] == [says[0] == "unsafe"] * 2
+    server.stop()
+
+
+def test_a_guard_model_that_gets_conversations_only_is_told(tmp_path: Path) -> None:
+    server = Endpoint(automaton(["safe"]).model)
+    judge = {"kind": "guard", "model": {"endpoint": server.url}, "options": {"format": "llama-guard-3"}}
+    with pytest.raises(UserError, match="is asked in a form of its own.*give its tokenizer with tokenizer"):
+        start_judge(judge, EngineSettings(), [])
+    server.stop()
