@@ -88,6 +88,9 @@ def fit_inferaligner(
     whitening: Annotated[
         Literal["fisher", "none"], typer.Option("--whitening", help="none: along the mean difference, as in the paper.")
     ] = "fisher",
+    pooling: Annotated[
+        Literal["both", "end"], typer.Option("--pooling", help="end: read the last token alone, as in the paper.")
+    ] = "both",
     across: Annotated[
         Literal["auto", "always", "never"], typer.Option("--across", help="Map the vectors between the two models.")
     ] = "auto",
@@ -125,6 +128,7 @@ def fit_inferaligner(
             reader=second,
             whitening=whitening,
             across=across,
+            pooling=pooling,
             holdout=holdout,
             seed=seed,
             engine=described.engine,

@@ -137,7 +137,7 @@ class EndpointSequence:
         if steering is not None:
             raise self._out_of_reach()
 
-    async def activations(self, positions: Sequence[int] = (-1,)) -> Tensor:
+    async def activations(self, positions: Sequence[int] = (-1,), mean_from: int | None = None) -> Tensor:
         """Activations do not leave another server.
 
         Raises:

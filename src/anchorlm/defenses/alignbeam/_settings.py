@@ -38,6 +38,9 @@ class MixtureSettings(DefenseSettings):
     evidence: Folder | None = Field(default=None, description="Folder of the artifact of `anchorlm fit alignbeam`, by "
                                     "which alpha follows the evidence of harm; None: the one in the target's own "
                                     "folder, if any.")  # fmt: skip
+    certain: Literal["refuse", "guide"] = Field(default="refuse", description="What to do where the evidence is "
+                                                "certain of harm: give the refusal at once, or guide as "
+                                                "elsewhere.")  # fmt: skip
 
     @model_validator(mode="after")
     def _gate_has_artifact(self) -> Self:
