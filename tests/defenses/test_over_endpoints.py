@@ -12,12 +12,13 @@ from endpoints import Endpoint, readable
 from factories import tiny_model
 from scripted import HARMONY, QWEN, thinker
 
+from anchorlm.defenses import defense_names, find_defense
 from anchorlm.engine import EndpointEngine, LocalEngine, runtime
 from anchorlm.guard import Guard
 from anchorlm.judging import CallableJudge, CallableScorer, GuardJudge, RubricJudge, RubricScorer
 from anchorlm.models import CausalModel, EndpointSettings
-from anchorlm.records import UserError
-from anchorlm.team import EngineSettings, start_judge, start_scorer
+from anchorlm.records import Access, UserError
+from anchorlm.team import EngineSettings, Needs, start_judge, start_scorer
 
 TURNS = [{"role": "user", "content": "How do I bake bread?"}]
 SHORT = "{prompt} {response}"
@@ -199,3 +200,29 @@ def test_a_guard_model_that_gets_conversations_only_is_told(tmp_path: Path) -> N
     with pytest.raises(UserError, match="is asked in a form of its own.*give its tokenizer with tokenizer"):
         start_judge(judge, EngineSettings(), [])
     server.stop()
+
+
+WORDS = {"text": Access.TEXT, "log-probabilities": Access.LOGPROBS, "all logits": Access.LOGITS,
+         "activations": Access.ACTIVATIONS}  # fmt: skip
+
+
+def documented() -> dict[str, Needs]:
+    """What docs/engines.md says that each defense needs."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "engines.md").read_text("utf-8")
+    table = text.partition("## What each defense needs")[2].partition("\n\n")[2].partition("\n\n")[0]
+    found = {}
+    for line in table.splitlines()[2:]:
+        names, target, anchor, others = (cell.strip() for cell in line.strip("|").split("|")[:4])
+        given = [other.strip("() ") for other in others.split(",")]
+        optional = ("anchor",) * anchor.startswith("(") + ("judge",) * ("(judge)" in others)
+        needs = Needs(
+            WORDS[target.removesuffix(", continued")], WORDS[anchor.strip("()")] if anchor else None,
+            "judge" in given, "cost" in given, "reward" in given, optional, target.endswith("continued"),
+        )  # fmt: skip
+        found |= {name.strip(" `"): needs for name in names.split(",")}
+    return found
+
+
+def test_the_documented_needs_are_those_of_every_defense() -> None:
+    shipped = [name for name in defense_names() if find_defense(name).__module__.startswith("anchorlm.")]
+    assert documented() == {name: find_defense(name).needs for name in shipped}
