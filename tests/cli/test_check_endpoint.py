@@ -63,6 +63,8 @@ def test_what_is_therefore_not_to_be_had_is_named(serve: Callable[..., str]) -> 
     notes = " ".join(found.notes)
     assert "top_k and repetition_penalty cannot be set" in notes
     assert "no anchor can guide it" in notes
+    assert "what it does with thoughts is not known here" in notes
+    assert found.thoughts == {"thoughts": "unknown"}
 
 
 REACH = {"inferaligner": {"artifact": "nowhere"}, "caa": {"artifact": "nowhere"}, "re_control": {"artifact": "nowhere"}}

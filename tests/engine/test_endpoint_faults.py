@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,6 +212,12 @@ def test_what_is_wrong_at_the_start_is_one_sentence(
         Guard(settings(endpoint, folder, **asked))
     endpoint.stop()
     assert "\n" not in str(failure.value)
+
+
+def test_without_httpx_the_command_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    with pytest.raises(UserError, match=r"pip install 'anchorlm\[endpoint\]'"):
+        Guard({"endpoint": "http://127.0.0.1:9/v1"})
 
 
 def test_a_server_that_is_away_is_one_sentence(model: CausalModel, folder: str) -> None:
