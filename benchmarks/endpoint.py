@@ -17,7 +17,6 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from hashlib import sha256
-from itertools import pairwise
 from math import log1p
 from pathlib import Path
 from time import perf_counter
@@ -32,7 +31,7 @@ from benchmarks._report import FOLDER, report
 
 MIXED, CANDIDATES, MAX_HARM = 6, 3, 0.45
 CLOSE = 1e-3
-"""Of a probability, or of a logit: what float32 on two engines may differ by."""
+"""What two engines may differ by in a logit, and so in a share of a probability, where both compute in float32."""
 ROUNDED = 1e-4
 """To which the trace rounds probabilities."""
 SETS = ("harmful", "look-alike", "plain", "tasks")
@@ -159,13 +158,13 @@ class Explainer:
         told = far["steps"][str([one["text"] for one in far["candidates"]].index(text))]
         if shared < len(steps):
             probabilities = [value for _, value in steps[shared]["mixture"]]
-            leads = [a - b for a, b in pairwise(probabilities)]
-            lead = leads[0] if shared else min(leads)  # all of the first tokens matter
+            last = 1 if shared else CANDIDATES  # the first tokens are as many as there are candidates
+            lead = probabilities[last - 1] - probabilities[last]
             rest = told[min(shared, len(told) - 1)].get("unnamed", 0.0)
             shown = f"token {shared + 1}: led by {lead:.4f}, unnamed {rest:.4f}"
-            return _reason(lead, 2 * rest), shown
+            return _reason(lead, 2 * rest, CLOSE * probabilities[last] + ROUNDED), shown
         gap = runtime().run(self._gap(prompt, ours[place], theirs, shared))
-        return _reason(gap, 0.0), f"token {shared + 1}, of the target alone: led by {gap:.4f}"
+        return _reason(gap, 0.0, CLOSE), f"token {shared + 1}, of the target alone: led by {gap:.4f}"
 
     async def _gap(self, prompt: str, ours: Sequence[int], theirs: Sequence[int], shared: int) -> float:
         """By how much, in logits, the target prefers its own next token to the other's. The end of a turn is one."""
@@ -187,13 +186,15 @@ class Explainer:
             told = next((str(at) for at, one in enumerate(far["candidates"]) if one["text"] == text), "0")
             for step, other in zip(here["steps"][place], far["steps"][told], strict=False):
                 slack += log1p(other.get("unnamed", 0.0) / max(step["mixture"][-1][1], ROUNDED))
-        return _reason(gap, slack), f"the same candidates, led by {gap:.4f} in log-likelihood, cut up to {slack:.4f}"
+        return _reason(
+            gap, slack, len(here["steps"]) * CLOSE
+        ), f"the same candidates, led by {gap:.4f} in log-likelihood, cut up to {slack:.4f}"
 
 
-def _reason(lead: float, cut: float) -> str:
-    if lead <= CLOSE:
-        return "numerics"
-    return "cut" if lead <= cut + ROUNDED else "unexplained"
+def _reason(lead: float, cut: float, close: float) -> str:
+    if lead <= cut and cut > close:
+        return "cut"
+    return "numerics" if lead <= close else "unexplained"
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
