@@ -38,6 +38,8 @@ class MixtureSettings(DefenseSettings):
     evidence: Folder | None = Field(default=None, description="Folder of the artifact of `anchorlm fit alignbeam`, by "
                                     "which alpha follows the evidence of harm; None: the one in the target's own "
                                     "folder, if any.")  # fmt: skip
+    evidence_bias: float = Field(default=0.0, description="Added to the evidence's score, in log-odds: the larger, the "
+                                 "more prompts count as harmful.")  # fmt: skip
     certain: Literal["refuse", "guide"] = Field(default="refuse", description="What to do where the evidence is "
                                                 "certain of harm: give the refusal at once, or guide as "
                                                 "elsewhere.")  # fmt: skip
