@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -89,9 +89,10 @@ class Thinking:
         start = len(row.ids)
         writer = ThoughtWriter(row, self._target.model, self._channel, self.request.generation)
         if await writer.opens(self.prompt):
-            async for _ in writer.write(self._budget, guide, guided):
-                if piece := writer.due():
-                    yield ThoughtDelta(piece)
+            async with aclosing(writer.write(self._budget, guide, guided)) as steps:
+                async for _ in steps:
+                    if piece := writer.due():
+                        yield ThoughtDelta(piece)
             if (thought := await writer.ended()) is None:
                 self.failed = f"the thought did not end within {self._budget} tokens: raise the budget of thoughts"
             else:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -99,7 +99,9 @@ class ThoughtWriter:
         row.crop(start)
         return next(iter(written.token_ids), None)
 
-    async def write(self, budget: int, guide: ThoughtGuide | None = None, guided: int = 0) -> AsyncIterator[None]:
+    async def write(
+        self, budget: int, guide: ThoughtGuide | None = None, guided: int = 0
+    ) -> AsyncGenerator[None, None]:
         """Writes until the thought is over or can go on no more; comes back after each token but the last.
 
         Args:
@@ -113,14 +115,15 @@ class ThoughtWriter:
             elif stepwise(self._row):
                 logits = await self._row.logits()
             else:
-                async for _ in self._streamed(budget - step):
-                    yield
+                async with aclosing(self._streamed(budget - step)) as rest:
+                    async for _ in rest:
+                        yield
                 return
             if self._take(logits):
                 return
             yield
 
-    async def _streamed(self, budget: int) -> AsyncIterator[None]:
+    async def _streamed(self, budget: int) -> AsyncGenerator[None, None]:
         """The same where each token by itself would take a call."""
         while budget > 0:
             settings = self._generation.model_copy(update={"max_new_tokens": budget, "logprobs": None})
