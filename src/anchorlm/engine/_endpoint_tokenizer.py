@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from anchorlm.engine._endpoint_bodies import Abilities, neutral, with_prompt, with_turns
-from anchorlm.engine._endpoint_faults import MissingError, RejectedError, wrong
+from anchorlm.engine._endpoint_faults import RejectedError, wrong
 from anchorlm.engine._endpoint_http import Caller
 from anchorlm.engine._endpoint_replies import Reply, UnusableError, read_reply
 from anchorlm.models import EndpointModel, EndpointSettings
-from anchorlm.records import TooLongError, UserError
+from anchorlm.records import DefenseError, TooLongError, UserError
 
 _START = "A"
 """One token for every tokenizer, whatever it puts before a text."""
@@ -96,7 +96,7 @@ class TokenizerCheck:
             return None
         try:
             data = await self._caller.post("/tokenize", body, root=True)
-        except (MissingError, RejectedError, TooLongError):
+        except (DefenseError, TooLongError):  # the counts will do
             return None
         found = data.get("tokens") if isinstance(data, dict) else None
         whole = isinstance(found, list) and all(type(one) is int for one in found)
