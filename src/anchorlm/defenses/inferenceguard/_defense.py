@@ -54,12 +54,13 @@ class InferenceGuard(Defense):
     name: ClassVar[str] = "inferenceguard"
     thinks: ClassVar[bool] = True
     needs: ClassVar[Needs] = Needs(
-        target=Access.LOGITS,
-        anchor=Access.LOGITS,
+        target=Access.TEXT,
+        anchor=Access.LOGPROBS,
         judge=True,
         cost=True,
         reward=True,
         optional=("anchor", "judge"),
+        continues=True,
     )
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "blocks"  # with release = "whole", one block
     settings_type: ClassVar[type[MixtureSettings]] = InferenceGuardSettings
@@ -304,6 +305,7 @@ class InferenceGuard(Defense):
 
         Its rows are given back before another search asks for more, so that requests never wait for one another.
         """
+        from anchorlm.engine import read_ahead
         from anchorlm.search import Beam, Found, SafetyState, SearchPlan, TargetProposal, search
 
         settings = work.settings
@@ -340,7 +342,7 @@ class InferenceGuard(Defense):
                 proposal = Guided(mixed, settings.mixed_tokens, stops)
             root = Beam(proposal, after.state if after else SafetyState(settings.budget))
             if n > 1:
-                await row.logits()  # read once, shared by all
+                await read_ahead(self.target, row)  # read once, shared by all
             found = await search([root], plan, work.sampling(n), lambda beams: self._score(work, beams, ranked=n > 1))
             for beam in found.beams:
                 beam.close()

@@ -227,7 +227,8 @@ class Pool:
             if settings.model is not None:
                 local = settings.model_copy(update={"model": self.located(settings.model)})
             judged = settings.judged
-            self._scorers[key] = build_scorer(local, None if judged is None else self.judge(judged))
+            grader = self.engine(settings.model) if settings.kind == "rubric" and settings.model else None
+            self._scorers[key] = build_scorer(local, None if judged is None else self.judge(judged), grader)
         return self._scorers[key]
 
     def guard(self, target: str, contestant: Contestant, without: str | None = None) -> Guard:
