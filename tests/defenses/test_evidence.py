@@ -95,6 +95,8 @@ def test_where_harm_is_certain_the_refusal_is_given_at_once_unless_the_anchor_is
             asked = found.chat(prompt, knobs={"evidence_bias": 1e3, "certain": "guide"})
             assert asked.token_ids == found.chat(prompt, knobs={"gate": "always"}).token_ids
             assert asked.trace[0].data["share"] == 1.0
+            off = found.chat(prompt, knobs={"evidence_bias": 1e3, "alpha": 0.0})
+            assert off.finish_reason != "refusal"
             between = found.chat(prompt)
             assert 0 < between.trace[0].data["share"] < 1
             assert between.finish_reason != "refusal"

@@ -156,13 +156,13 @@ class Guidance:
 
     @staticmethod
     def refuses(seen: Reading | Seen | None, settings: MixtureSettings) -> bool:
-        """Whether the evidence is certain of harm, and the settings give the refusal then.
+        """Whether the evidence is certain of harm, and the settings give the refusal then. With alpha = 0 they do not.
 
         Args:
             seen: What was read of the prompt.
             settings: The request's.
         """
-        return settings.certain == "refuse" and isinstance(seen, Seen) and seen.sure
+        return settings.certain == "refuse" and settings.alpha > 0 and isinstance(seen, Seen) and seen.sure
 
     async def open(
         self,
