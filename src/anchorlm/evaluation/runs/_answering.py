@@ -10,7 +10,7 @@ from anchorlm.evaluation.tasks._attacks import Attack, seeded
 from anchorlm.evaluation.tasks._cases import Case
 from anchorlm.evaluation.tasks._graders import Graded, Grader
 from anchorlm.guard import Guard
-from anchorlm.records import DefenseError, Messages, ModelError, Response, Usage, UserError
+from anchorlm.records import DefenseError, Messages, ModelError, Request, Response, Usage, UserError
 
 Record = dict[str, Any]
 """An answer as it is written down."""
@@ -40,7 +40,10 @@ async def answered(
         except (UserError, DefenseError) as error:  # one try of a search may fail, and the others count
             outage |= isinstance(error, ModelError | DefenseError)  # else the prompt is too long, say: once and for all
             return Attempt(messages, Response("", (), "refusal", Usage(0, 0, 0), ()), "ungraded", error)
-        grades = {one.name: await _graded(one, case, response.text) for one in graders}
+        if _is_fixed_refusal(guard, request, response):
+            grades: dict[str, Graded] = dict.fromkeys((one.name for one in graders), "refused")
+        else:
+            grades = {one.name: await _graded(one, case, response.text) for one in graders}
         outcome = next(iter(grades.values()))
         # A search that was not told how its tries went was none.
         outage |= attack.search is not None and outcome == "ungraded"
@@ -80,6 +83,11 @@ def is_spoiled(record: Record) -> bool:
 
 def is_ungraded(record: Record) -> bool:
     return "ungraded" in record["grades"].values()
+
+
+def _is_fixed_refusal(guard: Guard, request: Request, response: Response) -> bool:
+    """Whether the configured refusal was given: that is one in whatever words, also where no grader knows them."""
+    return response.finish_reason == "refusal" and response.text == guard.defense.settings_for(request).refusal
 
 
 async def _graded(grader: Grader, case: Case, text: str) -> Graded:
