@@ -105,12 +105,13 @@ def fit_inferaligner(
     from anchorlm.defenses.inferaligner import save_artifact
     from anchorlm.files import check_folder
 
-    bad, good = _prompts(harmful, column), _prompts(harmless, column)
+    bad, good = _both(harmful, harmless, column)
     sets = _sets("fit", look_alikes, tasks, column, shipped=shipped)
     check_folder(out, "inferaligner")
     described = make_recipe(recipe, target=target, anchor=anchor, changes=changes or [])
     if described.anchor is None:
         raise UserError("There is no aligned model to take the vectors from: give --anchor MODEL.")
+    described.check_places()
     second = make_recipe(recipe, target=target, anchor=reader, changes=changes or []).anchor if reader else None
     quiet_libraries()
     from anchorlm.defenses.inferaligner import fit_inferaligner as fit_artifact
@@ -176,14 +177,16 @@ def calibrate_inferaligner(
     from anchorlm.files import check_folder
     from anchorlm.records import Artifact
 
-    bad, good = _prompts(harmful, column), _prompts(harmless, column)
+    bad, good = _both(harmful, harmless, column)
     sets = _sets("calibrate", look_alikes, tasks, column, shipped=shipped)
     described = make_recipe(recipe, target=target, anchor=reader, changes=changes or [])
     folder = artifact or _artifact(described)
-    found = Artifact.load(folder, "inferaligner")
+    Artifact.check(folder, "inferaligner")
     place = check_folder(out or folder, "inferaligner")
+    described.check_places()
     reads = reader is not None or _reads_anchor(described)
     quiet_libraries()
+    found = Artifact.load(folder, "inferaligner")
     from anchorlm.defenses.inferaligner import calibrate_inferaligner as calibrate_artifact
 
     with _progress() as step:
@@ -263,6 +266,19 @@ def _prompts(source: str, column: str | None) -> list[Messages | str]:
         if isinstance(row, BadRow):
             raise UserError(f"Line {row.line} of {source} holds no prompt: {row.why}; mend it.")
     return [row.prompt for row in rows if not isinstance(row, BadRow)]
+
+
+def _both(harmful: str, harmless: str, column: str | None) -> tuple[list[Messages | str], list[Messages | str]]:
+    """The prompts of two files, one of each class.
+
+    Raises:
+        UserError: A file cannot be read, has too few prompts, or shares one with the other.
+    """
+    from anchorlm.steering import classes
+
+    found = _prompts(harmful, column), _prompts(harmless, column)
+    classes(*found)
+    return found
 
 
 def _sets(

@@ -53,12 +53,16 @@ def fit_alignbeam(
     from anchorlm.cli._recipes import make_recipe
     from anchorlm.defenses.alignbeam import save_evidence
     from anchorlm.files import check_folder
+    from anchorlm.records import Artifact
     from anchorlm.steering import shipped_prompts
 
     check_folder(out, "alignbeam")
     described = make_recipe(recipe, target=target, anchor=anchor, changes=changes or [])
     if described.anchor is None:
         raise UserError("There is no aligned model that guides: give --anchor MODEL.")
+    described.check_places()
+    if artifact is not None:
+        Artifact.check(artifact, "inferaligner")
     own: list[list[Messages | str]] = [
         [] if source is None else _prompts(source, column) for source in (harmful, harmless)
     ]

@@ -14,9 +14,9 @@ from anchorlm.cli._fit import (
     Harmless,
     RecipeFile,
     Target,
+    _both,
     _next,
     _progress,
-    _prompts,
     _shown,
     calibrate,
     fit,
@@ -62,13 +62,14 @@ def fit_inferenceguard(
     from anchorlm.defenses.inferenceguard import save_critic
     from anchorlm.files import check_folder
 
-    bad, good = _prompts(harmful, column), _prompts(harmless, column)
+    bad, good = _both(harmful, harmless, column)
     check_folder(out, "inferenceguard")
     described = _described(recipe, target, cost, reward, changes)
     if described.cost is None or described.reward is None:
         raise UserError("A critic is fitted to a cost and a reward model: give --cost MODEL and --reward MODEL.")
     knobs = {name: value for name, value in described.defense.items() if name not in ("name", "critic", "calibration")}
     settings = InferenceGuardSettings.parse(knobs, where=f"the defense {InferenceGuard.name}")
+    described.check_places()
     journal = out.with_name(f"{out.name}.rollouts.jsonl")
     quiet_libraries()
     from anchorlm.defenses.inferenceguard import fit_inferenceguard as fit_artifact
