@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # The heavy imports (torch, transformers) happen inside the commands, so that help and completion answer at once.
 
 fit = typer.Typer(help="Fits a defense to a model.", no_args_is_help=True)
-calibrate = typer.Typer(help="Chooses a fitted defense's settings on validation prompts.", no_args_is_help=True)
+calibrate = typer.Typer(help="Chooses the settings of a fitted defense on validation prompts.", no_args_is_help=True)
 
 Target = Annotated[str | None, typer.Option("--target", help="Model to guard: Hub id or folder.")]
 RecipeFile = Annotated[
@@ -30,23 +30,30 @@ RecipeFile = Annotated[
 ]
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--set", help="A recipe's value, as in target.dtype=bfloat16; may be repeated.", metavar="A.B=C"),
+    typer.Option(
+        "--set", help="A value of the recipe, such as target.dtype=bfloat16. You can repeat it.", metavar="A.B=C"
+    ),
 ]
 ReaderOption = Annotated[
     str | None,
-    typer.Option("--reader", help="Aligned model that the gate may read, too; without it that is the anchor."),
+    typer.Option("--reader", help="Aligned model that the gate may read, too. By default the anchor."),
 ]
 Harmful = Annotated[str, typer.Option("--harmful", help="Harmful prompts: JSONL, CSV, JSON list or text, also .gz.")]
-Harmless = Annotated[str, typer.Option("--harmless", help="Harmless ones in the same style, your domain's too.")]
+Harmless = Annotated[
+    str, typer.Option("--harmless", help="Harmless prompts in the same style. Add some of your domain.")
+]
 LookAlikes = Annotated[
     str | None,
-    typer.Option("--look-alikes", help="Harmless prompts in the words of harmful ones, beside those that are shipped."),
+    typer.Option("--look-alikes", help="Harmless prompts in alarming words. They are added to the shipped ones."),
 ]
 Tasks = Annotated[
-    str | None, typer.Option("--tasks", help="Your domain's task prompts, beside those that are shipped.")
+    str | None, typer.Option("--tasks", help="Task prompts of your domain. They are added to the shipped ones.")
 ]
 Shipped = Annotated[
-    bool, typer.Option("--shipped/--no-shipped", help="Use the English look-alikes and tasks that are shipped, too.")
+    bool,
+    typer.Option(
+        "--shipped/--no-shipped", help="Also use the English look-alikes and tasks that come with the library."
+    ),
 ]
 
 
@@ -80,26 +87,30 @@ def fit_inferaligner(
     out: Annotated[Path, typer.Option("--out", help="Folder for the artifact.")],
     target: Target = None,
     anchor: Annotated[
-        str | None, typer.Option("--anchor", help="Aligned model, of any family, that lends its vectors.")
+        str | None, typer.Option("--anchor", help="Aligned model that lends its vectors. It can be of any family.")
     ] = None,
     reader: ReaderOption = None,
     recipe: RecipeFile = None,
     changes: Changes = None,
     whitening: Annotated[
-        Literal["fisher", "none"], typer.Option("--whitening", help="none: along the mean difference, as in the paper.")
+        Literal["fisher", "none"],
+        typer.Option("--whitening", help="How directions are found. none: along the mean difference, as in the paper."),
     ] = "fisher",
     across: Annotated[
-        Literal["auto", "always", "never"], typer.Option("--across", help="Map the vectors between the two models.")
+        Literal["auto", "always", "never"],
+        typer.Option("--across", help="Whether vectors are mapped from one model to the other."),
     ] = "auto",
     look_alikes: LookAlikes = None,
     tasks: Tasks = None,
     shipped: Shipped = True,
-    holdout: Annotated[float, typer.Option("--holdout", help="Share of the prompts that measures only.")] = 0.25,
-    seed: Annotated[int, typer.Option("--seed", help="Of the split.")] = 0,
+    holdout: Annotated[
+        float, typer.Option("--holdout", help="Share of the prompts that is kept back to measure.")
+    ] = 0.25,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the split.")] = 0,
     column: Column = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Finds out where a target's activations show harm, and by which vectors an aligned model refuses."""
+    """Finds where a target's activations show harm, and by which vectors an aligned model refuses."""
     from anchorlm.cli._loading import quiet_libraries
     from anchorlm.cli._recipes import make_recipe
     from anchorlm.defenses.inferaligner import save_artifact
@@ -145,32 +156,34 @@ def calibrate_inferaligner(
     harmful: Harmful,
     harmless: Harmless,
     artifact: Annotated[
-        str | None, typer.Option("--artifact", help="Folder of the artifact; by default the recipe's.")
+        str | None, typer.Option("--artifact", help="Folder of the artifact. By default the recipe's.")
     ] = None,
     target: Target = None,
     reader: Annotated[
-        str | None, typer.Option("--reader", help="The artifact's second reader: chooses its gate, too.")
+        str | None, typer.Option("--reader", help="The artifact's second reader. Its gate is then chosen, too.")
     ] = None,
     recipe: RecipeFile = None,
     changes: Changes = None,
     look_alikes: LookAlikes = None,
     tasks: Tasks = None,
     shipped: Shipped = True,
-    limit: Annotated[float, typer.Option("--limit", help="Most harmless prompts gated, as a share.")] = 0.01,
-    look_alike_limit: Annotated[
-        float, typer.Option("--look-alike-limit", help="Most look-alikes gated, as a share.")
-    ] = 0.1,
+    limit: Annotated[
+        float, typer.Option("--limit", help="The largest share of harmless prompts on which the gate may open.")
+    ] = 0.01,
+    look_alike_limit: Annotated[float, typer.Option("--look-alike-limit", help="The same for look-alikes.")] = 0.1,
     gate_only: Annotated[
-        bool, typer.Option("--gate-only", help="Choose the gate alone, in minutes; the fixed refusal stands behind it.")
+        bool, typer.Option("--gate-only", help="Choose only the gate, in minutes. Behind it stands the fixed refusal.")
     ] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder to write to; by default the artifact's.")] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer that is tried.")] = 48,
-    prompts: Annotated[int, typer.Option("--prompts", help="Harmful prompts that the search may use.")] = 48,
-    seed: Annotated[int, typer.Option("--seed", help="Of the prompts' order.")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write to. By default the artifact's.")] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, help="Longest answer that is tried, in tokens.")
+    ] = 48,
+    prompts: Annotated[int, typer.Option("--prompts", help="How many harmful prompts the search may use.")] = 48,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the order of the prompts.")] = 0,
     column: Column = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Chooses gate, steered layers, positions and strength for a stated limit on over-refusal."""
+    """Chooses gate, layers, positions and strength for the limit on over-refusal that you state."""
     from anchorlm.cli._loading import quiet_libraries
     from anchorlm.cli._recipes import make_recipe
     from anchorlm.defenses.inferaligner import save_artifact

@@ -40,23 +40,31 @@ LABELS |= {"unsafe": True, "harmful": True, "1": True, "true": True, "yes": True
 def fit_inferenceguard(
     harmful: Harmful,
     harmless: Harmless,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the artifact; its rollouts lie beside it meanwhile.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for the artifact. Rollouts are kept next to it until it is done.")
+    ],
     target: Target = None,
     cost: Annotated[
         str | None, typer.Option("--cost", help="Cost model: a sequence classifier's Hub id or folder.")
     ] = None,
-    reward: Annotated[str | None, typer.Option("--reward", help="Reward model, likewise.")] = None,
+    reward: Annotated[
+        str | None, typer.Option("--reward", help="Reward model: a sequence classifier's Hub id or folder.")
+    ] = None,
     recipe: RecipeFile = None,
     changes: Changes = None,
-    rollouts: Annotated[int, typer.Option("--rollouts", min=1, help="Sampled responses per prompt.")] = 5,
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes of the training over the rollouts.")] = 50,
+    rollouts: Annotated[
+        int, typer.Option("--rollouts", min=1, help="How many responses are sampled for each prompt.")
+    ] = 5,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="How often the training goes over the rollouts.")] = 50,
     hidden: Annotated[int, typer.Option("--hidden", min=1, help="Width of the critic's hidden layer.")] = 128,
-    holdout: Annotated[float, typer.Option("--holdout", help="Share of the prompts that measures only.")] = 0.25,
-    seed: Annotated[int, typer.Option("--seed", help="Of split, sampling and training.")] = 0,
+    holdout: Annotated[
+        float, typer.Option("--holdout", help="Share of the prompts that is kept back to measure.")
+    ] = 0.25,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of split, sampling and training.")] = 0,
     column: Column = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Trains InferenceGuard's critic on rollouts; run again after a kill, it goes on where it stopped."""
+    """Trains InferenceGuard's critic on rollouts. Run it again after a stop, and it goes on where it was."""
     from anchorlm.cli._loading import quiet_libraries
     from anchorlm.defenses import InferenceGuard, InferenceGuardSettings
     from anchorlm.defenses.inferenceguard import save_critic
@@ -111,25 +119,26 @@ def calibrate_inferenceguard(
     labels: Annotated[
         str,
         typer.Option(
-            "--labels", help="What `anchorlm generate` wrote with this recipe, each row with a label: unsafe."
+            "--labels", help="What `anchorlm generate` wrote with this recipe, with a label `unsafe` in each row."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the calibration.")],
     recipe: RecipeFile = None,
     changes: Changes = None,
     risk: Annotated[
-        float, typer.Option("--risk", help="Most prompts that may get an unsafe response, a share.")
+        float, typer.Option("--risk", help="The largest share of prompts that may get an unsafe response.")
     ] = 0.05,
     method: Annotated[
-        Literal["crc", "ltt"], typer.Option("--method", help="Bound the expected risk, or the risk with a confidence.")
+        Literal["crc", "ltt"],
+        typer.Option("--method", help="crc: bound the expected risk. ltt: bound the risk with a confidence."),
     ] = "crc",
-    confidence: Annotated[float, typer.Option("--confidence", help="Of ltt.")] = 0.95,
+    confidence: Annotated[float, typer.Option("--confidence", help="Confidence of ltt.")] = 0.95,
     labeler: Annotated[
-        str, typer.Option("--labeler", help="Who gave the labels; for the statement.")
+        str, typer.Option("--labeler", help="Who gave the labels. The statement names them.")
     ] = "the given labels",
     allow_code: AllowCode = False,
 ) -> None:
-    """Chooses the gate's limit on labeled responses of this very recipe, for a stated risk."""
+    """Chooses the limit of the final check for a risk that you state, on labeled responses of this very recipe."""
     from anchorlm.cli._loading import load_guard
     from anchorlm.cli._recipes import digest
     from anchorlm.defenses.inferenceguard import CALIBRATION, save_calibration

@@ -42,7 +42,7 @@ class DefenseSettings(Settings):
     refusal: str = Field(
         default="I'm sorry, but I can't help with that.",
         min_length=1,
-        description="Said where no safe answer was found, or the defense could not do its work.",
+        description="What the user gets if there is no safe answer, or if the defense cannot do its work.",
     )
 
 

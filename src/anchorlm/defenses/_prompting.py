@@ -35,7 +35,9 @@ _FINAL = "[Final response]"
 class PromptSettings(DefenseSettings):
     """A prompt defense's one knob."""
 
-    template: str = Field(default="{prompt}", description="What the last user turn becomes; {prompt} is the turn.")
+    template: str = Field(
+        default="{prompt}", description="What the user's last turn becomes. `{prompt}` stands for the turn."
+    )
 
     @field_validator("template")
     @classmethod
@@ -48,13 +50,17 @@ class PromptSettings(DefenseSettings):
 class SelfReminderSettings(PromptSettings):
     """The reminder around the user's turn."""
 
-    template: str = Field(default=SELF_REMINDER, description="What the last user turn becomes.")
+    template: str = Field(
+        default=SELF_REMINDER, description="What the user's last turn becomes. `{prompt}` stands for the turn."
+    )
 
 
 class GoalPrioritySettings(PromptSettings):
     """The instruction before the user's turn."""
 
-    template: str = Field(default=GOAL_PRIORITY, description="What the last user turn becomes.")
+    template: str = Field(
+        default=GOAL_PRIORITY, description="What the user's last turn becomes. `{prompt}` stands for the turn."
+    )
 
 
 def wrap_last_turn(messages: Messages | str, template: str) -> Messages | str:

@@ -125,12 +125,17 @@ class GenerationSettings(Settings):
     """How tokens are chosen, under the Hugging Face names."""
 
     max_new_tokens: int = Field(default=256, ge=1, description="Longest response, in tokens of the target.")
-    do_sample: bool = Field(default=False, description="Sample; otherwise the most likely token is taken.")
+    do_sample: bool = Field(default=False, description="Sample. Otherwise the most likely token is taken.")
     temperature: float = Field(default=1.0, gt=0, description="Divides the logits before sampling.")
-    top_p: float = Field(default=1.0, gt=0, le=1, description="Sample from the smallest set with this mass.")
-    top_k: int | None = Field(default=None, ge=1, description="Sample from this many most likely tokens.")
-    repetition_penalty: float = Field(default=1.0, gt=0, description="Above 1: tokens seen before become less likely.")
-    logprobs: int | None = Field(
-        default=None, ge=0, le=20, description="Report each token's log-probability, and those of so many likeliest."
+    top_p: float = Field(default=1.0, gt=0, le=1, description="Sample from the smallest set of tokens with this mass.")
+    top_k: int | None = Field(default=None, ge=1, description="Sample from this many of the most likely tokens.")
+    repetition_penalty: float = Field(
+        default=1.0, gt=0, description="Above 1, tokens that were seen before become less likely."
     )
-    seed: int = Field(default=0, ge=0, description="Of the sampling; a request's sample depends on nothing else.")
+    logprobs: int | None = Field(
+        default=None,
+        ge=0,
+        le=20,
+        description="Report each token's log-probability, and those of this many most likely ones.",
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of the sampling. A request's sample depends on nothing else.")

@@ -152,7 +152,7 @@ class Paired:
         return cls(Estimate(value, low, high, n, len(groups)), mcnemar(lost, won) if len(groups) == n else None)
 
 
-def pareto(points: Mapping[Hashable, Sequence[float]]) -> list[Hashable]:
+def pareto(points: Mapping[T, Sequence[float]]) -> list[T]:
     """Those that nothing beats: no other is at least as good in every figure and better in one; larger is better.
 
     Args:
