@@ -75,3 +75,9 @@ def _utf8(text: str) -> str:
 def unexpected() -> ApiError:
     """What a client is told of an error of ours."""
     return ApiError(500, "The server failed on this request: tell its operator, whose log says where.")
+
+
+def late() -> ApiError:
+    """What a request gets that was not answered by its deadline."""
+    return ApiError(504, "The answer was not ready by the server's deadline: ask for less, or try again later.",
+                    code="deadline_exceeded")  # fmt: skip

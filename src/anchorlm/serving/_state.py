@@ -16,8 +16,8 @@ from anchorlm.serving.ops._admission import Admission
 from anchorlm.serving.ops._audit import Audit
 from anchorlm.serving.ops._keys import Caller, KeyFile, Keys
 from anchorlm.serving.ops._metrics import Metrics
-from anchorlm.serving.ops._probe import bare_seconds_per_token, examine
 from anchorlm.serving.session._model import ServedModel
+from anchorlm.serving.session._probe import bare_seconds_per_token, examine
 
 _log = logging.getLogger("anchorlm")
 
@@ -87,7 +87,7 @@ class ServerState:
                 raise UserError(f"Two recipes are served as {one.id!r}: give one of them another id in its [serve].")
             models[one.id] = one
         for one in served:
-            self.metrics.know(one)
+            self.metrics.know(*one.names)
         self.models = models
 
     def model(self, id: str | None) -> ServedModel:

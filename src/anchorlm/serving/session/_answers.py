@@ -23,7 +23,7 @@ from anchorlm.records import (
     first_stop,
 )
 from anchorlm.serving._errors import ApiError
-from anchorlm.serving.http._logprobs import LogProbs
+from anchorlm.serving.session._logprobs import LogProbs
 from anchorlm.serving.session._model import ServedModel
 from anchorlm.serving.session._runs import Run
 from anchorlm.serving.session._stops import StopText

@@ -9,8 +9,7 @@ from time import monotonic
 from anchorlm.engine import runtime
 from anchorlm.guard import Guard
 from anchorlm.records import Event, Request
-from anchorlm.serving._errors import ApiError
-from anchorlm.serving.ops._admission import late
+from anchorlm.serving._errors import ApiError, late
 
 _Timed = tuple[float, Event]
 

@@ -7,13 +7,12 @@ from time import monotonic, time
 from typing import Any, TypeVar
 
 from anchorlm.records import Messages, Request, TokenScore, prompt_key
-from anchorlm.serving._errors import ApiError
+from anchorlm.serving._errors import ApiError, late
 from anchorlm.serving._state import ServerState
-from anchorlm.serving.http._messages import load_images, pictures
-from anchorlm.serving.ops._admission import late
 from anchorlm.serving.ops._keys import Caller, unknown_key
 from anchorlm.serving.session._answers import Answer
 from anchorlm.serving.session._model import ServedModel
+from anchorlm.serving.session._pictures import load_images, pictures
 from anchorlm.serving.session._tracing import Span
 
 T = TypeVar("T")
@@ -186,9 +185,9 @@ class RequestSession:
         await self._held.aclose()
         for answer in self.answers:
             if answer.finish is not None:
-                self._desk.metrics.answer(self.served, answer)
+                self._desk.metrics.answer(*self.served.names, answer)
             else:
-                self._desk.metrics.left(self.served)
+                self._desk.metrics.left(*self.served.names)
         if self._span is not None:
             self._span.end(status, self.answers)
         if self._waited is None:
