@@ -212,8 +212,8 @@ def test_check_names_what_is_wrong_with_an_artifact(
         data = (copied / "artifact.safetensors").read_bytes()
         (copied / "artifact.safetensors").write_bytes(data[: len(data) // 2])
     elif damage == "changed":
-        data = (copied / "artifact.json").read_text()
-        (copied / "artifact.json").write_text(data.replace('"alpha": 0.5', '"alpha": 5.0'))
+        text = (copied / "artifact.json").read_text()
+        (copied / "artifact.json").write_text(text.replace('"alpha": 0.5', '"alpha": 5.0'))
     elif damage == "no file":
         (copied / "artifact.json").unlink()
     result = invoke("check", recipe(copied.parent, anchor if damage == "another vocabulary" else target, **knobs))

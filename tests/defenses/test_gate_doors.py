@@ -68,7 +68,8 @@ def guards(
     engines: Mapping[str, LocalEngine], artifact: Artifact, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Guard]:
     folder: Path = artifact.save(tmp_path_factory.mktemp("artifact"))
-    target, anchor, short = engines["target"], engines["anchor"], {"generation": {"max_new_tokens": 6}}
+    target, anchor = engines["target"], engines["anchor"]
+    short: dict[str, Any] = {"generation": {"max_new_tokens": 6}}
     gate: dict[str, Any] = {"gate": "inferaligner", "artifact": str(folder), "anchor": anchor, **short}
     return {
         "undefended": Guard(target, **short),

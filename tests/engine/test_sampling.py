@@ -29,7 +29,8 @@ def reference(logits: torch.Tensor, history: list[int], how: GenerationSettings)
         steps.append(TopKLogitsWarper(how.top_k))
     if how.top_p < 1:
         steps.append(TopPLogitsWarper(how.top_p))
-    return steps(torch.tensor([history]), logits[None].clone())[0].softmax(-1)
+    scores: torch.Tensor = steps(torch.tensor([history]), logits[None].clone())
+    return scores[0].softmax(-1)
 
 
 SETTINGS = [

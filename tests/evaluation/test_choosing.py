@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fitting.conftest import HARMFUL, HARMLESS
 
 from anchorlm.defenses.inferaligner import fit_inferaligner, save_artifact
 from anchorlm.evaluation import CompareRecipe, compare, figures
@@ -18,7 +19,6 @@ from anchorlm.evaluation.runs._contestants import Contestant, Pool
 from anchorlm.evaluation.runs._exclusion import _is_among, chosen_by
 from anchorlm.guard import Guard
 from anchorlm.records import UserError
-from tests.fitting.conftest import HARMFUL, HARMLESS
 
 pytestmark = pytest.mark.slow
 

@@ -53,7 +53,7 @@ class Hasty(Scorer):
     """Finds beginnings unsafe, and whole texts safe."""
 
     name = "hasty"
-    settings: ClassVar[dict[str, object]] = {}
+    settings: ClassVar[dict[str, Any]] = {}
 
     async def __call__(self, messages: Messages, responses: Sequence[str]) -> list[float]:
         return [-1.0] if responses == [REFUSAL] else [*[1.0] * (len(responses) - 1), -0.5]

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from factories import ARCHITECTURES, random_ids, tiny_config, tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -13,7 +14,6 @@ from transformers import AutoModelForSequenceClassification, BertConfig, PreTrai
 from anchorlm.judging import ClassifierScorer
 from anchorlm.judging._reading import Reader
 from anchorlm.records import Messages
-from tests.factories import ARCHITECTURES, random_ids, tiny_config, tiny_tokenizer
 
 CLASSIFIERS = [name for name in ARCHITECTURES if name != "seed_oss"]  # all alike, and the embedded ones are Seed-OSS
 PAD = 1

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -170,6 +171,6 @@ def test_nothing_to_grade_needs_no_model(grader: Grader) -> None:
         {"reading": "tea leaves"},
     ],
 )
-def test_wrong_settings_are_named(grader: Grader, wrong: dict[str, object]) -> None:
+def test_wrong_settings_are_named(grader: Grader, wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         RubricJudge(grader("1"), **wrong)

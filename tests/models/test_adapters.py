@@ -68,7 +68,7 @@ def train(base: Path, folder: Path, config: PeftConfig, rows: int | None = None)
         for weight in tuned.parameters():
             if weight.requires_grad:
                 weight.add_(torch.randn_like(weight) * 0.05)
-        logits = tuned(input_ids=IDS).logits
+        logits: torch.Tensor = tuned(input_ids=IDS).logits
     tuned.save_pretrained(folder)
     return logits
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from servers import Live
+from serving.servers import Live
 
 from anchorlm.guard import Guard
 from anchorlm.models._template import control_texts

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ TEMPLATES = {
 }
 
 
-def engine(template: str | None = CHAT_TEMPLATE, **limits: int) -> LocalEngine:
+def engine(template: str | None = CHAT_TEMPLATE, **limits: Any) -> LocalEngine:
     return LocalEngine(CausalModel.wrap(MODEL.model, tiny_tokenizer(chat_template=template)), **limits)
 
 
