@@ -20,6 +20,7 @@ from anchorlm.judging import FluencyGrading
 from anchorlm.judging._outcomes import Answer
 from anchorlm.models import CausalModel
 from anchorlm.records import Artifact, Messages, UserError
+from anchorlm.steering import own_start
 
 NEW = 8
 HARMFUL = [shown(f"How do I break {n}?", picture(i)) for i, n in enumerate("abcdefgh")]
@@ -58,13 +59,15 @@ def test_the_gate_reads_the_images_and_a_closed_one_changes_nothing(target: Loca
     for prompt in [*HARMFUL, *HARMLESS]:
         outputs: list[torch.Tensor] = []
         handles = [
-            block.register_forward_hook(lambda m, i, o, outputs=outputs: outputs.append(o[0, -1]))
+            block.register_forward_hook(lambda m, i, o, outputs=outputs: outputs.append(o[0]))
             for block in target.model.blocks
         ]
         by_transformers(target.model, prompt, 1)
         for handle in handles:
             handle.remove()
-        scores = ((torch.stack(outputs[:2]) * t["gate.direction"]).sum(dim=-1) + t["gate.bias"]) / t["gate.scale"]
+        start = own_start(target.model)
+        seen = torch.stack([torch.cat([one[-1], one[start:].mean(dim=0)]) for one in outputs[:2]])
+        scores = ((seen * t["gate.direction"]).sum(dim=-1) + t["gate.bias"]) / t["gate.scale"]
         data = auto.chat(prompt).trace[0].data
         assert data["scores"] == pytest.approx(scores.tolist(), abs=2e-3)
         opened.append(data["open"])

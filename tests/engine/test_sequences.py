@@ -121,6 +121,37 @@ def test_activations_are_the_hidden_states_of_transformers(name: str) -> None:
 
 
 @pytest.mark.parametrize("prefill", [4, 2048])
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2"])
+def test_means_of_activations_are_those_of_the_hidden_states_in_a_batch_and_alone(name: str, prefill: int) -> None:
+    model = tiny_model(name)
+    engine = LocalEngine(model, prefill_tokens=prefill)
+    plans: list[tuple[list[int], list[int], int]] = [
+        (random_ids(25)[0], [24], 0),
+        (random_ids(3, seed=1)[0], [2], 2),
+        (random_ids(17, seed=2)[0], [16, 5, 9, 5], 3),
+        (random_ids(12, seed=3)[0], [-1], 11),
+    ]
+
+    async def read(prompt: list[int], positions: list[int], first: int) -> torch.Tensor:
+        async with engine.open(prompt) as sequence:
+            return await sequence.activations(positions, first)
+
+    async def together() -> list[torch.Tensor]:
+        return await asyncio.gather(*(read(*plan) for plan in plans))
+
+    for plan, got in zip(plans, runtime().run(together()), strict=True):
+        prompt, positions, first = plan
+        reference = block_outputs(model, prompt)
+        assert torch.allclose(got, runtime().run(read(*plan)), atol=1e-4)
+        for place, position in enumerate(positions):
+            last = position % len(prompt)
+            mean = reference[:, first : last + 1].mean(dim=1)
+            assert torch.allclose(got[:, place], torch.cat([reference[:, last], mean], dim=-1), atol=1e-4)
+    with pytest.raises(IndexError):
+        runtime().run(read(plans[0][0], [3], 4))
+
+
+@pytest.mark.parametrize("prefill", [4, 2048])
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2", "falcon"])
 def test_activations_in_a_batch_after_forks_and_crops_are_those_of_a_plain_forward(name: str, prefill: int) -> None:
     model = tiny_model(name)

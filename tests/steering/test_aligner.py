@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -77,12 +78,20 @@ def test_an_artifact_of_another_model_is_refused(artifact: Artifact, other: obje
         Aligner.load(artifact, LocalEngine(other))  # type: ignore[arg-type]
 
 
-def test_the_gate_reads_the_last_token_and_averages_its_layers(aligner: Aligner) -> None:
+@pytest.mark.parametrize("pooling", ["end", "both"])
+def test_the_gate_reads_the_last_token_and_the_mean_and_averages_its_layers(pooling: Any) -> None:
+    anchor = LocalEngine(tiny_model(num_hidden_layers=LAYERS, seed=1))
+    aligner = Aligner.load(fit_inferaligner(ENGINE, anchor, HARMFUL, HARMLESS, pooling=pooling), ENGINE)
     t = aligner.artifact.tensors
+    one, other = (ENGINE.model.encode([{"role": "user", "content": word}]) for word in ("a", "b"))
+    start = next(place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     for prompt in (HARMFUL[0], HARMLESS[0], "x"):
-        last = outputs(prompt)[:, -1]
+        streams = outputs(prompt)
+        seen = streams[:, -1]
+        if pooling == "both":
+            seen = torch.cat([seen, streams[:, start:].mean(dim=1)], dim=-1)
         scores = [
-            float((last[layer] @ t["gate.direction"][layer] + t["gate.bias"][layer]) / t["gate.scale"][layer])
+            float((seen[layer] @ t["gate.direction"][layer] + t["gate.bias"][layer]) / t["gate.scale"][layer])
             for layer in range(LAYERS)
         ]
         found = reading(aligner, prompt, layers=(0, 3))

@@ -15,7 +15,7 @@ from anchorlm.defenses.inferaligner import best_threshold, fit_inferaligner, mat
 from anchorlm.engine import LocalEngine, runtime
 from anchorlm.models import CausalModel, stamp
 from anchorlm.records import Artifact, UserError, wilson
-from anchorlm.steering import cosine_scores, prompt_activations
+from anchorlm.steering import cosine_scores, own_start, prompt_activations
 
 pytestmark = pytest.mark.slow
 
@@ -28,14 +28,14 @@ def fit(target: LocalEngine, anchor: LocalEngine, **options: Any) -> Artifact:
     return fit_inferaligner(target, anchor, **options)
 
 
-def streams(model: CausalModel, prompts: Sequence[str]) -> Tensor:
-    """Block outputs (n, L, H) at the last token of each prompt, by one plain forward each."""
+def streams(model: CausalModel, prompts: Sequence[str], start: int = -1) -> Tensor:
+    """Block outputs (n, L, H) at the last token of each prompt, or on average from one on: a plain forward each."""
     found = []
     for prompt in prompts:
         outputs: list[Tensor] = []
 
         def keep(module: Any, inputs: Any, output: Any, outputs: list[Tensor] = outputs) -> None:
-            outputs.append((output[0] if isinstance(output, tuple) else output)[0, -1])
+            outputs.append((output[0] if isinstance(output, tuple) else output)[0, start:].mean(dim=0))
 
         handles = [block.register_forward_hook(keep) for block in model.blocks]
         with torch.inference_mode():
@@ -68,7 +68,7 @@ def _without(rows: Tensor, out: Sequence[int]) -> Tensor:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_on_every_architecture_it_is_the_paper_written_out(name: str) -> None:
     target, anchor = LocalEngine(tiny_model(name)), LocalEngine(tiny_model(name, seed=1))
-    made = fit(target, anchor, whitening="none")
+    made = fit(target, anchor, whitening="none", pooling="end")
     t, n = made.tensors, len(HARMFUL)
     bad, good = streams(target.model, HARMFUL), streams(target.model, HARMLESS)
     out, other = fitted_on(t["own.unit"] * t["own.length"][:, None], bad, good)
@@ -114,15 +114,46 @@ def test_on_every_architecture_it_is_the_paper_written_out(name: str) -> None:
     assert close(t["reader_gate.direction"] * theirs.norm(dim=-1, keepdim=True), theirs)
 
 
+def test_a_gate_that_reads_the_whole_prompt_is_the_mean_of_two_and_nothing_else_changes() -> None:
+    target, anchor = LocalEngine(tiny_model()), LocalEngine(tiny_model(seed=1))
+    end, both = (fit(target, anchor, pooling=pooling) for pooling in ("end", "both"))
+    for name, tensor in end.tensors.items():
+        if "gate." not in name:
+            assert close(tensor, both.tensors[name])
+    for name in ("gate", "reader_gate"):
+        (d, b, s), (two, bias, scale) = (
+            [one.tensors[f"{name}.{part}"] for part in ("direction", "bias", "scale")] for one in (end, both)
+        )
+        assert close(scale, torch.ones(2))
+        assert close(2 * two[:, :64], d / s[:, None])
+        throughout = 2 * two[:, 64:], 2 * bias - b / s
+        means = [throughs(engine.model, prompts) for engine, prompts in _classes(name, target, anchor)]
+        high, low = ((each * throughout[0]).sum(dim=-1) + throughout[1] for each in means)
+        assert float(high.mean()) == pytest.approx(1, abs=0.25)  # of the prompts that were held out, too
+        assert float(low.mean()) == pytest.approx(-1, abs=0.25)
+
+
+def _classes(name: str, target: LocalEngine, anchor: LocalEngine) -> list[tuple[LocalEngine, list[str]]]:
+    return [(target if name == "gate" else anchor, prompts) for prompts in (HARMFUL, HARMLESS)]
+
+
+def throughs(model: CausalModel, prompts: Sequence[str]) -> Tensor:
+    """The means (n, L, H) over each prompt's own tokens, by one plain forward each."""
+    return streams(model, prompts, own_start(model))
+
+
+@pytest.mark.parametrize("pooling", ["end", "both"])
 @pytest.mark.parametrize("name", ["llama", "falcon", "mistral"])
-def test_activations_are_those_of_one_plain_forward_a_prompt(name: str) -> None:
+def test_activations_are_those_of_one_plain_forward_a_prompt(name: str, pooling: Any) -> None:
     model = tiny_model(name)
     prompts = [*HARMFUL, "x " * 30, *HARMLESS] * 4
 
     async def collect() -> list[Tensor]:
-        return [each async for each in prompt_activations(LocalEngine(model, max_rows=5), prompts)]
+        return [each async for each in prompt_activations(LocalEngine(model, max_rows=5), prompts, pooling)]
 
     want = streams(model, prompts[:17])
+    if pooling == "both":
+        want = torch.cat([want, throughs(model, prompts[:17])], dim=-1)
     for index, found in enumerate(runtime().run(collect())):
         assert close(found, want[index % 17])
 
@@ -131,7 +162,7 @@ def test_activations_are_those_of_one_plain_forward_a_prompt(name: str) -> None:
 def test_vectors_of_another_family_cross_by_a_ridge_map_of_the_harmless_prompts(other: dict[str, Any]) -> None:
     tokenizer = tiny_tokenizer(290, text="Sorry, I cannot help you with that request. ")
     target, anchor = LocalEngine(tiny_model()), LocalEngine(tiny_model(tokenizer=tokenizer, seed=1, **other))
-    made = fit(target, anchor, whitening="none")
+    made = fit(target, anchor, whitening="none", pooling="end")
     t = made.tensors
     bad, good = streams(target.model, HARMFUL), streams(target.model, HARMLESS)
     out, others = fitted_on(t["own.unit"] * t["own.length"][:, None], bad, good)

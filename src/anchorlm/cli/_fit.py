@@ -96,6 +96,9 @@ def fit_inferaligner(
         Literal["fisher", "none"],
         typer.Option("--whitening", help="How directions are found. none: along the mean difference, as in the paper."),
     ] = "fisher",
+    pooling: Annotated[
+        Literal["both", "end"], typer.Option("--pooling", help="end: read the last token alone, as in the paper.")
+    ] = "both",
     across: Annotated[
         Literal["auto", "always", "never"],
         typer.Option("--across", help="Whether vectors are mapped from one model to the other."),
@@ -137,6 +140,7 @@ def fit_inferaligner(
             reader=second,
             whitening=whitening,
             across=across,
+            pooling=pooling,
             holdout=holdout,
             seed=seed,
             engine=described.engine,

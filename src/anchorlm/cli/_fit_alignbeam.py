@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["fit"]
 
+_SHOWN = ("guided", "in full", "refused")
+
 
 @fit.command("alignbeam")
 def fit_alignbeam(
@@ -51,6 +53,9 @@ def fit_alignbeam(
     disturbed: Annotated[
         float, typer.Option("--disturbed", help="The largest share of harmless prompts that may be guided in full.")
     ] = 0.05,
+    refused: Annotated[
+        float, typer.Option("--refused", help="Share of harmless prompts that may be refused at once.")
+    ] = 0.02,
     recipe: RecipeFile = None,
     changes: Changes = None,
     column: Column = None,
@@ -89,6 +94,7 @@ def fit_alignbeam(
             artifact=artifact,
             missed=missed,
             disturbed=disturbed,
+            refused=refused,
             engine=described.engine,
             progress=step,
         )
@@ -113,13 +119,13 @@ def _with_own(sets: PromptSets, harmful: list[Messages | str], harmless: list[Me
 def _show(figures: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """How far the evidence goes, on prompts that chose its thresholds."""
     rows = [
-        (name, str(one["n"]), *(_percent(one[what]["rate"], *one[what]["interval"]) for what in ("guided", "in full")))
+        (name, str(one["n"]), *(_percent(one[what]["rate"], *one[what]["interval"]) for what in _SHOWN))
         for name, one in figures["sets"].items()
     ]
-    _table(("prompts", "n", "guided", "with full weight"), rows)
+    _table(("prompts", "n", "guided", "with full weight", "refused at once"), rows)
     gate = f", of the gate {figures['auroc of the gate']:.2f}" if "auroc of the gate" in figures else ""
     typer.echo(
-        f"%, with 95 % intervals, on the prompts that chose the thresholds ({settings['low']:.2f} and "
-        f"{settings['high']:.2f}). AUROC of harmful against harmless ones: {figures['auroc']:.2f}; of the "
-        f"anchor's first token {figures['auroc of the opening']:.2f}{gate}."
+        f"%, with 95 % intervals, on the prompts that chose the thresholds ({settings['low']:.2f}, "
+        f"{settings['high']:.2f} and {settings['certain']:.2f}). AUROC of harmful against harmless ones: "
+        f"{figures['auroc']:.2f}; of the anchor's first token {figures['auroc of the opening']:.2f}{gate}."
     )

@@ -100,10 +100,14 @@ class BatchExecutor:
         stream = torch.stack([capture.blocks[layer].to(device) for layer in range(len(capture.blocks))]).float()
         width = max(counts)
         for place, (index, column) in enumerate(zip(capture.rows, capture.columns, strict=True)):
-            call, row = calls[index], batch[index].row
-            call.found[row.computed - width + column] = stream[:, place]
-            if len(call.found) == len(set(call.positions)) and not call.future.done():
-                call.future.set_result(torch.stack([call.found[position] for position in call.positions], dim=1))
+            calls[index].found[batch[index].row.computed - width + column] = stream[:, place]
+        for place, (index, position) in enumerate(capture.ends):
+            part = torch.stack([sums[place].to(device) for _, sums in sorted(capture.sums.items())])
+            known = calls[index].sums.get(position)
+            calls[index].sums[position] = part if known is None else known + part
+        for call in calls:
+            if call.positions and call.complete and not call.future.done():
+                call.future.set_result(call.activations)
 
 
 def _logprobs(call: PendingCall) -> int | None:
@@ -124,14 +128,19 @@ def _scores(logits: Tensor, chosen: list[tuple[int, int]], calls: list[PendingCa
 def _capture(batch: list[LocalSequence], calls: list[PendingCall], counts: list[int]) -> Capture:
     """The queries of this forward whose activations are wanted; the others of a long prompt come with later ones."""
     width = max(counts)
-    rows, columns = [], []
+    found = Capture([], [])
     for index, (member, call, count) in enumerate(zip(batch, calls, counts, strict=True)):
         start = member.row.computed
+        shift = width - count - start
         for position in sorted(set(call.positions)):
             if start <= position < start + count:
-                rows.append(index)
-                columns.append(width - count + position - start)
-    return Capture(rows, columns)
+                found.rows.append(index)
+                found.columns.append(shift + position)
+        for first, last in call.spans:
+            if (begin := max(first, start)) <= (end := min(last, start + count - 1)):
+                found.spans.append((index, shift + begin, shift + end))
+                found.ends.append((index, last))
+    return found
 
 
 def batches(waiting: Sequence[LocalSequence], prefill_tokens: int) -> list[tuple[list[LocalSequence], list[int]]]:

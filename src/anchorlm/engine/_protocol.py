@@ -90,8 +90,11 @@ class TokenSequence(Protocol):
         """Logits (V,) in float32 for the token that comes next."""
         ...
 
-    async def activations(self, positions: Sequence[int] = (-1,)) -> Tensor:
-        """The residual stream after every block at some positions: (layers, positions, H)."""
+    async def activations(self, positions: Sequence[int] = (-1,), mean_from: int | None = None) -> Tensor:
+        """The residual stream after every block at some positions: (layers, positions, H).
+
+        With `mean_from` it is (layers, positions, 2 H): behind each the mean over the positions from there up to it.
+        """
         ...
 
     async def generate(self, settings: GenerationSettings) -> Generated:

@@ -26,12 +26,28 @@ class Capture:
     Attributes:
         rows: Row of each query in the batch.
         columns: Column of each query in the batch.
+        spans: Row, first and last column of queries whose activations are added up.
+        ends: Row of each span, and the position that it belongs to.
         blocks: Per block (queries, H).
+        sums: Per block (spans, H), float32.
     """
 
     rows: list[int]
     columns: list[int]
+    spans: list[tuple[int, int, int]] = field(default_factory=list)
+    ends: list[tuple[int, int]] = field(default_factory=list)
     blocks: dict[int, Tensor] = field(default_factory=dict)
+    sums: dict[int, Tensor] = field(default_factory=dict)
+
+    def keep(self, layer: int, stream: Tensor) -> None:
+        """What is wanted of a block's output (n, T, H)."""
+        self.blocks[layer] = stream[self.rows, self.columns]
+        if not self.spans:
+            return
+        rows, first, last = torch.tensor(self.spans, device=stream.device).T
+        running = stream.float().cumsum(dim=1)
+        before = running[rows, first - 1] * (first > 0)[:, None]
+        self.sums[layer] = running[rows, last] - before
 
 
 class Runner:
@@ -149,7 +165,7 @@ def _hooks(blocks: nn.ModuleList, capture: Capture) -> Iterator[None]:
     def keep(layer: int) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             stream = output[0] if isinstance(output, tuple) else output
-            capture.blocks[layer] = stream[capture.rows, capture.columns]
+            capture.keep(layer, stream)
 
         return hook
 

@@ -168,9 +168,10 @@ class LocalSequence:
             self._last = await self._wait(PendingCall(_future()))
         return self._last
 
-    async def activations(self, positions: Sequence[int] = (-1,)) -> Tensor:
+    async def activations(self, positions: Sequence[int] = (-1,), mean_from: int | None = None) -> Tensor:
         """The residual stream after every block at some positions: (layers, positions, H), float32.
 
+        With `mean_from` it is (layers, positions, 2 H): behind each the mean over the positions from there up to it.
         Activations are not kept: the sequence is read again from the first of the positions on.
 
         Raises:
@@ -182,9 +183,12 @@ class LocalSequence:
         if not positions or not all(-size <= position < size for position in positions):
             raise IndexError(f"Activations at {list(positions)} of a sequence of {size} tokens.")
         wanted = tuple(position % size for position in positions)
-        self.row.computed = min(self.row.computed, *wanted)
+        if mean_from is not None and not 0 <= mean_from <= min(wanted):
+            raise IndexError(f"A mean from {mean_from} on of what ends at {min(wanted)}.")
+        first = wanted if mean_from is None else (mean_from,)
+        self.row.computed = min(self.row.computed, *first)
         self._last = None
-        call = PendingCall(_future(), positions=wanted)
+        call = PendingCall(_future(), positions=wanted, mean_from=mean_from)
         result: Tensor = await self._wait(call)
         self._last = call.known
         return result

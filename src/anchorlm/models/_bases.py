@@ -112,6 +112,11 @@ def located(path: str) -> str:
     return path
 
 
+def is_shipped(name: str) -> bool:
+    """Whether AnchorLM ships the model of this name, which then was trained on the form that it is asked in."""
+    return name.startswith(REAL) and (SHIPPED / name).is_dir()
+
+
 def known_as(path: str) -> str:
     """The name of a model that comes with the library, wherever it is installed; any other path as it is."""
     return Path(path).name if Path(path).parent == SHIPPED else path

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from anchorlm.models._bases import known_as
+from anchorlm.models._bases import is_shipped, known_as
 from anchorlm.models._channel import Channel
 from anchorlm.models._ends import TurnEnds
 from anchorlm.models._images import ImageReader
@@ -119,7 +119,7 @@ class CausalModel:
                 f"The tokenizer of {name} has {vocabulary.size} entries but the model only {rows} embedding rows: "
                 "load the tokenizer that belongs to it, or call resize_token_embeddings."
             )
-        if tokenizer.chat_template is None:
+        if tokenizer.chat_template is None and not is_shipped(name):
             _log.warning(
                 "%s has no chat template: conversations are written as 'User: ... Assistant:'. Give chat_template= "
                 "if the model was trained on another form.",

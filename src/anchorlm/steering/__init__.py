@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 from anchorlm._lazy import lazily
 
 if TYPE_CHECKING:
-    from anchorlm.steering._choices import KIND, Reader, Readers, Units, Vector
+    from anchorlm.steering._choices import KIND, Pooling, Reader, Readers, Units, Vector
     from anchorlm.steering._classes import LEAST, Split, classes, distinct_sets, split_prompts
     from anchorlm.steering._directions import Directions, Whitening, fisher_directions, harm_directions
-    from anchorlm.steering._ends import prompt_activations
+    from anchorlm.steering._ends import own_start, prompt_activations
     from anchorlm.steering._gate import Gate, cosine_scores
     from anchorlm.steering._logistic import logistic
     from anchorlm.steering._looks import (
@@ -30,10 +30,10 @@ else:
     __getattr__, __dir__ = lazily(
         __name__,
         {
-            "_choices": "KIND Reader Readers Units Vector",
+            "_choices": "KIND Pooling Reader Readers Units Vector",
             "_classes": "LEAST Split classes distinct_sets split_prompts",
             "_directions": "Directions Whitening fisher_directions harm_directions",
-            "_ends": "prompt_activations",
+            "_ends": "own_start prompt_activations",
             "_gate": "Gate cosine_scores",
             "_logistic": "logistic",
             "_looks": "Look as_texts check_activations look_activations looks says_nothing with_activations",
@@ -63,6 +63,7 @@ __all__ = [
     "Look",
     "Moments",
     "Part",
+    "Pooling",
     "PromptSets",
     "Reader",
     "Readers",
@@ -84,6 +85,7 @@ __all__ = [
     "look_activations",
     "look_alikes_told",
     "looks",
+    "own_start",
     "prompt_activations",
     "rate",
     "says_nothing",

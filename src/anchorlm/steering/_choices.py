@@ -16,3 +16,6 @@ Reader = Literal["target", "anchor"]
 
 Readers = Literal["target", "anchor", "both"]
 """One of them, or both on average."""
+
+Pooling = Literal["end", "both"]
+"""Where a gate reads a prompt: at its last token, as in the paper, or also on average over its tokens (ours)."""

@@ -16,7 +16,7 @@ class Gate:
     typical harmless one, and 0 the paper's threshold, on any layer of any model.
 
     Attributes:
-        direction: (L, H) unit vectors s_l.
+        direction: (L, H) unit vectors s_l; of two gates in one (`joined`) those of both, (L, 2 H).
         bias: (L,) b_l: minus the mean projection of balanced training prompts.
         scale: (L,) half the distance between the class means' projections.
     """
@@ -37,8 +37,22 @@ class Gate:
         high, low = ((mean * direction).sum(dim=-1) for mean in (harmful, harmless))
         return cls(direction, -(high + low) / 2, ((high - low) / 2).clamp_min(1e-12))
 
+    @classmethod
+    def joined(cls, end: Gate, throughout: Gate) -> Gate:
+        """One gate whose score is the mean of two: at the prompt's last token, and of the mean over its tokens (ours).
+
+        Args:
+            end: Reads the last token.
+            throughout: Reads the mean.
+        """
+        both = end, throughout
+        direction = torch.cat([gate.direction / gate.scale[:, None] for gate in both], dim=-1) / 2
+        bias = sum((gate.bias / gate.scale for gate in both), torch.zeros_like(end.bias)) / 2
+        return cls(direction, bias, torch.ones_like(bias))
+
     def scores(self, activations: Tensor) -> Tensor:
-        """The score of each layer (L,) for activations (L, H) at the last token of the prompt.
+        """The score of each layer (L,) for activations (L, H) at the last token of the prompt, or (L, 2 H) with their
+        mean over the prompt.
 
         Raises:
             DefenseError: The activations are not numbers.

@@ -11,6 +11,8 @@ from torch import Tensor
 from anchorlm.engine import Engine, TokenSequence
 from anchorlm.models import CausalModel
 from anchorlm.records import Access, DefenseError, Message, Messages, UserError, prompt_key, turn_text
+from anchorlm.steering._choices import Pooling
+from anchorlm.steering._ends import last_activations, mean_from, own_start
 from anchorlm.steering._pieces import pieces, raw_pieces
 
 _AT_ONCE = 64
@@ -106,7 +108,9 @@ def says_nothing(model: CausalModel, look: Look) -> bool:
     return isinstance(content, str) and not model.without_control_tokens(content).strip()
 
 
-async def look_activations(engine: Engine, shown: Sequence[Look], row: TokenSequence | None = None) -> list[Tensor]:
+async def look_activations(
+    engine: Engine, shown: Sequence[Look], row: TokenSequence | None = None, pooling: Pooling = "end"
+) -> list[Tensor]:
     """The residual stream (L, H) after every block at the end of each look, in order.
 
     Ends of turns that lie in the conversation as it is written are read there, in one sequence; whatever else there is
@@ -116,6 +120,7 @@ async def look_activations(engine: Engine, shown: Sequence[Look], row: TokenSequ
         engine: Runs the model.
         shown: What to read; first the whole request.
         row: A sequence that holds the whole request already, perhaps; if it does, it is read.
+        pooling: `both`: behind them the mean over each look's own tokens, (L, 2 H).
 
     Raises:
         DefenseError: A part of the request cannot be read by itself: a gate that saw the rest only would not know.
@@ -140,16 +145,19 @@ async def look_activations(engine: Engine, shown: Sequence[Look], row: TokenSequ
         else:
             others[index] = ids
 
+    start = own_start(engine.model) if pooling == "both" else None
+
     async def own(ids: list[int]) -> Tensor:
-        async with engine.open(ids) as other:
-            return (await other.activations((len(ids) - 1,)))[:, 0].cpu()
+        return await last_activations(engine, ids, start)
 
     async with AsyncExitStack() as stack:
         if row is None or row.ids != whole:
             row = await stack.enter_async_context(engine.open(whole))
         places = sorted(set(within.values()))
         batch = list(others.items())
-        inside, *found = await gather(row.activations(places), *(own(ids) for _, ids in batch[:_AT_ONCE]))
+        inside, *found = await gather(
+            row.activations(places, mean_from(start, *places)), *(own(ids) for _, ids in batch[:_AT_ONCE])
+        )
     for first in range(_AT_ONCE, len(batch), _AT_ONCE):
         found += await gather(*(own(ids) for _, ids in batch[first : first + _AT_ONCE]))
     inside = inside.cpu()

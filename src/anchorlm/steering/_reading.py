@@ -9,7 +9,7 @@ from typing import Any, Self
 from anchorlm.engine import Engine, TokenSequence
 from anchorlm.models import stamp
 from anchorlm.records import Artifact, Messages, UserError
-from anchorlm.steering._choices import KIND, Reader, Readers
+from anchorlm.steering._choices import KIND, Pooling, Reader, Readers
 from anchorlm.steering._gate import Gate
 from anchorlm.steering._looks import Look, as_texts, look_activations, looks
 
@@ -95,6 +95,11 @@ class GateReader:
             found.require("reader", stamp(anchor.model))
         return cls(found, gates)
 
+    @property
+    def pooling(self) -> Pooling:
+        """Where its gates read a prompt."""
+        return "both" if self.artifact.settings.get("pooling") == "both" else "end"
+
     def setting(self, name: str, value: Any) -> Any:
         """A request's value, or the one that was calibrated."""
         return self.artifact.settings[name] if value is None else value
@@ -164,7 +169,7 @@ class GateReader:
     ) -> list[Reading]:
         chosen = tuple(self.check_layers(self.setting(LAYERS[reader], layers), reader))
         readings = []
-        for look, activations in zip(shown, await look_activations(engine, shown, row), strict=True):
+        for look, activations in zip(shown, await look_activations(engine, shown, row, self.pooling), strict=True):
             scores = self.gates[reader].scores(activations)
             score, threshold = float(scores[list(chosen)].mean()), self._threshold(reader, bias)
             opens = not score <= threshold

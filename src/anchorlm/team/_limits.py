@@ -71,5 +71,6 @@ class _TimedSequence:
     async def logits(self) -> Tensor:
         return await in_time(self._sequence.logits(), f"The anchor {self._name}", self._seconds)
 
-    async def activations(self, positions: Sequence[int] = (-1,)) -> Tensor:
-        return await in_time(self._sequence.activations(positions), f"The anchor {self._name}", self._seconds)
+    async def activations(self, positions: Sequence[int] = (-1,), mean_from: int | None = None) -> Tensor:
+        read = self._sequence.activations(positions, mean_from)
+        return await in_time(read, f"The anchor {self._name}", self._seconds)

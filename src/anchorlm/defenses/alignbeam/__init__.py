@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from anchorlm.defenses.alignbeam._defense import AlignBeam
     from anchorlm.defenses.alignbeam._evidence import EVIDENCE, Evidence, Opening, Seen, opening_score, readers_of
     from anchorlm.defenses.alignbeam._fit import fit_alignbeam
-    from anchorlm.defenses.alignbeam._guidance import GUIDED_BY, Guidance, Guided
+    from anchorlm.defenses.alignbeam._guidance import CERTAIN, GUIDED_BY, Guidance, Guided
     from anchorlm.defenses.alignbeam._guide import LOOKAHEAD_ROWS, Guide, Translator
     from anchorlm.defenses.alignbeam._mixture import MixedSequence, Mixture, mix
     from anchorlm.defenses.alignbeam._settings import AlignBeamSettings, MixAt, MixtureSettings
@@ -21,7 +21,7 @@ else:
             "_defense": "AlignBeam",
             "_evidence": "EVIDENCE Evidence Opening Seen opening_score readers_of",
             "_fit": "fit_alignbeam",
-            "_guidance": "GUIDED_BY Guidance Guided",
+            "_guidance": "CERTAIN GUIDED_BY Guidance Guided",
             "_guide": "Guide LOOKAHEAD_ROWS Translator",
             "_mixture": "MixedSequence Mixture mix",
             "_settings": "AlignBeamSettings MixAt MixtureSettings",
@@ -29,6 +29,7 @@ else:
     )
 
 __all__ = [
+    "CERTAIN",
     "EVIDENCE",
     "GUIDED_BY",
     "LOOKAHEAD_ROWS",

@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
-from anchorlm.defenses._base import Defense, room_for, stream_target
+from anchorlm.defenses._base import Defense, refuse, room_for, stream_target
 from anchorlm.defenses._picked import Picks
 from anchorlm.defenses._thinking import Thinking, said
-from anchorlm.defenses.alignbeam._guidance import GUIDED_BY, Guidance, Guided
+from anchorlm.defenses.alignbeam._guidance import CERTAIN, GUIDED_BY, Guidance, Guided
 from anchorlm.defenses.alignbeam._settings import AlignBeamSettings, MixtureSettings
 from anchorlm.records import Access, Decision, Event, GenerationSettings, Request
 from anchorlm.team import Needs, Team
@@ -62,6 +62,10 @@ class AlignBeam(Defense):
                 yield Decision("gate", reading.data)
                 if not reading.open:
                     async for event in said(thinking, row, self.target, settings.refusal):
+                        yield event
+                    return
+                if self.guidance.refuses(reading, settings):
+                    for event in refuse(settings.refusal, CERTAIN, prompt_tokens=len(prompt)):
                         yield event
                     return
             async for piece in self.guidance.think(thinking, row, anchor, settings, reading):

@@ -91,6 +91,7 @@ class Seen:
         high: From there on the anchor has its full weight.
         opening: What the anchor's first token tells.
         gate: What InferAligner's gate read; None where it is not a part of the evidence.
+        certain: From there on harm is certain; None: never.
     """
 
     score: float
@@ -98,6 +99,7 @@ class Seen:
     high: float
     opening: float
     gate: Reading | None
+    certain: float | None = None
 
     @property
     def open(self) -> bool:
@@ -114,6 +116,11 @@ class Seen:
         return (self.score - self.threshold) / (self.high - self.threshold)
 
     @property
+    def sure(self) -> bool:
+        """Whether harm is certain."""
+        return self.certain is not None and not self.score < self.certain  # also what is no number
+
+    @property
     def data(self) -> Mapping[str, Any]:
         """For the trace."""
         return {
@@ -125,6 +132,7 @@ class Seen:
             "high": round(self.high, 3),
             "share": round(self.share, 3),
             "open": self.open,
+            **({} if self.certain is None else {"certain": round(self.certain, 3), "sure": self.sure}),
         }
 
 
@@ -187,7 +195,7 @@ class Evidence:
         score = settings["offset"] + settings["opening_weight"] * opening
         if gate is not None:
             score += settings["gate_weight"] * (gate.score - gate.threshold)
-        return Seen(score, settings["low"], settings["high"], opening, gate)
+        return Seen(score, settings["low"], settings["high"], opening, gate, settings.get("certain"))
 
 
 async def opening_score(opening: Opening, anchor: Engine, request: Messages | str) -> float:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 GUIDED_BY = {"artifact": "inferaligner", "evidence": EVIDENCE}
 """What says when an anchor guides, by its setting; each may lie in the target's own folder, under the kind's name."""
 
+CERTAIN = "the evidence of harm is certain"
+"""Why a refusal is given at once."""
+
 _ANCHOR_TOKENS_PER_TARGET_TOKEN = 16
 """Room that is kept for the response in the anchor's vocabulary: a rare word may be spelled there byte by byte."""
 
@@ -143,6 +146,16 @@ class Guidance:
         return await self.aligner.read(
             request.messages, self._readers, target, anchor, row=row, bias=settings.gate_bias
         )
+
+    @staticmethod
+    def refuses(seen: Reading | Seen | None, settings: MixtureSettings) -> bool:
+        """Whether the evidence is certain of harm, and the settings give the refusal then.
+
+        Args:
+            seen: What was read of the prompt.
+            settings: The request's.
+        """
+        return settings.certain == "refuse" and isinstance(seen, Seen) and seen.sure
 
     async def open(
         self,

@@ -74,6 +74,12 @@ class MixtureSettings(DefenseSettings):
         description="Folder of the artifact of `anchorlm fit alignbeam`. By default `alignbeam` in the target's own "
         "folder, if it is there.",
     )
+    certain: Literal["refuse", "guide"] = Field(
+        default="refuse",
+        description="What happens if the evidence is certain of harm. `refuse` gives the refusal at once. `guide` "
+        "guides the answer.",
+        json_schema_extra={"paper": "`guide`"},
+    )
 
     @model_validator(mode="after")
     def _gate_has_artifact(self) -> Self:

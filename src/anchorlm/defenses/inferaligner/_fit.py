@@ -29,6 +29,7 @@ from anchorlm.steering import (
     Directions,
     Gate,
     Moments,
+    Pooling,
     PromptSets,
     Split,
     Whitening,
@@ -53,12 +54,17 @@ Told = Callable[[int, int], None]
 """Told how many of how many prompts have been read."""
 
 
+def _untold(done: int, total: int) -> None:
+    """Where nobody is told."""
+
+
 @dataclass(slots=True)
 class _Reading:
     """What one model's activations on the fitting prompts gave."""
 
     harmful: Moments
     harmless: Moments
+    means: tuple[Moments, Moments] | None  # of the means over prompts, where the gate reads these, too
     kept: list[Tensor]  # (L, H) of every harmless prompt, where a map between two models is fitted on them
 
     @property
@@ -76,6 +82,7 @@ def fit_inferaligner(
     reader: ModelLike | None = None,
     whitening: Whitening = "fisher",
     across: Across = "auto",
+    pooling: Pooling = "both",
     holdout: float = 0.25,
     seed: int = 0,
     engine: EngineSettings | None = None,
@@ -97,6 +104,8 @@ def fit_inferaligner(
         reader: An aligned model whose activations the gate may read, too, if it is not the anchor.
         whitening: `none`: the gate reads along the mean difference, as in the paper; `fisher`: whitened (ours).
         across: Whether vectors are mapped between the models; `auto` where they are of two families.
+        pooling: `end`: the gate reads a prompt's last token, as in the paper; `both`: also the mean over its own tokens
+            (ours).
         holdout: Share of the prompts that measures only.
         seed: Of the split.
         engine: Limits of the engines that are started.
@@ -108,7 +117,7 @@ def fit_inferaligner(
     Raises:
         UserError: Too few prompts, a model that cannot be loaded, or models that cannot be combined.
     """
-    check_options(whitening, across)
+    check_options(whitening, across, pooling)
     more = sets or PromptSets()
     split = split_prompts(harmful, harmless, more, holdout, seed)  # what is wrong is said before a weight is loaded
     limits = engine or EngineSettings()
@@ -126,7 +135,7 @@ def fit_inferaligner(
         "seed": seed,
         "instruments": {"sign": OPENINGS},
     }
-    work = _fitted(target, anchor, second, split, data, whitening, across, progress or (lambda done, total: None))
+    work = _fitted(target, anchor, second, split, data, whitening, across, pooling, progress or _untold)
     artifact = runtime().run(work)
     one, other = ([prompt for own in given.values() for prompt in own] for given in split.given)
     figures = {**artifact.figures, "form": form_figures(one, other)}
@@ -141,6 +150,7 @@ async def _fitted(
     data: Mapping[str, Any],
     whitening: Whitening,
     across: Across,
+    pooling: Pooling,
     progress: Told,
 ) -> Artifact:
     """The artifact, without what is known of its prompts' form."""
@@ -152,18 +162,19 @@ async def _fitted(
         done += 1
         progress(done, total)
 
-    reading = await _read(target, split, mapped, tick)
-    source = await _read(anchor, split, mapped, tick)
+    reading = await _read(target, split, pooling, mapped, tick)
+    source = await _read(anchor, split, pooling, mapped, tick)
     own, theirs = reading.directions, source.directions
     gate, second_gate = _gate(reading, whitening), _gate(source, whitening)
-    along = _gate(source, "none")  # the vectors that steer
-    held = await _held_out(target, split, tick, gate.scores, partial(cosine_scores, condition=own.unit))
-    their_held = await _held_out(anchor, split, tick, second_gate.scores, along.scores)
+    along = _end_gate(source, "none")  # the vectors that steer
+    cosine = partial(cosine_scores, condition=own.unit)
+    held = await _held_out(target, split, pooling, tick, gate.scores, cosine)
+    their_held = await _held_out(anchor, split, pooling, tick, second_gate.scores, along.scores)
     measured, apart = accuracy(*held.scores[0]), accuracy(*their_held.scores[1])
     second = their_held.scores[0]
     if reader is not None:
-        second_gate = _gate(await _read(reader, split, False, tick), whitening)
-        second = (await _held_out(reader, split, tick, second_gate.scores)).scores[0]
+        second_gate = _gate(await _read(reader, split, pooling, False, tick), whitening)
+        second = (await _held_out(reader, split, pooling, tick, second_gate.scores)).scores[0]
     maps: list[RidgeMap] = []
     places = [matching_layer(layer, len(own.length), len(theirs.length)) for layer in range(len(own.length))]
     shift = Directions(theirs.unit[places], theirs.length[places])
@@ -200,6 +211,7 @@ async def _fitted(
             "alpha": 0.5,
             "answer": "steer" if established(sign) else "refuse",
             "talk_answer": "refuse",
+            "pooling": pooling,
             "bias": 0.0,
             "reader_bias": 0.0,
             "both_bias": 0.0,
@@ -236,13 +248,14 @@ async def _fitted(
     )
 
 
-def check_options(whitening: str, across: str) -> None:
+def check_options(whitening: str, across: str, pooling: str = "both") -> None:
     """Whether these are options of the fit.
 
     Raises:
         UserError: One of them is not.
     """
-    for name, value, known in (("whitening", whitening, get_args(Whitening)), ("across", across, get_args(Across))):
+    options = ("whitening", whitening, Whitening), ("across", across, Across), ("pooling", pooling, Pooling)
+    for name, value, known in ((name, value, get_args(kind)) for name, value, kind in options):
         if value not in known:
             raise UserError(f"{name} = {value!r} does not exist: choose {', '.join(known[:-1])} or {known[-1]}.")
 
@@ -259,14 +272,20 @@ def _mapped(target: Engine, anchor: Engine, across: str) -> bool:
     return across == "always" or (across == "auto" and not same)
 
 
-async def _read(engine: Engine, split: Split, keep: bool, tick: Callable[[], None]) -> _Reading:
-    reading = _Reading(Moments(0), Moments(1), [])
-    for moments, prompts in ((reading.harmful, split.harmful), (reading.harmless, split.harmless)):
-        async for activations in prompt_activations(engine, prompts):
-            _add(moments, activations, engine)
+async def _read(engine: Engine, split: Split, pooling: Pooling, keep: bool, tick: Callable[[], None]) -> _Reading:
+    means = (Moments(0), Moments(1)) if pooling == "both" else None
+    reading = _Reading(Moments(0), Moments(1), means, [])
+    for harmless, (moments, prompts) in enumerate(
+        ((reading.harmful, split.harmful), (reading.harmless, split.harmless))
+    ):
+        async for activations in prompt_activations(engine, prompts, pooling):
+            end = _end(activations, pooling)
+            _add(moments, end, engine)
+            if means is not None:
+                _add(means[harmless], activations[:, end.shape[1] :], engine)
             # A map that had seen both classes would carry one's mean onto the other's, whatever the anchor knows.
-            if keep and moments is reading.harmless:
-                reading.kept.append(activations.float())
+            if keep and harmless:
+                reading.kept.append(end.float())
             tick()
     if (reading.directions.length <= 1e-5 * reading.harmless.mean.norm(dim=-1)).all():
         raise UserError(
@@ -291,22 +310,36 @@ class _Held:
 
 
 async def _held_out(
-    engine: Engine, split: Split, tick: Callable[[], None], *scorers: Callable[[Tensor], Tensor]
+    engine: Engine,
+    split: Split,
+    pooling: Pooling,
+    tick: Callable[[], None],
+    gate: Callable[[Tensor], Tensor],
+    *scorers: Callable[[Tensor], Tensor],
 ) -> _Held:
-    """Scores the held-out prompts as they come, so that no activations pile up."""
+    """Scores the held-out prompts as they come, so that no activations pile up: by the gate, and by what reads their
+    last token alone.
+    """
     moments = Moments(0), Moments(1)
     scores: list[list[Tensor]] = []
     names: tuple[list[str], list[str]] = ([], [])
     for own, sets, known in zip(moments, (split.held_harmful, split.held_harmless), names, strict=True):
-        rows: list[list[Tensor]] = [[] for _ in scorers]
+        rows: list[list[Tensor]] = [[] for _ in (gate, *scorers)]
         known += [name for name, prompts in sets.items() for _ in prompts]
-        async for activations in prompt_activations(engine, [each for prompts in sets.values() for each in prompts]):
-            _add(own, activations, engine)
-            for kept, scorer in zip(rows, scorers, strict=True):
-                kept.append(scorer(activations))
+        given = [each for prompts in sets.values() for each in prompts]
+        async for activations in prompt_activations(engine, given, pooling):
+            end = _end(activations, pooling)
+            _add(own, end, engine)
+            for kept, score in zip(rows, (gate(activations), *(scorer(end) for scorer in scorers)), strict=True):
+                kept.append(score)
             tick()
         scores.append([torch.stack(kept) for kept in rows])
     return _Held(harm_directions(*moments), names, list(zip(*scores, strict=True)))
+
+
+def _end(activations: Tensor, pooling: Pooling) -> Tensor:
+    """Those at the last token (L, H)."""
+    return activations[:, : activations.shape[1] // 2] if pooling == "both" else activations
 
 
 def _add(moments: Moments, activations: Tensor, engine: Engine) -> None:
@@ -331,8 +364,19 @@ def _chance(maps: Sequence[RidgeMap], own: Tensor, generator: torch.Generator) -
 
 def _gate(reading: _Reading, whitening: Whitening) -> Gate:
     """The gate on one model's activations."""
-    unit = reading.directions.unit if whitening == "none" else fisher_directions(reading.harmful, reading.harmless)
-    return Gate.fit(unit, reading.harmful.mean, reading.harmless.mean)
+    end = _end_gate(reading, whitening)
+    return end if reading.means is None else Gate.joined(end, _fitted_gate(*reading.means, whitening))
+
+
+def _end_gate(reading: _Reading, whitening: Whitening) -> Gate:
+    """The one that reads the last token alone."""
+    return _fitted_gate(reading.harmful, reading.harmless, whitening)
+
+
+def _fitted_gate(harmful: Moments, harmless: Moments, whitening: Whitening) -> Gate:
+    plain = whitening == "none"
+    unit = harm_directions(harmful, harmless).unit if plain else fisher_directions(harmful, harmless)
+    return Gate.fit(unit, harmful.mean, harmless.mean)
 
 
 def _gate_tensors(name: str, gate: Gate) -> dict[str, Tensor]:

@@ -240,7 +240,7 @@ async def read_ways(aligner: Aligner, reader: Reader, engine: Engine, asked: Way
     new = [key for key, digest in digests.items() if kept.get(reader, digest) is None]
     done = len(single) - len(new)
     keys = iter(new)
-    async for activations in prompt_activations(engine, [single[key].prompt for key in new]):
+    async for activations in prompt_activations(engine, [single[key].prompt for key in new], aligner.pooling):
         kept.put(gate.scores(activations).tolist(), reader, digests[next(keys)])
         done += 1
         step(what, done, len(single))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from anchorlm.defenses._base import Defense, room_for
 from anchorlm.defenses._thinking import Thinking
-from anchorlm.defenses.alignbeam import GUIDED_BY, Guidance, Guided, MixtureSettings
+from anchorlm.defenses.alignbeam import CERTAIN, GUIDED_BY, Guidance, Guided, MixtureSettings
 from anchorlm.defenses.inferenceguard._pipeline import (
     CALIBRATION,
     Calibrated,
@@ -180,7 +180,7 @@ class InferenceGuard(Defense):
                 yield decision
             best = work.best
             if best is None or not admit(best.cost, limit) or not self._text(best).startswith(work.said):
-                for event in work.given_up(limit):
+                for event in work.refusal(CERTAIN) if self._certain(work) else work.given_up(limit):
                     yield event
                 return
             out = best
@@ -224,6 +224,8 @@ class InferenceGuard(Defense):
                 async with thinking.as_fitted(row) as plain:
                     work.reading = await self.guidance.read(plain, anchor, work.request, settings)
                 work.guided = work.reading is None or work.reading.open
+                if self._certain(work):
+                    return
                 thought = self.guidance.think(thinking, row, anchor, settings, work.reading)
             async for piece in thought:
                 yield piece
@@ -249,6 +251,9 @@ class InferenceGuard(Defense):
         while sizes:
             n = sizes.pop(0)
             found = await self._search(work, n, out)
+            if work.reading is not None and self._certain(work):
+                yield Decision("gate", work.reading.data)
+                return
             ready = work.ready(found)
             for decision in self._decisions(work, n, found, ready if work.whole else found.beams):
                 yield decision
@@ -261,6 +266,10 @@ class InferenceGuard(Defense):
             if not work.guided:
                 work.guided = True  # what the gate did not see, the cost model or the judge did
                 sizes, _ = self._sizes(work)
+
+    def _certain(self, work: Work) -> bool:
+        """Whether nothing needs to be written, because the evidence is certain of harm."""
+        return self.guidance is not None and self.guidance.refuses(work.reading, work.settings)
 
     def _heard(self, work: Work, n: int, found: Sequence[Beam]) -> bool:
         """Whether the judge's word ends the search without comfort: on what this search found, and on a draft behind a
@@ -295,7 +304,7 @@ class InferenceGuard(Defense):
 
         Its rows are given back before another search asks for more, so that requests never wait for one another.
         """
-        from anchorlm.search import Beam, SafetyState, SearchPlan, TargetProposal, search
+        from anchorlm.search import Beam, Found, SafetyState, SearchPlan, TargetProposal, search
 
         settings = work.settings
         rounds = None if work.whole else 1
@@ -322,6 +331,8 @@ class InferenceGuard(Defense):
             if self.guidance is not None and work.reading is None:
                 work.reading = await self.guidance.read(row, self.anchor_for(work.request), work.request, settings)
                 work.guided = work.reading is None or work.reading.open
+            if self._certain(work):
+                return Found([])
             if self.guidance is not None and work.guided:
                 mixed = await self.guidance.open(
                     stack, row, self.anchor_for(work.request), work.request, settings, rows=n, seen=work.reading
