@@ -109,6 +109,14 @@ def test_a_knob_that_does_not_fit_a_guard_is_told_before_any_model(home: Path) -
     assert found["loaded"] == []
 
 
+@pytest.mark.parametrize("wrong", ["generation={'top_p': 3}", "engine={'rows': 1}", "system=' '", "probes={'x': 1}"])
+def test_an_argument_that_does_not_fit_a_guard_is_told_before_any_model(wrong: str, home: Path) -> None:
+    tried = f"try:\n    Guard('./model', {wrong})\nexcept UserError:\n    print('told')"
+    code = f"from anchorlm import Guard, UserError\n{tried}"
+    found = told(code, cwd=home)
+    assert (found["stdout"], found["loaded"]) == ("told", []), found["stderr"]
+
+
 @pytest.mark.parametrize("path", commands(), ids=" ".join)
 def test_help_waits_for_no_model(path: tuple[str, ...], tmp_path: Path) -> None:
     found = command(*path, "--help", cwd=tmp_path)

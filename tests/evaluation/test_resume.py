@@ -31,7 +31,9 @@ from anchorlm.evaluation import (
     write_tables,
 )
 from anchorlm.evaluation.runs._contestants import Pool
-from anchorlm.evaluation.runs._folder import ANSWERS, RECIPE, Setting, read_answers, read_timings, weights
+from anchorlm.evaluation.runs._folder import weights
+from anchorlm.evaluation.runs._setting import Setting
+from anchorlm.evaluation.runs._stored import ANSWERS, RECIPE, read_answers, read_timings
 from anchorlm.evaluation.runs._workers import records
 from anchorlm.judging import Outcome
 from anchorlm.records import Artifact, DefenseError, Request, Response, UserError
@@ -327,7 +329,7 @@ from pathlib import Path
 
 from anchorlm.evaluation import CompareRecipe
 from anchorlm.evaluation.runs._contestants import Pool
-from anchorlm.evaluation.runs._folder import Setting
+from anchorlm.evaluation.runs._setting import Setting
 from anchorlm.evaluation.runs._workers import records
 
 

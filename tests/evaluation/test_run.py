@@ -29,10 +29,10 @@ from anchorlm.evaluation import (
     write_costs,
     write_tables,
 )
-from anchorlm.evaluation.reports._figures import Through, safety
+from anchorlm.evaluation.reports._rows import Through, safety
 from anchorlm.evaluation.reports._tables import TABLES, notes
 from anchorlm.evaluation.runs._contestants import Pool
-from anchorlm.evaluation.runs._folder import ANSWERS, MACHINE, RECIPE, read_answers, read_recipe, read_timings
+from anchorlm.evaluation.runs._stored import ANSWERS, MACHINE, RECIPE, read_answers, read_recipe, read_timings
 from anchorlm.files import Journal
 from anchorlm.judging import Outcome
 from anchorlm.records import DefenseError, Request, Response, UserError

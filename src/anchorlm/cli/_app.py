@@ -10,6 +10,8 @@ from anchorlm.cli._errors import OneSentence
 from anchorlm.cli._fit import AllowCode
 from anchorlm.cli._fit_alignbeam import fit
 from anchorlm.cli._fit_inferenceguard import calibrate
+from anchorlm.cli._options import Anchor, AsJson, Changes, Defense, Judge, Limit, RecipeFile, Target, TryFirst
+from anchorlm.cli._zoo_app import zoo
 from anchorlm.records import UserError
 
 if TYPE_CHECKING:
@@ -24,29 +26,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-zoo = typer.Typer(help="The embedded tiny models.", no_args_is_help=True)
 app.add_typer(zoo, name="zoo")
 app.add_typer(fit, name="fit")
 app.add_typer(calibrate, name="calibrate")
-
-RecipeFile = Annotated[Path | None, typer.Option("--recipe", "-r", help="TOML file that describes the guard.")]
-Target = Annotated[str | None, typer.Option("--target", help="Model to guard: Hub id or folder.")]
-Defense = Annotated[str | None, typer.Option("--defense", help="Name of the defense. By default alignbeam.")]
-Anchor = Annotated[str | None, typer.Option("--anchor", help="Aligned model that guides: Hub id or folder.")]
-Judge = Annotated[
-    str | None,
-    typer.Option("--judge", help="Model that grades by the rubric. refusal: the refusal matcher."),
-]
-Changes = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="A value of the recipe, such as defense.alpha=0.7. You can repeat it.", metavar="A.B=C"),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-TryFirst = Annotated[
-    bool | None,
-    typer.Option("--probe/--no-probe", help="Try the guard first, and stop if it fails. On by default."),
-]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only this many rows, from the first on.")]
 
 
 def _version(wanted: bool) -> None:
@@ -327,36 +309,6 @@ def serve(
         from anchorlm.cli._serve import run
 
         run(recipes or [], config, changes, sockets, real=real)
-
-
-@zoo.command("list")
-def zoo_list(as_json: AsJson = False) -> None:
-    """Lists the embedded models, and the real ones with what you install for them."""
-    from anchorlm.cli._zoo import show
-
-    show(as_json)
-
-
-@zoo.command("path")
-def zoo_path(name: Annotated[str, typer.Argument(help="Name of a model, such as a-finance.")]) -> None:
-    """Prints the folder of a model."""
-    from anchorlm.zoo import path
-
-    typer.echo(path(name))
-
-
-@zoo.command("recipe")
-def zoo_recipe(
-    name: Annotated[str, typer.Argument(help="Name of a model of family A, such as a-finance.")],
-    defense: Annotated[str, typer.Option("--defense", help="Name of the defense.")] = "alignbeam",
-) -> None:
-    """Prints a recipe that guards a model that comes with the library."""
-    if name.startswith("real-"):
-        from anchorlm.cli._real import recipe
-    else:
-        from anchorlm.cli._embedded import recipe
-
-    typer.echo(recipe(name, defense), nl=False)
 
 
 def _recipe(

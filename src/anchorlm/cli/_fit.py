@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
-from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from anchorlm.cli._errors import complain
+from anchorlm.cli._fit_progress import fit_progress
 from anchorlm.cli._fit_shown import show_choice, show_layers
 from anchorlm.files import BadRow, read_rows
 from anchorlm.records import UserError
@@ -130,7 +128,7 @@ def fit_inferaligner(
     quiet_libraries()
     from anchorlm.defenses.inferaligner import fit_inferaligner as fit_artifact
 
-    with _progress() as step:
+    with fit_progress() as step:
         artifact = fit_artifact(
             described.target,
             described.anchor,
@@ -206,7 +204,7 @@ def calibrate_inferaligner(
     found = Artifact.load(folder, "inferaligner")
     from anchorlm.defenses.inferaligner import calibrate_inferaligner as calibrate_artifact
 
-    with _progress() as step:
+    with fit_progress() as step:
         calibrated = calibrate_artifact(
             found,
             described.target,
@@ -315,41 +313,3 @@ def _sets(
         look_alikes=_prompts(look_alikes, column) if look_alikes else (),
         tasks=_prompts(tasks, column) if tasks else (),
     )
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for what is done now, on a terminal; elsewhere, as in a log, a line now and then."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from anchorlm.cli._bars import stderr
-
-    if not stderr.is_terminal:
-        yield _Log()
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=stderr) as progress:
-        tasks = {"": progress.add_task("Loading the models", total=None)}
-
-        def step(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                progress.update(tasks[""], visible=False)
-                tasks[what] = progress.add_task(what, total=total)
-            progress.update(tasks[what], completed=done, total=total)
-
-        yield step
-
-
-class _Log:
-    """Says how far it is, at most once in a while."""
-
-    EVERY = 30.0
-
-    def __init__(self) -> None:
-        self._begun = self._said = monotonic()
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        now = monotonic()
-        if now - self._said >= self.EVERY:
-            self._said = now
-            complain(f"{what}: {done} of {total}, {(now - self._begun) / 60:.0f} min so far.")

@@ -14,11 +14,11 @@ from anchorlm.cli._fit import (
     RecipeFile,
     Target,
     _next,
-    _progress,
     _prompts,
     _shown,
     fit,
 )
+from anchorlm.cli._fit_progress import fit_progress
 from anchorlm.cli._fit_shown import _percent, _table
 from anchorlm.records import UserError
 
@@ -86,7 +86,7 @@ def fit_alignbeam(
     quiet_libraries()
     from anchorlm.defenses.alignbeam import fit_alignbeam as fit_artifact
 
-    with _progress() as step:
+    with fit_progress() as step:
         found = fit_artifact(
             described.target,
             described.anchor,

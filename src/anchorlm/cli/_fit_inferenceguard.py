@@ -16,11 +16,11 @@ from anchorlm.cli._fit import (
     Target,
     _both,
     _next,
-    _progress,
     _shown,
     calibrate,
     fit,
 )
+from anchorlm.cli._fit_progress import fit_progress
 from anchorlm.records import UserError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def fit_inferenceguard(
     quiet_libraries()
     from anchorlm.defenses.inferenceguard import fit_inferenceguard as fit_artifact
 
-    with _progress() as step:
+    with fit_progress() as step:
         artifact = fit_artifact(
             described.target,
             described.cost,
@@ -162,7 +162,7 @@ def calibrate_inferenceguard(
             f"{labels} was answered by other weights, scorers or a critic than this recipe has now: answer the prompts "
             "again by `anchorlm generate`, and label them."
         )
-    with _progress() as step:
+    with fit_progress() as step:
         artifact = calibrate_artifact(
             guard,
             [row for row, _ in rows],

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Self, cast, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -30,6 +30,15 @@ class Settings(BaseModel):
             return cls.model_validate(dict(values))
         except ValidationError as error:
             raise UserError(_one_sentence(cls, error, where)) from None
+
+    @classmethod
+    def given(cls, values: Self | Mapping[str, Any] | None, *, where: str) -> Self:
+        """Settings that a caller gave as they are, by name, or not at all.
+
+        Raises:
+            UserError: As `parse`.
+        """
+        return values if isinstance(values, cls) else cls.parse(cast("Mapping[str, Any]", values or {}), where=where)
 
     def replace(self, values: Mapping[str, Any], *, where: str) -> Self:
         """The same settings with some `values` changed, validated as a whole."""

@@ -5,7 +5,8 @@ from html import escape
 
 from anchorlm.evaluation.reports._calibration import Knowledge
 from anchorlm.evaluation.reports._costs import Cost
-from anchorlm.evaluation.reports._figures import Figures, Row, safety, usefulness
+from anchorlm.evaluation.reports._figures import Figures
+from anchorlm.evaluation.reports._rows import Row, safety, usefulness
 
 _W, _H, _LEFT, _RIGHT, _TOP, _BOTTOM = 720, 440, 64, 700, 20, 380
 

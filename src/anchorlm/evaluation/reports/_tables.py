@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from anchorlm.evaluation.reports._costs import SPENT, cells, costs
-from anchorlm.evaluation.reports._figures import ALL, COLUMNS, Figures, Row, safety, usefulness
+from anchorlm.evaluation.reports._figures import ALL, Figures
+from anchorlm.evaluation.reports._rows import COLUMNS, Row, safety, usefulness
 from anchorlm.evaluation.reports._statistics import Estimate
-from anchorlm.evaluation.runs._folder import read_recipe, read_timings
+from anchorlm.evaluation.runs._stored import read_recipe, read_timings
 from anchorlm.records import UserError
 
 TABLES = ("tables.json", "tables.md", "tables.tex")

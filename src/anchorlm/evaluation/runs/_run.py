@@ -13,19 +13,10 @@ from anchorlm.evaluation.runs._answering import Record, answered, graded_anew, i
 from anchorlm.evaluation.runs._cache import UndefendedCache
 from anchorlm.evaluation.runs._contestants import Contestant, Embedded, Pool
 from anchorlm.evaluation.runs._exclusion import may_grade
-from anchorlm.evaluation.runs._folder import (
-    ANSWERS,
-    PROBES,
-    TIMINGS,
-    Setting,
-    artifacts,
-    check,
-    key,
-    prepare,
-    read_answers,
-    read_probes,
-)
+from anchorlm.evaluation.runs._folder import artifacts, check, prepare
 from anchorlm.evaluation.runs._recipe import CompareRecipe
+from anchorlm.evaluation.runs._setting import Setting
+from anchorlm.evaluation.runs._stored import ANSWERS, PROBES, TIMINGS, key, read_answers, read_probes
 from anchorlm.evaluation.runs._workers import Pair, records
 from anchorlm.evaluation.tasks._attacks import parse_attack
 from anchorlm.evaluation.tasks._cases import Case

@@ -11,8 +11,8 @@ from traceback import format_exc
 from typing import Any
 
 from anchorlm.evaluation.runs._contestants import Embedded, Pool
-from anchorlm.evaluation.runs._folder import Setting
 from anchorlm.evaluation.runs._recipe import CompareRecipe
+from anchorlm.evaluation.runs._setting import Setting
 from anchorlm.records import AnchorLMError, ModelError
 
 Pair = tuple[str, int]
