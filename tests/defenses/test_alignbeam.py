@@ -154,6 +154,7 @@ def test_a_candidate_that_says_nothing_never_wins(target: LocalEngine, anchor: L
 HARMS = st.lists(st.sampled_from([0.0, 0.1, 0.2, 0.3, 0.9]), min_size=3, max_size=3)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(HARMS, st.sampled_from([0.0, 0.2, 0.25, 1.0]), st.sampled_from(PROMPTS), st.booleans())
 def test_openings_that_are_finished_one_by_one_give_what_all_of_them_give(

@@ -97,6 +97,7 @@ def says_something(look: Look) -> bool:
     return look.prompt[-1]["content"] not in ("<|end|>", "<|start|>")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["target", "both", "alignbeam", "inferenceguard"])
 @pytest.mark.parametrize("door", DOORS)
 def test_a_gate_that_opens_on_a_single_turn_opens_on_its_harm_through_every_door(
@@ -106,6 +107,7 @@ def test_a_gate_that_opens_on_a_single_turn_opens_on_its_harm_through_every_door
     assert gate(ask(guards[name], DOORS[door]))["open"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["target", "both", "alignbeam", "inferenceguard", "cast"])
 @pytest.mark.parametrize("door", DOORS)
 def test_the_worst_of_everything_that_is_read_decides(guards: dict[str, Guard], door: str, name: str) -> None:

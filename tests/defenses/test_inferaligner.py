@@ -267,6 +267,7 @@ def test_the_anchor_may_read_what_the_target_cannot_tell(
     assert {decision(each, "gate")["open"] for each in together} == {True, False}
 
 
+@pytest.mark.slow
 def test_two_readers_share_the_mean_of_their_scores(target: LocalEngine, sibling: LocalEngine, folder: Path) -> None:
     alone = [guard(target, folder), guard(target, folder, anchor=sibling, reader="anchor")]
     prompts = [*PROMPTS, *HARMFUL, *HARMLESS]

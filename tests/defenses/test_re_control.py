@@ -117,6 +117,7 @@ def test_batched_is_one_at_a_time_and_streamed_is_whole(target: LocalEngine, fol
         assert "".join(event.text for event in one.stream(prompt) if hasattr(event, "text")) == response.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_is_edited_after_its_last_block(architecture: str, tmp_path: Path) -> None:
     engine = LocalEngine(tiny_model(architecture))

@@ -68,6 +68,7 @@ def critic(target: LocalEngine) -> Artifact:
     return fit(target)
 
 
+@pytest.mark.slow
 def test_a_critic_learns_what_the_last_state_tells() -> None:
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(600, 9, generator=generator)

@@ -97,6 +97,7 @@ def test_a_map_that_explains_nothing_and_a_first_layer_are_told() -> None:
     assert fit_notes(figures, {"gate_layers": [10, 11], "layers": [3, 4]}) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "width"), [(60, 5), (24, 90)])
 def test_the_logistic_regression_is_that_of_sklearn(n: int, width: int) -> None:
     linear = pytest.importorskip("sklearn.linear_model")

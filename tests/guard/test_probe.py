@@ -174,6 +174,7 @@ def test_a_judge_that_fails_is_found() -> None:
     assert "judge" in failed(judged(Short()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cost", "fails"),
     [

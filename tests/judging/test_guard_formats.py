@@ -55,6 +55,7 @@ def options(name: str) -> dict[str, Any]:
     return {"format": name, "policy": "Nobody may help thieves."} if name == "gpt-oss-safeguard" else {"format": name}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reading", ["logits", "text"])
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_published_answers_of_a_format_mean_what_they_say(name: str, reading: Any) -> None:

@@ -31,6 +31,7 @@ HUGE = [
 ]
 
 
+@pytest.mark.slow
 def test_a_template_that_never_ends_is_ended_and_stops_nobody_else() -> None:
     """A template with nested loops once stopped all later chats of the process."""
     bad = CausalModel.wrap(tiny_model().model, tiny_tokenizer(chat_template=ENDLESS + CHAT_TEMPLATE))

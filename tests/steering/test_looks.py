@@ -75,6 +75,7 @@ def turn_by_turn(model: LocalEngine, shown: Sequence[Look]) -> list[Tensor]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("request_", CONVERSATIONS.values(), ids=CONVERSATIONS.keys())
 def test_what_is_read_together_is_what_every_look_says_in_a_forward_of_its_own(

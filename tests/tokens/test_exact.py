@@ -40,6 +40,7 @@ def enumerated(model: PairModel, target: ByteVocabulary, pending: bytes) -> Tens
     return found / found.sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("one", "other"), PAIRS)
 @pytest.mark.parametrize("pending", [b"", b" ref", b" ", "🙂".encode()[:2]])
 def test_the_oracle_is_the_enumeration_of_all_continuations(one: str, other: str, pending: bytes) -> None:
