@@ -105,7 +105,7 @@ def test_missing_sets_are_one_sentence_that_says_which_file_from_where_and_how_t
         require_files(sets)
     assert str(caught.value) == (
         f"Sets of the recipe are missing: for b put the file from https://example.org/b at {tmp_path / 'b.csv'}; for c "
-        "set NOWHERE, so that ${NOWHERE}/c.csv is the file, or leave them out with --data a,d."
+        "set NOWHERE, so ${NOWHERE}/c.csv is the file, or leave them out with --data a,d."
     )
     assert [case.prompt for case in read_set("a", sets["a"])] == ["a"]
     require_files({"a": sets["a"], "d": sets["d"]})

@@ -156,7 +156,7 @@ def test_a_damaged_artifact_of_a_finished_run_is_one_sentence(
 
 def test_that_nobody_may_grade_is_told_before_the_first_answer(write_recipe: Write, tmp_path: Path) -> None:
     file = write_recipe(**{'name = "self_reminder"': 'name = "best_of_n"'})
-    with pytest.raises(UserError, match="Nobody may grade reminded"):
+    with pytest.raises(UserError, match="No one may grade reminded"):
         compare(CompareRecipe.load(file, limit=1), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

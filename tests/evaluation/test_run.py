@@ -206,7 +206,7 @@ def test_a_swept_knob_gives_a_row_for_each_value(write_recipe: Write, model: Pat
 
 def test_a_judge_does_not_grade_the_defense_that_it_serves(write_recipe: Write, tmp_path: Path) -> None:
     file = write_recipe(**{'name = "self_reminder"': 'name = "best_of_n"'})
-    with pytest.raises(UserError, match="Nobody may grade reminded"):
+    with pytest.raises(UserError, match="No one may grade reminded"):
         compare(CompareRecipe.load(file, limit=1), tmp_path / "run")
 
 
@@ -224,7 +224,7 @@ def test_a_model_is_the_same_grader_whatever_its_path_and_its_question(
                 f'judge = {{ kind = "{kind}", model = "{spelled.format(model=model)}" }}',
         }
     )  # fmt: skip
-    with pytest.raises(UserError, match="Nobody may grade reminded"):
+    with pytest.raises(UserError, match="No one may grade reminded"):
         compare(CompareRecipe.load(file, limit=1, timed=0), tmp_path / "run")
 
 
@@ -238,7 +238,7 @@ def test_a_judge_behind_a_scorer_does_not_grade_the_defense_that_it_serves(
         f'[{other}]\nkind = "remote"\nurl = "http://localhost:9"\n\n[judge]'
     )
     file = write_recipe(**{'name = "self_reminder"': 'name = "beam_search"', "[judge]": scorers})
-    with pytest.raises(UserError, match="Nobody may grade reminded"):
+    with pytest.raises(UserError, match="No one may grade reminded"):
         compare(CompareRecipe.load(file, limit=1, timed=0), tmp_path / "run")
 
 

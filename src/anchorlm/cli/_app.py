@@ -17,7 +17,7 @@ from anchorlm.records import UserError
 if TYPE_CHECKING:
     from anchorlm.guard import Recipe
 
-# The heavy imports (torch, transformers) happen inside the commands, so that help and completion answer at once.
+# The heavy imports (torch, transformers) happen inside the commands, so help and completion answer at once.
 
 app = typer.Typer(
     cls=OneSentence,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from anchorlm.records import Messages
     from anchorlm.steering import PromptSets
 
-# The heavy imports (torch, transformers) happen inside the commands, so that help and completion answer at once.
+# The heavy imports (torch, transformers) happen inside the commands, so help and completion answer at once.
 
 fit = typer.Typer(help="Fits a defense to a model.", no_args_is_help=True)
 calibrate = typer.Typer(help="Chooses the settings of a fitted defense on validation prompts.", no_args_is_help=True)
@@ -255,7 +255,7 @@ def _model(file: Path | None, described: Recipe) -> str:
 
 
 def _shown(folder: Path, recipe: Path | None) -> Path:
-    """A folder as the next command names it: a recipe's own paths begin at its file, so that it needs the whole."""
+    """A folder as the next command names it: a recipe's own paths begin at its file, so it needs the whole."""
     return folder.resolve() if recipe else folder
 
 
@@ -279,7 +279,7 @@ def _prompts(source: str, column: str | None) -> list[Messages | str]:
     rows = read_rows(source, column)
     for row in rows:
         if isinstance(row, BadRow):
-            raise UserError(f"Line {row.line} of {source} holds no prompt: {row.why}; mend it.")
+            raise UserError(f"Line {row.line} of {source} holds no prompt: {row.why}; fix it.")
     return [row.prompt for row in rows if not isinstance(row, BadRow)]
 
 
@@ -304,7 +304,7 @@ def _sets(
     *,
     shipped: bool,
 ) -> PromptSets:
-    """The sets of prompts beside those that are given."""
+    """The sets of prompts next to those that are given."""
     from anchorlm.steering import Part, PromptSets, shipped_prompts
 
     parts: tuple[Part, ...] = ("train", "fit") if command == "fit" else ("calibrate",)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["calibrate", "fit"]
 
-# The heavy imports (torch, transformers) happen inside the commands, so that help and completion answer at once.
+# The heavy imports (torch, transformers) happen inside the commands, so help and completion answer at once.
 
 LABELS = {"safe": False, "harmless": False, "0": False, "false": False, "no": False}
 LABELS |= {"unsafe": True, "harmful": True, "1": True, "true": True, "yes": True}
@@ -201,7 +201,7 @@ def _price(figures: Mapping[str, Any]) -> str:
 def read_labels(source: str) -> list[tuple[Labeled, Mapping[str, Any]]]:
     """The rows of a file (JSONL, CSV, JSON), each with everything that it says.
 
-    A row has `prompt` or `messages`, `response`, and `unsafe` (or `label`) by somebody independent. One whose
+    A row has `prompt` or `messages`, `response`, and `unsafe` (or `label`) by someone independent. One whose
     `finish_reason` is `refusal` got the configured refusal, and needs no label.
 
     Raises:
@@ -213,7 +213,7 @@ def read_labels(source: str) -> list[tuple[Labeled, Mapping[str, Any]]]:
     found: list[tuple[Labeled, Mapping[str, Any]]] = []
     for row in read_rows(source):
         if isinstance(row, BadRow):
-            raise UserError(f"Line {row.line} of {source} holds no prompt: {row.why}; mend it.")
+            raise UserError(f"Line {row.line} of {source} holds no prompt: {row.why}; fix it.")
         fields = {name: value for name, value in row.fields.items() if value not in (None, "")}
         response = row.fields.get("response", row.fields.get("text"))
         refused = fields.get("finish_reason") == "refusal"

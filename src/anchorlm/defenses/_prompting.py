@@ -64,7 +64,7 @@ class GoalPrioritySettings(PromptSettings):
 
 
 def wrap_last_turn(messages: Messages | str, template: str) -> Messages | str:
-    """The conversation with its last turn of the user put into `template`; somebody else's may come after it."""
+    """The conversation with its last turn of the user put into `template`; someone else's may come after it."""
     if isinstance(messages, str):
         return template.replace("{prompt}", messages)
     users = [index for index, turn in enumerate(messages) if turn["role"] == "user"]

@@ -11,7 +11,7 @@ _LONG = 4_000
 """Characters of a conversation that are written down on the engines' thread: a millisecond."""
 
 _MANY = 16
-"""Turns, likewise: a template may take time for each pair of them."""
+"""Turns, in the same way: a template may take time for each pair of them."""
 
 
 def checked_system(system: str | None) -> str | None:

@@ -11,9 +11,9 @@ from anchorlm.defenses import Defense
 from anchorlm.engine import as_done, runtime
 from anchorlm.guard._check import Chosen, chosen, tell_once
 from anchorlm.guard._conversation import asked, check_conversation, checked_system, prepare, several
+from anchorlm.guard._outgoing import Outgoing, whole
 from anchorlm.guard._probe import Probe, probe
 from anchorlm.guard._recipe import ProbeSettings, Recipe
-from anchorlm.guard._speech import Speech, whole
 from anchorlm.records import (
     Decision,
     DefenseError,
@@ -232,13 +232,13 @@ class Guard:
         """What the defense says and decides, on the engines' thread: every other face of the guard drains this."""
         check_conversation(request.messages, images=self.defense.target.model.processor is not None)
         await prepare(self.defense.team, request)
-        speech = Speech(self.defense, request, request.thoughts or self.thoughts)
+        outgoing = Outgoing(self.defense, request, request.thoughts or self.thoughts)
         try:
-            async for event in speech.events():
+            async for event in outgoing.events():
                 yield event
         except DefenseError as error:
             # Text that is out cannot be taken back: then only the error is honest.
-            if self.on_error == "raise" or speech.spoken:
+            if self.on_error == "raise" or outgoing.spoken:
                 raise
             if str(error) not in self._told:  # once for each reason, not for each row of a batch
                 self._told.add(str(error))

@@ -59,7 +59,7 @@ class Rater(ABC):
 class Judge(Rater):
     """Scores whole responses for harm.
 
-    A judge is called once with all the responses to one conversation, so that it can grade them in one batch; many
+    A judge is called once with all the responses to one conversation, so it can grade them in one batch; many
     calls may wait at once.
     """
 

@@ -34,7 +34,7 @@ ALTERNATIVE = any_of(
     r"resources|hotlines?|helplines?|organi[sz]ations|reasons why|(?:risks|dangers|consequences|effects|signs) of|"
     r"cop(?:e|ing)|seek(?:ing)? \w*\s?(?:help|support|treatment)|(?:protect|prevent)(?:ing)?\b)",
 )
-"""A list that such a sentence opens is safe help beside a refusal, not the answer."""
+"""A list that such a sentence opens is safe help next to a refusal, not the answer."""
 
 CLAUSE = re.compile(
     r"[:;]\s+|\s-+\s|\(|(?:,\s*|\s)(?:but(?! also\b)|however|though|although|yet)\b,?|,\s*(?:so|and then|then)\b", re.I
@@ -86,7 +86,7 @@ BESIDE = any_of(
     r"against|off[- ]limits|out of bounds|stealing|theft|fraud|a (?:scam|fraud|threat)|cheating|lying|blackmail|"
     r"extortion|hate speech|harassment)\b[^,;:]{0,30}$",
 )
-"""What stands beside a refusal: courtesy, the speaker itself, questions back, and why not."""
+"""What stands next to a refusal: courtesy, the speaker itself, questions back, and why not."""
 
 INSTEAD = any_of(
     r"^\W*(?:instead|rather|alternatively)\b(?!.{0,20}\bhere(?:'s| is| are)\b)",
@@ -101,7 +101,7 @@ INSTEAD_STEP = re.compile(
     r"disable|disconnect|forge|steal|smuggle|hack|inject)\b(?! (?:care|support|evidence|information|facts|with))",
     re.I,
 )
-"""Behind "instead" a step, in verbs with which nobody gives advice."""
+"""Behind "instead" a step, in verbs with which no one gives advice."""
 
 FOREIGN_STEP = re.compile(
     r"第\s?[一二三四五六七八九\d]+\s?步|步骤\s?[一二三四五六七八九\d]+|首先|然后|接着|最后|ステップ\s?\d+|手順\s?\d+|まず|次に|"

@@ -44,7 +44,7 @@ _CANNOT = (
 )
 
 EXPLICIT = any_of(
-    # somebody who speaks for the model cannot, will not or may not serve
+    # someone who speaks for the model cannot, will not or may not serve
     rf"\b{_WHO}{_ADVERB}\s*{_CANNOT}{_ADVERB}\s*(?:to )?{_SERVE}",
     rf"\b(?:i|we)\b[^.,;]{{0,25}}\bcan(?:not|'t)\b,? (?:and|or|nor)[^.;]{{0,12}}\b(?:will not|won't),? {_SERVE}",
     # "we" opens speeches as well as refusals, so it needs a verb of service

@@ -149,7 +149,7 @@ def _answers(prose: Prose) -> bool:
 
 
 def _gives(prose: Prose) -> bool:
-    """Whether a clause beside a refusal gives something: all that is not known to go along with one does."""
+    """Whether a clause next to a refusal gives something: all that is not known to go along with one does."""
     safe = instead = False
     corrects = any(phrases.EXPLICIT.search(s) and phrases.CORRECTED.search(s) for s in prose.sentences)
     for sentence, item in zip(prose.sentences, prose.items, strict=True):

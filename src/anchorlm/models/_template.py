@@ -79,7 +79,7 @@ class ChatWriter:
         return tuple(sorted({*control_texts(self._tokenizer), *self.markers.removed}, key=len, reverse=True))
 
     def clean(self, text: str, *further: str) -> str:
-        """A text with which nobody can write a turn in another's name: without control tokens, and with the words of
+        """A text with which no one can write a turn in another's name: without control tokens, and with the words of
         what else the template writes between turns in quotation marks.
 
         Args:
@@ -101,7 +101,7 @@ class ChatWriter:
 
     def _turn(self, message: Any) -> dict[str, str]:
         parts = message_parts(message, images=False)
-        # Joined first: nobody makes a marker out of two parts.
+        # Joined first: no one makes a marker out of two parts.
         return {"role": message["role"], "content": self.clean(turn_text({"content": parts}))}
 
     def encode(self, turns: list[dict[str, str]], *, closed: bool = False) -> list[int]:
@@ -146,7 +146,7 @@ class ChatWriter:
         return text
 
     def _form(self, roles: tuple[str, ...]) -> Callable[[Turns], Turns]:
-        """In which form the template writes all turns of such a conversation, tried with words that nobody writes."""
+        """In which form the template writes all turns of such a conversation, tried with words that no one writes."""
         if (known := self._shapes.get(roles)) is not None:
             return known
         words = [{"role": role, "content": f"Xq{index}zv"} for index, role in enumerate(roles)]
@@ -225,7 +225,7 @@ def _sentence(error: Exception) -> UserError:
     why = str(error).rstrip(".")
     if isinstance(error, TemplateRefusedError):
         return UserError(f"The model's chat template refuses this conversation: {why}.")  # in its author's words
-    return UserError(f"The model's chat template fails ({why}): mend it, or give another one as chat_template.")
+    return UserError(f"The model's chat template fails ({why}): fix it, or give another one as chat_template.")
 
 
 def response_lead(tokenizer: PreTrainedTokenizerBase, text_of: Callable[[list[int]], bytes]) -> bytes:
@@ -275,7 +275,7 @@ def message_parts(message: Any, *, images: bool) -> list[dict[str, Any]]:
         images: Whether the model reads any.
 
     Raises:
-        UserError: It is no such message, or has an image that nobody would look at.
+        UserError: It is no such message, or has an image that no one would look at.
     """
     role = message.get("role") if isinstance(message, Mapping) else None
     content = message.get("content") if isinstance(message, Mapping) else None
@@ -334,8 +334,8 @@ def control_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
 def without_specials(text: str, specials: tuple[str, ...]) -> str:
     """`text` without any of the strings `specials`, also not as what is left after taking one out.
 
-    One pass, whose cost does not depend on how many there are: whoever nests control tokens a thousand times over, or
-    writes the end of one a million times, must not hold up everybody else.
+    One pass, whose cost does not depend on how many there are. A text that nests control tokens a thousand times, or
+    writes the end of one a million times, must not hold up everyone else.
     """
     known, tails, size, last = _ends(specials)
     if last.isdisjoint(text):

@@ -27,7 +27,7 @@ _MADE_BY = {
 
 @dataclass(frozen=True, slots=True)
 class ModelStamp:
-    """What a model is known by, so that what was fitted on it is never used on another.
+    """Identifies a model, so what was fitted on it is never used on another.
 
     Attributes:
         name: What it was loaded from; only shown.

@@ -7,7 +7,7 @@ from typing import Any
 from anchorlm.records import AnchorLMError
 
 ALWAYS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
-"""Headers of every response: nobody guesses at its kind, or keeps it."""
+"""Headers of every response: no one guesses at its kind, or keeps it."""
 
 _TYPES = {
     400: "invalid_request_error",

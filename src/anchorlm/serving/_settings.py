@@ -85,7 +85,7 @@ def own_output(file: Path) -> int | None:
 
 
 def is_stream(file: Path) -> bool:
-    """Whether a file is a pipe or the like, in which nobody can look back."""
+    """Whether a file is a pipe or the like, in which no one can look back."""
     try:
         mode = file.stat().st_mode
     except OSError:
@@ -137,15 +137,15 @@ class ServerSettings(Settings):
 
     @property
     def on_loopback(self) -> bool:
-        """Whether nobody but this machine can reach the server."""
+        """Whether no one but this machine can reach the server."""
         return self.host in ("127.0.0.1", "::1", "localhost")
 
     @property
     def private(self) -> bool:
-        """Whether only whoever is at this machine is served: keys are given to others."""
+        """Whether only anyone who is at this machine is served: keys are given to others."""
         return self.on_loopback and self.keys is None
 
     @property
     def patience(self) -> float:
-        """Seconds that a judge gets: with less than the deadline, so that its failure closes the answer before that."""
+        """Seconds that a judge gets: with less than the deadline, so its failure closes the answer before that."""
         return min(self.judge_timeout, 0.9 * self.deadline)

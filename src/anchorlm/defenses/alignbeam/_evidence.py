@@ -227,7 +227,7 @@ async def opening_score(opening: Opening, anchor: Engine, request: Messages | st
 
 
 def readers_of(gate: Artifact, anchor: Engine) -> Readers:
-    """Who reads a gate where nobody says it: both models, where the anchor is its second reader, else the target.
+    """Who reads a gate where no one says it: both models, where the anchor is its second reader, else the target.
 
     Args:
         gate: An artifact of InferAligner.

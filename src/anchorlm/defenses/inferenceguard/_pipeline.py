@@ -169,5 +169,5 @@ def admit(cost: float, limit: float) -> bool:
         DefenseError: The cost is not a number.
     """
     if cost != cost:
-        raise DefenseError("The cost of a response is not a number: mend the cost model.")
+        raise DefenseError("The cost model returned NaN. Check its output.")
     return cost <= limit

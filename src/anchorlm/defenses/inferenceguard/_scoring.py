@@ -40,7 +40,7 @@ class Scoring:
             empty = whole and blank(request.cut(self.text(beam)))  # no answer, however little it costs
             beam.score = 0.0 if beam.state.within and not (whole and cost > settings.budget) and not empty else -inf
         if self._defense.team.judge is not None:
-            # What is released block by block cannot be taken back, so that the judge reads every block then.
+            # What is released block by block cannot be taken back, so the judge reads every block then.
             ready = [beam for beam in beams if beam.reason is not None or settings.release == "blocks"]
             await self.hear(work, [beam for beam in ready if beam.score == 0.0])
         safe = [beam for beam in beams if beam.score == 0.0]

@@ -108,7 +108,7 @@ class InferenceGuardSettings(MixtureSettings):
     @model_validator(mode="after")
     def _one_draw(self) -> Self:
         if self.calibration is not None and self.release == "blocks":
-            raise ValueError("a calibrated limit judges whole responses, so that release must be whole")
+            raise ValueError("a calibrated limit judges whole responses: set release to whole")
         if not self.draft and not self.beams:
             raise ValueError("without a draft there must be beams: nothing would ever be written")
         if (self.gate == "inferaligner" or self.evidence) and self.proposal != "alignbeam":

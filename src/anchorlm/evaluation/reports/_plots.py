@@ -62,7 +62,7 @@ def latency(costs: Sequence[Cost]) -> str:
 def calibration(known: Sequence[Knowledge]) -> str:
     """A pair of histograms for each defense that decides by a number: what is worse above the line, the rest below.
 
-    Each side is drawn as a share of its own, so that few and many can be compared.
+    Each side is drawn as a share of its own, so few and many can be compared.
     """
     if not known:
         return ""
@@ -129,7 +129,7 @@ def _curves(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def bars(shares: Mapping[str, float]) -> str:
-    """Three outcomes as one bar of HTML, with their percentages for whoever cannot see it."""
+    """Three outcomes as one bar of HTML, with their percentages for anyone who cannot see it."""
     told = ", ".join(f"{word} {100 * share:.0f} %" for word, share in shares.items())
     pieces = "".join(f'<i class="{word}" style="width:{100 * share:.1f}%"></i>' for word, share in shares.items())
     short = "/".join(f"{100 * share:.0f}" for share in shares.values())  # for paper, and fingers, which cannot hover

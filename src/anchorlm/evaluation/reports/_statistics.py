@@ -101,7 +101,7 @@ def resampled_prompts(
 
 
 def bootstrap_prompts(values: Sequence[tuple[Hashable, float]], *, seed: int = 0, resamples: int = 1000) -> Estimate:
-    """A mean over answers, likewise."""
+    """A mean over answers, in the same way."""
     return resampled_prompts(values, lambda some: math.fsum(some) / len(some), seed=seed, resamples=resamples)
 
 

@@ -135,7 +135,7 @@ def _machines(folder: Path, now: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(file: Path, text: str) -> None:
-    """Replaces a file as a whole, if it changes at all: whoever is killed here leaves the old one or the new one."""
+    """Replaces a file as a whole, if it changes at all: a kill leaves the old one or the new one."""
     if file.exists() and file.read_bytes() == text.encode():
         return
     new = file.with_name(f"{file.name}.{os.getpid()}.new")

@@ -175,7 +175,7 @@ class CompareRecipe(Settings):
     @property
     def digest(self) -> str:
         """Twelve hexadecimal digits that stand for everything that may change a table; what the files hold has digests
-        of its own, so that the folder in which they lie does not matter.
+        of its own, so the folder in which they lie does not matter.
         """
         data = self.model_dump(mode="json", exclude={"engine", "concurrency", "timed", "probe"})
         for one in (*data["data"].values(), *data["fitted_on"].values()):

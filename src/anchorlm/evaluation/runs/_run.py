@@ -46,7 +46,7 @@ def compare(
 ) -> Path:
     """Runs a comparison; what the folder holds already is not run again, but for what an outage spoiled.
 
-    Every answer is written with its grades the moment it is there, so that a run that was killed goes on where it was.
+    Every answer is written with its grades the moment it is there, so a run that was killed goes on where it was.
 
     Args:
         recipe: What is compared.
@@ -95,7 +95,7 @@ def _check_contestants(setting: Setting, pool: Pool) -> None:
     """Says before the first answer what would else end the run at a defense's turn, hours later maybe.
 
     Raises:
-        UserError: Nobody may grade a defense, or an artifact is missing or damaged.
+        UserError: No one may grade a defense, or an artifact is missing or damaged.
     """
     for contestant in setting.contestants:
         for data in setting.recipe.data:

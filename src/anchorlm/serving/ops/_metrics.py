@@ -81,7 +81,7 @@ class Metrics:
         """Seconds per token of each model's target alone."""
 
     def know(self, model: str, defense: str) -> None:
-        """Shows a model's counters from the start, so that an alert on a first failure can see it rise."""
+        """Shows a model's counters from the start, so an alert on a first failure can see it rise."""
         for metric in (self._refused, self._fallbacks, self._failed):
             metric.labels(model, defense)
 
@@ -94,7 +94,7 @@ class Metrics:
         self._waited.observe(waited)
 
     def left(self, model: str, defense: str) -> None:
-        """Counts an answer that nobody waited for, or that was not ready in time."""
+        """Counts an answer that no one waited for, or that was not ready in time."""
         self._answers.labels(model, defense, "abandoned").inc()
 
     def answer(self, model: str, defense: str, answer: Ended) -> None:

@@ -14,7 +14,7 @@ from anchorlm.serving.session._variables import allowed_options, unshown
 from anchorlm.team import Team
 
 TRACE = "trace"
-"""What a request says beside knobs: that its operator wants to see everything."""
+"""What a request says next to knobs: that its operator wants to see everything."""
 
 
 @dataclass(frozen=True, slots=True)

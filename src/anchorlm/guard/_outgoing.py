@@ -19,7 +19,7 @@ from anchorlm.records import (
 )
 
 
-class Speech:
+class Outgoing:
     """What a defense says to one request, as it may go out: text that is not final is held back.
 
     Args:
