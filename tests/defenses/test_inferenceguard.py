@@ -378,7 +378,7 @@ def test_contradictory_settings_are_one_sentence(target: LocalEngine, anchor: Lo
         ({"budget": -1.0}, "greater than or equal to 0"),
         ({"draft": False, "beams": ()}, "without a draft there must be beams"),
         ({"proposal": "alignbeam"}, "needs an anchor"),
-        ({"release": "blocks", "calibration": "somewhere"}, "release must be whole"),
+        ({"release": "blocks", "calibration": "somewhere"}, "set release to whole"),
     ):
         with pytest.raises(UserError, match=why):
             guard(target, **knobs)
