@@ -10,7 +10,7 @@ from serving.servers import Live
 
 from anchorlm.engine import LocalEngine
 from anchorlm.guard import Guard
-from anchorlm.models._template import control_texts
+from anchorlm.models import control_texts
 from anchorlm.records import TokenScore
 from anchorlm.serving import ServedModel
 from anchorlm.serving.session._logprobs import LogProbs

@@ -11,7 +11,7 @@ import pytest
 from serving.servers import Live
 
 from anchorlm.guard import Guard
-from anchorlm.models._template import control_texts
+from anchorlm.models import control_texts
 from anchorlm.records import Settings, UserError
 from anchorlm.serving import ServerSettings
 
