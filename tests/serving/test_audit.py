@@ -244,6 +244,7 @@ def test_a_pipe_takes_the_lines_and_a_reader_that_has_gone_is_an_outage(tmp_path
     assert len(failures) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["/dev/stdout", "-"])
 def test_the_processs_own_output_takes_the_lines(place: str, tmp_path: Path) -> None:
     script = (
