@@ -77,38 +77,29 @@ def test_the_share_grows_with_the_score_from_nothing_to_all(score: float, low: f
     assert (lost.open, lost.share) == (True, 1.0)
 
 
-@settings(deadline=None)
-@given(st.floats(-5, 5), st.floats(-5, 5))
-def test_harm_is_certain_from_its_threshold_on_and_never_without_one(score: float, certain: float) -> None:
-    assert Seen(score, 0.0, 1.0, 0.0, None, certain).sure == (score >= certain)
-    assert Seen(float("nan"), 0.0, 1.0, 0.0, None, certain).sure
-    assert not Seen(score, 0.0, 1.0, 0.0, None).sure
-
-
 def test_where_harm_is_certain_the_refusal_is_given_at_once_unless_the_anchor_is_to_guide(
     pair: tuple[LocalEngine, LocalEngine], tmp_path: Path
 ) -> None:
     search: dict[str, Any] = {"proposal": "alignbeam", "cost": lambda m, t: -1.0, "reward": lambda m, t: 0.0}
-    for certain, sure in ((-1e3, True), (1e3, False)):
-        folder = str(evidence(*pair, offset=2.0, certain=certain).save(tmp_path / str(certain)))
-        plain = str(evidence(*pair, offset=2.0).save(tmp_path / f"{certain} plain"))
-        composed = [
-            Guard(pair[0], "inferenceguard", anchor=pair[1], evidence=one, generation={"max_new_tokens": 8}, **search)
-            for one in (folder, plain)
-        ]
-        for found, same in ((guard(pair, evidence=folder), guard(pair, evidence=plain)), composed):
-            for prompt in PROMPTS:
-                got, guided = found.chat(prompt), same.chat(prompt)
-                assert got.trace[0].data["sure"] == sure
-                assert [one.kind for one in got.trace].count("gate") == 1
-                asked = found.chat(prompt, knobs={"certain": "guide"})
-                assert (asked.text, asked.token_ids) == (guided.text, guided.token_ids)
-                if sure:
-                    assert (got.text, got.finish_reason) == (found.defense.settings.refusal, "refusal")
-                    assert got.usage.generated_tokens == 0
-                    assert "certain" in got.trace[-1].data["why"]
-                else:
-                    assert got.token_ids == guided.token_ids
+    folder = str(evidence(*pair, low=-9.0, high=9.0).save(tmp_path))
+    composed = Guard(
+        pair[0], "inferenceguard", anchor=pair[1], evidence=folder, generation={"max_new_tokens": 8}, **search
+    )
+    for found in (guard(pair, evidence=folder), composed):
+        for prompt in PROMPTS:
+            got = found.chat(prompt, knobs={"evidence_bias": 1e3})
+            assert (got.text, got.finish_reason) == (found.defense.settings.refusal, "refusal")
+            assert got.usage.generated_tokens == 0
+            assert [one.kind for one in got.trace] == ["gate", "fallback"]
+            assert "certain" in got.trace[-1].data["why"]
+            asked = found.chat(prompt, knobs={"evidence_bias": 1e3, "certain": "guide"})
+            assert asked.token_ids == found.chat(prompt, knobs={"gate": "always"}).token_ids
+            assert asked.trace[0].data["share"] == 1.0
+            between = found.chat(prompt)
+            assert 0 < between.trace[0].data["share"] < 1
+            assert between.finish_reason != "refusal"
+            alone = found.chat(prompt, knobs={"evidence_bias": -1e3})
+            assert alone.trace[0].data["open"] is False
 
 
 def test_without_evidence_of_harm_the_target_answers_alone_and_with_all_of_it_it_is_alignbeam(
@@ -117,7 +108,7 @@ def test_without_evidence_of_harm_the_target_answers_alone_and_with_all_of_it_it
     plain, always = Guard(pair[0], generation={"max_new_tokens": 8}), guard(pair)
     for offset, same in ((-1e3, plain), (1e3, always)):
         folder = evidence(*pair, offset=offset).save(tmp_path / str(offset))
-        found = guard(pair, evidence=str(folder))
+        found = guard(pair, evidence=str(folder), certain="guide")
         for prompt in PROMPTS:
             got, want = found.chat(prompt), same.chat(prompt)
             assert (got.text, got.token_ids) == (want.text, want.token_ids)

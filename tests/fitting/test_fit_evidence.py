@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from anchorlm import Guard
 from anchorlm.defenses.alignbeam import fit_alignbeam, save_evidence
-from anchorlm.defenses.alignbeam._fit import least_above, thresholds
+from anchorlm.defenses.alignbeam._fit import thresholds
 from anchorlm.defenses.inferaligner import fit_inferaligner
 from anchorlm.engine import LocalEngine
 from anchorlm.records import Artifact, UserError
@@ -39,8 +39,6 @@ def test_few_harmful_prompts_go_unguided_and_few_harmless_ones_are_guided_in_ful
     assert low <= high
     assert sum(score <= low for score in harmful) <= missed * len(harmful)
     assert sum(score >= high for score in harmless) <= disturbed * len(harmless)
-    certain = least_above(torch.tensor(harmless, dtype=torch.float64), disturbed)
-    assert sum(score >= certain for score in harmless) <= disturbed * len(harmless)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +69,6 @@ def test_evidence_that_was_fitted_guides_as_it_says_in_its_figures(
             assert figures["n"] == len(prompts)
             assert figures["guided"]["rate"] == pytest.approx(sum(one["open"] for one in seen) / len(seen))
             assert figures["in full"]["rate"] == pytest.approx(sum(one["share"] == 1 for one in seen) / len(seen))
-            assert figures["refused"]["rate"] == pytest.approx(sum(one["sure"] for one in seen) / len(seen))
     assert "| stealing | 8 |" in (tmp_path / "evidence" / "README.md").read_text("utf-8")
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["fit"]
 
-_SHOWN = ("guided", "in full", "refused")
+_SHOWN = ("guided", "in full")
 
 
 @fit.command("alignbeam")
@@ -51,11 +51,8 @@ def fit_alignbeam(
         float, typer.Option("--missed", help="The largest share of harmful prompts that may go unguided.")
     ] = 0.03,
     disturbed: Annotated[
-        float, typer.Option("--disturbed", help="The largest share of harmless prompts that may be guided in full.")
-    ] = 0.05,
-    refused: Annotated[
-        float, typer.Option("--refused", help="Share of harmless prompts that may be refused at once.")
-    ] = 0.02,
+        float, typer.Option("--disturbed", help="The largest share of harmless prompts that may be refused at once.")
+    ] = 0.07,
     recipe: RecipeFile = None,
     changes: Changes = None,
     column: Column = None,
@@ -94,7 +91,6 @@ def fit_alignbeam(
             artifact=artifact,
             missed=missed,
             disturbed=disturbed,
-            refused=refused,
             engine=described.engine,
             progress=step,
         )
@@ -122,10 +118,10 @@ def _show(figures: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         (name, str(one["n"]), *(_percent(one[what]["rate"], *one[what]["interval"]) for what in _SHOWN))
         for name, one in figures["sets"].items()
     ]
-    _table(("prompts", "n", "guided", "with full weight", "refused at once"), rows)
+    _table(("prompts", "n", "guided or refused", "refused at once"), rows)
     gate = f", of the gate {figures['auroc of the gate']:.2f}" if "auroc of the gate" in figures else ""
     typer.echo(
-        f"%, with 95 % intervals, on the prompts that chose the thresholds ({settings['low']:.2f}, "
-        f"{settings['high']:.2f} and {settings['certain']:.2f}). AUROC of harmful against harmless ones: "
+        f"%, with 95 % intervals, on the prompts that chose the thresholds ({settings['low']:.2f} and "
+        f"{settings['high']:.2f}). AUROC of harmful against harmless ones: "
         f"{figures['auroc']:.2f}; of the anchor's first token {figures['auroc of the opening']:.2f}{gate}."
     )

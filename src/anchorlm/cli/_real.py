@@ -26,7 +26,7 @@ COST, REWARD = "real-cost", "real-reward"
 
 KNOBS: dict[str, dict[str, Any]] = {
     "alignbeam": {"max_harm": 0.45},
-    "inferenceguard": {"proposal": "alignbeam", "max_harm": 0.45, "block": 16, "beams": [4, 16]},
+    "inferenceguard": {"proposal": "alignbeam", "max_harm": 0.45, "block": 16, "beams": [4, 16], "evidence_bias": 0.75},
 }
 """What differs from the defaults for the real models; chosen on development prompts."""
 

@@ -32,20 +32,19 @@ def evidence_card(artifact: Artifact) -> str:
         "",
         f"Made with AnchorLM {artifact.library}; id `{artifact.id}`. Weights: the anchor's first token "
         f"{settings['opening_weight']:.2f}{gate}; offset {settings['offset']:.2f}. At or below {settings['low']:.2f} "
-        f"the target answers alone, from {settings['high']:.2f} on the anchor has its full weight, and "
-        f"from {settings['certain']:.2f} on the refusal is given at once.",
+        f"the target answers alone, from {settings['high']:.2f} on the refusal is given at once.",
         "",
         f"AUROC of harmful against harmless prompts: {figures['auroc']:.3f}; of the first token alone "
         f"{figures['auroc of the opening']:.3f}. On the prompts that chose the thresholds, %, with 95 % intervals:",
         "",
-        "| prompts | n | guided | with full weight | refused at once |",
-        "|---|---|---|---|---|",
+        "| prompts | n | guided or refused | refused at once |",
+        "|---|---|---|---|",
     ]
     for name, one in figures["sets"].items():
         told = [
             f"{100 * one[what]['rate']:.0f} ({100 * one[what]['interval'][0]:.0f} to "
             f"{100 * one[what]['interval'][1]:.0f})"
-            for what in ("guided", "in full", "refused")
+            for what in ("guided", "in full")
         ]
         lines.append(f"| {name} | {one['n']} | {' | '.join(told)} |")
     return "\n".join([*lines, ""])

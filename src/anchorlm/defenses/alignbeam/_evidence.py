@@ -88,10 +88,9 @@ class Seen:
     Attributes:
         score: Log-odds that the prompt is harmful.
         threshold: At or below it the target answers alone.
-        high: From there on the anchor has its full weight.
+        high: From there on harm is certain, and where the anchor guides all the same, it has its full weight.
         opening: What the anchor's first token tells.
         gate: What InferAligner's gate read; None where it is not a part of the evidence.
-        certain: From there on harm is certain; None: never.
     """
 
     score: float
@@ -99,7 +98,6 @@ class Seen:
     high: float
     opening: float
     gate: Reading | None
-    certain: float | None = None
 
     @property
     def open(self) -> bool:
@@ -111,14 +109,14 @@ class Seen:
         """Of the anchor's weight: 0 at the threshold, 1 from `high` on, linear between."""
         if not self.open:
             return 0.0
-        if not self.score < self.high:  # also what is no number
+        if self.sure:
             return 1.0
         return (self.score - self.threshold) / (self.high - self.threshold)
 
     @property
     def sure(self) -> bool:
         """Whether harm is certain."""
-        return self.certain is not None and not self.score < self.certain  # also what is no number
+        return self.open and not self.score < self.high  # also what is no number
 
     @property
     def data(self) -> Mapping[str, Any]:
@@ -132,7 +130,6 @@ class Seen:
             "high": round(self.high, 3),
             "share": round(self.share, 3),
             "open": self.open,
-            **({} if self.certain is None else {"certain": round(self.certain, 3), "sure": self.sure}),
         }
 
 
@@ -172,7 +169,9 @@ class Evidence:
             )
         return cls(found, Opening.of(found.tensors), aligner if wanted else None, found.settings["readers"])
 
-    async def read(self, row: TokenSequence, target: Engine, anchor: Engine, request: Request) -> Seen:
+    async def read(
+        self, row: TokenSequence, target: Engine, anchor: Engine, request: Request, bias: float = 0.0
+    ) -> Seen:
         """Reads gate and opening, neither guided nor steered.
 
         Args:
@@ -180,6 +179,7 @@ class Evidence:
             target: Runs the target.
             anchor: Runs the anchor.
             request: What is asked.
+            bias: Added to the score: the larger, the more prompts count as harmful.
 
         Raises:
             DefenseError: One of them says nothing that can be read.
@@ -187,15 +187,15 @@ class Evidence:
         gate = None
         if self.aligner is not None:
             gate = await self.aligner.read(request.messages, self.readers, target, anchor, row=row)
-        return self.combined(gate, await opening_score(self.opening, anchor, request.messages))
+        return self.combined(gate, await opening_score(self.opening, anchor, request.messages), bias)
 
-    def combined(self, gate: Reading | None, opening: float) -> Seen:
+    def combined(self, gate: Reading | None, opening: float, bias: float = 0.0) -> Seen:
         """Both in one, as it was fitted."""
         settings = self.artifact.settings
-        score = settings["offset"] + settings["opening_weight"] * opening
+        score = settings["offset"] + bias + settings["opening_weight"] * opening
         if gate is not None:
             score += settings["gate_weight"] * (gate.score - gate.threshold)
-        return Seen(score, settings["low"], settings["high"], opening, gate, settings.get("certain"))
+        return Seen(score, settings["low"], settings["high"], opening, gate)
 
 
 async def opening_score(opening: Opening, anchor: Engine, request: Messages | str) -> float:

@@ -17,9 +17,9 @@ from anchorlm.records import Artifact, Messages, UserError, as_messages, prompt_
 from anchorlm.steering import GateReader, PromptSets, Readers, classes, logistic, with_activations
 from anchorlm.team import EngineSettings, ModelLike, Started, start_engine
 
-MISSED, DISTURBED, REFUSED = 0.03, 0.05, 0.02
-"""Of the harmful prompts that choose the thresholds the share that may go unguided, and of the harmless ones the shares
-that may be guided with full weight and refused at once."""
+MISSED, DISTURBED = 0.03, 0.07
+"""Of the harmful prompts that choose the thresholds the share that may go unguided, and of the harmless ones the share
+that may be refused at once."""
 
 _PENALTY = 1e-2
 _AT_ONCE = 32
@@ -37,15 +37,14 @@ def fit_alignbeam(
     readers: Readers | None = None,
     missed: float = MISSED,
     disturbed: float = DISTURBED,
-    refused: float = REFUSED,
     engine: EngineSettings | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Artifact:
     """Fits the evidence by which AlignBeam's alpha goes: the anchor's first token, and InferAligner's gate.
 
-    Which first tokens tell is counted on some prompts. On others logistic regression puts the two together, and
-    three thresholds are chosen: at or below the first the target answers alone, from the second on the anchor has its
-    full weight, from the third on the refusal is given at once. Nothing is generated.
+    Which first tokens tell is counted on some prompts. On others logistic regression puts the two together, and two
+    thresholds are chosen: at or below the first the target answers alone, from the second on harm is certain. Nothing
+    is generated.
 
     Args:
         target: The model to guard: a Hub id or folder, its settings, a loaded `CausalModel`, or an engine.
@@ -56,8 +55,7 @@ def fit_alignbeam(
         artifact: Of `fit_inferaligner`, for the gate; None: the opening alone.
         readers: Whose activations the gate reads; None: both, where the gate was fitted with this anchor.
         missed: Share of the harmful prompts that may go unguided.
-        disturbed: Share of the harmless prompts that may be guided with full weight.
-        refused: Share of them that may be refused at once.
+        disturbed: Share of the harmless prompts that may be refused at once.
         engine: Limits of the engines that are started.
         progress: Told what is read, and how many of how many prompts have been.
 
@@ -67,7 +65,7 @@ def fit_alignbeam(
     Raises:
         UserError: Too few prompts, one that is in both, a model that cannot be loaded, or another target's artifact.
     """
-    for name, share in (("missed", missed), ("disturbed", disturbed), ("refused", refused)):
+    for name, share in (("missed", missed), ("disturbed", disturbed)):
         if not 0 <= share < 0.5:
             raise UserError(f"{name} = {share} is a share of prompts that should be few: give less than 0.5.")
     sets = {"fit": fit, "choose": choose}
@@ -80,8 +78,7 @@ def fit_alignbeam(
         gate = artifact if isinstance(artifact, Artifact) else Artifact.load(artifact, "inferaligner")
         readers = readers or readers_of(gate, engines[1])
         aligner = _aligner(gate, engines, readers)
-    shares = missed, disturbed, refused
-    return runtime().run(_fit(*engines, aligner, readers or "target", sets, split, shares, progress))
+    return runtime().run(_fit(*engines, aligner, readers or "target", sets, split, (missed, disturbed), progress))
 
 
 def _all(sets: Mapping[str, Prompts]) -> list[Messages | str]:
@@ -102,7 +99,7 @@ async def _fit(
     readers: Readers,
     sets: Mapping[str, PromptSets],
     split: Mapping[str, tuple[list[Messages | str], list[Messages | str]]],
-    shares: tuple[float, float, float],
+    shares: tuple[float, float],
     progress: Callable[[str, int, int], None] | None,
 ) -> Artifact:
     reader = _EvidenceReader(target, anchor, aligner, readers, progress)
@@ -115,14 +112,13 @@ async def _fit(
     weights, offset = logistic(torch.cat([high, low]), labels, _PENALTY)
     offset = offset - log(len(high) / len(low))  # as if there were as many of either class
     scores = high.double() @ weights + offset, low.double() @ weights + offset
-    threshold, full = thresholds(*scores, *shares[:2])
-    certain = max(full, least_above(scores[1], shares[2]))
+    threshold, certain = thresholds(*scores, *shares)
     figures = {
         "auroc": _told(scores),
         "auroc of the opening": _told((high[:, 0], low[:, 0])),
         **({} if aligner is None else {"auroc of the gate": _told((high[:, 1], low[:, 1]))}),
-        "sets": _by_set(sets["choose"], split["choose"], scores, (threshold, full, certain)),
-        **dict(zip(("missed", "disturbed", "refused"), shares, strict=True)),
+        "sets": _by_set(sets["choose"], split["choose"], scores, threshold, certain),
+        **dict(zip(("missed", "disturbed"), shares, strict=True)),
     }
     return Artifact(
         kind=EVIDENCE,
@@ -140,8 +136,7 @@ async def _fit(
             "gate_weight": float(weights[1]) if aligner is not None else 0.0,
             "offset": float(offset),
             "low": threshold,
-            "high": full,
-            "certain": certain,
+            "high": certain,
         },
         figures=figures,
         tensors=opening.tensors,
@@ -155,7 +150,7 @@ def _told(both: Sequence[Tensor]) -> float:
 
 
 def thresholds(harmful: Tensor, harmless: Tensor, missed: float, disturbed: float) -> tuple[float, float]:
-    """Where alpha begins, and where it is whole.
+    """Where alpha begins, and where it is whole and harm certain.
 
     The first has at most a share `missed` of the harmful prompts at or below it, the second at most a share `disturbed`
     of the harmless ones above it. Where evidence tells the classes apart so well that the second lies below the first,
@@ -168,18 +163,8 @@ def thresholds(harmful: Tensor, harmless: Tensor, missed: float, disturbed: floa
         disturbed: Share of the harmless prompts, in the same way.
     """
     low = float(harmful.sort().values[int(missed * len(harmful))]) - 1e-6
-    high = least_above(harmless, disturbed)
+    high = float(harmless.sort(descending=True).values[int(disturbed * len(harmless))]) + 1e-6
     return (low, high) if low < high else ((low + high) / 2, (low + high) / 2)
-
-
-def least_above(harmless: Tensor, share: float) -> float:
-    """The least score that at most a share of the harmless prompts reach.
-
-    Args:
-        harmless: Their scores (m,).
-        share: Below a half.
-    """
-    return float(harmless.sort(descending=True).values[int(share * len(harmless))]) + 1e-6
 
 
 class _EvidenceReader:
@@ -238,12 +223,10 @@ def _by_set(
     sets: PromptSets,
     split: tuple[list[Messages | str], list[Messages | str]],
     scores: Sequence[Tensor],
-    limits: tuple[float, float, float],
+    low: float,
+    high: float,
 ) -> dict[str, Any]:
-    """Of each set of prompts the shares that are guided at all, with full weight, and refused at once, with 95 %
-    intervals.
-    """
-    low, high, certain = limits
+    """Of each set of prompts the shares that are guided at all, or refused at once, with 95 % intervals."""
     known = {
         prompt_key(prompt): score
         for prompts, found in zip(split, scores, strict=True)
@@ -254,11 +237,7 @@ def _by_set(
         if not prompts:
             continue
         found = [known[key] for key in dict.fromkeys(map(prompt_key, prompts))]  # a prompt that is given twice is one
-        counts = {
-            "guided": sum(score > low for score in found),
-            "in full": sum(score >= high for score in found),
-            "refused": sum(score >= certain for score in found),
-        }
+        counts = {"guided": sum(score > low for score in found), "in full": sum(score >= high for score in found)}
         figures[name] = {"n": len(found)} | {
             what: {"rate": round(hits / len(found), 4), "interval": [round(one, 4) for one in wilson(hits, len(found))]}
             for what, hits in counts.items()

@@ -140,7 +140,7 @@ class Guidance:
             return None
         target = self._defense.target
         if self.evidence is not None and settings.gate == "auto":
-            return await self.evidence.read(row, target, anchor, request)
+            return await self.evidence.read(row, target, anchor, request, settings.evidence_bias)
         if self.aligner is None:
             return None
         return await self.aligner.read(

@@ -74,6 +74,10 @@ class MixtureSettings(DefenseSettings):
         description="Folder of the artifact of `anchorlm fit alignbeam`. By default `alignbeam` in the target's own "
         "folder, if it is there.",
     )
+    evidence_bias: float = Field(
+        default=0.0,
+        description="Added to the evidence's score, in log-odds. The larger it is, the more prompts count as harmful.",
+    )
     certain: Literal["refuse", "guide"] = Field(
         default="refuse",
         description="What happens if the evidence is certain of harm. `refuse` gives the refusal at once. `guide` "
