@@ -24,10 +24,12 @@ _log = logging.getLogger("anchorlm")
 class KeySettings(Settings):
     """What the file of keys says about one key."""
 
-    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Of the key; the key itself is nowhere.")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the key. The key itself is stored nowhere.")
     operator: bool = Field(default=False, description="May see full traces and metrics.")
-    requests_per_minute: float | None = Field(default=None, gt=0, description="Rate limit; none by default.")
-    concurrency: int | None = Field(default=None, ge=1, description="Requests at once; no limit by default.")
+    requests_per_minute: float | None = Field(default=None, gt=0, description="Rate limit. By default there is none.")
+    concurrency: int | None = Field(
+        default=None, ge=1, description="Most requests at once. By default there is no limit."
+    )
 
 
 class Caller:
