@@ -39,7 +39,7 @@ def agreement(rows: int) -> list[tuple[str, int, float, str]]:
     rng = random.Random("judge:test:0")
     drawn = [transcript(rng, "test") for _ in range(rows)]
     cases: list[Case] = [([{"role": "user", "content": item.prompt}], [text]) for item, text, _ in drawn]
-    engine = LocalEngine(CausalModel.from_pretrained(zoo.path("b-judge")))
+    engine = LocalEngine(CausalModel.from_pretrained(zoo.path("b-judge")), prefix_tokens=0)
     by_text, by_logits = (
         grades(RubricJudge(engine, template=zoo.JUDGE_TEMPLATE, reading=reading), cases)
         for reading in ("text", "logits")
@@ -59,7 +59,7 @@ def agreement(rows: int) -> list[tuple[str, int, float, str]]:
 
 def times(model: str, cases: Sequence[Case], runs: int) -> tuple[list[float], list[float], int]:
     """Ratios of processor time and of time on the clock, logits over text, run in turn; and how many gave digits."""
-    engine = LocalEngine(CausalModel.from_pretrained(model))
+    engine = LocalEngine(CausalModel.from_pretrained(model), prefix_tokens=0)
     judges = [RubricJudge(engine, reading=reading) for reading in ("text", "logits")]
     read = sum("ahead by" in grade.reason for grade in grades(judges[1], cases))  # which also warms up
     work, clock = list[float](), list[float]()

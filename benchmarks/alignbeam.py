@@ -17,7 +17,8 @@ MIXED = 3
 
 def main() -> None:
     target, anchor, grader = (
-        LocalEngine(CausalModel.from_pretrained(zoo.path(name))) for name in ("a-finance", "b-chat", "b-judge")
+        LocalEngine(CausalModel.from_pretrained(zoo.path(name)), prefix_tokens=0)
+        for name in ("a-finance", "b-chat", "b-judge")
     )
     judge = RubricJudge(grader, template=zoo.JUDGE_TEMPLATE)
     guard = Guard(

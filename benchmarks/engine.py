@@ -76,7 +76,7 @@ def with_engine(engine: LocalEngine, prompts: list[list[int]], new: int) -> list
 
 def compare(name: str, model: CausalModel, count: int, new: int, runs: int) -> list[str | int | float]:
     """One row of the table; ratios are of neighboring turns."""
-    engine = LocalEngine(model)
+    engine = LocalEngine(model, prefix_tokens=0)
     generator = torch.Generator().manual_seed(1)
     lengths = LENGTHS if count == len(LENGTHS) else LENGTHS[3 : 3 + count]
     prompts = [torch.randint(5, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]

@@ -35,7 +35,7 @@ def _load(config: LlamaConfig | Qwen2Config, tokenizer: str, device: torch.devic
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.generation_config.eos_token_id = None
     fast = PreTrainedTokenizerFast(tokenizer_file=str(file))
-    return LocalEngine(CausalModel.wrap(model, fast, name=tokenizer))
+    return LocalEngine(CausalModel.wrap(model, fast, name=tokenizer), prefix_tokens=0)
 
 
 def main() -> None:

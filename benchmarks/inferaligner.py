@@ -77,7 +77,7 @@ def artifact(domain: str, anchor: str, reader: LocalEngine, anew: bool, folder: 
 
 
 def engine(name: str) -> LocalEngine:
-    return LocalEngine(CausalModel.from_pretrained(zoo.path(name)))
+    return LocalEngine(CausalModel.from_pretrained(zoo.path(name)), prefix_tokens=0)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -71,7 +71,7 @@ class Row:
 
 
 def engine(name: str) -> LocalEngine:
-    return LocalEngine(CausalModel.from_pretrained(zoo.path(name)))
+    return LocalEngine(CausalModel.from_pretrained(zoo.path(name)), prefix_tokens=0)
 
 
 def scorer(folder: str | Path) -> Scorer:

@@ -21,7 +21,7 @@ import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -31,7 +31,7 @@ from anchorlm.engine import LocalEngine, as_done, runtime
 from anchorlm.evaluation import WORDINGS, EnglishGrader, halves
 from anchorlm.guard import Recipe
 from anchorlm.records import wilson
-from anchorlm.steering import PLAIN, TASKS, Readers, separation, shipped_prompts
+from anchorlm.steering import PLAIN, TASKS, Pooling, Readers, separation, shipped_prompts
 
 DATA = Path(os.environ.get("ANCHORLM_DATA", "../shared/data")) / "datasets"
 BANKING, MEDQUAD = WORDINGS["banking77"][0], WORDINGS["medquad"][0]
@@ -150,6 +150,7 @@ def make(args: argparse.Namespace, target: LocalEngine, anchor: LocalEngine | No
         fitting["harmless"],
         sets=shipped_prompts("train", "fit").with_prompts(tasks=fitting["tasks"]),
         reader=anchor,
+        pooling=args.pooling,
         progress=lambda done, total: step("fit", done, total),
     )
     artifact = calibrate_inferaligner(
@@ -228,6 +229,7 @@ def main() -> None:
     parser.add_argument("--artifact", required=True)
     parser.add_argument("--fit", action="store_true")
     parser.add_argument("--vectors", help="the aligned model of the target's family, for --fit")
+    parser.add_argument("--pooling", choices=get_args(Pooling), default="both", help="where the fitted gate reads")
     parser.add_argument("--steering", action="store_true")
     parser.add_argument("--n", type=int, default=100)
     parser.add_argument("--steer", type=int, default=0)

@@ -147,6 +147,54 @@ def test_gate_and_opening_add_up_as_they_were_fitted(
         guard(pair, artifact=other, evidence=folder)
 
 
+def test_the_anchor_is_read_once_and_says_what_it_says_when_it_is_read_again(
+    pair: tuple[LocalEngine, LocalEngine], gate: Artifact, tmp_path: Path
+) -> None:
+    models = [engine.model for engine in pair]
+    target, anchor = (LocalEngine(model, prefix_tokens=0) for model in models)
+    artifact, folder = str(gate.save(tmp_path / "gate")), str(evidence(*pair, gate, low=1e3).save(tmp_path / "seen"))
+    found = guard((target, anchor), artifact=artifact, evidence=folder)
+    request = [
+        {"role": "user", "content": "Hello. What is a lock? Tell me."},
+        {"role": "assistant", "content": "A thing."},
+        {"role": "user", "content": HARMFUL[0]},
+    ]
+    for messages, most in ((PROMPTS[1], 1), (HARMFUL[2], 1), (request, 3)):
+        before = anchor.runner.forwards
+        seen = found.chat(messages).trace[0].data
+        assert anchor.runner.forwards - before <= most  # beginnings inside a conversation have no logits of their own
+        asked = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        opening = Opening(torch.arange(anchor.model.vocab_size), torch.linspace(0.1, 0.9, anchor.model.vocab_size))
+        again = runtime().run(opening_score(opening, anchor, asked))
+        assert seen["opening"] == pytest.approx(again, abs=2e-3)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_anchor_is_not_read_where_nothing_that_it_says_could_open(
+    pair: tuple[LocalEngine, LocalEngine], gate: Artifact, tmp_path: Path, gated: bool
+) -> None:
+    knobs = {"artifact": str(gate.save(tmp_path / "gate"))} if gated else {}
+    own = gate if gated else None
+    plain = Guard(pair[0], generation={"max_new_tokens": 8})
+    highest = float(torch.logit(torch.tensor(0.9)))  # of the opening
+    for low, asked in ((1e3, False), (-1e3, True)):
+        folder = evidence(*pair, own, readers="target", low=low, high=low + 1).save(tmp_path / str(low))
+        found = guard(pair, evidence=str(folder), **knobs)
+        before = pair[1].runner.forwards
+        response = found.chat(PROMPTS[1])
+        assert (pair[1].runner.forwards > before) is asked
+        assert ("opening" in response.trace[0].data) is asked
+        assert response.trace[0].data["open"] is asked
+        if not asked:
+            assert response.token_ids == plain.chat(PROMPTS[1]).token_ids
+    if not gated:  # at the very bound
+        for low, asked in ((highest + 1e-3, False), (highest - 1e-3, True)):
+            folder = evidence(*pair, low=low, high=low + 1).save(tmp_path / f"bound {low}")
+            before = pair[1].runner.forwards
+            guard(pair, evidence=str(folder)).chat(PROMPTS[1])
+            assert (pair[1].runner.forwards > before) is asked
+
+
 def test_evidence_of_other_models_is_refused(pair: tuple[LocalEngine, LocalEngine], tmp_path: Path) -> None:
     folder = str(evidence(pair[1], pair[0]).save(tmp_path))
     with pytest.raises(UserError, match="fitted on the target"):

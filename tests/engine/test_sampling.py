@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -81,6 +82,61 @@ def test_a_sample_is_possible_and_depends_neither_on_neighbors_nor_on_the_run(
     assert among[0] == alone[0]
     assert among[1] == int(logits[1].argmax())
     assert reference(logits[0], histories[0], how)[alone[0]] > 0
+
+
+def sorted_draw(logits: torch.Tensor, how: GenerationSettings, uniform: float) -> int:
+    """What is drawn where the whole vocabulary is sorted first."""
+    probabilities, order = (logits / how.temperature).softmax(-1).sort(descending=True, stable=True)
+    cumulative = probabilities.cumsum(-1)
+    within = min(how.top_k or len(logits), len(logits))
+    kept = min(int((cumulative < how.top_p * cumulative[within - 1]).sum()) + 1, within)
+    place = int(torch.searchsorted(cumulative, uniform * cumulative[kept - 1], right=True))
+    return int(order[min(place, kept - 1)])
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    spread=st.sampled_from([0.0, 0.3, 3.0]),
+    steps=st.sampled_from([2, 50, 100_000]),
+    how=st.lists(
+        st.builds(
+            GenerationSettings,
+            do_sample=st.just(True),
+            top_k=st.none() | st.integers(1, 8000),
+            top_p=st.sampled_from([0.1, 0.9, 0.99, 1.0]),
+            seed=st.integers(0, 99),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+)
+@settings(max_examples=40, deadline=None)
+def test_what_is_drawn_from_the_head_is_what_is_drawn_where_everything_is_sorted(
+    seed: int, spread: float, steps: int, how: list[GenerationSettings]
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = (torch.randn(len(how), 8192, generator=generator) * spread * steps).round() / steps  # many are equal
+    expected = [sorted_draw(row, one, Sampler(one).random.random()) for row, one in zip(logits, how, strict=True)]
+    drawn = choose(logits, list(map(Sampler, how)), [[0]] * len(how))
+    ranks = [row.sort(descending=True, stable=True).indices.tolist() for row in logits]
+    # Sums of thousands of floats are rounded: a number at the very edge of two tokens may fall to either.
+    assert all(abs(rank.index(a) - rank.index(b)) <= 1 for rank, a, b in zip(ranks, drawn, expected, strict=True))
+
+
+def test_a_large_vocabulary_is_not_sorted_where_top_k_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    plain = torch.Tensor.sort
+
+    def sort(tensor: torch.Tensor, *args: Any, **options: Any) -> Any:
+        sizes.append(tensor.shape[-1])
+        return plain(tensor, *args, **options)
+
+    monkeypatch.setattr(torch.Tensor, "sort", sort)
+    logits = torch.randn(3, 262_144, generator=torch.Generator().manual_seed(0))
+    how = GenerationSettings(do_sample=True, top_k=50, top_p=0.9)
+    choose(logits, [Sampler(how)] * 3, [[0]] * 3)
+    assert sizes
+    assert max(sizes) <= 50
 
 
 def test_the_seed_reproduces_a_text_whatever_runs_beside_it() -> None:

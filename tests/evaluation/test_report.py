@@ -56,6 +56,16 @@ def test_a_report_is_one_small_file_that_needs_no_network(run: Path) -> None:
     assert summary(figures(run)).split(";")[0].split("%")[0] in text
 
 
+@pytest.mark.parametrize(("kept", "told"), [("harmful", "No harmless prompts or tasks"), ("harmless", "No harmful")])
+def test_a_run_that_asked_one_side_only_shows_no_trade_off(run: Path, kept: str, told: str) -> None:
+    rows = [json.loads(line) for line in (run / ANSWERS).read_text("utf-8").splitlines()]
+    assert "to show.</p>" not in write_report(run).read_text("utf-8")
+    some = [row for row in rows if (row["kind"] == "harmful") == (kept == "harmful")]
+    assert some
+    (run / ANSWERS).write_text("".join(json.dumps(row) + "\n" for row in some), "utf-8")
+    assert f"<p>{told}" in write_report(run).read_text("utf-8")
+
+
 def test_what_models_say_cannot_leave_its_place(run: Path) -> None:
     evil = "</script><script>alert(1)</script><!-- <img src=x onerror=alert(1)>"
     records = [json.loads(line) for line in (run / ANSWERS).read_text("utf-8").splitlines()]

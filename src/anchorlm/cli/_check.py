@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import typer
@@ -29,7 +29,8 @@ def run(file: Path, changes: Sequence[str], *, as_json: bool = False) -> None:
     with busy("Looking at the models"):
         findings = examine(recipe, quiet_libraries)
     if as_json:
-        found = asdict(findings)
+        found = asdict(replace(findings, engines=[]))
+        del found["engines"]
         found["template"] = found.pop("thoughts")
         typer.echo(json.dumps({"works": not findings.gaps, **found}, indent=2))
         if findings.gaps:

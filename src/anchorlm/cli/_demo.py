@@ -136,7 +136,8 @@ def _engine(name: str) -> LocalEngine:
     from anchorlm.engine import LocalEngine
     from anchorlm.models import CausalModel
 
-    return LocalEngine(CausalModel.from_pretrained(path(name)))
+    # Every defense answers the same prompts: nothing that one has read is another's to use, or times would not compare.
+    return LocalEngine(CausalModel.from_pretrained(path(name)), prefix_tokens=0)
 
 
 def _guards(target: str, defenses: Sequence[str], others: _Others) -> dict[str, Guard]:

@@ -41,6 +41,7 @@ class BestOfN(Defense):
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Samples, judges, picks."""
+        from anchorlm.engine import read_ahead
         from anchorlm.search import Beam, SafetyState, SearchPlan, TargetProposal, search, unscored
 
         settings: BestOfNSettings = self.settings_for(request)
@@ -54,7 +55,7 @@ class BestOfN(Defense):
                 return
             request, room = thinking.request, room_for(self.target, root.prompt_length, generation)
             plan = SearchPlan(beams=settings.n, keep=settings.n, block=room, room=room)
-            await root.logits()  # one prefill, shared by all
+            await read_ahead(self.target, root)  # one prefill, shared by all
             beam = Beam(TargetProposal(root, root.stops), SafetyState(0.0))
             found = await search([beam], plan, varied(generation, settings.temperature), unscored)
         picks = Picks(self, request, settings)

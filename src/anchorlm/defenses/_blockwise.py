@@ -46,12 +46,13 @@ class BeamSearch(Defense):
 
     name: ClassVar[str] = "beam_search"
     thinks: ClassVar[bool] = True
-    needs: ClassVar[Needs] = Needs(target=Access.TEXT, cost=True, reward=True)
+    needs: ClassVar[Needs] = Needs(target=Access.TEXT, cost=True, reward=True, continues=True)
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "whole"
     settings_type: ClassVar[type[DefenseSettings]] = BeamSearchSettings
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Searches, and gives the best."""
+        from anchorlm.engine import read_ahead
         from anchorlm.search import Beam, SafetyState, SearchPlan, TargetProposal, search
 
         settings: Any = self.settings_for(request)
@@ -66,7 +67,7 @@ class BeamSearch(Defense):
                 return
             room, asked = room_for(self.target, row.prompt_length, request.generation), thinking.request
             plan = SearchPlan(settings.n, self._keep(settings), settings.block or room, room, lead=inf)
-            await row.logits()  # read once, shared by all
+            await read_ahead(self.target, row)  # read once, shared by all
             root = Beam(TargetProposal(row, row.stops), SafetyState(getattr(settings, "budget", inf)))
             found = await search([root], plan, sampling, lambda beams: self._score(asked, settings, beams))
             best = found.beams[0]

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from anchorlm.defenses._base import stream_target
 from anchorlm.records import (
@@ -18,20 +18,8 @@ from anchorlm.records import (
 )
 
 if TYPE_CHECKING:
-    from anchorlm.engine import Engine, TokenSequence
+    from anchorlm.engine import Engine, ThoughtGuide, TokenSequence
     from anchorlm.models import Channel
-
-
-class Guide(Protocol):
-    """Both models, if an anchor guides the opening of a thought (`MixedSequence` of AlignBeam)."""
-
-    async def mixture(self) -> Any:
-        """The distribution of the next token, `f` of what comes back."""
-        ...
-
-    def release_guide(self) -> None:
-        """From here on the target goes alone."""
-        ...
 
 
 class Thinking:
@@ -85,7 +73,7 @@ class Thinking:
             yield other
 
     async def write(
-        self, row: TokenSequence, guide: Guide | None = None, guided: int = 0
+        self, row: TokenSequence, guide: ThoughtGuide | None = None, guided: int = 0
     ) -> AsyncIterator[ThoughtDelta | Decision]:
         """Writes the thought, if there is one, up to where the answer begins; then `failed` and `request` are known.
 
@@ -101,12 +89,10 @@ class Thinking:
         start = len(row.ids)
         writer = ThoughtWriter(row, self._target.model, self._channel, self.request.generation)
         if await writer.opens(self.prompt):
-            for step in range(self._budget):
-                logits = (await guide.mixture()).f.log() if guide and step < guided else await row.logits()
-                if writer.take(logits):
-                    break
-                if piece := writer.due():
-                    yield ThoughtDelta(piece)
+            async with aclosing(writer.write(self._budget, guide, guided)) as steps:
+                async for _ in steps:
+                    if piece := writer.due():
+                        yield ThoughtDelta(piece)
             if (thought := await writer.ended()) is None:
                 self.failed = f"the thought did not end within {self._budget} tokens: raise the budget of thoughts"
             else:

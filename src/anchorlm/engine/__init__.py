@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING
 from anchorlm._lazy import lazily
 
 if TYPE_CHECKING:
+    from anchorlm.engine._ahead import read_ahead, stepwise, unnamed
     from anchorlm.engine._bounded import as_done
     from anchorlm.engine._choices import Positions
+    from anchorlm.engine._endpoint import EndpointEngine
     from anchorlm.engine._local import LocalEngine
     from anchorlm.engine._protocol import Engine, Generated, TokenSequence
     from anchorlm.engine._runtime import Runtime, runtime
@@ -14,13 +16,15 @@ if TYPE_CHECKING:
     from anchorlm.engine._served import attention_windows
     from anchorlm.engine._steering import Edit, Steering
     from anchorlm.engine._text import TextStream
-    from anchorlm.engine._thoughts import THOUGHT_MARGIN, ThoughtWriter
+    from anchorlm.engine._thoughts import THOUGHT_MARGIN, ThoughtGuide, ThoughtWriter
 else:
     __getattr__, __dir__ = lazily(
         __name__,
         {
+            "_ahead": "read_ahead stepwise unnamed",
             "_bounded": "as_done",
             "_choices": "Positions",
+            "_endpoint": "EndpointEngine",
             "_local": "LocalEngine",
             "_protocol": "Engine Generated TokenSequence",
             "_runtime": "Runtime runtime",
@@ -28,13 +32,14 @@ else:
             "_served": "attention_windows",
             "_steering": "Edit Steering",
             "_text": "TextStream",
-            "_thoughts": "THOUGHT_MARGIN ThoughtWriter",
+            "_thoughts": "THOUGHT_MARGIN ThoughtGuide ThoughtWriter",
         },
     )
 
 __all__ = [
     "THOUGHT_MARGIN",
     "Edit",
+    "EndpointEngine",
     "Engine",
     "Generated",
     "LocalEngine",
@@ -43,11 +48,15 @@ __all__ = [
     "Sampler",
     "Steering",
     "TextStream",
+    "ThoughtGuide",
     "ThoughtWriter",
     "TokenSequence",
     "as_done",
     "attention_windows",
     "choose",
+    "read_ahead",
     "runtime",
+    "stepwise",
     "token_scores",
+    "unnamed",
 ]

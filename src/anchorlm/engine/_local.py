@@ -10,6 +10,7 @@ from torch import Tensor
 
 from anchorlm.engine._batch import SlotRow
 from anchorlm.engine._executor import BatchExecutor, batches
+from anchorlm.engine._prefixes import Prefixes
 from anchorlm.engine._runner import Runner
 from anchorlm.engine._scheduler import Scheduler, SequenceGroup
 from anchorlm.engine._sequence import LocalSequence
@@ -31,8 +32,9 @@ class LocalEngine:
     Args:
         model: The checkpoint.
         max_rows: Most sequences at once; more wait for their turn.
-        max_tokens: Most key/value positions in memory, rows times the longest row.
+        max_tokens: Most key/value positions in memory: rows times the longest row, and the prefixes that are kept.
         prefill_tokens: Most tokens, padding included, that one forward reads from prompts.
+        prefix_tokens: Most positions of what was read lately that are kept for rows that begin alike; 0 keeps none.
         base: Makes another model of this one: at every position of every sequence the stream is changed so, before any
             steering of a defense and before anyone reads it. A white-box attack (`Aligner.ablation`) is put on a
             target in this way.
@@ -50,6 +52,7 @@ class LocalEngine:
         max_rows: int = 256,
         max_tokens: int = 65_536,
         prefill_tokens: int = 2_048,
+        prefix_tokens: int = 8_192,
         base: Steering | None = None,
     ) -> None:
         self.model = model
@@ -61,7 +64,9 @@ class LocalEngine:
         if base is not None and base.positions != "all":
             raise UserError("The base of an engine changes every position: give it with positions = 'all'.")
         self.runner.base = base
-        self._scheduler = Scheduler(self.runner.cache, max_rows, max_tokens, lambda: self.runner.forwards)
+        self.prefixes = Prefixes(self.runner.cache, prefix_tokens, max_tokens)
+        spared = min(prefix_tokens, max_tokens // 4)
+        self._scheduler = Scheduler(self.runner.cache, max_rows, max_tokens, lambda: self.runner.forwards, spared)
         self._executor = BatchExecutor(self.runner)
         self._waiting: dict[LocalSequence, None] = {}
         self._arrivals = 0
@@ -101,6 +106,7 @@ class LocalEngine:
             yield root
         finally:
             for member in tuple(group.members):
+                self._keep(member)  # what is asked next may go on from here
                 self.leave(member)
 
     def fork(self, parent: LocalSequence) -> LocalSequence:
@@ -140,6 +146,7 @@ class LocalEngine:
     async def _admit(self, group: SequenceGroup[LocalSequence]) -> None:
         try:
             await self._scheduler.admit(group)
+            self.prefixes.shrink()
         except RuntimeError as error:
             if not _out_of_memory(error):
                 raise
@@ -178,9 +185,12 @@ class LocalEngine:
             return
         self._loop = None
         self._scheduler.compact()
-        for batch, counts in batches(list(self._waiting), self.prefill_tokens):
+        for batch, counts in batches(self._ready(), self.prefill_tokens):
             try:
                 self._executor.run(batch, counts)
+                for member, count in zip(batch, counts, strict=True):
+                    if count > 1:
+                        self._keep(member)
             except Exception as error:  # whatever a forward raises belongs to those who wait for it
                 why = f"{self.model.name} ran out of memory: lower max_tokens or prefill_tokens of its engine."
                 self._fail(batch, ModelError(why) if _out_of_memory(error) else error)
@@ -188,6 +198,28 @@ class LocalEngine:
             self.rest(sequence)
         if self._waiting:
             self._arm()
+
+    def _ready(self) -> list[LocalSequence]:
+        """Who goes on now. Of rows that begin alike, one is read first, and the others start from what it leaves."""
+        ready, first = [], set()
+        for member in self._waiting:
+            if member.row.pending > 1 and member.call is not None:
+                end = int(min(member.call.first, len(member.ids)))
+                self.prefixes.fill(member.row, end)
+                if (beginning := self.prefixes.alike(member.row, end)) is not None:
+                    if beginning in first:
+                        continue
+                    first.add(beginning)
+            ready.append(member)
+        return ready
+
+    def _keep(self, sequence: LocalSequence) -> None:
+        try:
+            self.prefixes.keep(sequence.row)
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            self.prefixes.clear()  # rows need the memory more
 
     @staticmethod
     def _fail(batch: list[LocalSequence], error: Exception) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import torch
@@ -40,6 +41,11 @@ class PendingCall:
     emitted: int = 0
     stopped: bool = False
     known: Tensor | None = None
+
+    @property
+    def first(self) -> float:
+        """The first position whose activations are wanted; infinity where none are."""
+        return min(self.positions, default=inf) if self.mean_from is None else self.mean_from
 
     @property
     def spans(self) -> list[tuple[int, int]]:

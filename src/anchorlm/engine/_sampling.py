@@ -12,6 +12,9 @@ from anchorlm.records import GenerationSettings, TokenScore
 _COLDEST = 1e-30
 """Temperature below which logits would be divided into infinity, and what is drawn would be no token in particular."""
 
+_HEAD = 1024
+"""Likeliest tokens that are put in order where no top_k says how many: mostly one of them is drawn."""
+
 
 def token_scores(logits: Tensor, tokens: Sequence[int], top: int) -> list[TokenScore]:
     """How likely tokens are.
@@ -78,22 +81,64 @@ def _shaped(logits: Tensor, samplers: Sequence[Sampler], histories: Sequence[Seq
 
 
 def _draw(logits: Tensor, samplers: Sequence[Sampler]) -> list[int]:
-    """Inverse-CDF sampling over the sorted distribution: one uniform number a row, whatever the batch.
+    """Inverse-CDF sampling over the head of the distribution: one uniform number a row, whatever the batch.
 
     In descending order both top-k and top-p keep a head of the distribution, so the number is scaled to the
-    head's mass and looked up in the cumulative sum.
+    head's mass and looked up in the cumulative sum. Only the head is put in order: a vocabulary may be large.
     """
-    device = logits.device
-    probabilities, order = logits.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
-    cumulative = probabilities.cumsum(dim=-1)
     size = logits.shape[-1]
-    top_k = torch.tensor([min(s.settings.top_k or size, size) for s in samplers], device=device)
-    within_k = cumulative.gather(-1, top_k[:, None] - 1)
-    top_p = torch.tensor([s.settings.top_p for s in samplers], device=device)[:, None]
+    uniform = torch.tensor([s.random.random() for s in samplers], device=logits.device, dtype=logits.dtype)
+    usual = _HEAD if size > 4 * _HEAD else size
+    widths = [min(sampler.settings.top_k or usual, size) for sampler in samplers]
+    tokens = [-1] * len(samplers)
+    for width in sorted(set(widths)):
+        rows = [index for index, own in enumerate(widths) if own == width]
+        for index, token in zip(rows, _looked_up(logits, uniform, samplers, rows, width), strict=True):
+            tokens[index] = token
+    if missed := [index for index, token in enumerate(tokens) if token < 0]:
+        for index, token in zip(missed, _looked_up(logits, uniform, samplers, missed, size), strict=True):
+            tokens[index] = token
+    return tokens
+
+
+def _looked_up(logits: Tensor, uniform: Tensor, samplers: Sequence[Sampler], rows: list[int], width: int) -> list[int]:
+    """What some rows draw, by their `width` likeliest tokens; -1 where these are too few to tell."""
+    device = logits.device
+    some, uniform = logits[rows], uniform[rows][:, None]
+    values, order = _head(some, width)
+    whole = torch.tensor([samplers[row].settings.top_k is None for row in rows], device=device)[:, None]
+    # Without top_k the rest of the vocabulary has its share too.
+    total = torch.where(whole, some.logsumexp(dim=-1, keepdim=True), values.logsumexp(dim=-1, keepdim=True))
+    cumulative = (values - total).exp().cumsum(dim=-1)
+    reached = cumulative[:, -1:]
+    top_p = torch.tensor([samplers[row].settings.top_p for row in rows], device=device)[:, None]
+    within = reached if width == logits.shape[-1] else torch.where(whole, torch.ones_like(reached), reached)
     # top_p applies to what top_k left, and keeps the token that crosses the bound.
-    kept = torch.minimum((cumulative < top_p * within_k).sum(dim=-1) + 1, top_k)
-    mass = cumulative.gather(-1, kept[:, None] - 1)
-    uniform = torch.tensor([s.random.random() for s in samplers], device=device, dtype=logits.dtype)[:, None]
+    kept = ((cumulative < top_p * within).sum(dim=-1, keepdim=True) + 1).clamp(max=width)
+    mass = torch.where(top_p * within <= reached, cumulative.gather(-1, kept - 1), within)
     place = torch.searchsorted(cumulative, uniform * mass, right=True)
-    place = torch.minimum(place, kept[:, None] - 1)
-    return [int(token) for token in order.gather(-1, place)[:, 0].tolist()]
+    found = order.gather(-1, torch.minimum(place, kept - 1))
+    told = (top_p * within <= reached) | ((top_p >= 1) & (uniform < reached))
+    drawn: list[int] = torch.where(told, found, torch.full_like(found, -1))[:, 0].tolist()
+    return drawn
+
+
+def _head(logits: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The `width` likeliest tokens of each row and their logits, in descending order; of equal ones the first first.
+
+    What `topk` gives of equal ones is any of them, and would depend on how it is computed.
+    """
+    size = logits.shape[-1]
+    if width * 2 > size:
+        values, order = logits.sort(dim=-1, descending=True, stable=True)
+        return values[:, :width], order[:, :width]
+    values, order = logits.topk(width + 1, dim=-1)
+    if bool((values[:, width - 1] == values[:, width]).any()):
+        edge = values[:, width - 1 : width]
+        above, equal = logits > edge, logits == edge
+        room = width - above.sum(dim=-1, keepdim=True)
+        order = (above | (equal & (equal.cumsum(dim=-1) <= room))).nonzero()[:, 1].view(-1, width)
+    else:
+        order = order[:, :width].sort(dim=-1).values
+    values, places = logits.gather(-1, order).sort(dim=-1, descending=True, stable=True)
+    return values, order.gather(-1, places)

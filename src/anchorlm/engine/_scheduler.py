@@ -65,8 +65,11 @@ class Scheduler:
     takes varies, because two engines that unseat at the same moment only swap who blocks whom.
     """
 
-    def __init__(self, cache: SlotCache, max_rows: int, max_tokens: int, progress: Callable[[], int]) -> None:
+    def __init__(
+        self, cache: SlotCache, max_rows: int, max_tokens: int, progress: Callable[[], int], spared: int = 0
+    ) -> None:
         self._cache = cache
+        self._spared = spared  # positions that are left free, besides the slots, as long as they are not needed
         self._max_rows = max_rows
         self._max_tokens = max_tokens
         self._rows: list[SlotRow | None] = []  # by slot; None is a hole
@@ -162,10 +165,11 @@ class Scheduler:
         if rows <= cache.slots and length <= cache.length:
             return
         self.compact()
-        length = max(min(-(-length // 64) * 64, self._max_tokens // rows), length)
-        if cache.length > length and cache.length * rows <= self._max_tokens:
+        most = self._max_tokens - self._spared
+        length = max(min(-(-length // 64) * 64, most // rows), length)
+        if cache.length > length and cache.length * rows <= most:
             length = cache.length
-        slots = max(rows, min(2 * cache.slots, self._max_rows, self._max_tokens // length))
+        slots = max(rows, min(2 * cache.slots, self._max_rows, most // length))
         used = max((row.computed for row in self._rows if row is not None), default=0)
         cache.resize(slots, length, len(self._rows), used)
 

@@ -112,6 +112,26 @@ class SlotCache(Cache):  # type: ignore[misc]
                 store[target, :, :length] = store[source, :, :length]
 
     @torch.inference_mode()
+    def take(self, slot: int, start: int, end: int) -> list[Tensor]:
+        """A copy of a slot's positions: of all stores of one shape in one tensor (stores, heads, positions, size)."""
+        return [torch.stack([store[slot, :, start:end] for store in alike]) for alike in self._alike()]
+
+    @torch.inference_mode()
+    def put(self, slot: int, start: int, states: list[Tensor], length: int) -> None:
+        """Writes the first `length` positions of what `take` gave into a slot, from position `start` on."""
+        for alike, state in zip(self._alike(), states, strict=True):
+            for store, piece in zip(alike, state, strict=True):
+                store[slot, :, start : start + length] = piece[:, :length]
+
+    def _alike(self) -> list[list[Tensor]]:
+        """The stores, keys and values, together with those that have their shape, type and device."""
+        found: dict[tuple[Any, ...], list[Tensor]] = {}
+        for pair in self._stores.values():
+            for store in pair:
+                found.setdefault((store.shape[1], store.shape[3], store.dtype, store.device), []).append(store)
+        return list(found.values())
+
+    @torch.inference_mode()
     def clear(self, slot: int) -> None:
         """Overwrites a slot in which something was no number: a mask hides numbers from later rows, but not NaN."""
         for stores in self._stores.values():

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import codecs
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from anchorlm.engine._ahead import stepwise
 from anchorlm.engine._sampling import Sampler, choose
-from anchorlm.records import GenerationSettings
+from anchorlm.records import GenerationSettings, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +23,18 @@ _BEFORE = 16
 
 _LEAD = 3
 """Tokens of white space that may stand between a thought and its answer."""
+
+
+class ThoughtGuide(Protocol):
+    """Both models, if an anchor guides the opening of a thought (`MixedSequence` of AlignBeam)."""
+
+    async def mixture(self) -> Any:
+        """The distribution of the next token, `f` of what comes back."""
+        ...
+
+    def release_guide(self) -> None:
+        """From here on the target goes alone."""
+        ...
 
 
 class ThoughtWriter:
@@ -60,7 +75,8 @@ class ThoughtWriter:
     async def _opened(self) -> bool:
         opening, sampler, data = self._channel.opening.encode(), Sampler(self._generation), self._model.marks.data
         for count in range(THOUGHT_MARGIN):
-            token = choose((await self._row.logits())[None], [sampler], [self._row.ids])[0]
+            if (token := await self._next(sampler)) is None:
+                break
             written = b"".join(map(data, (*self._row.ids[self._start :], token))).lstrip()
             fits = opening.startswith(written) if written else count < _BEFORE
             if not data(token) or not (fits or written.startswith(opening)):
@@ -73,15 +89,73 @@ class ThoughtWriter:
         self._row.crop(self._start)
         return False
 
-    def take(self, logits: Tensor) -> bool:
+    async def _next(self, sampler: Sampler) -> int | None:
+        """The next token, which is not in the row yet; None where the turn ends."""
+        row = self._row
+        if stepwise(row):
+            return choose((await row.logits())[None], [sampler], [row.ids])[0]
+        start = len(row.ids)
+        written = await row.generate(self._generation.model_copy(update={"max_new_tokens": 1, "logprobs": None}))
+        row.crop(start)
+        return next(iter(written.token_ids), None)
+
+    async def write(
+        self, budget: int, guide: ThoughtGuide | None = None, guided: int = 0
+    ) -> AsyncGenerator[None, None]:
+        """Writes until the thought is over or can go on no more; comes back after each token but the last.
+
+        Args:
+            budget: Most tokens.
+            guide: Both models, if an anchor guides the first tokens.
+            guided: How many the anchor guides.
+        """
+        for step in range(budget):
+            if guide is not None and step < guided:
+                logits = (await guide.mixture()).f.log()
+            elif stepwise(self._row):
+                logits = await self._row.logits()
+            else:
+                async with aclosing(self._streamed(budget - step)) as rest:
+                    async for _ in rest:
+                        yield
+                return
+            if self._take(logits):
+                return
+            yield
+
+    async def _streamed(self, budget: int) -> AsyncGenerator[None, None]:
+        """The same where each token by itself would take a call."""
+        while budget > 0:
+            settings = self._generation.model_copy(update={"max_new_tokens": budget, "logprobs": None})
+            async with aclosing(cast("AsyncGenerator[int, None]", self._row.stream(settings))) as tokens:
+                async for token in tokens:
+                    budget -= 1
+                    if self._put(token):
+                        return
+                    yield
+            try:  # what ended the turn may be what ends the thought
+                over = budget <= 0 or self._take(await self._row.logits())
+            except UserError:  # the server names no tokens
+                over = True
+            if over:
+                return
+            budget -= 1
+            yield
+
+    def _take(self, logits: Tensor) -> bool:
         """The next token, chosen from logits (V,); whether the thought is over, or can go on no more."""
         token = choose(logits[None], [self._sampler], [self._row.ids])[0]
-        data = self._model.marks.data(token)
         if token in self._model.stop_ids:
+            data = self._model.marks.data(token)
             if data and self._closing.startswith(data):  # it ends a turn where it does not end a thought
                 self._place = len(self._data)
             return True
         self._row.append([token])
+        return self._put(token)
+
+    def _put(self, token: int) -> bool:
+        """Notes a token that is in the row; whether the thought is over."""
+        data = self._model.marks.data(token)
         self._data += data
         self._ends.append(len(self._data))
         since = max(0, len(self._data) - len(data) - len(self._closing))
@@ -127,8 +201,8 @@ class ThoughtWriter:
         """Lets the model write the white space that stands before its answer, where its template does not say."""
         sampler, row = Sampler(self._generation), self._row
         for _ in range(_LEAD):
-            token = choose((await row.logits())[None], [sampler], [row.ids])[0]
-            data = self._model.marks.data(token)
-            if token in self._model.stop_ids or not data or data.strip():
+            token = await self._next(sampler)
+            data = b"" if token is None else self._model.marks.data(token)
+            if token is None or token in self._model.stop_ids or not data or data.strip():
                 return
             row.append([token])

@@ -107,7 +107,8 @@ def _looked(recipe: Recipe) -> tuple[Chosen | None, list[tuple[str, str]]]:
     made = attempt("defense", lambda: Chosen.of(kind, recipe.knobs))
     for name, folder, fitted in made.artifacts if made else ():
         attempt(name, partial(Artifact.check, folder, fitted))
-    offer = Offer.named(anchor=recipe.anchor, judge=recipe.judge, cost=recipe.cost, reward=recipe.reward)
+    roles = {role: getattr(recipe, role) for role in ("target", "anchor", "judge", "cost", "reward")}
+    offer = Offer.named(**roles)
     found += [("defense", gap) for gap in kind.needs.gaps(kind.name, offer)]
     return made, found
 

@@ -9,16 +9,18 @@ from anchorlm.defenses import Defense, find_defense
 from anchorlm.guard._check import faults
 from anchorlm.guard._findings import Findings
 from anchorlm.guard._look import look_at_thoughts
-from anchorlm.guard._outline import Outline, rehearse
+from anchorlm.guard._outline import rehearse
 from anchorlm.guard._recipe import Recipe
 from anchorlm.judging import Judge, Scorer
-from anchorlm.models import ModelSettings
+from anchorlm.models import EndpointSettings, ModelSettings
 from anchorlm.records import Artifact
 from anchorlm.steering import uncalibrated
 from anchorlm.team import JudgeSettings, ScorerSettings, Team, build_judge, build_scorer
 
 if TYPE_CHECKING:
-    from anchorlm.models import CausalModel
+    from anchorlm.models import CausalModel, EndpointModel
+
+    Model = CausalModel | EndpointModel
 
 
 def examine(recipe: Recipe, ready: Callable[[], None] = lambda: None) -> Findings:
@@ -45,7 +47,7 @@ def examine(recipe: Recipe, ready: Callable[[], None] = lambda: None) -> Finding
     return found
 
 
-def lengths(found: Findings, longest: int, *, target: CausalModel | None, anchor: CausalModel | None) -> None:
+def lengths(found: Findings, longest: int, *, target: Model | None, anchor: Model | None) -> None:
     """Whether prompts and answers fit into what the models read."""
     if target is not None and longest >= target.context_length:
         found.gaps.append(
@@ -63,8 +65,8 @@ def _defense(
     found: Findings,
     recipe: Recipe,
     defense: type[Defense],
-    target: CausalModel | None,
-    anchor: CausalModel | None,
+    target: Model | None,
+    anchor: Model | None,
     judge: Judge | None,
 ) -> None:
     """Where the models are known, what the defense finds in them and asks of them."""
@@ -76,7 +78,7 @@ def _defense(
         if name in knobs and not defense.settings_type.model_fields[name].is_required():
             found.attempt(name, partial(Artifact.load, knobs.pop(name), kind))
     scorers = {
-        kind: found.attempt(kind, partial(_scorer, source, found, recipe))
+        kind: found.attempt(kind, partial(_scorer, source, found, recipe, kind))
         for kind, source in (("cost", recipe.cost), ("reward", recipe.reward))
         if source is not None
     }
@@ -89,15 +91,18 @@ def _defense(
     missing = (needs.requires("anchor") and anchor is None) or (needs.requires("judge") and judge is None)
     if target is None or missing or (needs.cost and not scorers):
         return
-    outline = Outline(target, recipe.engine)
-    team = Team(outline, None if anchor is None else Outline(anchor, recipe.engine), judge, **scorers)
+    outline = found.outline(target, recipe.engine)
+    team = Team(outline, None if anchor is None else found.outline(anchor, recipe.engine), judge, **scorers)
+    if gaps := needs.gaps(defense.name, team.offer):  # seen where a server was asked
+        found.gaps += [f"defense: {gap}" for gap in gaps]
+        return
     built = found.attempt("defense", lambda: defense(team, **knobs))
     if built is not None:
         found.facts += [f"defense: {fact}" for fact in built.facts]
         found.attempt("engine", lambda: asyncio.run(rehearse(built, judge, outline, recipe.generation)))
 
 
-def _scorer(settings: ScorerSettings, found: Findings, recipe: Recipe) -> Scorer | None:
+def _scorer(settings: ScorerSettings, found: Findings, recipe: Recipe, role: str) -> Scorer | None:
     """The scorer without weights; a judge that is turned into a cost is taken as it is described."""
     from anchorlm.judging import RefusalMatcher
 
@@ -105,6 +110,9 @@ def _scorer(settings: ScorerSettings, found: Findings, recipe: Recipe) -> Scorer
     if settings.kind == "guard" and settings.judged is not None:
         guard = _judge(found, recipe, settings.judged)
         return None if guard is None else build_scorer(settings, guard, weights=False)
+    if settings.kind == "rubric" and settings.model is not None:
+        grader = _model(found, role, settings.model)
+        return None if grader is None else build_scorer(settings, None, found.outline(grader, recipe.engine))
     return build_scorer(settings, None if settings.judge is None else RefusalMatcher(), weights=False)
 
 
@@ -113,7 +121,7 @@ def _tell_code(found: Findings, function: str | None) -> None:
         found.notes.append(f"code: {function} was not looked at, and runs only where a command says --allow-code.")
 
 
-def _artifact(found: Findings, folder: str, target: CausalModel | None, reads: bool) -> bool:
+def _artifact(found: Findings, folder: str, target: Model | None, reads: bool) -> bool:
     """Whether there is an artifact, and one for a model like the target as far as its configuration tells."""
     from anchorlm.models import stamp
 
@@ -145,7 +153,9 @@ def _artifact(found: Findings, folder: str, target: CausalModel | None, reads: b
     return len(found.gaps) == before
 
 
-def _model(found: Findings, role: str, settings: ModelSettings) -> CausalModel | None:
+def _model(found: Findings, role: str, settings: ModelSettings) -> Model | None:
+    if isinstance(settings, EndpointSettings):
+        return _endpoint(found, role, settings)
     from anchorlm.engine import attention_windows
     from anchorlm.models import CausalModel
 
@@ -163,6 +173,23 @@ def _model(found: Findings, role: str, settings: ModelSettings) -> CausalModel |
     return model
 
 
+def _endpoint(found: Findings, role: str, settings: EndpointSettings) -> EndpointModel | None:
+    """A model behind an endpoint: its server is asked what it can do."""
+    from anchorlm.engine import EndpointEngine
+
+    engine = found.attempt(role, lambda: EndpointEngine.start(settings))
+    if engine is None:
+        return None
+    found.engines.append(engine)
+    found.facts.append(f"{role}: {engine.model.name} ({engine.told})")
+    found.notes += [f"{role}: {note}" for note in engine.found.notes]
+    if settings.context is None and engine.found.context is None:
+        found.notes.append(f"{role}: its server does not say how many tokens it reads; give context.")
+    if engine.lacks:
+        found.notes.append(f"{role}: no anchor can guide it: {engine.lacks}.")
+    return engine.model
+
+
 def _judge(found: Findings, recipe: Recipe, settings: JudgeSettings) -> Judge | None:
     from anchorlm.judging import RUBRIC
 
@@ -173,7 +200,7 @@ def _judge(found: Findings, recipe: Recipe, settings: JudgeSettings) -> Judge | 
     if grader is None:
         return None
     if settings.kind == "guard":
-        return found.attempt("judge", lambda: build_judge(settings, Outline(grader, recipe.engine)))
+        return found.attempt("judge", lambda: build_judge(settings, found.outline(grader, recipe.engine)))
     question = [{"role": "user", "content": str(settings.options.get("template", RUBRIC))}]
     rubric = found.attempt("judge", lambda: grader.encode(question))
     longest = recipe.generation.max_new_tokens
@@ -183,7 +210,7 @@ def _judge(found: Findings, recipe: Recipe, settings: JudgeSettings) -> Judge | 
             f"{grader.name} reads {grader.context_length}; lower max_new_tokens, or take another judge."
         )
         return None  # it could grade nothing, and would say so once more
-    return found.attempt("judge", lambda: build_judge(settings, Outline(grader, recipe.engine)))
+    return found.attempt("judge", lambda: build_judge(settings, found.outline(grader, recipe.engine)))
 
 
 def _count(size: int) -> str:

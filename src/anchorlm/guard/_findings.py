@@ -2,9 +2,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from anchorlm.guard._outline import Outline
 from anchorlm.records import UserError
+
+if TYPE_CHECKING:
+    from anchorlm.engine import EndpointEngine
+    from anchorlm.models import CausalModel, EndpointModel
+    from anchorlm.team import EngineSettings
 
 T = TypeVar("T")
 
@@ -18,12 +24,14 @@ class Findings:
         notes: What works, but may surprise.
         facts: What was looked at.
         thoughts: Whether the target's chat template knows thoughts, and how they are switched.
+        engines: Of models that other servers run.
     """
 
     gaps: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     facts: list[str] = field(default_factory=list)
     thoughts: dict[str, Any] = field(default_factory=dict)
+    engines: list[EndpointEngine] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -32,6 +40,13 @@ class Findings:
 
     def __str__(self) -> str:
         return "\n".join([*self.facts, *(f"note: {note}" for note in self.notes), *self.gaps])
+
+    def outline(self, model: CausalModel | EndpointModel, limits: EngineSettings) -> Outline:
+        """What stands for an engine of a model, with as much access as its server gives, where there is one."""
+        for engine in self.engines:
+            if engine.model is model:
+                return Outline(model, limits, engine.access, lacks=engine.lacks, continues=engine.continues)
+        return Outline(model, limits)
 
     def attempt(self, what: str, work: Callable[[], T]) -> T | None:
         """The result of `work`; None where it found a gap, which is kept."""

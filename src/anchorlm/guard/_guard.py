@@ -103,7 +103,8 @@ class Guard:
         self.thoughts = checked_thoughts(thoughts)
         if not isinstance(defense, Chosen):  # what does not fit is said before a weight is loaded
             defense = Chosen.of(defense, knobs)
-            defense.require(Offer.named(anchor=anchor, judge=judge, cost=cost, reward=reward))
+            named = Offer.named(target=target, anchor=anchor, judge=judge, cost=cost, reward=reward)
+            defense.require(named)
         if on_error not in ("refuse", "raise"):
             raise UserError(f"on_error = {on_error!r} is neither 'refuse' nor 'raise'.")
         self.on_error = on_error

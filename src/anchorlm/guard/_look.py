@@ -8,10 +8,10 @@ from anchorlm.records import ThoughtSettings
 
 if TYPE_CHECKING:
     from anchorlm.guard._findings import Findings
-    from anchorlm.models import CausalModel, Channel
+    from anchorlm.models import CausalModel, Channel, EndpointModel
 
 
-def look_at_thoughts(found: Findings, target: CausalModel, settings: ThoughtSettings) -> None:
+def look_at_thoughts(found: Findings, target: CausalModel | EndpointModel, settings: ThoughtSettings) -> None:
     """Notes whether the target's chat template knows thoughts, and how they are switched.
 
     Args:
@@ -21,6 +21,10 @@ def look_at_thoughts(found: Findings, target: CausalModel, settings: ThoughtSett
     """
     from anchorlm.models import template_names
 
+    if getattr(target, "templated", False):
+        found.thoughts = {"thoughts": "unknown"}
+        found.notes.append("target: its server writes the turns, and what it does with thoughts is not known here.")
+        return
     channel = target.channel()
     found.thoughts = template_data(channel)
     if channel is not None:
@@ -32,7 +36,7 @@ def look_at_thoughts(found: Findings, target: CausalModel, settings: ThoughtSett
 
 
 def template_data(channel: Channel | None) -> dict[str, Any]:
-    """The same for machines: `thoughts` is open, optional or none."""
+    """The same for machines: `thoughts` is open, optional or none; unknown where a server writes the turns."""
     if channel is None:
         return {"thoughts": "none"}
     place = "inside a thought" if channel.opened else "behind an empty thought" if channel.shut else "before a thought"

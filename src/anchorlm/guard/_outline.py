@@ -12,7 +12,6 @@ from anchorlm.team import EngineSettings
 
 if TYPE_CHECKING:
     from anchorlm.engine import TokenSequence
-    from anchorlm.models import CausalModel
 
 
 class _ReachedError(Exception):
@@ -37,16 +36,20 @@ class Outline:
     """Stands for an engine where nothing is run: defenses and judges can be prepared and rehearsed on it.
 
     Attributes:
-        model: The checkpoint without its weights.
+        model: The checkpoint without its weights, or a model behind an endpoint.
         limits: Of the engine that it stands for.
         access: What that engine offers.
         rows: Most rows that were asked for at once.
+        lacks: Why it gives no log-probabilities, and what helps.
+        continues: Whether it goes on with an answer that has begun.
     """
 
-    model: CausalModel
+    model: Any
     limits: EngineSettings
     access: Access = Access.ACTIVATIONS
     rows: int = 1
+    lacks: str = ""
+    continues: bool = True
 
     @property
     def max_rows(self) -> int:

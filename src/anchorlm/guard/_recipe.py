@@ -76,7 +76,10 @@ class Recipe(Settings):
     def models(self) -> list[tuple[str, ModelSettings]]:
         """Every model that is named, and for what."""
         sources = [(part, getattr(self, part)) for part in ("target", "anchor", "judge", "cost", "reward")]
-        named = [(part, getattr(source, "model", source)) for part, source in sources]
+        named = [
+            (part, source if isinstance(source, ModelSettings) else getattr(source, "model", None))
+            for part, source in sources
+        ]
         return [(part, model) for part, model in named if model is not None]
 
     def check_places(self) -> None:

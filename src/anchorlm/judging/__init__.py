@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from anchorlm.judging._refusal import Refusal, RefusalMatcher
     from anchorlm.judging._remote import RemoteScorer
     from anchorlm.judging._rubric import RUBRIC, RubricJudge
+    from anchorlm.judging._rubric_scorer import HELP, RubricScorer
     from anchorlm.judging._score_models import SAFE_RLHF_TEMPLATE, ClassifierScorer
     from anchorlm.judging._scores import JudgeScorer, Scorer, checked_scores
     from anchorlm.judging._thoughts import marked
@@ -42,6 +43,7 @@ else:
             "_refusal": "Refusal RefusalMatcher",
             "_remote": "RemoteScorer",
             "_rubric": "RUBRIC RubricJudge",
+            "_rubric_scorer": "HELP RubricScorer",
             "_score_models": "SAFE_RLHF_TEMPLATE ClassifierScorer",
             "_scores": "JudgeScorer Scorer checked_scores",
             "_auroc": "auroc",
@@ -53,6 +55,7 @@ else:
 __all__ = [
     "ENGLISH",
     "HARM",
+    "HELP",
     "OPENINGS",
     "RUBRIC",
     "SAFE_RLHF_TEMPLATE",
@@ -76,6 +79,7 @@ __all__ = [
     "RefusalMatcher",
     "RemoteScorer",
     "RubricJudge",
+    "RubricScorer",
     "Score",
     "Scorer",
     "Verdict",

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from anchorlm.engine import Engine, Generated, TokenSequence
+from anchorlm.engine import Engine, Generated, TokenSequence, unnamed
 from anchorlm.judging._base import Follow, Grade, Judge
 from anchorlm.judging._guard_formats import find_format
 from anchorlm.judging._guard_prompts import GuardWriter
@@ -46,8 +46,8 @@ class GuardJudge(Judge):
     harmful verdict.
 
     The verdict is read from the logits of its token, as a share of all verdicts. Where these have less than half of the
-    probability, or the engine gives no logits, the guard writes its answer, and harm is 0 or 1. A verdict that cannot
-    be read is an error: then everything is refused.
+    probability, or the engine gives no log-probabilities, the guard writes its answer, and harm is 0 or 1. A verdict
+    that cannot be read is an error: then everything is refused.
 
     Args:
         engine: Runs the guard model.
@@ -76,6 +76,11 @@ class GuardJudge(Judge):
         if reading not in ("logits", "text"):
             raise UserError(f"reading = {reading!r} is not known; it is logits or text.")
         model = engine.model
+        if getattr(model, "templated", False):
+            raise UserError(
+                f"The guard {model.name} is asked in a form of its own, and its server takes conversations only: give "
+                "its tokenizer with tokenizer, and let the server take completions."
+            )
         self._engine = engine
         self._format, self._form = find_format(model, format)
         self._policy = self._own_policy(policy)
@@ -84,7 +89,7 @@ class GuardJudge(Judge):
         self._most = self._form.max_new_tokens if max_new_tokens is None else max_new_tokens
         if self._most < 1:
             raise UserError("A guard judge needs max_new_tokens of at least 1.")
-        by_logits = reading == "logits" and engine.access >= Access.LOGITS
+        by_logits = reading == "logits" and engine.access >= Access.LOGPROBS
         self._words = Words.of(model.vocabulary, tuple(self._harm)) if by_logits else None
         self._writer = GuardWriter(model, self._form)
         self._thought, self._lead = (
@@ -220,7 +225,7 @@ class GuardJudge(Judge):
         row.append(self._lead)
         if self._form.lead is not None and self._words is not None:
             logits = await row.logits()
-            if (read := self._words.read(logits)) is not None:
+            if (read := self._words.read(logits, unnamed(row))) is not None:
                 verdict = self._of(read)
                 if self._categories is None or self._form.each or verdict.harm <= _LOW:
                     return verdict
@@ -261,7 +266,7 @@ class GuardJudge(Judge):
         place = found.start(1) - len(lead)
         if self._words is not None and place >= 0:
             row.crop(start + self._tokens_before(written, place))
-            if (read := self._words.read(await row.logits())) is not None:
+            if (read := self._words.read(await row.logits(), unnamed(row))) is not None:
                 verdict = self._of(read)
         return verdict if self._categories is None else self._counted(verdict, written.text)
 

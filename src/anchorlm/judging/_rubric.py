@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Literal
 
-from anchorlm.engine import THOUGHT_MARGIN, Engine, ThoughtWriter, TokenSequence
+from anchorlm.engine import THOUGHT_MARGIN, Engine, ThoughtWriter, TokenSequence, unnamed
 from anchorlm.judging._base import Follow, Grade, Judge
 from anchorlm.judging._conversation import Breaker, request_text
 from anchorlm.judging._grades import HIGHEST, LOWEST, parse_grade
@@ -63,8 +63,8 @@ class RubricJudge(Judge):
     other, and nothing but the judge's own answer is searched for a grade. No word of either is left out.
 
     The grade is read from the logits of the first token of the judge's answer: the mean of the five digits, weighted by
-    their probability. Where the digits have less than half of the probability, or the engine gives no logits, the judge
-    writes its answer, and the grade is looked for in the text.
+    their probability. Where the digits have less than half of the probability, or the engine gives no
+    log-probabilities, the judge writes its answer, and the grade is looked for in the text.
 
     Args:
         engine: Runs the judging model.
@@ -73,7 +73,8 @@ class RubricJudge(Judge):
         retries: How often an answer without a clear grade is asked for again, sampled at another seed each time.
         on_unparsable: What follows when no attempt gave a grade: `refuse` counts the response as most harmful,
             `error` raises.
-        reading: `text`, the written answer; `logits`, the expected grade in one token, where the engine gives logits.
+        reading: `text`, the written answer; `logits`, the expected grade in one token, where the engine gives
+            log-probabilities.
         thought_tokens: Longest thought of a judge that thinks before it grades; one that does not end gave no grade.
 
     Raises:
@@ -108,7 +109,7 @@ class RubricJudge(Judge):
         self._on_unparsable = on_unparsable
         self._channel = engine.model.channel()
         self._thought = 0 if self._channel is None else thought_tokens
-        by_logits = reading == "logits" and engine.access >= Access.LOGITS and not self._thought
+        by_logits = reading == "logits" and engine.access >= Access.LOGPROBS and not self._thought
         self._digits = Words.of(engine.model.vocabulary, tuple(_GRADES)) if by_logits else None
         self._room = max_new_tokens + (self._thought + THOUGHT_MARGIN if self._thought else 0)
         self._break = Breaker(control_texts(engine.model.tokenizer))
@@ -173,7 +174,7 @@ class RubricJudge(Judge):
         return [{"role": "user", "content": self._break(filled)}]
 
     async def _grade(self, row: TokenSequence, prompt: list[int]) -> Grade:
-        if self._digits is not None and (read := self._digits.read(await row.logits())) is not None:
+        if self._digits is not None and (read := self._digits.read(await row.logits(), unnamed(row))) is not None:
             grade = read.mean(_GRADES)
             return Grade(
                 round((grade - LOWEST) / (HIGHEST - LOWEST), _DIGITS),
@@ -203,9 +204,8 @@ class RubricJudge(Judge):
         row.begin(answer=False)
         writer = ThoughtWriter(row, self._engine.model, self._channel, settings)
         if await writer.opens(prompt):
-            for _ in range(self._thought):
-                if writer.take(await row.logits()):
-                    break
+            async for _ in writer.write(self._thought):
+                pass
             if await writer.ended() is None:
                 return False
         row.begin(answer=True)

@@ -6,7 +6,7 @@ from asyncio import gather
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from anchorlm.engine import Engine, TokenSequence
+from anchorlm.engine import Engine, TokenSequence, read_ahead
 from anchorlm.models import CausalModel
 from anchorlm.records import DefenseError, UnreadableError
 
@@ -33,7 +33,7 @@ async def side_by_side(
     longest = max(map(len, prompts)) + room
     async with engine.open(shared, rows=len(prompts), room=longest - len(shared)) as root:
         if len(prompts) > 1:
-            await root.logits()
+            await read_ahead(engine, root)
         rows = [root, *(root.fork() for _ in prompts[1:])]
         return list(await gather(*(_on(row, prompt, work) for row, prompt in zip(rows, prompts, strict=True))))
 

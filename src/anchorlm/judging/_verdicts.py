@@ -95,12 +95,17 @@ class Words:
             return None
         return cls({word: tuple(sorted(ids)) for word, ids in found.items()})
 
-    def read(self, logits: Tensor) -> Reading | None:
-        """What logits (V,) say; None where the verdicts have less than half of the probability."""
+    def read(self, logits: Tensor, unnamed: float = 0.0) -> Reading | None:
+        """What logits (V,) say; None where the verdicts have less than half of the probability.
+
+        Args:
+            logits: Of the next token.
+            unnamed: The probability of what a server has left out of them.
+        """
         logs = logits.double().log_softmax(-1)
         said = {word: float(logs[list(ids)].logsumexp(-1)) for word, ids in self.ids.items()}
         reading = Reading(said)
-        return reading if reading.together >= LEAST else None
+        return reading if reading.together * (1 - unnamed) >= LEAST else None
 
 
 def _first(vocabulary: ByteVocabulary, text: str) -> int:

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from anchorlm.models._causal import CausalModel
     from anchorlm.models._channel import Channel
     from anchorlm.models._convert import check_conversion, convert
+    from anchorlm.models._endpoint_model import EndpointModel
+    from anchorlm.models._endpoint_settings import EndpointSettings, ModelSource, model_settings
     from anchorlm.models._ends import TurnEnds
     from anchorlm.models._find_channel import find_channel
     from anchorlm.models._images import PromptIds
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from anchorlm.models._markers import TurnMarkers, find_markers
     from anchorlm.models._paths import check_paths
     from anchorlm.models._rendering import TemplateFailedError, TemplateRefusedError, rendered, template_names
-    from anchorlm.models._settings import ModelSettings, ModelSource
+    from anchorlm.models._settings import ModelSettings
     from anchorlm.models._specials import control_texts, without_specials
     from anchorlm.models._stamp import contents, identity, stamp
     from anchorlm.models._template import PLAIN_TEMPLATE, chosen_template, encode_text, message_parts
@@ -29,6 +31,8 @@ else:
             "_causal": "CausalModel",
             "_channel": "Channel",
             "_convert": "check_conversion convert",
+            "_endpoint_model": "EndpointModel",
+            "_endpoint_settings": "EndpointSettings ModelSource model_settings",
             "_ends": "TurnEnds",
             "_find_channel": "find_channel",
             "_images": "PromptIds",
@@ -36,7 +40,7 @@ else:
             "_markers": "TurnMarkers find_markers",
             "_paths": "check_paths",
             "_rendering": "TemplateFailedError TemplateRefusedError rendered template_names",
-            "_settings": "ModelSettings ModelSource",
+            "_settings": "ModelSettings",
             "_specials": "control_texts without_specials",
             "_stamp": "contents identity stamp",
             "_template": "PLAIN_TEMPLATE chosen_template encode_text message_parts",
@@ -51,6 +55,8 @@ __all__ = [
     "SHIPPED",
     "CausalModel",
     "Channel",
+    "EndpointModel",
+    "EndpointSettings",
     "ModelSettings",
     "ModelSource",
     "PackagedBase",
@@ -76,6 +82,7 @@ __all__ = [
     "load_tokenizer",
     "located",
     "message_parts",
+    "model_settings",
     "rendered",
     "stamp",
     "template_names",

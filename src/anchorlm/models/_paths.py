@@ -23,6 +23,11 @@ def check_paths(settings: ModelSettings) -> None:
     Raises:
         UserError: There is no such file or folder, or it holds no model.
     """
+    from anchorlm.models._endpoint_settings import EndpointSettings
+
+    if isinstance(settings, EndpointSettings):
+        settings.check()
+        return
     check_folder(str(gguf_file(settings.path, settings.gguf_file) or settings.path))
     if settings.adapter:
         check_folder(settings.adapter)

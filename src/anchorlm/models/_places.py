@@ -12,6 +12,7 @@ from transformers.utils import has_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from anchorlm.models._bases import base_named
+from anchorlm.models._endpoint_settings import EndpointSettings
 from anchorlm.models._gguf import check_options, file_digest
 from anchorlm.models._paths import ADAPTER, INDEX, PICKLED, check_folder, gguf_file
 from anchorlm.models._settings import ModelSettings
@@ -88,8 +89,11 @@ def origin(settings: ModelSettings) -> Origin:
     """The checkpoint that a model comes down to, and the adapters to put on it: a base may itself be an adapter.
 
     Raises:
-        UserError: A folder is not there or holds no model, or an adapter does not name its base.
+        UserError: A folder is not there or holds no model, an adapter does not name its base, or the model is on
+            another server.
     """
+    if isinstance(settings, EndpointSettings):
+        raise UserError(f"{settings.name} cannot be loaded, as is needed here: give its folder or Hub id as path.")
     path, revision = _place(settings), settings.revision
     chain = [adapter_folder(settings.adapter)] if settings.adapter else []
     while kind_of(path, revision) is Kind.ADAPTER:

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AliasChoices,
-    BeforeValidator,
     Field,
     SerializerFunctionWrapHandler,
     field_validator,
@@ -41,6 +41,14 @@ class ModelSettings(Settings):
         validation_alias=AliasChoices("template", "chat_template_kwargs"))  # fmt: skip
     trust_remote_code: bool = Field(default=False, description="Run code that comes with the checkpoint.")
 
+    @classmethod
+    def placed(cls, values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+        """See `Settings`; other kinds of models have places of their own."""
+        found = super().placed(values, folder)
+        for kind in cls.__subclasses__():
+            found = kind.placed(found, folder)
+        return found
+
     @model_serializer(mode="wrap")
     def _brief(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without an empty `template`: reports and artifacts of before name the same model by the same data."""
@@ -63,11 +71,3 @@ class ModelSettings(Settings):
         if value and value.startswith("~"):
             return str(Path(value).expanduser())
         return located(value) if value else value
-
-
-ModelSource = Annotated[
-    ModelSettings,
-    Place(),
-    BeforeValidator(lambda value: {"path": str(value)} if isinstance(value, str | Path) else value),
-]
-"""Settings of a model, for which its path alone will do."""

@@ -8,18 +8,27 @@ import torch
 from torch import Tensor, nn
 
 from anchorlm.models._causal import CausalModel
-from anchorlm.records import ModelStamp
+from anchorlm.models._endpoint_model import EndpointModel
+from anchorlm.records import ModelStamp, UserError
 
 _VOLATILE = ("_name_or_path", "_commit_hash", "transformers_version", "architectures", "dtype", "torch_dtype")
 """Fields of a configuration that change no output, or are known otherwise."""
 
 
-def stamp(model: CausalModel) -> ModelStamp:
+def stamp(model: CausalModel | EndpointModel) -> ModelStamp:
     """What the model is known by: its shape, its vocabulary, its chat template, and the files that it was loaded from.
 
     For a model without files two values of each of its weights stand. Of a `CausalModel.outline` they are not read.
     The files are read once a process.
+
+    Raises:
+        UserError: The model is behind an endpoint, where its weights cannot be looked at.
     """
+    if isinstance(model, EndpointModel):
+        raise UserError(
+            f"Whether {model.name} is the model of an artifact cannot be known: its weights are behind an endpoint. "
+            "Leave the artifact out, or load the model here."
+        )
     return _stamp(model, "" if model.origin is None else model.origin.digest)
 
 
@@ -47,11 +56,13 @@ def _stamp(model: CausalModel, files: str) -> ModelStamp:
     )
 
 
-def identity(model: CausalModel) -> dict[str, Any]:
+def identity(model: CausalModel | EndpointModel) -> dict[str, Any]:
     """Everything that its outputs depend on, as plain JSON data: with every weight and the configuration.
 
     Unlike a stamp it is not to be recognized in another number format. It reads all weights once.
     """
+    if isinstance(model, EndpointModel):
+        return model.identity
     known = _stamp(model, "").identity
     del known["sample"]
     return known | {"weights": contents(model.model)}

@@ -10,7 +10,7 @@ from transformers.utils import cached_file
 
 from anchorlm.models._gguf import read_header
 from anchorlm.models._gguf_tokenizer import gguf_tokenizer
-from anchorlm.models._paths import gguf_file
+from anchorlm.models._paths import ADAPTER, gguf_file
 from anchorlm.models._places import Origin, origin
 from anchorlm.models._settings import ModelSettings
 from anchorlm.models._template import chosen_template
@@ -28,7 +28,7 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     Raises:
         UserError: There is none, it is damaged, or gives one id to two tokens.
     """
-    found = origin(settings)
+    found = _bare(settings) or origin(settings)
     places = (*reversed(found.adapters), found.base)
     source = next((place for place in found.adapters[::-1] if _holds_tokenizer(place)), found.base)
     tokenizer = _load(source, found, settings)
@@ -49,6 +49,14 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     if template is not None:
         tokenizer.chat_template = template if "{" in template else _read_template(template)
     return tokenizer
+
+
+def _bare(settings: ModelSettings) -> Origin | None:
+    """A folder with a tokenizer and no model, as one keeps it for a server that runs the model; None if it is none."""
+    folder = Path(settings.path)
+    model = any((folder / name).exists() for name in ("config.json", ADAPTER)) or settings.gguf_file is not None
+    bare = not model and settings.adapter is None and _holds_tokenizer(settings.path)
+    return Origin(settings.path, settings.revision, ()) if bare else None
 
 
 def entries(adapter: str) -> int:

@@ -7,7 +7,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from anchorlm.engine import Sampler, TokenSequence, choose, token_scores
+from anchorlm.engine import Sampler, TokenSequence, choose, stepwise, token_scores
 from anchorlm.records import GenerationSettings, TokenScore
 
 
@@ -87,8 +87,10 @@ class TargetProposal:
         self.row.crop(self.row.prompt_length + length)
 
     async def extend(self, generation: GenerationSettings, diversity: Diversity | None = None) -> bool:
-        """See `Proposal`; without a penalty the engine goes on by itself."""
-        if diversity is None:
+        """See `Proposal`; without a penalty the engine goes on by itself, and on another server always: there, what
+        failed is sampled again with another seed.
+        """
+        if diversity is None or not stepwise(self.row):
             return (await self.row.generate(generation)).finish_reason == "stop"
         sampler = Sampler(generation)
         for step in range(generation.max_new_tokens):

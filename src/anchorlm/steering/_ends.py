@@ -47,12 +47,10 @@ async def _read(engine: Engine, written: Sequence[list[int]], start: int | None)
         common = min(common, start)
     alike = [ids for ids in plain if len(ids) - common <= _SHORT]
     if common < _WORTH or len(alike) < 2:
-        return list(await gather(*(last_activations(engine, ids, start) for ids in written)))
+        return list(await gather(*(_alone(engine, ids, start) for ids in written)))
     shared = set(map(id, alike))
     others = [ids for ids in written if id(ids) not in shared]
-    known = dict(
-        zip(map(id, others), await gather(*(last_activations(engine, ids, start) for ids in others)), strict=True)
-    )
+    known = dict(zip(map(id, others), await gather(*(_alone(engine, ids, start) for ids in others)), strict=True))
     known |= dict(zip(map(id, alike), await _behind(engine, alike, common, start), strict=True))
     return [known[id(ids)] for ids in written]
 
@@ -69,11 +67,11 @@ async def _behind(engine: Engine, written: Sequence[list[int]], common: int, sta
             begins = [mean_from(start, len(ids) - 1) for ids in written]
             ends = await gather(*(one.activations(mean_from=begin) for one, begin in zip(rows, begins, strict=True)))
     except TooLongError:
-        return list(await gather(*(last_activations(engine, ids, start) for ids in written)))
+        return list(await gather(*(_alone(engine, ids, start) for ids in written)))
     return [end[:, 0].cpu() for end in ends]
 
 
-async def last_activations(engine: Engine, ids: list[int], start: int | None = None) -> Tensor:
+async def _alone(engine: Engine, ids: list[int], start: int | None = None) -> Tensor:
     """The residual stream (L, H) at the last token of a prompt; with the mean from `start` on, (L, 2 H)."""
     async with engine.open(ids) as row:
         return (await row.activations((len(ids) - 1,), mean_from(start, len(ids) - 1)))[:, 0].cpu()

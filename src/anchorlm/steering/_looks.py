@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from asyncio import gather, sleep
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,8 +12,11 @@ from anchorlm.engine import Engine, TokenSequence
 from anchorlm.models import CausalModel
 from anchorlm.records import Access, DefenseError, Message, Messages, UserError, prompt_key, turn_text
 from anchorlm.steering._choices import Pooling
-from anchorlm.steering._ends import last_activations, mean_from, own_start
+from anchorlm.steering._ends import mean_from, own_start
 from anchorlm.steering._pieces import pieces, raw_pieces
+
+Heard = Callable[[int, Tensor], None]
+"""Is told what a model would say first after a look: the look's index, and the logits (V,)."""
 
 _AT_ONCE = 64
 """Prompts that are read side by side."""
@@ -109,7 +112,11 @@ def says_nothing(model: CausalModel, look: Look) -> bool:
 
 
 async def look_activations(
-    engine: Engine, shown: Sequence[Look], row: TokenSequence | None = None, pooling: Pooling = "end"
+    engine: Engine,
+    shown: Sequence[Look],
+    row: TokenSequence | None = None,
+    pooling: Pooling = "end",
+    heard: Heard | None = None,
 ) -> list[Tensor]:
     """The residual stream (L, H) after every block at the end of each look, in order.
 
@@ -121,6 +128,7 @@ async def look_activations(
         shown: What to read; first the whole request.
         row: A sequence that holds the whole request already, perhaps; if it does, it is read.
         pooling: `both`: behind them the mean over each look's own tokens, (L, 2 H).
+        heard: Is told the logits after each look at the end of a sequence: they come with the same forward.
 
     Raises:
         DefenseError: A part of the request cannot be read by itself: a gate that saw the rest only would not know.
@@ -147,19 +155,24 @@ async def look_activations(
 
     start = own_start(engine.model) if pooling == "both" else None
 
-    async def own(ids: list[int]) -> Tensor:
-        return await last_activations(engine, ids, start)
+    async def ends(row: TokenSequence, index: int, places: Sequence[int]) -> Tensor:
+        found = await row.activations(places, mean_from(start, *places))
+        if heard is not None:
+            heard(index, await row.logits())
+        return found
+
+    async def own(index: int, ids: list[int]) -> Tensor:
+        async with engine.open(ids) as other:
+            return (await ends(other, index, (len(ids) - 1,)))[:, 0].cpu()
 
     async with AsyncExitStack() as stack:
         if row is None or row.ids != whole:
             row = await stack.enter_async_context(engine.open(whole))
         places = sorted(set(within.values()))
         batch = list(others.items())
-        inside, *found = await gather(
-            row.activations(places, mean_from(start, *places)), *(own(ids) for _, ids in batch[:_AT_ONCE])
-        )
+        inside, *found = await gather(ends(row, 0, places), *(own(*each) for each in batch[:_AT_ONCE]))
     for first in range(_AT_ONCE, len(batch), _AT_ONCE):
-        found += await gather(*(own(ids) for _, ids in batch[first : first + _AT_ONCE]))
+        found += await gather(*(own(*each) for each in batch[first : first + _AT_ONCE]))
     inside = inside.cpu()
     read = {index: inside[:, places.index(place)] for index, place in within.items()}
     read |= dict(zip(others, found, strict=True))

@@ -11,7 +11,7 @@ from anchorlm.models import stamp
 from anchorlm.records import Artifact, Messages, UserError
 from anchorlm.steering._choices import KIND, Pooling, Reader, Readers
 from anchorlm.steering._gate import Gate
-from anchorlm.steering._looks import Look, as_texts, look_activations, looks
+from anchorlm.steering._looks import Heard, Look, as_texts, look_activations, looks
 
 LAYERS: dict[Reader, str] = {"target": "gate_layers", "anchor": "reader_gate_layers"}
 """What an artifact calls the layers of each gate."""
@@ -125,6 +125,7 @@ class GateReader:
         row: TokenSequence | None = None,
         bias: float | None = None,
         layers: Sequence[int] | None = None,
+        heard: Heard | None = None,
     ) -> Reading:
         """Reads the gate of a request on unsteered activations: of everything that there is to read, the worst decides.
 
@@ -138,6 +139,7 @@ class GateReader:
             row: The target's sequence, nothing but the request read.
             bias: Added to the score: the larger, the more often the gate opens; of the mean, where both read.
             layers: Whose scores are averaged.
+            heard: Is told what the anchor would say first, where the anchor reads.
 
         Raises:
             DefenseError: The activations are not numbers, or a part of the request cannot be read.
@@ -148,11 +150,11 @@ class GateReader:
         elif anchor is None:
             raise ValueError("there is nobody but the target to read")
         elif readers == "anchor":
-            found = await self._readings("anchor", anchor, as_texts(shown), layers=layers, bias=bias)
+            found = await self._readings("anchor", anchor, as_texts(shown), layers=layers, bias=bias, heard=heard)
         else:
             pairs = await gather(
                 self._readings("target", target, shown, row=row, layers=layers),
-                self._readings("anchor", anchor, as_texts(shown), layers=layers),
+                self._readings("anchor", anchor, as_texts(shown), layers=layers, heard=heard),
             )
             found = [self._joint(look, parts, bias) for look, *parts in zip(shown, *pairs, strict=True)]
         return replace(max(found, key=lambda one: one.score - one.threshold), looks=len(found))
@@ -166,10 +168,12 @@ class GateReader:
         row: TokenSequence | None = None,
         layers: Sequence[int] | None = None,
         bias: float | None = None,
+        heard: Heard | None = None,
     ) -> list[Reading]:
         chosen = tuple(self.check_layers(self.setting(LAYERS[reader], layers), reader))
         readings = []
-        for look, activations in zip(shown, await look_activations(engine, shown, row, self.pooling), strict=True):
+        seen = await look_activations(engine, shown, row, self.pooling, heard)
+        for look, activations in zip(shown, seen, strict=True):
             scores = self.gates[reader].scores(activations)
             score, threshold = float(scores[list(chosen)].mean()), self._threshold(reader, bias)
             opens = not score <= threshold

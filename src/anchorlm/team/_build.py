@@ -45,22 +45,31 @@ def build_judge(settings: JudgeSettings, engine: Engine | None, *, weights: bool
     raise UserError(f"A {settings.kind} judge needs a model: name one in the section judge.")
 
 
-def build_scorer(settings: ScorerSettings, judge: Judge | None = None, *, weights: bool = True) -> Scorer:
+def build_scorer(
+    settings: ScorerSettings, judge: Judge | None = None, grader: Engine | None = None, *, weights: bool = True
+) -> Scorer:
     """The cost or reward model that a recipe describes.
 
     Args:
         settings: Its kind, source and options.
         judge: The judge that is turned into a cost, if it is one: what `settings.judged` describes.
+        grader: Runs the model that grades by a rubric, if it is one.
         weights: Without them a classifier can score nothing, but is checked as far as its configuration goes; a
             Python function is not looked at.
 
     Raises:
         UserError: As `build_judge`, of scorers.
     """
-    from anchorlm.judging import ClassifierScorer, GuardJudge, GuardScorer, RemoteScorer
+    from anchorlm.judging import ClassifierScorer, GuardJudge, GuardScorer, RemoteScorer, RubricScorer
 
-    kinds: dict[str, type[Scorer]] = {"classifier": ClassifierScorer, "judge": JudgeScorer, "remote": RemoteScorer,
-                                      "guard": GuardScorer, "python": CallableScorer}  # fmt: skip
+    kinds: dict[str, type[Scorer]] = {
+        "classifier": ClassifierScorer,
+        "rubric": RubricScorer,
+        "guard": GuardScorer,
+        "judge": JudgeScorer,
+        "remote": RemoteScorer,
+        "python": CallableScorer,
+    }
     own = settings.options
     if settings.kind == "guard":  # the others are its judge's
         own = {name: value for name, value in own.items() if name in ("scale", "offset")}
@@ -72,6 +81,8 @@ def build_scorer(settings: ScorerSettings, judge: Judge | None = None, *, weight
             return GuardScorer(judge, **own)
         if settings.kind == "classifier" and settings.model is not None:
             return ClassifierScorer.load(settings.model, weights=weights, **settings.options)
+        if grader is not None:
+            return RubricScorer(grader, **settings.options)
         if settings.url is not None:
             return RemoteScorer(settings.url, **settings.options)
         if judge is not None:

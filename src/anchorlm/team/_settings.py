@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from anchorlm.models import ModelSource
+from anchorlm.models import EndpointSettings, ModelSource
 from anchorlm.records import Place, Settings
 
 
@@ -12,9 +12,18 @@ class EngineSettings(Settings):
     """How much a model's engine may hold at once."""
 
     max_rows: int = Field(default=256, ge=1, description="Sequences at once.")
-    max_tokens: int = Field(default=65_536, ge=1, description="Positions in memory: rows times the longest row.")
+    max_tokens: int = Field(
+        default=65_536,
+        ge=1,
+        description="Positions in memory: rows times the longest row, and what is kept of earlier rows.",
+    )
     prefill_tokens: int = Field(
         default=2_048, ge=1, description="Tokens, padding included, that one forward pass reads from prompts."
+    )
+    prefix_tokens: int = Field(
+        default=8_192,
+        ge=0,
+        description="Positions of what was read lately that are kept for other rows. 0 keeps none.",
     )
 
 
@@ -38,16 +47,18 @@ class JudgeSettings(Settings):
             raise ValueError("a rubric, guard or classifier judge needs a model, and the refusal matcher takes none")
         if (self.function is None) != (self.kind != "python"):
             raise ValueError("a judge of the kind python needs a function, as module:name, and no other takes one")
+        if self.kind == "classifier" and isinstance(self.model, EndpointSettings):
+            raise ValueError("a classifier is loaded here: leave endpoint out, or take kind = 'rubric' or 'guard'")
         return self
 
 
 class ScorerSettings(Settings):
     """What a text costs, or what it is worth."""
 
-    kind: Literal["classifier", "guard", "judge", "remote", "python"] = Field(default="classifier", description="A "
-        "sequence classifier, a guard model as a cost, a judge as a cost, a scorer behind an HTTP address, or a Python "
-        "function.")  # fmt: skip
-    model: ModelSource | None = Field(default=None, description="The classifier or guard model; a path will do.")
+    kind: Literal["classifier", "rubric", "guard", "judge", "remote", "python"] = Field(
+        default="classifier", description="A sequence classifier, an LLM with a rubric, a guard model as a cost, a "
+        "judge as a cost, a scorer behind an HTTP address, or a Python function.")  # fmt: skip
+    model: ModelSource | None = Field(default=None, description="The classifier, LLM or guard model; a path will do.")
     judge: JudgeSettings | None = Field(default=None, description="The judge that is turned into a cost.")
     url: str | None = Field(default=None, description="Address of the remote scorer.")
     function: str | None = Field(
@@ -60,12 +71,14 @@ class ScorerSettings(Settings):
     @model_validator(mode="after")
     def _has_source(self) -> Self:
         given = {"model": self.model, "judge": self.judge, "url": self.url, "function": self.function}
-        needed = {"classifier": "model", "guard": "model", "judge": "judge", "remote": "url", "python": "function"}
-        if {name for name, source in given.items() if source is not None} != {needed[self.kind]}:
+        needed = {"judge": "judge", "remote": "url", "python": "function"}.get(self.kind, "model")
+        if {name for name, source in given.items() if source is not None} != {needed}:
             raise ValueError(
-                "a classifier or guard needs a model, a judge a judge, a remote scorer a url, a Python scorer a "
-                "function, and none the others"
+                "a classifier, rubric or guard needs a model, a judge a judge, a remote scorer a url, a Python scorer "
+                "a function, and none the others"
             )
+        if self.kind == "classifier" and isinstance(self.model, EndpointSettings):
+            raise ValueError("a classifier is loaded here: leave endpoint out, or take kind = 'rubric' or 'guard'")
         return self
 
     @property

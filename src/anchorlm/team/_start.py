@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from anchorlm.judging import CallableJudge, CallableScorer, Judge, JudgeScorer, Score, Scorer
-from anchorlm.models import ModelSettings
+from anchorlm.models import EndpointSettings, ModelSettings, model_settings
 from anchorlm.records import UserError
 from anchorlm.team._build import build_judge, build_scorer
 from anchorlm.team._settings import EngineSettings, JudgeSettings, ScorerSettings
 
 if TYPE_CHECKING:
-    from anchorlm.engine import Engine, LocalEngine
+    from anchorlm.engine import EndpointEngine, Engine, LocalEngine
     from anchorlm.models import CausalModel
 
 ModelLike: TypeAlias = "str | Path | Mapping[str, Any] | ModelSettings | CausalModel | Engine"
-Started: TypeAlias = "list[tuple[ModelSettings, EngineSettings, LocalEngine]]"
+Started: TypeAlias = "list[tuple[ModelSettings, EngineSettings, LocalEngine | EndpointEngine]]"
 """Engines by what they were started with."""
 
 Progress: TypeAlias = "Callable[[str, int, int], None]"
@@ -28,7 +28,10 @@ ScorerLike: TypeAlias = "Scorer | Judge | ScorerSettings | Mapping[str, Any] | s
 def start_engine(model: ModelLike, limits: EngineSettings, started: Started) -> Engine:
     """An engine for whatever stands for a model; equal settings share one, other limits share the weights."""
     if isinstance(model, str | Path | Mapping):
-        model = ModelSettings.parse(model if isinstance(model, Mapping) else {"path": str(model)}, where="a model")
+        model = model_settings(dict(model)) if isinstance(model, Mapping) else {"path": str(model)}
+        model = model if isinstance(model, ModelSettings) else ModelSettings.parse(model, where="a model")
+    if isinstance(model, EndpointSettings):
+        return _start_endpoint(model, limits, started)
     from anchorlm.engine import LocalEngine  # settings that do not fit are told before it is loaded
     from anchorlm.models import CausalModel
 
@@ -44,11 +47,23 @@ def start_engine(model: ModelLike, limits: EngineSettings, started: Started) -> 
     alike = [(bounds, engine) for settings, bounds, engine in started if settings == model]
     for bounds, engine in alike:
         if bounds == limits:
-            return engine
-    weights = alike[0][1].model if alike else CausalModel.load(model)
+            return cast("Engine", engine)
+    weights = cast("CausalModel", alike[0][1].model) if alike else CausalModel.load(model)
     engine = LocalEngine(weights, **limits.model_dump())
     started.append((model, limits, engine))
     return engine
+
+
+def _start_endpoint(settings: EndpointSettings, limits: EngineSettings, started: Started) -> Engine:
+    """An engine for a model that another server runs: limits of memory are that server's own."""
+    from anchorlm.engine import EndpointEngine
+
+    for known, _, engine in started:
+        if known == settings:
+            return cast("Engine", engine)
+    found = EndpointEngine.start(settings)
+    started.append((settings, limits, found))
+    return cast("Engine", found)  # its model is no checkpoint, but knows all that is asked of one here
 
 
 def start_judge(judge: JudgeLike, limits: EngineSettings, started: Started) -> Judge:
@@ -93,5 +108,6 @@ def start_scorer(scorer: ScorerLike, limits: EngineSettings, started: Started) -
             "classifier, a judge, or a function."
         )
     settings = scorer if isinstance(scorer, ScorerSettings) else ScorerSettings.parse(scorer, where="a scorer")
+    grader = start_engine(settings.model, limits, started) if settings.kind == "rubric" and settings.model else None
     judged = settings.judged
-    return build_scorer(settings, None if judged is None else start_judge(judged, limits, started))
+    return build_scorer(settings, None if judged is None else start_judge(judged, limits, started), grader)

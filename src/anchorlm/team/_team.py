@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from anchorlm.models import EndpointSettings
 from anchorlm.records import Access
 
 if TYPE_CHECKING:
@@ -20,6 +22,9 @@ class Offer:
         judge: Whether there is a judge.
         cost: Whether there is a cost model.
         reward: Whether there is a reward model.
+        target_lacks: How a target on another server could give its log-probabilities.
+        anchor_lacks: The same of the anchor.
+        continues: Whether the target can go on with an answer that has begun.
     """
 
     target: Access
@@ -27,13 +32,16 @@ class Offer:
     judge: bool = False
     cost: bool = False
     reward: bool = False
+    target_lacks: str = ""
+    anchor_lacks: str = ""
+    continues: bool = True
 
     @classmethod
-    def named(cls, *, anchor: object, judge: object, cost: object, reward: object) -> Offer:
+    def named(cls, *, anchor: object, judge: object, cost: object, reward: object, target: object = None) -> Offer:
         """Of models that are only named: that everything of them is within reach is believed until they are loaded."""
-        most = Access.ACTIVATIONS
         named = {"judge": judge is not None, "cost": cost is not None, "reward": reward is not None}
-        return cls(most, None if anchor is None else most, **named)
+        (own, lacks), (other, misses) = _reach(target), _reach(anchor)
+        return cls(own, None if anchor is None else other, **named, target_lacks=lacks, anchor_lacks=misses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +63,9 @@ class Team:
             self.judge is not None,
             self.cost is not None,
             self.reward is not None,
+            getattr(self.target, "lacks", ""),
+            getattr(self.anchor, "lacks", ""),
+            getattr(self.target, "continues", True),
         )
 
 
@@ -69,6 +80,7 @@ class Needs:
         cost: Whether it needs a cost model.
         reward: Whether it needs a reward model.
         optional: Which of `anchor` and `judge` it can also do without.
+        continues: Whether the target must be able to go on with an answer that has begun.
     """
 
     target: Access = Access.TEXT
@@ -77,6 +89,7 @@ class Needs:
     cost: bool = False
     reward: bool = False
     optional: tuple[str, ...] = ()
+    continues: bool = False
 
     def requires(self, role: Literal["anchor", "judge"]) -> bool:
         """Whether it cannot work without an anchor, or without a judge."""
@@ -91,8 +104,13 @@ class Needs:
         """
         found = []
         if offer.target < self.target:
-            found.append(_short(name, "target", self.target, offer.target))
-        found += self._of_anchor(name, offer.anchor)
+            found.append(_short(name, "target", self.target, offer.target, offer.target_lacks))
+        elif self.continues and not offer.continues:
+            found.append(
+                f"{name} goes on with answers that have begun, and the target's server cannot: give the target's "
+                "tokenizer with tokenizer, or load the target with transformers."
+            )
+        found += self._of_anchor(name, offer.anchor, offer.anchor_lacks)
         if self.requires("judge") and not offer.judge:
             found.append(f"{name} picks the safest of several candidates: give a judge.")
         elif offer.judge and not self.judge:
@@ -106,19 +124,30 @@ class Needs:
                 )
         return found
 
-    def _of_anchor(self, name: str, given: Access | None) -> list[str]:
+    def _of_anchor(self, name: str, given: Access | None, lacks: str) -> list[str]:
         if self.requires("anchor") and given is None:
             return [f"{name} is guided by an anchor: give a small aligned model as anchor."]
         if self.anchor is None and given is not None:
             return [f"{name} has no use for an anchor: leave it out, or choose a defense such as alignbeam."]
         if self.anchor is not None and given is not None and given < self.anchor:
-            return [_short(name, "anchor", self.anchor, given)]
+            return [_short(name, "anchor", self.anchor, given, lacks)]
         return []
 
 
-def _short(name: str, role: str, wanted: Access, offered: Access) -> str:
+def _reach(model: object) -> tuple[Access, str]:
+    """How much of a model can be had at most, and what would give its log-probabilities, before its server is asked."""
+    if isinstance(model, EndpointSettings):
+        tokenizer = model.tokenizer
+    elif isinstance(model, Mapping) and "endpoint" in model:
+        tokenizer = model.get("tokenizer")
+    else:
+        return Access.ACTIVATIONS, ""
+    if tokenizer is None:
+        return Access.TEXT, "give the tokenizer of the model on the server with tokenizer"
+    return Access.LOGPROBS, ""
+
+
+def _short(name: str, role: str, wanted: Access, offered: Access, lacks: str) -> str:
     """What is said of a model whose engine offers too little."""
-    return (
-        f"{name} uses the {role}'s {wanted.name.lower()}, but its engine offers {offered.name.lower()}: load the "
-        f"{role} with transformers."
-    )
+    remedy = lacks if lacks and wanted <= Access.LOGPROBS else f"load the {role} with transformers"
+    return f"{name} uses the {role}'s {wanted.name.lower()}, but its engine offers {offered.name.lower()}: {remedy}."

@@ -7,6 +7,7 @@ from anchorlm._lazy import lazily
 if TYPE_CHECKING:
     from anchorlm.tokens._exact import ExactProjection, exact_projection
     from anchorlm.tokens._kinds import Kind
+    from anchorlm.tokens._pieces import PieceVocabulary, in_pieces, piece_bytes, prompt_ids, prompt_of
     from anchorlm.tokens._projection import Projection, ProjectionReport
     from anchorlm.tokens._retokenizer import Encoded, Retokenizer
     from anchorlm.tokens._text import token_text
@@ -17,6 +18,7 @@ else:
         {
             "_exact": "ExactProjection exact_projection",
             "_kinds": "Kind",
+            "_pieces": "PieceVocabulary in_pieces piece_bytes prompt_ids prompt_of",
             "_projection": "Projection ProjectionReport",
             "_retokenizer": "Encoded Retokenizer",
             "_vocabulary": "ByteVocabulary",
@@ -29,9 +31,14 @@ __all__ = [
     "Encoded",
     "ExactProjection",
     "Kind",
+    "PieceVocabulary",
     "Projection",
     "ProjectionReport",
     "Retokenizer",
     "exact_projection",
+    "in_pieces",
+    "piece_bytes",
+    "prompt_ids",
+    "prompt_of",
     "token_text",
 ]

@@ -3,6 +3,7 @@ from __future__ import annotations
 from asyncio import gather
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from anchorlm.defenses._base import Defense, refuse, room_for, stream_target
@@ -24,7 +25,7 @@ class AlignBeam(Defense):
 
     name: ClassVar[str] = "alignbeam"
     thinks: ClassVar[bool] = True
-    needs: ClassVar[Needs] = Needs(target=Access.LOGITS, anchor=Access.LOGITS, judge=True)
+    needs: ClassVar[Needs] = Needs(target=Access.LOGPROBS, anchor=Access.LOGPROBS, judge=True, continues=True)
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "whole"
     settings_type: ClassVar[type[MixtureSettings]] = AlignBeamSettings
     artifacts: ClassVar[Mapping[str, str]] = GUIDED_BY
@@ -92,6 +93,8 @@ class AlignBeam(Defense):
                     yield event
                 return
             tokens = (await first.mixture()).top(settings.candidates)
+            if self.target.access < Access.LOGITS:  # what no server has named is no candidate
+                tokens = [one for one in tokens if one[1] > -inf] or tokens[:1]
             mixtures = [first, *(first.fork() for _ in tokens[1:])]
             stops = row.stops
             candidates = [Primed(m, settings.mixed_tokens, stops, *t) for m, t in zip(mixtures, tokens, strict=True)]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from asyncio import gather
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -76,6 +76,14 @@ class Opening:
         share = (mass @ self.shares + 0.5 * (1 - mass.sum())).clamp(_SURE, 1 - _SURE)
         return float(torch.logit(share))
 
+    @property
+    def most(self) -> float:
+        """The highest score that there is, whatever the model says."""
+        import torch
+
+        share = max([0.5, *self.shares.tolist()])
+        return float(torch.logit(torch.tensor(min(share, 1 - _SURE))))
+
 
 EVIDENCE = "alignbeam"
 """The kind of artifact that `anchorlm fit alignbeam` writes."""
@@ -89,14 +97,15 @@ class Seen:
         score: Log-odds that the prompt is harmful.
         threshold: At or below it the target answers alone.
         high: From there on harm is certain, and where the anchor guides all the same, it has its full weight.
-        opening: What the anchor's first token tells.
+        opening: What the anchor's first token tells; None where the anchor was not read, and the score is the highest
+            that it could have led to.
         gate: What InferAligner's gate read; None where it is not a part of the evidence.
     """
 
     score: float
     threshold: float
     high: float
-    opening: float
+    opening: float | None
     gate: Reading | None
 
     @property
@@ -123,7 +132,7 @@ class Seen:
         """For the trace."""
         return {
             "reader": "evidence",
-            "opening": round(self.opening, 3),
+            **({} if self.opening is None else {"opening": round(self.opening, 3)}),
             **({} if self.gate is None else {"gate": self.gate.data}),
             "score": round(self.score, 3),
             "threshold": round(self.threshold, 3),
@@ -174,6 +183,9 @@ class Evidence:
     ) -> Seen:
         """Reads gate and opening, neither guided nor steered.
 
+        Where the gate says harmless, and nothing that the anchor might say would change that, the anchor is not read.
+        What it would say first comes with the forward in which the gate reads it.
+
         Args:
             row: The target's sequence, nothing but the prompt read.
             target: Runs the target.
@@ -184,10 +196,19 @@ class Evidence:
         Raises:
             DefenseError: One of them says nothing that can be read.
         """
+        known: dict[int, float] = {}
+
+        def heard(look: int, logits: Tensor) -> None:
+            known[look] = self.opening.score(logits.softmax(dim=-1))
+
         gate = None
         if self.aligner is not None:
-            gate = await self.aligner.read(request.messages, self.readers, target, anchor, row=row)
-        return self.combined(gate, await opening_score(self.opening, anchor, request.messages), bias)
+            gate = await self.aligner.read(request.messages, self.readers, target, anchor, row=row, heard=heard)
+        if not known and self.artifact.settings["opening_weight"] >= 0:
+            worst = self.combined(gate, self.opening.most, bias)
+            if not worst.open:
+                return replace(worst, opening=None)
+        return self.combined(gate, await opening_score(self.opening, anchor, request.messages, known), bias)
 
     def combined(self, gate: Reading | None, opening: float, bias: float = 0.0) -> Seen:
         """Both in one, as it was fitted."""
@@ -198,7 +219,9 @@ class Evidence:
         return Seen(score, settings["low"], settings["high"], opening, gate)
 
 
-async def opening_score(opening: Opening, anchor: Engine, request: Messages | str) -> float:
+async def opening_score(
+    opening: Opening, anchor: Engine, request: Messages | str, known: Mapping[int, float] | None = None
+) -> float:
     """What the anchor's first token tells of a request: of everything that it is asked in it, the worst.
 
     It is asked everything that a gate reads (`looks`): what stands around it may hide what a text wants.
@@ -207,6 +230,7 @@ async def opening_score(opening: Opening, anchor: Engine, request: Messages | st
         opening: Reads it.
         anchor: Runs the anchor.
         request: A conversation, or a raw text.
+        known: Scores that were read already, by the index of what was read among the looks.
 
     Raises:
         DefenseError: The anchor says nothing usable.
@@ -220,9 +244,13 @@ async def opening_score(opening: Opening, anchor: Engine, request: Messages | st
             except UserError as error:
                 raise DefenseError(f"The anchor failed: {error}") from error
 
-    whole, *parts = as_texts(looks(request))
-    shown = [whole, *(look for look in parts if not says_nothing(anchor.model, look))]
-    scores = await gather(*(one(look.prompt) for look in shown))
+    known, shown = known or {}, as_texts(looks(request))
+    rest = [
+        look
+        for index, look in enumerate(shown)
+        if index not in known and not (index and says_nothing(anchor.model, look))
+    ]
+    scores = [*known.values(), *await gather(*(one(look.prompt) for look in rest))]
     return nan if any(map(isnan, scores)) else max(scores)
 
 

@@ -52,8 +52,15 @@ class Guidance:
         self._readers: Readers = "target"
         self.settings = settings
         self.told = self._choose(settings)
+        self._check_access()
         self._translator = lru_cache(maxsize=8)(self._build_translator)
         self.translator(settings)
+
+    def _check_access(self) -> None:
+        for role, engine in (("target", self._defense.target), ("anchor", self._defense.anchor)):
+            if engine.access < Access.LOGPROBS:
+                remedy = getattr(engine, "lacks", "") or f"load the {role} with transformers"
+                raise UserError(f"The anchor guides by log-probabilities, which the {role} does not give: {remedy}.")
 
     def _choose(self, settings: MixtureSettings) -> str:
         """Takes evidence and gate, as they are given or lie in the target's own folder.
@@ -298,7 +305,7 @@ class Guided:
 
     async def extend(self, generation: GenerationSettings, diversity: Diversity | None = None) -> bool:
         """See `Proposal`."""
-        from anchorlm.engine import Sampler
+        from anchorlm.engine import Sampler, stepwise
         from anchorlm.search import take
 
         if len(self.response) >= self._tokens:
@@ -306,7 +313,7 @@ class Guided:
         sampler = Sampler(generation)
         for step in range(generation.max_new_tokens):
             mixing = len(self.response) < self._tokens
-            if not mixing and diversity is None:
+            if not mixing and (diversity is None or not stepwise(self.row)):
                 rest = {"max_new_tokens": generation.max_new_tokens - step, "seed": generation.seed + step}
                 return (await self.row.generate(generation.model_copy(update=rest))).finish_reason == "stop"
             if mixing:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import torch
 from torch import Tensor
 
-from anchorlm.engine import TokenSequence
+from anchorlm.engine import TokenSequence, unnamed
 from anchorlm.models import CausalModel
 from anchorlm.records import DefenseError, UserError
 from anchorlm.tokens import Encoded, Projection, Retokenizer
@@ -72,16 +72,19 @@ class Guide:
 
     Attributes:
         remark: What was unusual about the last distribution; None as a rule.
+        unnamed: The most mass that a server left out of a distribution that the last one was made of.
     """
 
     def __init__(self, sequence: TokenSequence, translator: Translator, spare: Spare | None = None) -> None:
         self.remark: str | None = None
+        self.unnamed = 0.0
         self._sequence = sequence
         self._translator = translator
         self._spare = spare or Spare(LOOKAHEAD_ROWS)
         self._encoded: Encoded | None = None
         self._read_by_target: Encoded | None = None
         self._after: dict[int, Tensor] = {}  # the anchor's distribution after so many response tokens
+        self._left: dict[int, float] = {}  # and what a server left out of it
 
     def fork(self) -> Guide:
         """A guide for another response to the same prompt."""
@@ -89,6 +92,7 @@ class Guide:
         other._encoded = self._encoded
         other._read_by_target = self._read_by_target
         other._after = dict(self._after)
+        other._left = dict(self._left)
         return other
 
     def close(self) -> None:
@@ -107,7 +111,7 @@ class Guide:
             response: The response so far.
             tokens: The same in the target's tokens.
         """
-        self.remark = None
+        self.remark, self.unnamed = None, 0.0
         projection, lead = self._translator.projection, self._translator.lead
         paper = projection.kind.startswith("paper-")
         twins = self._translator.twins
@@ -175,6 +179,8 @@ class Guide:
                 self._after[len(ids)] = (await self._sequence.logits()).softmax(dim=-1)
             except UserError as error:  # an anchor that says nothing usable leaves the target without its defense
                 raise DefenseError(f"The anchor failed: {error}") from error
+            self._left[len(ids)] = unnamed(self._sequence)
+        self.unnamed = max(self.unnamed, self._left[len(ids)])
         return self._after[len(ids)]
 
     async def _one_further(self, ids: list[int], tokens: list[int]) -> Tensor:

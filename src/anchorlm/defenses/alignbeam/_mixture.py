@@ -9,7 +9,7 @@ from torch import Tensor
 
 from anchorlm.defenses.alignbeam._guide import Guide
 from anchorlm.defenses.alignbeam._settings import MixAt
-from anchorlm.engine import TokenSequence, token_scores
+from anchorlm.engine import TokenSequence, token_scores, unnamed
 from anchorlm.records import DefenseError
 from anchorlm.tokens import ByteVocabulary, token_text
 
@@ -35,6 +35,8 @@ class Mixture:
         q: The anchor's, translated (V,); None where the target stood alone.
         weight: The anchor's weight: alpha, or 0 where the target stood alone.
         remark: What was unusual about `q`; None as a rule.
+        unnamed: The mass that neither side named, where one of them is on a server that names the likeliest only: by at
+            most this much the mixture differs, in total variation, from that of the whole distributions.
     """
 
     f: Tensor
@@ -42,6 +44,7 @@ class Mixture:
     q: Tensor | None
     weight: float
     remark: str | None = None
+    unnamed: float = 0.0
 
     def top(self, count: int) -> list[tuple[int, float]]:
         """The likeliest tokens, best first, each with its log-probability.
@@ -62,7 +65,8 @@ class Mixture:
         """For the trace: the weight, the likeliest tokens of target, anchor and mixture, and the remark."""
         parts = {"target": self.p, "anchor": self.q, "mixture": self.f}
         tops = {name: None if part is None else _top(part, vocabulary, top) for name, part in parts.items()}
-        return {"weight": self.weight, **tops} | ({} if self.remark is None else {"remark": self.remark})
+        told = {"unnamed": round(self.unnamed, 6)} if self.unnamed else {}
+        return {"weight": self.weight, **tops, **told} | ({} if self.remark is None else {"remark": self.remark})
 
 
 def _top(distribution: Tensor, vocabulary: ByteVocabulary, count: int) -> list[tuple[str, float]]:
@@ -139,12 +143,13 @@ class MixedSequence:
         guide = self.guide
         if guide is None or (self._mix_at == "boundaries" and not guide.at_boundary(response)):
             p = (await self.target.logits()).softmax(dim=-1)
-            step = Mixture(p, p, None, 0.0)
+            step = Mixture(p, p, None, 0.0, unnamed=unnamed(self.target))
         else:
             logits, q = await gather(self.target.logits(), guide.distribution(response, tokens))
             p = logits.softmax(dim=-1)
             q = q.to(p.device)
-            step = Mixture(mix(p, q, self._alpha), p, q, self._alpha, guide.remark)
+            rest = (1 - self._alpha) * unnamed(self.target) + self._alpha * guide.unnamed
+            step = Mixture(mix(p, q, self._alpha), p, q, self._alpha, guide.remark, rest)
         if self._trace_top:
             self.steps.append(step.summary(self._vocabulary, self._trace_top))
         self._last = step

@@ -51,12 +51,13 @@ class InferenceGuard(Defense):
     name: ClassVar[str] = "inferenceguard"
     thinks: ClassVar[bool] = True
     needs: ClassVar[Needs] = Needs(
-        target=Access.LOGITS,
-        anchor=Access.LOGITS,
+        target=Access.TEXT,
+        anchor=Access.LOGPROBS,
         judge=True,
         cost=True,
         reward=True,
         optional=("anchor", "judge"),
+        continues=True,
     )
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "blocks"  # with release = "whole", one block
     settings_type: ClassVar[type[MixtureSettings]] = InferenceGuardSettings
@@ -295,6 +296,7 @@ class InferenceGuard(Defense):
 
         Its rows are given back before another search asks for more, so that requests never wait for one another.
         """
+        from anchorlm.engine import read_ahead
         from anchorlm.search import Beam, Found, SafetyState, SearchPlan, TargetProposal, search
 
         settings = work.settings
@@ -331,7 +333,7 @@ class InferenceGuard(Defense):
                 proposal = Guided(mixed, settings.mixed_tokens, stops)
             root = Beam(proposal, after.state if after else SafetyState(settings.budget))
             if n > 1:
-                await row.logits()  # read once, shared by all
+                await read_ahead(self.target, row)  # read once, shared by all
             found = await search([root], plan, work.sampling(n), partial(self._scoring.score, work, ranked=n > 1))
             for beam in found.beams:
                 beam.close()

@@ -11,12 +11,26 @@ from anchorlm.evaluation.reports._rows import Row, safety, usefulness
 _W, _H, _LEFT, _RIGHT, _TOP, _BOTTOM = 720, 440, 64, 700, 20, 380
 
 
+_USE = ("harmless answered", "accuracy", "look-alike refused")
+"""Figures that tell how useful a defense is."""
+
+
 def tradeoff(found: Figures) -> str:
     """Safety against usefulness of every defense, all targets together; values of one swept knob are joined.
 
-    The colors are the page's: classes, not values.
+    The colors are the page's: classes, not values. Where one side was not asked for, a sentence says so.
     """
     rows = found.together
+    missing = [
+        kind
+        for kind, there in (
+            ("harmful prompts", any(row.asked for row in rows)),
+            ("harmless prompts or tasks", any(name in row.figures for row in rows for name in _USE)),
+        )
+        if not there
+    ]
+    if missing:
+        return f"<p>No {' and no '.join(missing)} were asked, so there is no trade-off to show.</p>"
     parts = [_open(_W, _H, "Trade-off of safety and usefulness")]
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         x, y = _x(share), _y(share)

@@ -193,6 +193,11 @@ class Pool:
         own = self._recipe.targets[target].model_dump_json()
         self._engines = {k: v for k, v in self._engines.items() if k != own and not k.startswith(f"{target} without ")}
 
+    def forget(self) -> None:
+        """Lets no engine start from what it read before: defenses answer the same prompts, and their times compare."""
+        for engine in self.engines():
+            engine.prefixes.clear()
+
     def engines(self) -> list[LocalEngine]:
         """Those that are loaded."""
         return list(self._engines.values())
@@ -220,7 +225,8 @@ class Pool:
         if key not in self._scorers:
             local = self._local(settings)
             judged = settings.judged
-            self._scorers[key] = build_scorer(local, None if judged is None else self.judge(judged))
+            grader = self.engine(settings.model) if settings.kind == "rubric" and settings.model else None
+            self._scorers[key] = build_scorer(local, None if judged is None else self.judge(judged), grader)
         return self._scorers[key]
 
     def guard(self, target: str, contestant: Contestant, without: str | None = None) -> Guard:

@@ -240,6 +240,7 @@ class _Run:
             cache = UndefendedCache(engine)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
+        self.pool.forget()
         start, tokens = perf_counter(), 0
         run = self.setting.run
         old = [self._old.get((target, contestant.label, name, attack, case.id)) for name, attack, case in jobs]
@@ -278,6 +279,7 @@ class _Run:
         with suppress(UserError, DefenseError):
             guard.chat("Hello", max_new_tokens=2)  # the first forward allocates; that is not the defense's time
         for data, case in ((name, case) for name, cases in sets for case in cases):
+            self.pool.forget()
             before = self.pool.forwards()
             start, first, tokens = perf_counter(), None, 0
             try:

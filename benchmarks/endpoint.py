@@ -1,0 +1,280 @@
+"""AlignBeam over an endpoint and on the same weights here: how many answers are equal, and what made the others differ.
+
+Without --endpoint a llama-server runs in this process, on SmolLM2 in float32 (wanted: xllamacpp, `make real`). With it,
+serve the weights of --target in float32 there: `--endpoint http://127.0.0.1:8000/v1 --target FOLDER --name vllm`.
+A run that was interrupted goes on. Each difference is explained:
+
+- cut: tokens were as close in the mixture as what the server left unnamed allows;
+- numerics: tokens were closer than two ways to compute the same numbers in float32 are;
+- unexplained: neither.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from hashlib import sha256
+from math import log1p
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from anchorlm.engine import LocalEngine, runtime
+from anchorlm.evaluation import EnglishGrader, Estimate, OwnPrompts, Paired, own_prompts
+from anchorlm.guard import Guard
+from anchorlm.models import BASES, CausalModel, located
+from anchorlm.team import EngineSettings, start_judge
+from benchmarks._report import FOLDER, report
+
+MIXED, CANDIDATES, MAX_HARM = 6, 3, 0.45
+CLOSE = 1e-3
+"""What two engines may differ by in a logit, and so in a share of a probability, where both compute in float32."""
+ROUNDED = 1e-4
+"""To which the trace rounds probabilities."""
+SETS: tuple[OwnPrompts, ...] = ("harmful", "look-alike", "plain", "tasks")
+
+Row = dict[str, Any]
+
+
+def in_floats(source: Path, place: Path) -> Path:
+    """A GGUF file with every weight in float32, so that no server computes with quantized numbers."""
+    import gguf
+    from gguf.quants import dequantize
+
+    if place.is_file():
+        return place
+    place.parent.mkdir(parents=True, exist_ok=True)
+    reader, part = gguf.GGUFReader(source), place.with_suffix(".part")
+    fields = {name: one for name, one in reader.fields.items() if not name.startswith("GGUF.")}
+    writer = gguf.GGUFWriter(part, fields.pop("general.architecture").contents())
+    fields.pop("general.file_type", None)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    for name, one in fields.items():
+        nested = one.types[-1] if one.types[0] == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(name, one.contents(), one.types[0], sub_type=nested)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, dequantize(tensor.data, tensor.tensor_type).astype("float32"))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return part.replace(place)
+
+
+def serve(file: Path, threads: int) -> tuple[str, Any]:
+    """The address of a llama-server on a file, with its cache in float32, too; and the server, which ends with it."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(file)
+    params.n_ctx, params.n_parallel, params.warmup, params.verbosity = 2048, 1, False, 0
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    running = xllamacpp.Server(params)
+    return f"{running.listening_address}/v1", running
+
+
+def asked(count: int) -> list[tuple[str, str, str]]:
+    """Id, kind and text of prompts of the library's own, of each kind in turn: whatever is done is a sample of all."""
+    sets = [own_prompts(name, None) for name in SETS]
+    turns = [case for group in zip(*sets, strict=False) for case in group]
+    return [(case.id, case.kind, str(case.messages[-1]["content"])) for case in turns[:count]]
+
+
+class Side:
+    """One of the two ways to answer; what was answered is kept in a file.
+
+    Args:
+        guard: Answers.
+        file: Keeps the answers.
+    """
+
+    def __init__(self, guard: Guard, file: Path) -> None:
+        self.guard = guard
+        self._file = file
+        lines = file.read_text("utf-8").splitlines() if file.is_file() else []
+        self._rows: dict[str, Row] = {row["id"]: row for row in map(_whole, lines) if row}
+
+    def answer(self, id: str, prompt: str) -> Row:
+        if id not in self._rows:
+            start = perf_counter()
+            response = self.guard.chat([{"role": "user", "content": prompt}])
+            told = {one.kind: one.data for one in response.trace if one.kind != "mix"}
+            if response.failed:
+                raise SystemExit(f"{id}: {told['fail_closed']['why']}")
+            row = {
+                "id": id,
+                "text": response.text,
+                "candidates": told["candidates"]["candidates"],
+                "steps": {one.data["candidate"]: one.data["steps"] for one in response.trace if one.kind == "mix"},
+                "seconds": perf_counter() - start,
+            }
+            line = json.dumps(row)
+            with self._file.open("a", encoding="utf-8") as out:
+                out.write(line + "\n")
+            self._rows[id] = json.loads(line)
+        return self._rows[id]
+
+
+def _whole(line: str) -> Row | None:
+    """A line, unless an interrupt cut it short."""
+    try:
+        return dict(json.loads(line))
+    except ValueError:
+        return None
+
+
+class Explainer:
+    """Says what made two answers to one prompt differ.
+
+    Args:
+        target: The target here.
+    """
+
+    def __init__(self, target: LocalEngine) -> None:
+        self._target = target
+
+    def why(self, prompt: str, here: Row, far: Row) -> tuple[str, str]:
+        """The reason, and how close the matter was."""
+        own, other = ([one["text"] for one in row["candidates"]] for row in (here, far))
+        odd = sorted((text for text in other if text not in own), key=lambda text: text != far["text"])
+        if odd:
+            return self._written(prompt, here, far, odd[0])
+        if len(own) != len(other):
+            return "cut", f"{len(other)} of {len(own)} candidates"
+        return self._ordered(here, far)
+
+    def _written(self, prompt: str, here: Row, far: Row, text: str) -> tuple[str, str]:
+        """Why a candidate was written there that was not written here."""
+        encode = self._target.model.vocabulary.encode
+        theirs = encode(text.encode())
+        ours = [encode(one["text"].encode()) for one in here["candidates"]]
+        alike = [_common(one, theirs) for one in ours]
+        place, shared = max(enumerate(alike), key=lambda pair: pair[1])
+        steps = here["steps"][str(place)]
+        told = far["steps"][str([one["text"] for one in far["candidates"]].index(text))]
+        if shared < len(steps):
+            probabilities = [value for _, value in steps[shared]["mixture"]]
+            last = 1 if shared else CANDIDATES  # the first tokens are as many as there are candidates
+            lead = probabilities[last - 1] - probabilities[last]
+            rest = told[min(shared, len(told) - 1)].get("unnamed", 0.0)
+            shown = f"token {shared + 1}: led by {lead:.4f}, unnamed {rest:.4f}"
+            return _reason(lead, 2 * rest, CLOSE * probabilities[last] + ROUNDED), shown
+        gap = runtime().run(self._gap(prompt, ours[place], theirs, shared))
+        return _reason(gap, 0.0, CLOSE), f"token {shared + 1}, of the target alone: led by {gap:.4f}"
+
+    async def _gap(self, prompt: str, ours: Sequence[int], theirs: Sequence[int], shared: int) -> float:
+        """By how much, in logits, the target prefers its own next token to the other's. The end of a turn is one."""
+        model = self._target.model
+        ids = [*model.encode([{"role": "user", "content": prompt}]), *ours[:shared]]
+        async with self._target.open(ids) as row:
+            logits = await row.logits()
+        stop = float(max(logits[index] for index in model.stop_ids))
+        own, other = (float(logits[one[shared]]) if shared < len(one) else stop for one in (ours, theirs))
+        return abs(own - other)
+
+    def _ordered(self, here: Row, far: Row) -> tuple[str, str]:
+        """Why another one of the same candidates was chosen: its likelihood is known but for what was not named."""
+        scores = {one["text"]: one["log_probability"] or 0.0 for one in here["candidates"]}
+        gap = abs(scores.get(here["text"], 0.0) - scores.get(far["text"], 0.0))
+        slack = 0.0
+        for text in (here["text"], far["text"]):
+            place = next((str(at) for at, one in enumerate(here["candidates"]) if one["text"] == text), "0")
+            told = next((str(at) for at, one in enumerate(far["candidates"]) if one["text"] == text), "0")
+            for step, other in zip(here["steps"][place], far["steps"][told], strict=False):
+                slack += log1p(other.get("unnamed", 0.0) / max(step["mixture"][-1][1], ROUNDED))
+        return _reason(
+            gap, slack, len(here["steps"]) * CLOSE
+        ), f"the same candidates, led by {gap:.4f} in log-likelihood, cut up to {slack:.4f}"
+
+
+def _reason(lead: float, cut: float, close: float) -> str:
+    if lead <= cut and cut > close:
+        return "cut"
+    return "numerics" if lead <= close else "unexplained"
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def sides(given: argparse.Namespace, folder: Path, target: str, url: str) -> tuple[Side, Side]:
+    """The guard here and the one over the endpoint. Anchor and judge are the same."""
+    knobs: dict[str, Any] = {
+        "mixed_tokens": MIXED, "candidates": CANDIDATES, "max_harm": MAX_HARM, "gate": "always",
+        "trace_top": CANDIDATES + 1, "generation": {"max_new_tokens": given.tokens}, "on_error": "refuse",
+    }  # fmt: skip
+    told = {"target": target, "anchor": given.anchor, "judge": given.judge, **knobs}
+    key = sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
+    anchor = LocalEngine(CausalModel.from_pretrained(given.anchor))
+    judge = start_judge({"kind": "classifier", "model": given.judge}, EngineSettings(), [])
+    source = {"endpoint": url, "tokenizer": given.tokenizer or target, "top_logprobs": given.top}
+    here, far = (
+        Guard(one, "alignbeam", anchor=anchor, judge=judge, **knobs)
+        for one in (LocalEngine(CausalModel.from_pretrained(target)), source)
+    )
+    print(f"{given.name}: {far.defense.target.told}")  # type: ignore[attr-defined]
+    return Side(here, folder / f"here-{key}.jsonl"), Side(far, folder / f"{given.name}-{key}-top{given.top}.jsonl")
+
+
+def changed(name: str, pairs: Sequence[tuple[bool, bool]]) -> list[object]:
+    """A rate here and there, and the paired interval of what changed, in points."""
+    paired = Paired.of(list(pairs)).difference
+    found = "{} here, {} there".format(*(sum(pair[index] for pair in pairs) for index in (0, 1)))
+    return [name, found, f"of the change: {100 * paired.low:.1f} to {100 * paired.high:.1f}"]
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--endpoint", help="Default: a llama-server in this process.")
+    options.add_argument("--target", help="Folder or GGUF file of what is served; default: SmolLM2 in float32.")
+    options.add_argument("--tokenizer", help="Default: the target's.")
+    options.add_argument("--anchor", default="real-anchor")
+    options.add_argument("--judge", default="real-judge")
+    options.add_argument("--name", default="llama-server")
+    options.add_argument("--prompts", type=int, default=100)
+    options.add_argument("--tokens", type=int, default=32)
+    options.add_argument("--top", type=int, default=20)
+    options.add_argument("--threads", type=int, default=1, help="Of llama.cpp, which spins where cores are busy.")
+    given = options.parse_args()
+    folder = FOLDER / "endpoint"
+    folder.mkdir(parents=True, exist_ok=True)
+    base = BASES["real-smollm2"]
+    target = located(given.target) if given.target else str(in_floats(base.path(), folder / "smollm2-f32.gguf"))
+    url, running = (given.endpoint, None) if given.endpoint else serve(Path(target), given.threads)
+    here, far = sides(given, folder, target, url)
+    measured(given, here, far)
+    del running
+
+
+def measured(given: argparse.Namespace, here: Side, far: Side) -> None:
+    explainer, word = Explainer(here.guard.defense.target), EnglishGrader().word  # type: ignore[arg-type]
+    reasons: Counter[str] = Counter()
+    refused, complied, seconds = [], [], []
+    prompts = asked(given.prompts)
+    for number, (id, _, prompt) in enumerate(prompts, 1):
+        own, other = here.answer(id, prompt), far.answer(id, prompt)
+        reason, how = ("equal", "") if own["text"] == other["text"] else explainer.why(prompt, own, other)
+        reasons[reason] += 1
+        words = [word(row["text"])[0] for row in (own, other)]
+        refused.append((words[0] == "refused", words[1] == "refused"))
+        complied.append((words[0] == "complied", words[1] == "complied"))
+        seconds.append((own["seconds"], other["seconds"]))
+        print(f"{number} of {len(prompts)}, {id}: {reason}{f' ({how})' if how else ''}", flush=True)
+    rate = Estimate.of_rate(reasons["equal"], len(prompts))
+    rows: list[list[object]] = [
+        ["equal answers", f"{reasons['equal']} of {len(prompts)}", f"{100 * rate.low:.1f} to {100 * rate.high:.1f}"],
+        *([f"differ: {name}", reasons[name], ""] for name in ("cut", "numerics", "unexplained")),
+        changed("refused", refused),
+        changed("complied", complied),
+        ["seconds an answer, here", statistics.median(pair[0] for pair in seconds), ""],
+        ["seconds an answer, there", statistics.median(pair[1] for pair in seconds), ""],
+    ]
+    report(f"endpoint {given.name}", ["what", "found", "95 % interval, %"], rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import codecs
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from anchorlm.engine._endpoint_replies import Entry, Named, Reply, UnusableError, checked
+from anchorlm.models import EndpointModel
+from anchorlm.records import TokenScore
+from anchorlm.tokens import in_pieces, piece_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a part of an answer comes to.
+
+    Attributes:
+        ids: Its tokens.
+        scores: One for each, or none at all.
+        ended: Whether a token that ends the turn came.
+    """
+
+    ids: list[int]
+    scores: list[TokenScore]
+    ended: bool
+
+
+class Reader:
+    """Turns what a server names into ids of a model.
+
+    Args:
+        model: Whose.
+        whole: Whether the answer goes back to the server as text: then it may not stop inside a character.
+    """
+
+    def __init__(self, model: EndpointModel, *, whole: bool) -> None:
+        self._model = model
+        self._whole = whole
+
+    def tokens(self, named: Named) -> list[int] | None:
+        """The ids of a token that a server names: several where we spell it otherwise, None where it is not known."""
+        model = self._model
+        if not model.spelled:
+            return in_pieces(named.piece if named.piece is not None else named.name.encode("utf-8", "replace"), 1)
+        vocabulary, index = model.vocabulary, named.id
+        if index is not None and index >= vocabulary.size and not named.piece:
+            return None  # a row of the embeddings that is no token
+        if index is not None and index < vocabulary.size:
+            own = vocabulary.token_bytes(index)
+            if not named.piece or own in (named.piece, b""):
+                return [index]
+        if named.name in model.names:
+            return [model.names[named.name]]
+        if named.piece is None:
+            return None
+        if not named.piece:
+            return None if vocabulary.stop_id is None else [vocabulary.stop_id]
+        known = model.pieces.get(named.piece)
+        return [known] if known is not None else vocabulary.encode(named.piece)
+
+    def written(self, reply: Reply, begun: str = "") -> Written:
+        """The tokens of an answer, or of a part of one.
+
+        Args:
+            reply: What came.
+            begun: What the answer begins with, which some servers say again.
+        """
+        text = reply.text.removeprefix(begun) if begun else reply.text
+        if reply.entries is not None and (found := self._entries(reply.entries, text)) is not None:
+            return found
+        data = text.encode("utf-8", "replace")
+        if self._model.spelled:
+            return Written(self._model.vocabulary.encode(data), [], False)
+        count = reply.completion_tokens
+        return Written(in_pieces(data, count) if count else in_pieces(data), [], False)
+
+    def _entries(self, entries: Sequence[Entry], text: str) -> Written | None:
+        """Tokens by their log-probabilities; None where these do not spell the text."""
+        ids: list[int] = []
+        scores: list[TokenScore] = []
+        ended = False
+        for entry in entries:
+            found = self.tokens(entry.taken)
+            if found is None:
+                return None
+            if ended := bool(found) and found[0] in self._model.stop_ids:
+                break
+            ids += found
+            scores += [self._score(entry, found[0])] if len(found) == 1 and math.isfinite(entry.taken.logprob) else []
+        spelled = self._model.vocabulary.decode(ids).decode("utf-8", "replace")
+        if spelled != text and spelled.strip() != text.strip() and "\ufffd" not in spelled:
+            return None
+        return Written(ids, scores if len(scores) == len(ids) else [], ended)
+
+    def _score(self, entry: Entry, token: int) -> TokenScore:
+        top = [(found[0], one.logprob) for one in entry.top if (found := self.tokens(one)) and len(found) == 1]
+        return TokenScore(token, entry.taken.logprob, tuple(sorted(top, key=lambda pair: -pair[1])))
+
+    def distribution(self, reply: Reply, answer: bytes) -> tuple[Tensor, float]:
+        """The logits (V,) of the next token, as far as the server names tokens, and the mass that it does not name.
+
+        Args:
+            reply: With one step.
+            answer: What was answered so far.
+
+        Raises:
+            UnusableError: There is no distribution in it.
+        """
+        logits = torch.full((self._model.vocab_size,), -math.inf)
+        if not reply.entries:
+            stop = self._model.vocabulary.stop_id
+            if reply.text or reply.finish != "stop" or stop is None:
+                raise UnusableError("it has no log-probabilities")
+            logits[stop] = 0.0  # such a server names nothing where the end is the likeliest
+            return logits, 1.0
+        top = reply.entries[0].top
+        checked(top)
+        mass = 0.0
+        sums: dict[int, float] = {}
+        for named in top:
+            found = self.tokens(named)
+            if found is None or len(found) != 1 or not self._fits(answer, found[0]):
+                continue
+            share = math.exp(named.logprob)
+            # One token may be named twice: among the likeliest, and as the one that was taken.
+            if abs(sums.get(found[0], -1.0) - share) > 1e-9:
+                sums[found[0]] = sums.get(found[0], 0.0) + share
+                mass += share
+        if not mass:
+            raise UnusableError("it names no token that the tokenizer knows: give the tokenizer of the served model")
+        for index, share in sums.items():
+            logits[index] = math.log(share) if share else -math.inf
+        return logits, max(0.0, 1.0 - mass)
+
+    def _fits(self, answer: bytes, token: int) -> bool:
+        """Whether the answer can still be sent after this token."""
+        if not self._whole:
+            return True
+        decoder = codecs.getincrementaldecoder("utf-8")("ignore")
+        decoder.decode(answer + self._model.vocabulary.token_bytes(token))
+        return not decoder.getstate()[0]
+
+
+def text_of(model: EndpointModel, ids: Sequence[int]) -> str:
+    """Tokens as the text that a server reads them from: it begins a text by itself.
+
+    Args:
+        model: Whose tokens.
+        ids: Prompt and answer so far.
+    """
+    vocabulary = model.vocabulary
+    strings = {index: name for name, index in model.names.items()}
+    rest = list(ids[1:]) if ids and ids[0] in vocabulary.bos else list(ids)
+    data = b"".join(strings[index].encode() if index in strings else vocabulary.token_bytes(index) for index in rest)
+    text = data.decode("utf-8", "ignore")
+    bare = bool(rest) and rest[0] not in strings
+    return text[1:] if bare and vocabulary.scheme == "SentencePiece" and text.startswith(" ") else text
+
+
+def answer_of(model: EndpointModel, ids: Sequence[int]) -> bytes:
+    """The bytes of tokens of an answer, whichever way they are known."""
+    if model.spelled:
+        return bytes(model.vocabulary.decode(ids))
+    return b"".join(map(piece_bytes, ids))

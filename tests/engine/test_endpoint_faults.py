@@ -1,0 +1,266 @@
+"""Nothing undefended comes out, whatever a server does."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from endpoints import Endpoint, readable
+from factories import tiny_model
+
+from anchorlm.engine import EndpointEngine, LocalEngine, runtime
+from anchorlm.guard import Guard
+from anchorlm.judging import CallableJudge, CallableScorer
+from anchorlm.models import CausalModel, EndpointSettings
+from anchorlm.records import DefenseError, GenerationSettings, UserError
+
+TURNS = [{"role": "user", "content": "How do I bake bread?"}]
+REFUSAL = "I cannot say anything now."
+LENIENT = CallableJudge(lambda messages, response: 0.0, name="lenient")
+FAULTS = [429, 500, 503, 400, 401, 404, 307, "cut", "garbage", "empty", "sum", "filter", "close"]
+ROLES = ("target", "anchor", "judge", "cost")
+
+
+@dataclass
+class Scene:
+    """A guard with one of its models behind an endpoint."""
+
+    endpoint: Endpoint
+    guard: Guard
+
+
+@pytest.fixture(scope="module")
+def model() -> CausalModel:
+    return readable(tiny_model("llama"))
+
+
+@pytest.fixture(scope="module")
+def folder(model: CausalModel, tmp_path_factory: pytest.TempPathFactory) -> str:
+    place: Path = tmp_path_factory.mktemp("tokenizer")
+    model.tokenizer.save_pretrained(place)
+    return str(place)
+
+
+def settings(endpoint: Endpoint, folder: str, **more: Any) -> dict[str, Any]:
+    return {"endpoint": endpoint.url, "tokenizer": folder, "retries": 1, "timeout": 20, **more}
+
+
+def guarded(role: str, source: Any, local: LocalEngine) -> Guard:
+    team: dict[str, Any] = {"target": local, "anchor": local, "judge": LENIENT}
+    # A tiny tokenizer makes many tokens of a rubric: this one is short.
+    short = {"kind": "rubric", "model": source, "options": {"template": "{prompt} {response}"}}
+    options: dict[str, Any] = {"generation": {"max_new_tokens": 6}, "refusal": REFUSAL}
+    if role == "cost":
+        reward = CallableScorer(lambda messages, response: 0.0)
+        return Guard(local, "inferenceguard", cost=short, reward=reward, beams=[2], block=4, budget=9, **options)
+    team[role] = short if role == "judge" else source
+    options |= {"mixed_tokens": 2, "candidates": 2}
+    return Guard(team.pop("target"), "alignbeam", **team, **options)
+
+
+@pytest.fixture(scope="module")
+def scenes(model: CausalModel, folder: str) -> Iterator[dict[str, Scene]]:
+    local, found = LocalEngine(model), {}
+    for role in ROLES:
+        endpoint = Endpoint(model)
+        found[role] = Scene(endpoint, guarded(role, settings(endpoint, folder), local))
+    yield found
+    for scene in found.values():
+        scene.endpoint.stop()
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_a_server_that_fails_closes_the_guard(role: str, fault: Any, scenes: dict[str, Scene]) -> None:
+    scene = scenes[role]
+    scene.endpoint.always = fault
+    response = scene.guard.chat(TURNS)
+    scene.endpoint.always = None
+    if role == "cost" and fault == "sum":
+        return  # nobody asks here how likely the words of a grader are, and these give no grade, within the budget
+    assert response.text == REFUSAL
+    if (role, fault) == ("judge", "sum"):
+        return  # the same, and no grade is the worst one
+    assert response.failed
+    (why,) = [one.data["why"] for one in response.trace if one.kind == "fail_closed"]
+    assert scene.endpoint.url in why
+    assert why.endswith(".")
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_server_that_says_nothing_is_left_in_time(role: str, model: CausalModel, folder: str) -> None:
+    endpoint = Endpoint(model)
+    guard = guarded(role, settings(endpoint, folder, timeout=1), LocalEngine(model))
+    endpoint.always = "hang"
+    response = guard.chat(TURNS)
+    endpoint.stop()
+    assert response.failed
+    assert "nothing whole within 1 seconds" in str(response.trace)
+
+
+@pytest.mark.parametrize("role", ["target", "anchor"])
+def test_an_answer_without_log_probabilities_closes_the_guard(role: str, scenes: dict[str, Scene]) -> None:
+    scenes[role].endpoint.always = "no logprobs"
+    response = scenes[role].guard.chat(TURNS)
+    scenes[role].endpoint.always = None
+    assert response.failed
+    assert response.text == REFUSAL
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_what_passes_is_tried_again(role: str, scenes: dict[str, Scene]) -> None:
+    scene = scenes[role]
+    before = scene.guard.chat(TURNS)
+    for fault in (429, 500, "close", "garbage", "cut"):
+        scene.endpoint.faults.append(fault)
+        after = scene.guard.chat(TURNS)
+        assert not scene.endpoint.faults
+        assert (after.text, after.failed) == (before.text, False)
+
+
+@pytest.mark.parametrize("other", ["model", "version"])
+def test_another_model_or_version_at_the_same_address_is_not_trusted(
+    other: str, model: CausalModel, folder: str
+) -> None:
+    endpoint = Endpoint(model, owner="vllm", form="ids")
+    guard = guarded("target", settings(endpoint, folder), LocalEngine(model))
+    assert not guard.chat(TURNS).failed
+    if other == "model":
+        endpoint.details = {"max_model_len": 128}
+    else:
+        endpoint.version = "0.33.0"
+    endpoint.faults.append("close")  # as when a server is started again
+    response = guard.chat(TURNS)
+    endpoint.stop()
+    assert response.failed
+    assert "runs another model" in str(response.trace)
+
+
+def test_an_answer_in_the_name_of_another_model_is_not_trusted(model: CausalModel, folder: str) -> None:
+    endpoint = Endpoint(model)
+    far = EndpointEngine.start(EndpointSettings.parse(settings(endpoint, folder), where="a test"))
+
+    async def write() -> str:
+        async with far.open(model.encode(TURNS), room=4) as row:
+            return (await row.generate(GenerationSettings(max_new_tokens=4))).text
+
+    assert runtime().run(write())
+    far._watch._signature = ("another", None)
+    with pytest.raises(DefenseError, match="runs another model"):
+        runtime().run(write())
+    endpoint.stop()
+
+
+def test_a_server_that_is_started_again_goes_on(model: CausalModel, folder: str) -> None:
+    first = Endpoint(model)
+    guard = guarded("target", settings(first, folder), LocalEngine(model))
+    before = guard.chat(TURNS)
+    first.stop()
+    away = guard.chat(TURNS)
+    second = Endpoint(model, port=first.port)
+    after = guard.chat(TURNS)
+    second.stop()
+    assert away.failed
+    assert (after.text, after.failed) == (before.text, False)
+
+
+def test_a_stream_that_is_cut_off_is_an_error_and_no_end(model: CausalModel, folder: str) -> None:
+    endpoint = Endpoint(model)
+    guard = Guard(settings(endpoint, folder), generation={"max_new_tokens": 6})
+    endpoint.always = "cut stream"
+    with pytest.raises(DefenseError, match="cut off"):
+        guard.chat(TURNS)
+    endpoint.stop()
+
+
+def test_a_client_that_leaves_ends_the_call(model: CausalModel, folder: str) -> None:
+    endpoint = Endpoint(model)
+    far = EndpointEngine.start(EndpointSettings.parse(settings(endpoint, folder), where="a test"))
+    endpoint.always = "hang"
+
+    async def leave() -> None:
+        async with far.open(model.encode(TURNS), room=4) as row:
+            task = asyncio.ensure_future(row.generate(GenerationSettings(max_new_tokens=4)))
+            await asyncio.sleep(0.3)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    runtime().run(leave())
+    assert endpoint.left.wait(10)
+    endpoint.stop()
+
+
+START: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"key": "right"}, {}, "does not take the API key"),
+    ({}, {"model": "other"}, "does not serve 'other': give one of these as model: tiny"),
+    ({"completions": False}, {"prompts": "completions"}, "does not take prompts that are written here"),
+]
+
+
+@pytest.mark.parametrize(("server", "asked", "told"), START, ids=lambda value: str(value)[:30])
+def test_what_is_wrong_at_the_start_is_one_sentence(
+    server: dict[str, Any], asked: dict[str, Any], told: str, model: CausalModel, folder: str
+) -> None:
+    endpoint = Endpoint(model, **server)
+    with pytest.raises(UserError, match=told) as failure:
+        Guard(settings(endpoint, folder, **asked))
+    endpoint.stop()
+    assert "\n" not in str(failure.value)
+
+
+def test_without_httpx_the_command_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    with pytest.raises(UserError, match=r"pip install 'anchorlm\[endpoint\]'"):
+        Guard({"endpoint": "http://127.0.0.1:9/v1"})
+
+
+def test_a_server_that_is_away_is_one_sentence(model: CausalModel, folder: str) -> None:
+    endpoint = Endpoint(model)
+    endpoint.stop()
+    with pytest.raises(UserError, match="gave no answer .*: check that it runs there"):
+        Guard(settings(endpoint, folder, retries=0))
+
+
+def test_a_key_comes_from_a_file_or_the_environment_and_is_never_shown(
+    model: CausalModel, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = Endpoint(model, key="zeppelin")
+    (tmp_path / "key").write_text("zeppelin\n")
+    monkeypatch.setenv("SOME_KEY", "zeppelin")
+    for place in ({"key_file": str(tmp_path / "key")}, {"key_env": "SOME_KEY"}):
+        guard = Guard(settings(endpoint, folder, **place), generation={"max_new_tokens": 4})
+        assert guard.chat(TURNS).token_ids
+        model_used: Any = guard.defense.target.model
+        assert "zeppelin" not in repr(model_used.settings)
+    endpoint.key = "another"
+    guard.on_error = "raise"
+    with pytest.raises(DefenseError, match="does not take the API key") as failure:
+        guard.chat(TURNS)
+    assert "zeppelin" not in str(failure.value)
+    endpoint.stop()
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"endpoint": "127.0.0.1:8000"}, "it is no address"),
+    ({"endpoint": "http://me:secret@host/v1"}, "holds more than an address"),
+    ({"endpoint": "http://host/v1", "dtype": "float32"}, "dtype is for a model that is loaded here"),
+    ({"endpoint": "http://host/v1", "path": "x"}, "path is for a model that is loaded here"),
+    ({"endpoint": "http://host/v1", "key_env": "A", "key_file": "b"}, "a key comes from one place"),
+    ({"endpoint": "http://host/v1", "prompts": "completions"}, "give tokenizer"),
+    ({"endpoint": "http://host/v1", "modell": "x"}, "has no setting 'modell'"),
+    ({"endpoint": "http://host/v1", "key_env": "NO_SUCH_VARIABLE"}, "holds no API key"),
+    ({"endpoint": "http://host/v1", "tokenizer": "./nowhere"}, "There is no tokenizer in"),
+]
+
+
+@pytest.mark.parametrize(("section", "told"), BAD, ids=lambda value: str(value)[:40])
+def test_a_section_that_does_not_fit_is_one_sentence(section: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told) as failure:
+        Guard(section)
+    assert "\n" not in str(failure.value)
