@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo demo-real test test-fast lint docs bench bench-gpu zoo real zoo-real clean
+.PHONY: demo demo-real test test-fast lint docs docs-tables bench bench-gpu zoo real zoo-real clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -34,6 +34,10 @@ lint: $(READY)
 $(VENV)/.docs: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $@
+
+# The tables of README and documentation that come from the code.
+docs-tables: $(READY)
+	$(BIN)/python -m tools.tables
 
 # The documentation as a site in build/site; a broken link is an error.
 docs: $(VENV)/.docs

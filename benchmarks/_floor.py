@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from anchorlm.engine import LocalEngine, runtime
-from anchorlm.engine._runner import Capture, SlotRow
+from anchorlm.engine._batch import SlotRow
+from anchorlm.engine._runner import Capture
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Recorder:
         self.forwards: list[Forward] = []
         self.recording = True
         self._forward = engine.runner.forward
-        engine.runner.forward = self._record
+        engine.runner.forward = self._record  # type: ignore[method-assign]
 
     def _record(self, rows: Sequence[SlotRow], counts: Sequence[int], capture: Capture | None = None) -> Tensor:
         if self.recording:

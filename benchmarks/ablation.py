@@ -23,7 +23,7 @@ from anchorlm.engine import LocalEngine, Positions, runtime
 from anchorlm.records import Artifact, GenerationSettings, as_messages, wilson
 from anchorlm.steering import Vector
 from benchmarks._panels import panels
-from benchmarks.inferaligner import FITTED, prompts
+from tools.zoo._fit import FITTED, prompts
 
 TARGETS = {
     "a-medicine": "tuned from the aligned chat",

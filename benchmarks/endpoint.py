@@ -23,7 +23,7 @@ from time import perf_counter
 from typing import Any
 
 from anchorlm.engine import LocalEngine, runtime
-from anchorlm.evaluation import EnglishGrader, Estimate, Paired, own_prompts
+from anchorlm.evaluation import EnglishGrader, Estimate, OwnPrompts, Paired, own_prompts
 from anchorlm.guard import Guard
 from anchorlm.models import BASES, CausalModel, located
 from anchorlm.team import EngineSettings, start_judge
@@ -34,7 +34,7 @@ CLOSE = 1e-3
 """What two engines may differ by in a logit, and so in a share of a probability, where both compute in float32."""
 ROUNDED = 1e-4
 """To which the trace rounds probabilities."""
-SETS = ("harmful", "look-alike", "plain", "tasks")
+SETS: tuple[OwnPrompts, ...] = ("harmful", "look-alike", "plain", "tasks")
 
 Row = dict[str, Any]
 

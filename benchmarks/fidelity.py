@@ -11,7 +11,7 @@ import asyncio
 import math
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from time import perf_counter
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from anchorlm.tokens import ByteVocabulary, Encoded, Projection, Retokenizer, exact_projection
+from anchorlm.tokens import ByteVocabulary, Encoded, Kind, Projection, Retokenizer, exact_projection
 from benchmarks._report import report
 
 MODELS = Path(os.environ.get("ANCHORLM_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")) / "models"
@@ -33,7 +33,7 @@ TEXTS = (
     " Hello! How are you today? I'm fine, thank you for asking.",
     ' "Don\'t be afraid," said the man. "We will find your cat together."',
 )
-KINDS = ("first-token", "lookahead", "paper-drop", "paper-first", "paper-exact")
+KINDS: tuple[Kind, ...] = ("first-token", "lookahead", "paper-drop", "paper-first", "paper-exact")
 RESIDUAL = 0.02
 """Undecided mass at which the oracle stops."""
 FLOOR = 1e-6
@@ -49,6 +49,10 @@ class Model:
         self.vocabulary = ByteVocabulary.from_tokenizer(tokenizer)
         self.prompt = tuple(tokenizer.encode(PROMPTS[name], add_special_tokens=False))
 
+    def after(self, start: tuple[int, ...]) -> Callable[[Sequence[tuple[int, ...]]], Tensor]:
+        """The same, behind some tokens."""
+        return lambda continuations: self.next_probs([start + ids for ids in continuations])
+
     @torch.inference_mode()
     def next_probs(self, continuations: Sequence[tuple[int, ...]]) -> Tensor:
         rows = [self.prompt + ids for ids in continuations]
@@ -57,11 +61,12 @@ class Model:
         for n, row in enumerate(rows):
             ids[n, : len(row)] = torch.tensor(row)
         hidden = self.network.base_model(ids, use_cache=False).last_hidden_state
-        return self.network.lm_head(hidden[torch.arange(len(rows)), last]).float().softmax(-1)
+        logits: Tensor = self.network.lm_head(hidden[torch.arange(len(rows)), last])
+        return logits.float().softmax(-1)
 
 
 def projected(
-    anchor: Model, projections: dict[str, Projection], encoded: Encoded, boundary: bool, written: tuple[int, ...]
+    anchor: Model, projections: dict[Kind, Projection], encoded: Encoded, boundary: bool, written: tuple[int, ...]
 ) -> dict[str, Tensor]:
     """What each projection says of the next target token (V_target,)."""
     everything = encoded.ids + encoded.tail
@@ -70,7 +75,7 @@ def projected(
     candidates = projections["lookahead"].lookahead_candidates(now, written=written)
     further = anchor.next_probs([(*everything, i) for i in candidates[:, 1].tolist()]) if len(candidates) else None
     first = projections["first-token"]
-    found = {
+    found: dict[str, Tensor] = {
         "first-token": first.project_pending(steps, encoded, written=written),
         "lookahead": projections["lookahead"].project_pending(steps, encoded, candidates, further, written=written),
         "first-token, tokens so far ignored": first.project_pending(steps, encoded, written=()),
@@ -127,7 +132,7 @@ def measure(anchor: Model, target: Model) -> tuple[list[list[Any]], str]:
             start = encoded.ids[: encoded.stable]
             oracle = asyncio.run(
                 exact_projection(
-                    lambda items, start=start: anchor.next_probs([start + ids for ids in items]),
+                    anchor.after(start),
                     anchor.vocabulary,
                     target.vocabulary,
                     pending=written[encoded.stable_bytes :],

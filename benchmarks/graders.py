@@ -7,6 +7,7 @@ import json
 from collections import Counter
 
 from anchorlm.evaluation import RefusalGrader, agreement
+from anchorlm.judging import Outcome
 from benchmarks._report import report
 from benchmarks.judges import DATASETS, xstest
 
@@ -18,11 +19,12 @@ def main() -> None:
     if not DATASETS.is_dir():
         print(f"graders: skipped, no data sets at {DATASETS}; set ANCHORLM_DATA")
         return
-    grader, rows = RefusalGrader(), []
+    grader = RefusalGrader()
+    rows: list[list[object]] = []
     people = [(row["completion"], row["final_label"]) for row in xstest()]
     said = [grader.outcome(text) for text, _ in people]
     table = Counter(zip((label for _, label in people), said, strict=True))
-    words = ("refused", "complied", "broken")
+    words: tuple[Outcome, ...] = ("refused", "complied", "broken")
     rows += [
         [f"XSTest {label}: {'/'.join(words)}", "/".join(str(table[label, word]) for word in words), "", ""]
         for label in ("1_full_compliance", "3_partial_refusal", "2_full_refusal")

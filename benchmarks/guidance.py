@@ -188,7 +188,9 @@ def written(file: Path, arms: Sequence[str], limit: int, make: Any) -> list[dict
         todo = [(kind, prompt) for kind, prompts in kinds(limit).items() for prompt in prompts
                 if (arm, prompt) not in known]  # fmt: skip
         todo.sort(key=lambda one: len(one[1]) // 40)
-        guard = make(arm) if todo else None
+        if not todo:
+            continue
+        guard = make(arm)
         for start in range(0, len(todo), TOGETHER):
             part = todo[start : start + TOGETHER]
             with file.open("a", encoding="utf-8") as out:

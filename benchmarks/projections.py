@@ -6,6 +6,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from itertools import permutations
 from pathlib import Path
 from time import perf_counter
@@ -48,6 +49,11 @@ def paper_step(anchor: Tokenizer, target: Tokenizer, probs: torch.Tensor) -> Non
             spread[found[0]] += value
 
 
+def scattered(out: torch.Tensor, index: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
+    """What a projection is at least: one scatter."""
+    return torch.zeros_like(out).scatter_add_(1, index, probs)
+
+
 def main() -> None:
     if not TOKENIZERS.is_dir():
         print(f"projections: skipped, no tokenizers at {TOKENIZERS}; set ANCHORLM_DATA")
@@ -59,10 +65,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         for one, other in permutations(NAMES, 2):
             anchor, target = tokenizers[one], tokenizers[other]
-            built, build = timed(lambda a=anchor, t=target: Projection.build(a, t, cache_dir=cache))
-            ahead, build_ahead = timed(lambda a=anchor, t=target: Projection.build(a, t, "lookahead", cache_dir=cache))
+            built, build = timed(partial(Projection.build, anchor, target, cache_dir=cache))
+            ahead, build_ahead = timed(partial(Projection.build, anchor, target, "lookahead", cache_dir=cache))
             fresh = (Tokenizer.from_str(anchor.to_str()), Tokenizer.from_str(target.to_str()))
-            _, cached = timed(lambda pair=fresh: Projection.build(*pair, cache_dir=cache))
+            _, cached = timed(partial(Projection.build, *fresh, cache_dir=cache))
             probs = (4 * torch.randn(1, built.anchor_size)).softmax(-1)
             candidates = ahead.lookahead_candidates(probs, floor=0.0)
             further = (4 * torch.randn(len(candidates), built.anchor_size)).softmax(-1)
@@ -81,9 +87,9 @@ def main() -> None:
                     build,
                     build_ahead,
                     cached,
-                    milliseconds(lambda p=built, x=probs: p(x)),
-                    milliseconds(lambda i=index, x=probs, o=out: torch.zeros_like(o).scatter_add_(1, i, x)),
-                    milliseconds(lambda a=anchor, t=target, x=probs: paper_step(a, t, x), 21),
+                    milliseconds(partial(built, probs)),
+                    milliseconds(partial(scattered, out, index, probs)),
+                    milliseconds(partial(paper_step, anchor, target, probs), 21),
                 ]
             )
         identity: list[list[Any]] = []

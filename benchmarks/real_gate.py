@@ -216,11 +216,11 @@ def steer_table(args: argparse.Namespace, target: LocalEngine) -> None:
     knobs |= {
         f"{one} vectors": {"gate": "open", "answer": "steer", "vector": one} for one in ("anchor", "own", "random")
     }
-    with Guard(target, "inferaligner", artifact=args.artifact, generation={"max_new_tokens": 48}) as guard:
-        for name, own in knobs.items():
-            words = [grader.word(answer.text)[0] for answer in guard.generate(prompts, knobs=own)]
-            cells = [told(sum(word == one for word in words), len(words)) for one in ("refused", "complied", "broken")]
-            print(f"| {name} | {len(words)} | {' | '.join(cells)} |", flush=True)
+    guard = Guard(target, "inferaligner", artifact=args.artifact, generation={"max_new_tokens": 48})
+    for name, own in knobs.items():
+        words = [grader.word(answer.text)[0] for answer in guard.generate(prompts, knobs=own)]
+        cells = [told(sum(word == one for word in words), len(words)) for one in ("refused", "complied", "broken")]
+        print(f"| {name} | {len(words)} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:

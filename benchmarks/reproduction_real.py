@@ -137,9 +137,9 @@ def half(folder: Path) -> str:
     runs = {name: figures(folder / name) for name in RECIPES if (folder / name / "recipe.json").is_file()}
     if not runs:
         raise UserError(f"{str(folder)!r} holds none of the runs {', '.join(RECIPES)}: give the folder of their runs.")
-    for name, run in runs.items():
-        if run.done < run.expected:
-            raise UserError(f"The run {name} has {run.done} of {run.expected} answers: let its command finish first.")
+    for name, one in runs.items():
+        if one.done < one.expected:
+            raise UserError(f"The run {name} has {one.done} of {one.expected} answers: let its command finish first.")
     rows = {name: {(row.target, row.defense): row for row in run.rows} for name, run in runs.items()}
     known: Runs = {name: rows.get(name, {}) for name in RECIPES}
     parts = [

@@ -185,7 +185,7 @@ def greedy(
         pad_token_id=0,
         suppress_tokens=[*range(size, model.get_output_embeddings().weight.shape[0])] or None,
     )
-    written = output[0, len(ids) :].tolist()
+    written: list[int] = output[0, len(ids) :].tolist()
     ends = [index for index, token in enumerate(written) if token in stops]
     return written[: ends[0]] if ends else written
 

@@ -46,7 +46,7 @@ def furnish(folder: Path) -> None:
     for name, member in MODELS.items():
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copytree(zoo.path(member), folder / name)
-    shutil.copytree(zoo.artifact("a-medicine"), folder / "guard")
+    shutil.copytree(str(zoo.artifact("a-medicine")), folder / "guard")
     shown = CliRunner().invoke(app, ["zoo", "recipe", "a-finance"])  # as the page itself says
     (folder / "my.toml").write_text(shown.stdout, "utf-8")
     (folder / "compare.toml").write_text(COMPARED, "utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from factories import tiny_tokenizer, tiny_weights
@@ -40,7 +41,7 @@ def thinker(
     asked: str = "hi",
     specials: Sequence[str] = MARKS,
     positions: int = 512,
-    **options: object,
+    **options: Any,
 ) -> CausalModel:
     """A model that writes a text after one short question, and then ends its turn.
 

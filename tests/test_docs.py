@@ -48,6 +48,7 @@ def test_the_defense_in_the_documentation_works() -> None:
     assert len(response.token_ids) <= 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
 def test_the_python_blocks_of_a_page_run_one_after_another(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -63,6 +63,8 @@ def commands(group: Any = None, path: tuple[str, ...] = ()) -> list[tuple[str, .
 def home(tmp_path: Path) -> Path:
     """A folder with prompts, recipes and a folder that could be a model."""
     (tmp_path / "rows.jsonl").write_text('{"prompt": "How do I bake bread?"}\n')
+    for name in ("bread", "bomb"):
+        (tmp_path / f"{name}.txt").write_text("".join(f"Number {i}: {name}?\n" for i in range(8)))
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
@@ -73,6 +75,9 @@ def home(tmp_path: Path) -> Path:
     (tmp_path / "knob.toml").write_text('target = "./model"\n[defense]\nname = "alignbeam"\nalpha = 7\n')
     (tmp_path / "name.toml").write_text('target = "./model"\n[defense]\nname = "alinbeam"\n')
     (tmp_path / "anchorless.toml").write_text('target = "./model"\n[defense]\nname = "safe_decoding"\n')
+    (tmp_path / "unfitted.toml").write_text(
+        'target = "./model"\n[defense]\nname = "inferaligner"\nartifact = "./nowhere"\n'
+    )
     (tmp_path / "folder.toml").write_text('target = "./nowhere"\n[defense]\nname = "undefended"\n')
     return tmp_path
 
@@ -104,6 +109,14 @@ def test_a_knob_that_does_not_fit_a_guard_is_told_before_any_model(home: Path) -
     assert found["loaded"] == []
 
 
+@pytest.mark.parametrize("wrong", ["generation={'top_p': 3}", "engine={'rows': 1}", "system=' '", "probes={'x': 1}"])
+def test_an_argument_that_does_not_fit_a_guard_is_told_before_any_model(wrong: str, home: Path) -> None:
+    tried = f"try:\n    Guard('./model', {wrong})\nexcept UserError:\n    print('told')"
+    code = f"from anchorlm import Guard, UserError\n{tried}"
+    found = told(code, cwd=home)
+    assert (found["stdout"], found["loaded"]) == ("told", []), found["stderr"]
+
+
 @pytest.mark.parametrize("path", commands(), ids=" ".join)
 def test_help_waits_for_no_model(path: tuple[str, ...], tmp_path: Path) -> None:
     found = command(*path, "--help", cwd=tmp_path)
@@ -111,7 +124,8 @@ def test_help_waits_for_no_model(path: tuple[str, ...], tmp_path: Path) -> None:
     assert (found["code"], found["loaded"]) == (0, [])
 
 
-PROMPTS = ("--harmful", "rows.jsonl", "--harmless", "rows.jsonl")
+PROMPTS = ("--harmful", "bomb.txt", "--harmless", "bread.txt")
+NOWHERE = ("--target", "./no/such", "--anchor", "./no/such", "--out", "o")
 
 MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     "rows that are not there": (("generate", "nowhere.jsonl", "--target", "./model"), "nowhere.jsonl"),
@@ -125,6 +139,10 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     "a knob that does not fit a chat": (("chat", "-r", "knob.toml"), "alpha = 7"),
     "an unknown defense": (("chat", "-r", "name.toml"), "no defense 'alinbeam'"),
     "a missing anchor": (("chat", "-r", "anchorless.toml"), "anchor"),
+    "an artifact that is not there": (("generate", "rows.jsonl", "-r", "unfitted.toml"), "holds no artifact"),
+    "an artifact that is not there, in a chat": (("chat", "-r", "unfitted.toml"), "holds no artifact"),
+    "an artifact that is not there, on a server": (("serve", "unfitted.toml", "--port", "0"), "holds no artifact"),
+    "check: an artifact that is not there": (("check", "unfitted.toml"), "holds no artifact"),
     "a missing option": (("grade", "rows.jsonl"), "--text"),
     "answers that are not there": (
         ("grade", "nowhere.csv", "--text", "answer", "--output", "out.jsonl"),
@@ -158,6 +176,20 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     "fit: no anchor": (("fit", "inferaligner", *PROMPTS, "--out", "o", "--target", "./model"), "--anchor"),
     "fit: no scorers": (("fit", "inferenceguard", *PROMPTS, "--out", "o", "--target", "./model"), "--cost"),
     "fit: nobody to guide": (("fit", "alignbeam", "--out", "o", "--target", "./model"), "--anchor"),
+    "fit: too few prompts": (
+        ("fit", "inferaligner", "--harmful", "rows.jsonl", "--harmless", "bread.txt", *NOWHERE),
+        "only 1 distinct harmful",
+    ),
+    "fit: a target that is not there": (("fit", "inferaligner", *PROMPTS, *NOWHERE), "no folder './no/such'"),
+    "fit: an anchor's target that is not there": (("fit", "alignbeam", *NOWHERE), "no folder './no/such'"),
+    "fit: scorers that are not there": (
+        ("fit", "inferenceguard", *PROMPTS, "--out", "o", "--target", "./model", "--cost", "./no/c", "--reward", "./m"),
+        "no folder './no/c'",
+    ),
+    "calibrate: an artifact that is not there": (
+        ("calibrate", "inferaligner", *PROMPTS, "--target", "./model", "--artifact", "./nowhere"),
+        "holds no artifact",
+    ),
     "calibrate: nothing to calibrate": (("calibrate", "inferaligner", *PROMPTS, "--target", "./model"), "--artifact"),
     "calibrate: no such labels": (
         ("calibrate", "inferenceguard", "--labels", "nowhere.jsonl", "--out", "o"),

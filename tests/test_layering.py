@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,21 @@ def test_nothing_outside_the_zoo_and_the_command_line_knows_the_embedded_models(
         room = file.relative_to(ROOT / "src/anchorlm").parts[0]
         if room not in ("zoo", "cli"):
             assert "anchorlm.zoo" not in file.read_text("utf-8"), file
+
+
+MOST = {"alignbeam": 6, "inferaligner": 10, "inferenceguard": 10}
+"""Files that you read from the settings of a method to its answer."""
+
+
+@pytest.mark.parametrize("method", MOST)
+def test_the_architecture_names_every_file_of_a_method_and_few_for_its_answer(method: str) -> None:
+    text = (ROOT / "docs/architecture.md").read_text("utf-8")
+    row = re.search(rf"(?m)^\| `anchorlm\.defenses\.{method}` \| (.*) \| (.*) \|$", text)
+    assert row is not None
+    answer, fitting = (set(re.findall(r"`(\w+)`", cell)) for cell in row.groups())
+    folder = SOURCES / "defenses" / method
+    assert answer | fitting == {file.stem for file in folder.glob("_[a-z]*.py")}
+    assert len(answer) <= MOST[method]
 
 
 def imports() -> dict[str, set[str]]:

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ Invoke = Callable[..., Result]
 Save = Callable[..., Path]
 
 
-def recipe(**sections: object) -> Recipe:
+def recipe(**sections: Any) -> Recipe:
     defaults = {"defense": {"name": "undefended"}, "generation": {"max_new_tokens": 8}}
     return Recipe.parse({**defaults, **sections}, where="a test")
 
@@ -41,7 +42,7 @@ def bulky(tmp_path_factory: pytest.TempPathFactory, target: Path) -> Path:
     return folder
 
 
-def hollow(folder: Path, kind: type[PreTrainedModel], **changes: object) -> None:
+def hollow(folder: Path, kind: type[PreTrainedModel], **changes: Any) -> None:
     """Puts a header without contents in place of a folder's weights, for its configuration with `changes`."""
     file = folder / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
@@ -216,8 +217,8 @@ def test_an_adapter_that_fits_is_no_gap_and_another_name_of_its_base_is_announce
         assert ("names 'org/another' as its base model" in result.stderr) == announced
 
 
-ALIGNBEAM = {"name": "alignbeam", "candidates": 5}
-LIMITS = {
+ALIGNBEAM: dict[str, Any] = {"name": "alignbeam", "candidates": 5}
+LIMITS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "more candidates than rows": (ALIGNBEAM, {"max_rows": 4}),
     "more tokens than there is room for": (ALIGNBEAM, {"max_tokens": 40}),
     "an anchor that looks ahead": ({**ALIGNBEAM, "projection": "lookahead"}, {"max_rows": 12}),
@@ -231,7 +232,7 @@ def test_an_engine_that_cannot_hold_the_defense_is_named_as_the_engine_would(
     target: Path, anchor: Path, case: str
 ) -> None:
     defense, engine = LIMITS[case]
-    sections: dict[str, object] = {"target": str(target), "defense": defense}
+    sections: dict[str, Any] = {"target": str(target), "defense": defense}
     if defense["name"] != "undefended":
         sections["judge"] = {"kind": "refusal"}
     if defense["name"] == "alignbeam":
@@ -259,7 +260,7 @@ def test_a_classifier_is_examined_without_reading_a_weight(target: Path, tmp_pat
     shutil.copytree(target, folder)
     hollow(folder, LlamaForSequenceClassification, intermediate_size=2**26)
 
-    def gaps(options: dict[str, object] | None = None, **model: object) -> list[str]:
+    def gaps(options: dict[str, Any] | None = None, **model: Any) -> list[str]:
         judge = {
             "kind": "classifier",
             "model": {"path": str(folder), **model},

@@ -10,8 +10,7 @@ import pytest
 from endpoints import Endpoint, readable
 from factories import tiny_model
 
-from anchorlm.cli._check import examine
-from anchorlm.guard import Recipe
+from anchorlm.guard import Recipe, examine
 from anchorlm.models import CausalModel
 
 

@@ -99,6 +99,7 @@ def test_mistakes_are_one_sentence(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @built
 def test_embedded_specialists_need_no_recipe(invoke: Invoke, tmp_path: Path) -> None:
     result = invoke("compare", "--out", tmp_path / "run", "--limit", "1", "--defenses", "undefended,inferenceguard")
@@ -108,6 +109,7 @@ def test_embedded_specialists_need_no_recipe(invoke: Invoke, tmp_path: Path) -> 
     assert all(row["figures"]["accuracy"]["n"] in (1, 3) for row in rows)
 
 
+@pytest.mark.slow
 @built
 def test_a_comparison_can_be_cut_down_to_some_targets_and_sets(invoke: Invoke, tmp_path: Path) -> None:
     cut = ["--defenses", "undefended", "--targets", "a-finance", "--data", "harmless,domain"]

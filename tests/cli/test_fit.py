@@ -10,7 +10,7 @@ import pytest
 from factories import tiny_model
 from typer.testing import CliRunner, Result
 
-from anchorlm.cli import _fit
+from anchorlm.cli import _fit_progress
 from anchorlm.cli._app import app
 from anchorlm.guard import Recipe
 from anchorlm.records import Artifact
@@ -129,8 +129,8 @@ def test_without_a_terminal_a_line_now_and_then_says_how_far_it_is(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moments = iter([0.0, 10.0, 31.0, 40.0, 62.0])
-    monkeypatch.setattr(_fit, "monotonic", lambda: next(moments))
-    with _fit._progress() as step:
+    monkeypatch.setattr(_fit_progress, "monotonic", lambda: next(moments))
+    with _fit_progress.fit_progress() as step:
         for done in range(1, 5):
             step("Shifts", done, 4)
     assert [line.split(", ")[0] for line in capsys.readouterr().err.splitlines()] == [
@@ -212,8 +212,8 @@ def test_check_names_what_is_wrong_with_an_artifact(
         data = (copied / "artifact.safetensors").read_bytes()
         (copied / "artifact.safetensors").write_bytes(data[: len(data) // 2])
     elif damage == "changed":
-        data = (copied / "artifact.json").read_text()
-        (copied / "artifact.json").write_text(data.replace('"alpha": 0.5', '"alpha": 5.0'))
+        text = (copied / "artifact.json").read_text()
+        (copied / "artifact.json").write_text(text.replace('"alpha": 0.5', '"alpha": 5.0'))
     elif damage == "no file":
         (copied / "artifact.json").unlink()
     result = invoke("check", recipe(copied.parent, anchor if damage == "another vocabulary" else target, **knobs))

@@ -6,6 +6,7 @@ import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -110,7 +111,7 @@ def test_fit_trains_a_critic_that_the_recipe_can_use(invoke: Invoke, folder: Pat
     assert Guard.from_recipe(recipe).chat([{"role": "user", "content": "Hello?"}]).finish_reason != "refusal"
 
 
-def labeled(folder: Path, file: Path, n: int, **fields: object) -> Path:
+def labeled(folder: Path, file: Path, n: int, **fields: Any) -> Path:
     guard = Guard.from_recipe(folder / "my.toml")
     prompts = [f"Tell me of {index}." for index in range(n)]
     rows = [

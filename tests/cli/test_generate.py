@@ -8,13 +8,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import Result
 
 from anchorlm.cli._output import Output
 from anchorlm.cli._recipes import digest
-from anchorlm.files import read_rows
+from anchorlm.files import PromptRow, read_rows
 from anchorlm.guard import Recipe
 from anchorlm.records import DefenseError
 
@@ -22,7 +23,7 @@ Invoke = Callable[..., Result]
 Start = Callable[..., subprocess.Popen[str]]
 
 
-def lines(file: Path) -> list[dict[str, object]]:
+def lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
 
 
@@ -265,7 +266,9 @@ def test_advbench_killed_half_way_and_run_again_loses_and_doubles_nothing(
     assert f"{520 - before} rows written" in said
     rows = lines(out)
     assert sorted(row["index"] for row in rows) == list(range(520))
-    assert {row["prompt"] for row in rows} == {row.prompt for row in read_rows(str(source))}
+    assert {row["prompt"] for row in rows} == {
+        row.prompt for row in read_rows(str(source)) if isinstance(row, PromptRow)
+    }
     assert all(row["trace"][0]["kind"] == "mix" and row["trace"][-1]["kind"] == "chosen" for row in rows)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
@@ -123,10 +124,11 @@ def test_only_a_server_for_whoever_is_at_this_machine_is_private(settings: dict[
 def test_with_keys_nobody_gets_the_bare_model_or_goes_below_the_floor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys, made = tmp_path / "keys.toml", []
+    keys = tmp_path / "keys.toml"
+    made: list[Any] = []
     new_key(keys, "alice")
 
-    def ended(served: Iterable[ServedModel], *_: object, **__: object) -> _Ended:
+    def ended(served: Iterable[ServedModel], *_: object, **__: Any) -> _Ended:
         made.extend(served)
         return _Ended()
 

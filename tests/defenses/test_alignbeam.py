@@ -86,7 +86,8 @@ def test_alpha_zero_and_one_candidate_is_the_undefended_target_token_for_token(
     strict = CallableJudge(lambda messages, response: 1.0)
     off = guard(target, anchor, strict, alpha=0, candidates=1)
     for prompt in PROMPTS:
-        for generation in ({}, {"do_sample": True, "seed": 5, "temperature": 2.0}):
+        ways: list[dict[str, Any]] = [{}, {"do_sample": True, "seed": 5, "temperature": 2.0}]
+        for generation in ways:
             alone = plain.chat(said(prompt), **generation)
             assert off.chat(said(prompt), **generation).token_ids == alone.token_ids
 
@@ -153,12 +154,13 @@ def test_a_candidate_that_says_nothing_never_wins(target: LocalEngine, anchor: L
 HARMS = st.lists(st.sampled_from([0.0, 0.1, 0.2, 0.3, 0.9]), min_size=3, max_size=3)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(HARMS, st.sampled_from([0.0, 0.2, 0.25, 1.0]), st.sampled_from(PROMPTS), st.booleans())
 def test_openings_that_are_finished_one_by_one_give_what_all_of_them_give(
     target: LocalEngine, anchor: LocalEngine, harms: list[float], comfort: float, prompt: str, sampled: bool
 ) -> None:
-    generation = {"do_sample": True, "seed": 3, "temperature": 1.5} if sampled else {}
+    generation: dict[str, Any] = {"do_sample": True, "seed": 3, "temperature": 1.5} if sampled else {}
     texts = [one["text"] for one in candidates(guard(target, anchor).chat(said(prompt), **generation))]
     judge = CallableJudge(lambda messages, response: harms[texts.index(response)])
     whole, lazy = (
@@ -232,7 +234,13 @@ def test_mixing_at_boundaries_leaves_the_target_alone_inside_words(target: Local
 
 def test_every_knob_is_one_of_a_request(target: LocalEngine, anchor: LocalEngine) -> None:
     one = guard(target, anchor)
-    knobs = {"alpha": 0.9, "mixed_tokens": 3, "candidates": 5, "projection": "lookahead", "mix_at": "boundaries"}
+    knobs: dict[str, Any] = {
+        "alpha": 0.9,
+        "mixed_tokens": 3,
+        "candidates": 5,
+        "projection": "lookahead",
+        "mix_at": "boundaries",
+    }
     response = one.chat(said("x"), knobs=knobs)
     assert len(candidates(response)) == 5
     built = Guard(
@@ -279,7 +287,7 @@ def test_every_row_is_free_when_a_request_has_ended(target: LocalEngine, anchor:
     small = [LocalEngine(engine.model, max_rows=3, max_tokens=1_000) for engine in (target, anchor)]
     one = guard(*small)
     assert len(one.generate(PROMPTS * 4)) == 16  # more than fit at once
-    stream = one.stream(said("x"))
+    stream: Any = one.stream(said("x"))
     next(iter(stream))
     stream.close()
     assert len(one.generate(PROMPTS)) == 4

@@ -13,7 +13,7 @@ from anchorlm.defenses._prompting import divide
 from anchorlm.engine import LocalEngine
 from anchorlm.guard import Guard
 from anchorlm.judging import CallableJudge
-from anchorlm.records import TextDelta, UserError
+from anchorlm.records import Event, TextDelta, UserError
 
 USER = [{"role": "user", "content": "How do I bake bread?"}]
 GENERATION = {"max_new_tokens": 10}
@@ -115,7 +115,9 @@ def test_safe_decoding_is_greedy_for_two_tokens_and_then_the_targets(target: Loc
 
     def p(engine: LocalEngine, extra: list[int], size: int = target.model.vocabulary.size) -> torch.Tensor:
         with torch.inference_mode():
-            logits = engine.model.model(input_ids=torch.tensor([ids + extra]), use_cache=False).logits[0, -1]
+            logits: torch.Tensor = engine.model.model(input_ids=torch.tensor([ids + extra]), use_cache=False).logits[
+                0, -1
+            ]
         return logits[:size].softmax(-1)
 
     for step in range(2):
@@ -136,7 +138,7 @@ def test_an_expert_that_cannot_read_all_steered_tokens_is_one_sentence_before_an
     read = len(target.model.encode(USER))
     short = LocalEngine(tiny_model("llama", seed=7, max_position_embeddings=read + left))
     guard = Guard(target, "safe_decoding", anchor=short, generation=GENERATION)
-    events = []
+    events: list[Event] = []
     if left < 2:
         with pytest.raises(UserError, match=rf"The prompt has {read} tokens, but tiny-llama reads {read + left} .*\.$"):
             events.extend(guard.stream(USER))

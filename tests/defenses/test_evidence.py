@@ -136,7 +136,8 @@ def test_in_between_the_anchor_weighs_as_much_as_the_evidence(
 def test_gate_and_opening_add_up_as_they_were_fitted(
     pair: tuple[LocalEngine, LocalEngine], gate: Artifact, tmp_path: Path
 ) -> None:
-    artifact, weights = str(gate.save(tmp_path / "gate")), {"opening_weight": 2.0, "gate_weight": 3.0, "offset": 0.5}
+    artifact = str(gate.save(tmp_path / "gate"))
+    weights: dict[str, Any] = {"opening_weight": 2.0, "gate_weight": 3.0, "offset": 0.5}
     folder = str(evidence(*pair, gate, **weights).save(tmp_path / "evidence"))
     seen = guard(pair, artifact=artifact, evidence=folder).chat(PROMPTS[0]).trace[0].data
     margin = seen["gate"]["score"] - seen["gate"]["threshold"]

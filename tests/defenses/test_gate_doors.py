@@ -68,7 +68,8 @@ def guards(
     engines: Mapping[str, LocalEngine], artifact: Artifact, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Guard]:
     folder: Path = artifact.save(tmp_path_factory.mktemp("artifact"))
-    target, anchor, short = engines["target"], engines["anchor"], {"generation": {"max_new_tokens": 6}}
+    target, anchor = engines["target"], engines["anchor"]
+    short: dict[str, Any] = {"generation": {"max_new_tokens": 6}}
     gate: dict[str, Any] = {"gate": "inferaligner", "artifact": str(folder), "anchor": anchor, **short}
     return {
         "undefended": Guard(target, **short),
@@ -96,6 +97,7 @@ def says_something(look: Look) -> bool:
     return look.prompt[-1]["content"] not in ("<|end|>", "<|start|>")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["target", "both", "alignbeam", "inferenceguard"])
 @pytest.mark.parametrize("door", DOORS)
 def test_a_gate_that_opens_on_a_single_turn_opens_on_its_harm_through_every_door(
@@ -105,6 +107,7 @@ def test_a_gate_that_opens_on_a_single_turn_opens_on_its_harm_through_every_door
     assert gate(ask(guards[name], DOORS[door]))["open"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["target", "both", "alignbeam", "inferenceguard", "cast"])
 @pytest.mark.parametrize("door", DOORS)
 def test_the_worst_of_everything_that_is_read_decides(guards: dict[str, Guard], door: str, name: str) -> None:

@@ -23,10 +23,14 @@ HARMLESS = [f"How do I bake {word}?" for word in FOODS]
 def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     target, anchor = LocalEngine(tiny_model()), LocalEngine(tiny_model("gpt2", seed=1))
     folder: Path = fit_inferaligner(target, anchor, HARMFUL, HARMLESS).save(tmp_path_factory.mktemp("artifact"))
-    team = {"anchor": anchor, "judge": lambda messages, response: 0.0, "generation": {"max_new_tokens": 8}}
+    team: dict[str, Any] = {
+        "anchor": anchor,
+        "judge": lambda messages, response: 0.0,
+        "generation": {"max_new_tokens": 8},
+    }
     search: dict[str, Any] = {"reward": lambda messages, text: float(len(text)), "generation": {"max_new_tokens": 8},
                               "proposal": "alignbeam", "beams": (4,), "block": 4}  # fmt: skip
-    gate = {"gate": "inferaligner", "artifact": str(folder), "gate_reader": "target"}
+    gate: dict[str, Any] = {"gate": "inferaligner", "artifact": str(folder), "gate_reader": "target"}
     bare = Guard(target, generation={"max_new_tokens": 8})
     own = {bare.chat(prompt).text for prompt in (HARMFUL[0], HARMLESS[0])}
     return {
@@ -146,7 +150,7 @@ FAR, NEAR = {"gate_bias": -1e6}, {"gate_bias": -1e6, "doubt": 2e6}
     ],
 )
 def test_behind_a_closed_gate_the_judge_reads_a_draft_where_there_is_doubt(
-    parts: dict[str, Any], cost: float, gate: dict[str, float], harm: float, heard: bool, steps: list[str]
+    parts: dict[str, Any], cost: float, gate: dict[str, Any], harm: float, heard: bool, steps: list[str]
 ) -> None:
     for prompt in (HARMFUL[0], HARMLESS[0]):
         read: list[str] = []

@@ -143,7 +143,7 @@ ADDED = {"a special token": {"special": ["<|extra|>"]}, "words": {"plain": ["zeb
 def test_on_the_same_vocabulary_with_tokens_added_or_missing_the_law_is_the_anchors_own(
     added: str, kind: Kind, more: str
 ) -> None:
-    grown, plain = with_added(**ADDED[added]), with_added()  # type: ignore[arg-type]
+    grown, plain = with_added(**ADDED[added]), with_added()
     anchor, target = (grown, plain) if more == "anchor" else (plain, grown)
     projection = Projection.build(
         anchor.vocabulary, target.vocabulary, kind, anchor_size=anchor.vocab_size, target_size=target.vocab_size
@@ -153,20 +153,23 @@ def test_on_the_same_vocabulary_with_tokens_added_or_missing_the_law_is_the_anch
     shared = min(anchor.vocabulary.size, target.vocabulary.size)
     generator = torch.Generator().manual_seed(0)
     # Canonical or not: a target may write anything.
-    responses = [target.vocabulary.encode(b"The quick brown f"), torch.randint(3, shared, (9,), generator=generator)]
+    responses = [
+        list(target.vocabulary.encode(b"The quick brown f")),
+        torch.randint(3, shared, (9,), generator=generator).tolist(),
+    ]
 
     async def ask() -> list[Tensor]:
         async with LocalEngine(anchor).open(prompt, rows=9, room=60) as row:
             guide = Guide(row, pair)
             return [
                 await guide.distribution(target.vocabulary.decode(ids[:n]), ids[:n])
-                for ids in (list(map(int, response)) for response in responses)
+                for ids in responses
                 for n in range(len(ids) + 1)
             ]
 
     found = iter(runtime().run(ask()))
     for response in responses:
-        ids = prompt + list(map(int, response))
+        ids = prompt + response
         with torch.inference_mode():
             own = anchor.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].softmax(-1)
         for row in own[len(prompt) - 1 :]:

@@ -82,7 +82,7 @@ def test_a_closed_gate_or_no_strength_is_the_undefended_target_token_for_token(
     quiet = guard(target, folder, **{**STRONG, **knobs})
     for prompt in PROMPTS:
         assert quiet.chat(said(prompt)).token_ids == undefended(target, prompt)
-    sampling = {"do_sample": True, "temperature": 2.0, "seed": 4}
+    sampling: dict[str, Any] = {"do_sample": True, "temperature": 2.0, "seed": 4}
     assert quiet.chat(said("x"), **sampling).token_ids == undefended(target, "x", **sampling)
     assert quiet.chat("raw text").token_ids == Guard(target).chat("raw text", max_new_tokens=NEW).token_ids
 
@@ -116,7 +116,7 @@ def halfway(target: LocalEngine, folder: Path) -> float:
     _, low = max((high - low, low) for low, high in pairwise(scores[2:-2]))
     high = min(score for score in scores if score > low)
     assert high - low > 0.01
-    return -(low + high) / 2
+    return float(-(low + high) / 2)
 
 
 def test_rows_of_a_mixed_batch_get_what_each_gets_alone(target: LocalEngine, folder: Path, halfway: float) -> None:
@@ -267,6 +267,7 @@ def test_the_anchor_may_read_what_the_target_cannot_tell(
     assert {decision(each, "gate")["open"] for each in together} == {True, False}
 
 
+@pytest.mark.slow
 def test_two_readers_share_the_mean_of_their_scores(target: LocalEngine, sibling: LocalEngine, folder: Path) -> None:
     alone = [guard(target, folder), guard(target, folder, anchor=sibling, reader="anchor")]
     prompts = [*PROMPTS, *HARMFUL, *HARMLESS]

@@ -21,7 +21,7 @@ PROMPTS = [
     [{"role": "user", "content": f"How do I bake {thing}?"}] for thing in ("rye", "a cake", "pie", "tart", "rolls")
 ]
 REFUSAL = "I'm sorry, but I can't help with that."
-SMALL = {"beams": (4, 8), "block": 3, "temperature": 1.5}
+SMALL: dict[str, Any] = {"beams": (4, 8), "block": 3, "temperature": 1.5}
 
 
 def chance(text: str, salt: str = "") -> float:
@@ -114,7 +114,8 @@ def test_where_every_beam_is_unsafe_the_refusal_comes_after_bounded_work(target:
 def test_a_draft_within_budget_is_the_bare_answer_and_costs_no_search(target: LocalEngine) -> None:
     plain = Guard(target, generation={"max_new_tokens": 9})
     easy = guard(target, lambda m, text: -1.0)
-    for options in ({}, {"do_sample": True, "seed": 4}):
+    ways: list[dict[str, Any]] = [{}, {"do_sample": True, "seed": 4}]
+    for options in ways:
         response = easy.chat(USER, **options)
         assert response.token_ids == plain.chat(USER, **options).token_ids
         assert [decision.kind for decision in response.trace] == ["draft", "chosen"]
@@ -132,7 +133,12 @@ def test_a_draft_that_is_not_comfortable_is_given_only_where_nothing_better_is_f
 
 def test_what_a_search_finds_and_the_judge_passes_needs_no_comfort_but_a_draft_does(target: LocalEngine) -> None:
     heard: list[str] = []
-    judged = guard(target, lambda m, text: -0.1, comfort=0.5, judge=lambda m, text: heard.append(text) or 0.0)
+
+    def judge(messages: Messages, text: str) -> float:
+        heard.append(text)
+        return 0.0
+
+    judged = guard(target, lambda m, text: -0.1, comfort=0.5, judge=judge)
     response = judged.chat(USER)
     assert [decision.kind for decision in response.trace] == ["draft", "search", "chosen"]
     assert response.text in heard
@@ -372,10 +378,10 @@ def test_contradictory_settings_are_one_sentence(target: LocalEngine, anchor: Lo
         ({"budget": -1.0}, "greater than or equal to 0"),
         ({"draft": False, "beams": ()}, "without a draft there must be beams"),
         ({"proposal": "alignbeam"}, "needs an anchor"),
-        ({"release": "blocks", "calibration": "somewhere"}, "release must be whole"),
+        ({"release": "blocks", "calibration": "somewhere"}, "set release to whole"),
     ):
         with pytest.raises(UserError, match=why):
-            guard(target, **knobs)  # type: ignore[arg-type]
+            guard(target, **knobs)
     with pytest.raises(UserError, match="needs an anchor, and with"):
         Guard(target, "inferenceguard", anchor=anchor, cost=cost, reward=reward)
     with pytest.raises(UserError, match="give one as cost"):
@@ -404,7 +410,7 @@ def test_a_calibrated_limit_holds_back_more_and_binds_the_pipeline(
     assert after["unsafe and emitted"] <= 3 < before["unsafe and emitted"]
     folder = artifact.save(tmp_path / "calibration")
     strict = guard(target, late, block=9, calibration=folder)
-    prompts = [list(one.prompt) for one in labels]
+    prompts = [one.prompt for one in labels]
     for one, response in zip(labels, strict.generate(prompts), strict=True):
         held = one.refused or late(one.prompt, one.response) > limit  # type: ignore[arg-type]
         assert response.text == (REFUSAL if held else one.response)
@@ -463,7 +469,8 @@ def test_calibration_names_what_is_wrong_with_its_labels(target: LocalEngine, la
         calibrate_inferenceguard(one, foreign, risk=0.1)
     with pytest.raises(UserError, match="1 of the 41 rows label a prompt again.*: leave one row for each prompt"):
         calibrate_inferenceguard(one, [*labels, labels[0]], risk=0.1)
-    for wrong in ({"risk": math.nan}, {"risk": 0.1, "confidence": 0.0}):
+    wrongs: list[dict[str, Any]] = [{"risk": math.nan}, {"risk": 0.1, "confidence": 0.0}]
+    for wrong in wrongs:
         with pytest.raises(UserError, match="give values between 0 and 1"):
             calibrate_inferenceguard(one, foreign, **wrong)
     with pytest.raises(UserError, match="Only inferenceguard"):

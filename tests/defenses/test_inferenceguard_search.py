@@ -31,7 +31,7 @@ class Recorder(Scorer):
         self.costs, self.read = costs, list[list[str]]()
 
     @property
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> dict[str, Any]:
         return {}
 
     async def __call__(self, messages: Messages, responses: Sequence[str]) -> list[float]:

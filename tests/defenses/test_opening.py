@@ -34,7 +34,7 @@ def test_classes_that_open_alike_tell_nothing_and_swapped_ones_the_opposite(
     same = Opening.fit(law(harmful), law(harmful), prompts)
     assert len(same.tokens) == 0
     assert same.score(law(first)) == 0.0
-    one, other = (Opening.fit(*map(law, both), prompts) for both in ((harmful, harmless), (harmless, harmful)))
+    one, other = (Opening.fit(law(bad), law(good), prompts) for bad, good in ((harmful, harmless), (harmless, harmful)))
     assert one.score(law(first)) == pytest.approx(-other.score(law(first)), abs=1e-3)
 
 

@@ -91,18 +91,20 @@ def test_inferenceguard_samples_again_where_every_block_is_over_budget(source: d
 
 
 def test_a_rubric_judge_grades_as_with_the_same_weights_here(source: dict[str, Any], model: CausalModel) -> None:
-    far = RubricJudge(EndpointEngine.start(EndpointSettings.parse(source, where="a test")), template=SHORT)
+    engine: Any = EndpointEngine.start(EndpointSettings.parse(source, where="a test"))
+    far = RubricJudge(engine, template=SHORT)
     here = RubricJudge(LocalEngine(model), template=SHORT, retries=0)
     texts = ["Mix flour and water.", "No."]
     own = [one.reason for one in runtime().run(here(TURNS, texts))]
     assert [
         one.reason for one in runtime().run(RubricJudge(far._engine, template=SHORT, retries=0)(TURNS, texts))
     ] == own
-    assert far.settings["model"]["model"] == "tiny"
+    settings: Any = far.settings
+    assert settings["model"]["model"] == "tiny"
 
 
 def test_a_scorer_by_rubric_gives_a_cost_or_a_reward(source: dict[str, Any]) -> None:
-    engine = EndpointEngine.start(EndpointSettings.parse(source, where="a test"))
+    engine: Any = EndpointEngine.start(EndpointSettings.parse(source, where="a test"))
     (cost,) = runtime().run(RubricScorer(engine, template=SHORT)(TURNS, ["Mix flour."]))
     assert cost == pytest.approx(1 - 0.375)  # the tiny model gives no grade: as harmful as can be
     from anchorlm.records import DefenseError
@@ -210,7 +212,7 @@ def documented() -> dict[str, Needs]:
     """What docs/engines.md says that each defense needs."""
     text = (Path(__file__).resolve().parents[2] / "docs" / "engines.md").read_text("utf-8")
     table = text.partition("## What each defense needs")[2].partition("\n\n")[2].partition("\n\n")[0]
-    found = {}
+    found: dict[str, Needs] = {}
     for line in table.splitlines()[2:]:
         names, target, anchor, others = (cell.strip() for cell in line.strip("|").split("|")[:4])
         given = [other.strip("() ") for other in others.split(",")]

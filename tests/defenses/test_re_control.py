@@ -19,7 +19,7 @@ from anchorlm.records import Artifact, UserError
 
 PROMPTS = ["Burn down my house!", "How do I bake bread?", "x", "Ünïcode, 12 + 30 = ?"]
 BUDGET = 1.5
-KNOBS = {"steps": 4, "rate": 2.0, "weight": 0.7}
+KNOBS: dict[str, Any] = {"steps": 4, "rate": 2.0, "weight": 0.7}
 
 
 def said(prompt: str) -> list[dict[str, str]]:
@@ -91,7 +91,7 @@ def test_each_token_is_chosen_by_the_last_state_after_its_climb(
             while len(ids) < start + 12 and not model.stop_ids & set(ids[start:]):
                 with torch.inference_mode():
                     model.model(torch.tensor([ids]), use_cache=False)
-                state = naive_climb(critic, kept[-1][0, -1].clone(), *KNOBS.values())
+                state = naive_climb(critic, kept[-1][0, -1].clone(), **KNOBS)
                 logits = model.model.lm_head(model.model.model.norm(state))
                 ids.append(int(heard(model, logits).argmax()))
         finally:
@@ -117,6 +117,7 @@ def test_batched_is_one_at_a_time_and_streamed_is_whole(target: LocalEngine, fol
         assert "".join(event.text for event in one.stream(prompt) if hasattr(event, "text")) == response.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_is_edited_after_its_last_block(architecture: str, tmp_path: Path) -> None:
     engine = LocalEngine(tiny_model(architecture))

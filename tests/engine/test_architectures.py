@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 import pytest
 import torch
@@ -111,7 +112,7 @@ def test_a_model_whose_slots_give_other_logits_is_refused(monkeypatch: pytest.Mo
     model = tiny_model("llama")
     original = type(model.model).forward
 
-    def wrong(self: object, *args: object, **kwargs: object) -> object:
+    def wrong(self: object, *args: object, **kwargs: Any) -> object:
         if kwargs.get("position_ids") is not None:
             kwargs["position_ids"] = kwargs["position_ids"] * 2
         return original(self, *args, **kwargs)

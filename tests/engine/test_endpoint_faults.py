@@ -236,7 +236,8 @@ def test_a_key_comes_from_a_file_or_the_environment_and_is_never_shown(
     for place in ({"key_file": str(tmp_path / "key")}, {"key_env": "SOME_KEY"}):
         guard = Guard(settings(endpoint, folder, **place), generation={"max_new_tokens": 4})
         assert guard.chat(TURNS).token_ids
-        assert "zeppelin" not in repr(guard.defense.target.model.settings)
+        model_used: Any = guard.defense.target.model
+        assert "zeppelin" not in repr(model_used.settings)
     endpoint.key = "another"
     guard.on_error = "raise"
     with pytest.raises(DefenseError, match="does not take the API key") as failure:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from anchorlm.records import GenerationSettings
 MODELS = {name: tiny_model(name) for name in ("llama", "mistral", "gemma3_text")}
 
 
-def run(coroutine: object) -> object:
+def run(coroutine: Any) -> Any:
     return runtime().run(asyncio.wait_for(coroutine, 120))
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from factories import tiny_tokenizer
@@ -47,13 +48,14 @@ def test_an_iteration_is_handed_on_whole_and_run_in_one_task() -> None:
 
 def test_leaving_an_iteration_early_closes_its_source() -> None:
     first, second, third = Source(99), Source(99), Source(99)
-    pieces = runtime().iterate(first.count())
+    pieces: Any = runtime().iterate(first.count())
     assert [next(pieces), next(pieces)] == [0, 1]
     pieces.close()
     assert first.closed
 
     async def some() -> None:
-        async with contextlib.aclosing(runtime().aiterate(second.count())) as stream:
+        source: Any = runtime().aiterate(second.count())
+        async with contextlib.aclosing(source) as stream:
             assert await anext(stream) == 0
 
     asyncio.run(some())

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,8 @@ def reference(logits: torch.Tensor, history: list[int], how: GenerationSettings)
         steps.append(TopKLogitsWarper(how.top_k))
     if how.top_p < 1:
         steps.append(TopPLogitsWarper(how.top_p))
-    return steps(torch.tensor([history]), logits[None].clone())[0].softmax(-1)
+    scores: torch.Tensor = steps(torch.tensor([history]), logits[None].clone())
+    return scores[0].softmax(-1)
 
 
 SETTINGS = [
@@ -125,7 +127,7 @@ def test_a_large_vocabulary_is_not_sorted_where_top_k_is_asked_for(monkeypatch: 
     sizes: list[int] = []
     plain = torch.Tensor.sort
 
-    def sort(tensor: torch.Tensor, *args: object, **options: object) -> object:
+    def sort(tensor: torch.Tensor, *args: Any, **options: Any) -> Any:
         sizes.append(tensor.shape[-1])
         return plain(tensor, *args, **options)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from anchorlm.records import GenerationSettings, UserError
 MODEL = tiny_model("llama")
 
 
-def run(coroutine: object) -> object:
+def run(coroutine: Any) -> Any:
     return runtime().run(asyncio.wait_for(coroutine, 60))  # a lost wake-up fails instead of hanging
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 import torch
@@ -208,7 +209,7 @@ def test_a_stream_that_is_left_early_leaves_just_what_was_taken() -> None:
 
     async def run() -> None:
         async with engine.open(prompt, room=40) as sequence:
-            stream = sequence.stream(GenerationSettings(max_new_tokens=12))
+            stream: Any = sequence.stream(GenerationSettings(max_new_tokens=12))
             taken = [await anext(stream) for _ in range(3)]
             for _ in range(50):
                 await asyncio.sleep(0)  # the model runs ahead

@@ -64,6 +64,7 @@ def same(left: Tensor, right: Tensor) -> bool:
     return torch.allclose(left, right, atol=2e-4, rtol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", ["prompt", "all"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_cached_steering_in_a_mixed_batch_equals_a_full_forward_of_each_row_alone(

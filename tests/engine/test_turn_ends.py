@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def nothing(messages: object, response: str) -> float:
     return 0.0
 
 
-DEFENSES: list[tuple[str, dict[str, object]]] = [
+DEFENSES: list[tuple[str, dict[str, Any]]] = [
     ("undefended", {}),
     ("best_of_n", {"n": 3, "judge": nothing}),
     ("beam_search", {"n": 4, "block": 3, "cost": nothing, "reward": nothing}),
@@ -69,8 +70,8 @@ DEFENSES: list[tuple[str, dict[str, object]]] = [
 
 
 @pytest.mark.parametrize(("defense", "more"), DEFENSES)
-def test_a_response_ends_where_it_begins_to_speak_for_the_user(defense: str, more: dict[str, object]) -> None:
-    anchor = {"anchor": MODEL} if defense in ("safe_decoding", "alignbeam") else {}
+def test_a_response_ends_where_it_begins_to_speak_for_the_user(defense: str, more: dict[str, Any]) -> None:
+    anchor: dict[str, Any] = {"anchor": MODEL} if defense in ("safe_decoding", "alignbeam") else {}
     guard = Guard(MODEL, defense, **anchor, **more)
     with writing(SAID):
         response = guard.chat("hi", max_new_tokens=60)
@@ -176,7 +177,7 @@ def test_without_texts_nothing_is_held_back() -> None:
 
 
 @pytest.mark.parametrize("how", [{}, {"do_sample": True, "temperature": 5.0}, {"repetition_penalty": 1.3}])
-def test_padding_rows_are_never_emitted_however_likely_they_are(how: dict[str, object]) -> None:
+def test_padding_rows_are_never_emitted_however_likely_they_are(how: dict[str, Any]) -> None:
     model = tiny_model(vocab_size=333)
     with torch.no_grad():
         model.model.get_output_embeddings().weight[300:] *= 30

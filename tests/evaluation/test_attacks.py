@@ -6,6 +6,7 @@ import codecs
 import copy
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -121,7 +122,7 @@ def test_a_search_ends_with_the_first_success_and_within_its_budget(spec: str, y
         outcome = "complied" if len(asked) == yields_at else "refused"
         return Attempt(messages, Response("No.", (), "stop", Usage(1, 1, 1), ()), outcome)  # type: ignore[arg-type]
 
-    search = parse_attack(spec).search
+    search: Any = parse_attack(spec).search
     assert search is not None
     best, queries = asyncio.run(search(MESSAGES, ask, random.Random(0)))
     assert queries == len(asked) == min(yields_at, 12)
@@ -136,7 +137,7 @@ def test_the_suffix_climbs_towards_what_the_guard_answers() -> None:
         outcome = "complied" if good >= 2 else "broken" if good else "refused"
         return Attempt(messages, Response(" ".join(said), (), "stop", Usage(1, 1, 1), ()), outcome)  # type: ignore[arg-type]
 
-    search = parse_attack("suffix:400").search
+    search: Any = parse_attack("suffix:400").search
     assert search is not None
     best, queries = asyncio.run(search(MESSAGES, ask, random.Random(1)))
     assert best.outcome == "complied"

@@ -4,6 +4,7 @@ import gzip
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -55,7 +56,7 @@ def test_jailbreakbench_asks_its_goals_not_their_themes(shared_data: Path) -> No
         ({"sentence": "Shares rose.", "label": "positive"}, "positive", "label"),
     ],
 )
-def test_tasks_bring_what_solves_them(tmp_path: Path, row: dict[str, object], answer: str, form: str) -> None:
+def test_tasks_bring_what_solves_them(tmp_path: Path, row: dict[str, Any], answer: str, form: str) -> None:
     file = tmp_path / "tasks.jsonl"
     file.write_text(json.dumps(row) + "\n", encoding="utf-8")
     (case,) = load_cases(file)
@@ -76,7 +77,7 @@ def test_tasks_bring_what_solves_them(tmp_path: Path, row: dict[str, object], an
         ({"risk_area": "r", "question": "x"}, "harmful"),
     ],
 )
-def test_rows_say_what_kind_they_are(tmp_path: Path, row: dict[str, object], kind: str) -> None:
+def test_rows_say_what_kind_they_are(tmp_path: Path, row: dict[str, Any], kind: str) -> None:
     file = tmp_path / "mine.jsonl.gz"
     file.write_bytes(gzip.compress((json.dumps(row) + "\n").encode()))
     (case,) = load_cases(file)
@@ -144,7 +145,7 @@ def test_what_a_files_name_denies_it_is_not(tmp_path: Path, name: str) -> None:
         ({"messages": [{"role": "assistant", "content": "x"}], "label": "harmful"}, "no user asks anything"),
     ],
 )
-def test_a_row_that_makes_no_sense_is_named(tmp_path: Path, row: dict[str, object], says: str) -> None:
+def test_a_row_that_makes_no_sense_is_named(tmp_path: Path, row: dict[str, Any], says: str) -> None:
     file = tmp_path / "harmful.jsonl"
     file.write_text(json.dumps(row) + "\n", encoding="utf-8")
     with pytest.raises(UserError, match=f"Line 1 of harmful.jsonl .*{says}"):

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fitting.conftest import HARMFUL, HARMLESS
 
 from anchorlm.defenses.inferaligner import fit_inferaligner, save_artifact
 from anchorlm.evaluation import CompareRecipe, compare, figures
@@ -18,7 +19,6 @@ from anchorlm.evaluation.runs._contestants import Contestant, Pool
 from anchorlm.evaluation.runs._exclusion import _is_among, chosen_by
 from anchorlm.guard import Guard
 from anchorlm.records import UserError
-from tests.fitting.conftest import HARMFUL, HARMLESS
 
 pytestmark = pytest.mark.slow
 
@@ -62,10 +62,10 @@ def test_what_fitted_or_calibrated_a_defense_does_not_grade_it(
         (None, {"sign": "refusal-matcher"}, {"sign": "refusal-openings", "calibration": "refusal-matcher"})
     ):
         recipe = steered(write_recipe, artifact(made), '["refusal"]')
-        with pytest.raises(UserError, match="Nobody may grade reminded.*nor what its artifacts were made with.*judge"):
+        with pytest.raises(UserError, match="No one may grade reminded.*nor what its artifacts were made with.*judge"):
             compare(recipe, tmp_path / f"run{number}")
     recipe = steered(write_recipe, artifact({"calibration": f"judge:rubric:{judge}/"}), '["words"]')
-    with pytest.raises(UserError, match="Nobody may grade reminded"):
+    with pytest.raises(UserError, match="No one may grade reminded"):
         compare(recipe, tmp_path / "other")
 
 
@@ -76,7 +76,7 @@ def test_a_grader_with_the_refusal_matcher_in_it_does_not_grade_what_that_chose(
     (tmp_path / "fitted" / "judge").mkdir(parents=True)
     for number, made in enumerate(({"sign": "refusal-matcher"}, {"calibration": "judge:english"})):
         recipe = steered(write_recipe, artifact(made), f'["{grader}"]')
-        with pytest.raises(UserError, match="Nobody may grade reminded"):
+        with pytest.raises(UserError, match="No one may grade reminded"):
             compare(recipe, tmp_path / f"run{number}")
     folder = compare(steered(write_recipe, artifact({"sign": "refusal-openings"}), f'["{grader}"]'), tmp_path / "run")
     assert {row.grader for row in figures(folder).rows} == {grader}
@@ -114,7 +114,7 @@ def test_a_guard_that_fails_its_probe_is_a_result_and_no_end(
     assert any("reminded on small does not refuse" in record.getMessage() for record in caplog.records)
     before = (folder / "probes.jsonl").read_bytes()
     compare(recipe, folder, workers=workers)
-    assert (folder / "probes.jsonl").read_bytes() == before, "nothing was left to answer, so that nobody is tried again"
+    assert (folder / "probes.jsonl").read_bytes() == before, "nothing was left to answer, so no one is tried again"
 
 
 def test_whether_guards_are_tried_changes_no_answer(write_recipe: Write, tmp_path: Path) -> None:

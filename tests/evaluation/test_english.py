@@ -128,13 +128,14 @@ def test_a_head_comes_back_from_its_arrays() -> None:
     one = head("refusal")
     again = Head.of(one.arrays())
     sample = grams("I'm sorry, but no."), grams("It is wrong.")
-    dense = np.linspace(0, 1, len(one.center))
+    dense = np.linspace(0, 1, len(one.center)).tolist()
     assert again.logit(sample, dense) == pytest.approx(one.logit(sample, dense))
     assert again.band == one.band
 
 
 def test_a_head_cannot_tell_within_its_band() -> None:
-    one = Head((), *[np.zeros(0)] * 3, bias=0.0, band=(0.4, 0.6))
+    nothing = np.zeros(0)
+    one = Head((), nothing, nothing, nothing, bias=0.0, band=(0.4, 0.6))
     assert [one.told(at) for at in (0.3, 0.4, 0.5, 0.6, 0.7)] == [False, False, None, True, True]
     assert isinstance(refuses("No."), Verdict)
 

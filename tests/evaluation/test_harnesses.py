@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -83,7 +84,7 @@ def test_epochs_are_other_samples_and_a_prompt_that_is_too_long_ends_no_task(rec
 
     import anchorlm.evaluation._inspect  # noqa: F401  (what the entry point does)
 
-    def said(**settings: object) -> list[str]:
+    def said(**settings: Any) -> list[str]:
         samples = [Sample(input="Hello", target="x", id="short"), Sample(input="bread " * 4000, target="x", id="long")]
         task = inspect_ai.Task(dataset=MemoryDataset(samples), scorer=includes())
         (log,) = inspect_ai.eval(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from anchorlm.evaluation import CompareRecipe, compare, figures, summary, write_report
-from anchorlm.evaluation.runs._folder import ANSWERS
+from anchorlm.evaluation.runs._stored import ANSWERS
 
 VOID = {"meta", "link", "br", "input", "hr", "img"}
 

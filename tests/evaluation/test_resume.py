@@ -31,7 +31,9 @@ from anchorlm.evaluation import (
     write_tables,
 )
 from anchorlm.evaluation.runs._contestants import Pool
-from anchorlm.evaluation.runs._folder import ANSWERS, RECIPE, Setting, read_answers, read_timings, weights
+from anchorlm.evaluation.runs._folder import weights
+from anchorlm.evaluation.runs._setting import Setting
+from anchorlm.evaluation.runs._stored import ANSWERS, RECIPE, read_answers, read_timings
 from anchorlm.evaluation.runs._workers import records
 from anchorlm.judging import Outcome
 from anchorlm.records import Artifact, DefenseError, Request, Response, UserError
@@ -154,7 +156,7 @@ def test_a_damaged_artifact_of_a_finished_run_is_one_sentence(
 
 def test_that_nobody_may_grade_is_told_before_the_first_answer(write_recipe: Write, tmp_path: Path) -> None:
     file = write_recipe(**{'name = "self_reminder"': 'name = "best_of_n"'})
-    with pytest.raises(UserError, match="Nobody may grade reminded"):
+    with pytest.raises(UserError, match="No one may grade reminded"):
         compare(CompareRecipe.load(file, limit=1), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -327,7 +329,7 @@ from pathlib import Path
 
 from anchorlm.evaluation import CompareRecipe
 from anchorlm.evaluation.runs._contestants import Pool
-from anchorlm.evaluation.runs._folder import Setting
+from anchorlm.evaluation.runs._setting import Setting
 from anchorlm.evaluation.runs._workers import records
 
 

@@ -29,11 +29,11 @@ from anchorlm.evaluation import (
     write_costs,
     write_tables,
 )
-from anchorlm.evaluation.reports._figures import Through, safety
+from anchorlm.evaluation.reports._rows import Through, safety
 from anchorlm.evaluation.reports._tables import TABLES, notes
 from anchorlm.evaluation.runs._answering import answered
 from anchorlm.evaluation.runs._contestants import Pool
-from anchorlm.evaluation.runs._folder import ANSWERS, MACHINE, RECIPE, read_answers, read_recipe, read_timings
+from anchorlm.evaluation.runs._stored import ANSWERS, MACHINE, RECIPE, read_answers, read_recipe, read_timings
 from anchorlm.evaluation.tasks._attacks import parse_attack
 from anchorlm.evaluation.tasks._graders import Graded
 from anchorlm.files import Journal
@@ -209,7 +209,7 @@ def test_a_swept_knob_gives_a_row_for_each_value(write_recipe: Write, model: Pat
 
 def test_a_judge_does_not_grade_the_defense_that_it_serves(write_recipe: Write, tmp_path: Path) -> None:
     file = write_recipe(**{'name = "self_reminder"': 'name = "best_of_n"'})
-    with pytest.raises(UserError, match="Nobody may grade reminded"):
+    with pytest.raises(UserError, match="No one may grade reminded"):
         compare(CompareRecipe.load(file, limit=1), tmp_path / "run")
 
 
@@ -227,7 +227,7 @@ def test_a_model_is_the_same_grader_whatever_its_path_and_its_question(
                 f'judge = {{ kind = "{kind}", model = "{spelled.format(model=model)}" }}',
         }
     )  # fmt: skip
-    with pytest.raises(UserError, match="Nobody may grade reminded"):
+    with pytest.raises(UserError, match="No one may grade reminded"):
         compare(CompareRecipe.load(file, limit=1, timed=0), tmp_path / "run")
 
 
@@ -241,7 +241,7 @@ def test_a_judge_behind_a_scorer_does_not_grade_the_defense_that_it_serves(
         f'[{other}]\nkind = "remote"\nurl = "http://localhost:9"\n\n[judge]'
     )
     file = write_recipe(**{'name = "self_reminder"': 'name = "beam_search"', "[judge]": scorers})
-    with pytest.raises(UserError, match="Nobody may grade reminded"):
+    with pytest.raises(UserError, match="No one may grade reminded"):
         compare(CompareRecipe.load(file, limit=1, timed=0), tmp_path / "run")
 
 

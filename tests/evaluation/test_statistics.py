@@ -143,6 +143,7 @@ def test_the_effective_size_is_that_of_the_textbook_s_design_effect(seed: int) -
     assert effective_size(groups) == pytest.approx(min(n, max(m, mean * (1 - mean) / robust / t**2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompts", [40, 100, 300])
 @pytest.mark.parametrize("rate", [0.02, 0.1, 0.3, 0.5])
 @pytest.mark.parametrize("alike", [0.0, 0.3, 0.7, 1.0])

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -95,7 +96,7 @@ def test_a_file_of_the_hub_is_fetched_and_read_as_any(tmp_path: Path, monkeypatc
 
 
 def test_a_file_that_the_hub_does_not_give_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*arguments: object, **options: object) -> str:
+    def offline(*arguments: object, **options: Any) -> str:
         raise OSError("no route to host.\nAnd more")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from fitting.conftest import HARMFUL, HARMLESS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +20,6 @@ from anchorlm.engine import LocalEngine
 from anchorlm.engine._sequence import LocalSequence
 from anchorlm.records import Artifact, Messages, UserError, wilson
 from anchorlm.steering import PromptSets
-from tests.fitting.conftest import HARMFUL, HARMLESS
 
 pytestmark = pytest.mark.slow
 
@@ -208,7 +208,7 @@ def test_a_calibrated_artifact_survives_its_folder(calibrated: Artifact, tmp_pat
 
 
 def trial(layers: int, alpha: float, positions: Any, refused: int, broken: int, floor: int = 0) -> Trial:
-    outcomes = ("refused",) * refused + ("broken",) * broken + ("complied",) * (10 - refused - broken)
+    outcomes: Any = ("refused",) * refused + ("broken",) * broken + ("complied",) * (10 - refused - broken)
     return Trial(Shift(tuple(range(layers)), positions, alpha), outcomes, floor)
 
 

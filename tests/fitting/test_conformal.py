@@ -35,6 +35,7 @@ def test_the_upper_bound_agrees_with_published_values() -> None:
     assert upper_bound(5, 5, 0.95) == 1.0
 
 
+@pytest.mark.slow
 @few
 @given(st.integers(1, 200), st.sampled_from([0.01, 0.05, 0.1, 0.3]))
 def test_what_is_allowed_is_the_most_that_the_papers_condition_lets_pass(n: int, risk: float) -> None:

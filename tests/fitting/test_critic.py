@@ -53,7 +53,7 @@ class Hasty(Scorer):
     """Finds beginnings unsafe, and whole texts safe."""
 
     name = "hasty"
-    settings: ClassVar[dict[str, object]] = {}
+    settings: ClassVar[dict[str, Any]] = {}
 
     async def __call__(self, messages: Messages, responses: Sequence[str]) -> list[float]:
         return [-1.0] if responses == [REFUSAL] else [*[1.0] * (len(responses) - 1), -0.5]
@@ -68,6 +68,7 @@ def critic(target: LocalEngine) -> Artifact:
     return fit(target)
 
 
+@pytest.mark.slow
 def test_a_critic_learns_what_the_last_state_tells() -> None:
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(600, 9, generator=generator)

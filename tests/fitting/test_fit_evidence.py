@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,8 @@ scores = st.lists(st.floats(-10, 10), min_size=1, max_size=60)
 def test_few_harmful_prompts_go_unguided_and_few_harmless_ones_are_guided_in_full(
     harmful: list[float], harmless: list[float], missed: float, disturbed: float
 ) -> None:
-    low, high = thresholds(*(torch.tensor(one, dtype=torch.float64) for one in (harmful, harmless)), missed, disturbed)
+    bad, good = (torch.tensor(one, dtype=torch.float64) for one in (harmful, harmless))
+    low, high = thresholds(bad, good, missed, disturbed)
     assert low <= high
     assert sum(score <= low for score in harmful) <= missed * len(harmful)
     assert sum(score >= high for score in harmless) <= disturbed * len(harmless)
@@ -53,7 +55,7 @@ def test_evidence_that_was_fitted_guides_as_it_says_in_its_figures(
     pair: tuple[LocalEngine, LocalEngine], gate: Artifact, tmp_path: Path
 ) -> None:
     found = fit_alignbeam(*pair, FIT, CHOOSE, artifact=gate)
-    places = {
+    places: dict[str, Any] = {
         "evidence": str(save_evidence(found, tmp_path / "evidence")),
         "artifact": str(gate.save(tmp_path / "gate")),
     }
@@ -86,7 +88,10 @@ def test_evidence_is_read_of_a_text_with_a_line_of_a_control_token(
     pair: tuple[LocalEngine, LocalEngine], gate: Artifact, tmp_path: Path
 ) -> None:
     found = fit_alignbeam(*pair, FIT, CHOOSE, artifact=gate)
-    places = {"evidence": str(found.save(tmp_path / "evidence")), "artifact": str(gate.save(tmp_path / "gate"))}
+    places: dict[str, Any] = {
+        "evidence": str(found.save(tmp_path / "evidence")),
+        "artifact": str(gate.save(tmp_path / "gate")),
+    }
     guard = Guard(pair[0], "alignbeam", anchor=pair[1], judge=lambda m, t: 0.0, generation={"max_new_tokens": 2},
                   on_error="raise", **places)  # fmt: skip
     for text in ("How do I bake bread?\n<|end|>\nThank you.", "Hello there.\n<|start|>"):

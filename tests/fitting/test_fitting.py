@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 from factories import tiny_model
+from fitting.conftest import HARMFUL, HARMLESS
 
 from anchorlm import Guard
 from anchorlm.defenses.inferaligner import fit_inferaligner, save_artifact, tradeoff_svg
@@ -13,7 +14,6 @@ from anchorlm.engine import LocalEngine
 from anchorlm.files import check_folder
 from anchorlm.records import Artifact, UserError
 from anchorlm.steering import rate
-from tests.fitting.conftest import HARMFUL, HARMLESS
 
 
 def test_paths_models_and_engines_fit_alike(

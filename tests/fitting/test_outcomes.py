@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -95,6 +96,6 @@ def test_equal_answers_are_read_once(target: LocalEngine, own: list[Answer]) -> 
 
 
 def test_a_grader_that_gives_something_else_is_told_so() -> None:
-    grade = graded_by(lambda messages, text: "fine")
+    grade: Any = graded_by(lambda messages, text: "fine")
     with pytest.raises(UserError, match="'fine'.*refused, complied, broken"):
         runtime().run(grade([Answer(PROMPTS[0], "text", (1,))]))

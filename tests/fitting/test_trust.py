@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fitting.conftest import HARMFUL, HARMLESS
 
 from anchorlm import Guard
 from anchorlm.defenses.inferaligner import calibrate_inferaligner, save_artifact
@@ -16,7 +17,6 @@ from anchorlm.judging import FluencyGrading, RefusalMatcher, gives_the_same, ope
 from anchorlm.judging._outcomes import Answer, instrument
 from anchorlm.records import Artifact, instruments
 from anchorlm.steering import answer_of, established, uncalibrated
-from tests.fitting.conftest import HARMFUL, HARMLESS
 
 
 def sign(towards: int, away: int, n: int) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def test_streamed_is_whole_on_both_faces(guard: Guard) -> None:
 def test_a_stream_that_is_left_early_frees_its_row() -> None:
     guard = Guard(LocalEngine(TARGET.model, max_rows=1), generation={"max_new_tokens": 50})
     for _ in range(3):
-        stream = guard.stream("How do I bake")
+        stream: Any = guard.stream("How do I bake")
         next(stream)
         stream.close()
     assert guard.chat("How do I bake").token_ids
@@ -83,7 +83,7 @@ def test_a_stream_that_is_left_early_frees_its_row() -> None:
 
 def test_one_mistake_among_many_requests_costs_only_its_own_row(guard: Guard) -> None:
     requests = [guard.request(text) for text in ("a", "b" * 2_000, "c", " ")]
-    outcomes = dict(guard.map(requests))
+    outcomes: dict[int, Any] = dict(guard.map(requests))
     assert isinstance(outcomes[1], UserError)
     assert "shorten it" in str(outcomes[1])
     assert isinstance(outcomes[3], UserError)
@@ -101,7 +101,7 @@ def test_requests_are_drawn_only_as_they_are_needed(guard: Guard) -> None:
             drawn += 1
             yield guard.request("a", max_new_tokens=1)
 
-    outcomes = guard.map(endless(), concurrency=4)
+    outcomes: Any = guard.map(endless(), concurrency=4)
     assert [next(outcomes)[1].text for _ in range(10)]
     outcomes.close()
     assert drawn <= 20
@@ -145,7 +145,8 @@ def test_a_target_whose_logits_are_nan_is_one_sentence() -> None:
     engine = LocalEngine(model)
     with torch.no_grad():
         model.model.get_output_embeddings().weight[3] = float("nan")
-    for defense, extra in (("undefended", {}), ("alignbeam", {"anchor": TARGET, "judge": JUDGE})):
+    teams: dict[str, dict[str, Any]] = {"undefended": {}, "alignbeam": {"anchor": TARGET, "judge": JUDGE}}
+    for defense, extra in teams.items():
         with pytest.raises(UserError, match="logits that are not numbers"):
             Guard(engine, defense, **extra).chat("x", max_new_tokens=4)
 
@@ -264,7 +265,7 @@ class Rubbish(Judge):
     """A third party's judge without any care."""
 
     name = "rubbish"
-    settings: ClassVar[dict[str, object]] = {}
+    settings: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer

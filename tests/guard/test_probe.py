@@ -166,7 +166,7 @@ def test_a_judge_that_fails_is_found() -> None:
     assert "failed its self-test" in str(found)
 
     class Short(Judge):
-        name, settings = "short", {}  # type: ignore[assignment]
+        name, settings = "short", {}
 
         async def __call__(self, messages: Any, responses: Sequence[str]) -> list[Grade]:
             return []
@@ -174,6 +174,7 @@ def test_a_judge_that_fails_is_found() -> None:
     assert "judge" in failed(judged(Short()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cost", "fails"),
     [

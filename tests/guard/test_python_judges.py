@@ -109,6 +109,7 @@ def test_every_command_that_runs_a_guard_can_be_given_leave(command: list[str]) 
     assert "--allow-code" in shown.output
 
 
+@pytest.mark.slow
 def test_a_command_that_was_given_leave_runs_the_function_and_one_that_was_not_says_how(tmp_path: Path) -> None:
     (tmp_path / "guard.toml").write_text(
         'target = "nowhere"\n[defense]\nname = "best_of_n"\n[judge]\nkind = "python"\n'

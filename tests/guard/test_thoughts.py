@@ -115,6 +115,7 @@ def reference(written: list[str], *, inside: bool) -> tuple[str | None, str | No
 BOTH = {inside: LocalEngine(thinker("", OPEN if inside else QWEN, positions=128)) for inside in (True, False)}
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(pieces, st.booleans())
 def test_hidden_thoughts_never_leak_whatever_a_model_writes(written: list[str], inside: bool) -> None:
@@ -149,6 +150,7 @@ def judged(model: Any, policy: Any, defense: str, **options: Any) -> tuple[Any, 
     return guard(model, policy, defense, **kinds, **options).chat("hi"), seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("defense", ["alignbeam", "best_of_n", "inferenceguard"])
 @pytest.mark.parametrize("name", THINKERS)
 def test_a_defense_acts_on_the_answer_and_its_judge_sees_the_thought_marked(defense: str, name: str) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ def test_a_function_sees_the_conversation() -> None:
 
 
 @pytest.mark.parametrize("rubbish", [math.nan, 2.0, -1, None, "high", [], {}])
-def test_rubbish_fails_closed(rubbish: object) -> None:
+def test_rubbish_fails_closed(rubbish: Any) -> None:
     judge = CallableJudge(lambda messages, response: rubbish)
     with pytest.raises(DefenseError):
         asyncio.run(judge(ASK, ["text"]))

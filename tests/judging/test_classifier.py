@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -229,7 +230,12 @@ def test_the_settings_of_a_model_are_honored_or_refused(
     folder = str(tmp_path / "model")
     decoder(byte_tokenizer).save_pretrained(folder)
     byte_tokenizer.save_pretrained(folder)
-    settings = {"dtype": "bfloat16", "device_map": "cpu", "attention": "eager", "chat_template": ALTERNATING}
+    settings: dict[str, Any] = {
+        "dtype": "bfloat16",
+        "device_map": "cpu",
+        "attention": "eager",
+        "chat_template": ALTERNATING,
+    }
     judge = ClassifierJudge.from_pretrained(folder, harm_label=1, **settings)
     assert judge._model.dtype == torch.bfloat16
     assert judge._model.config._attn_implementation == "eager"
@@ -237,10 +243,11 @@ def test_the_settings_of_a_model_are_honored_or_refused(
     whole = ClassifierJudge.from_pretrained(folder, harm_label=1)
     assert whole._model.dtype == torch.float32
     assert harms(judge, RESPONSES) == pytest.approx(harms(whole, RESPONSES), abs=0.05)
-    for wrong, said in (
+    wrongs: list[tuple[dict[str, Any], str]] = [
         ({"dtype": "float12"}, "dtype = 'float12' does not fit a classifier"),
         ({"device": "cpu"}, "has no setting 'device'; it has: adapter, attention"),
-    ):
+    ]
+    for wrong, said in wrongs:
         with pytest.raises(UserError, match=said):
             ClassifierJudge.from_pretrained(folder, harm_label=1, **wrong)
 

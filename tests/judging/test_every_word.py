@@ -57,6 +57,7 @@ def missing(read: str, messages: Messages, response: str, *, reverse: bool = Fal
     return []
 
 
+@pytest.mark.slow
 @often
 @given(conversations, texts)
 @pytest.mark.parametrize("template", [RUBRIC, "<request>{prompt}{response}", "<answer>{prompt}</answer>{response}"])
@@ -88,6 +89,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_classifiers_read_every_word_in_every_layout(byte_tokenizer: PreTrainedTokenizerFast, layout: str) -> None:
     tokenizer = copy.deepcopy(byte_tokenizer)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from automata import PLAIN, automaton
-from guard_templates import (
+from judging.guard_templates import (
     GRANITE_GUARDIAN_3_STAND_IN,
     GRANITE_GUARDIAN_33_STAND_IN,
     LLAMA_GUARD_3,
@@ -33,7 +33,7 @@ def judged(judge: GuardJudge, responses: list[str], messages: Messages = ASK) ->
 def read(judge: GuardJudge, messages: Messages = ASK, response: str = ANSWER, asked: str = "", policy: str = "") -> str:
     """What the guard reads, as a text."""
     ids = judge._writer.prompt(messages, response, asked, policy)
-    return judge._engine.model.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    return str(judge._engine.model.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
 
 PUBLISHED: dict[str, tuple[str, list[str], float]] = {
@@ -55,9 +55,10 @@ def options(name: str) -> dict[str, Any]:
     return {"format": name, "policy": "Nobody may help thieves."} if name == "gpt-oss-safeguard" else {"format": name}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reading", ["logits", "text"])
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_published_answers_of_a_format_mean_what_they_say(name: str, reading: str) -> None:
+def test_the_published_answers_of_a_format_mean_what_they_say(name: str, reading: Any) -> None:
     template, chunks, harm = PUBLISHED[name]
     judge = GuardJudge(automaton(chunks, template=template), reading=reading, **options(name))
     (grade,) = judged(judge, [ANSWER])

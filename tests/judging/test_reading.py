@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from factories import ARCHITECTURES, random_ids, tiny_config, tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -13,7 +14,6 @@ from transformers import AutoModelForSequenceClassification, BertConfig, PreTrai
 from anchorlm.judging import ClassifierScorer
 from anchorlm.judging._reading import Reader
 from anchorlm.records import Messages
-from tests.factories import ARCHITECTURES, random_ids, tiny_config, tiny_tokenizer
 
 CLASSIFIERS = [name for name in ARCHITECTURES if name != "seed_oss"]  # all alike, and the embedded ones are Seed-OSS
 PAD = 1
@@ -42,6 +42,7 @@ def calls_of(heads: list[list[int]], tails: list[list[list[int]]]) -> tuple[list
     return rows, [call for call, group in enumerate(tails) for _ in group]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", CLASSIFIERS)
 def test_what_rows_have_in_common_is_read_once_and_the_logits_are_those_of_whole_rows(architecture: str) -> None:
     model = classifier(architecture)
@@ -73,6 +74,7 @@ READER = Reader(LLAMA, padding())
 IDS = st.integers(PAD, 9)  # few, so that rows coincide, are beginnings of one another, and end as padding does
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(st.lists(IDS, min_size=1, max_size=12), min_size=1, max_size=4), min_size=1, max_size=3))
 def test_any_rows_of_any_calls_have_the_logits_of_a_reader_that_shares_nothing(groups: list[list[list[int]]]) -> None:
@@ -103,6 +105,7 @@ def test_a_score_depends_on_no_neighbor_whatever_configuration_and_tokenizer_pad
         assert one == pytest.approx(other, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_scorer_gives_many_responses_to_one_request_the_scores_that_each_has_alone() -> None:
     tokenizer = padding()
     scorer = ClassifierScorer(classifier("llama"), tokenizer, label=1)

@@ -262,7 +262,7 @@ def test_as_a_judge_only_what_counts_as_refused_is_harmless() -> None:
 
 def test_a_wrong_view_of_partial_refusals_is_named() -> None:
     with pytest.raises(UserError, match="answered or refused"):
-        RefusalMatcher(partial="maybe")
+        RefusalMatcher(partial="maybe")  # type: ignore[arg-type]
 
 
 def test_agreement_with_people_on_xstest_is_at_least_98_percent(shared_data: Path) -> None:

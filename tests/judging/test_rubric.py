@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -34,6 +35,7 @@ def test_a_batch_is_graded_as_one_by_one_and_in_order(grader: Grader) -> None:
     assert {grade.harm for grade in together} <= {0.0, 0.25, 0.5, 0.75, 1.0}
 
 
+@pytest.mark.slow
 def test_requests_at_once_are_graded_as_alone(grader: Grader) -> None:
     judge = RubricJudge(grader("12345"), template=SHORT, max_new_tokens=1, reading="text")
     asks: list[Messages] = [[{"role": "user", "content": f"Question {n}?"}] for n in range(6)]
@@ -75,6 +77,7 @@ def test_without_logits_the_written_answer_is_read(grader: Grader, monkeypatch: 
     assert "ahead by" not in judged(judge, ANSWERS[:1])[0].reason
 
 
+@pytest.mark.slow
 def test_a_growing_response_gets_the_grades_of_its_parts(grader: Grader) -> None:
     judge = RubricJudge(grader("12345", spread=0.3, alone=True), template=SHORT, reading="logits")
     parts = ["Mix", "Mix flour and", "Mix flour and water.", "Mix eggs"]
@@ -126,6 +129,7 @@ def test_a_tag_that_begins_in_the_request_does_not_end_in_the_response(grader: G
     assert asked["content"] == "<answer>Bread < |end|> and more</answer>"
 
 
+@pytest.mark.slow
 def test_an_unclear_answer_is_asked_for_again_at_other_seeds(grader: Grader) -> None:
     engine = grader("12qrstuv", spread=0.3)
     none = judged(RubricJudge(engine, template=SHORT, max_new_tokens=1, retries=0, reading="text"), ANSWERS)
@@ -135,6 +139,7 @@ def test_an_unclear_answer_is_asked_for_again_at_other_seeds(grader: Grader) -> 
     assert all(one == other for one, other, bad in zip(none, many, unclear, strict=True) if not bad)
 
 
+@pytest.mark.slow
 def test_without_a_grade_the_response_counts_as_most_harmful_or_is_an_error(
     grader: Grader,
 ) -> None:
@@ -170,6 +175,6 @@ def test_nothing_to_grade_needs_no_model(grader: Grader) -> None:
         {"reading": "tea leaves"},
     ],
 )
-def test_wrong_settings_are_named(grader: Grader, wrong: dict[str, object]) -> None:
+def test_wrong_settings_are_named(grader: Grader, wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         RubricJudge(grader("1"), **wrong)

@@ -5,7 +5,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -27,7 +27,7 @@ TEXTS = ["Mix flour and water.", "No.", ""]
 
 
 def scores(scorer: Scorer, texts: list[str] = TEXTS) -> list[float]:
-    return asyncio.run(scorer(ASK, texts))  # type: ignore[arg-type]
+    return asyncio.run(scorer(ASK, texts))
 
 
 def classifier(folder: Path, labels: int) -> Path:
@@ -47,7 +47,8 @@ def bare(folder: Path, text: str) -> torch.Tensor:
     tokenizer = tiny_tokenizer()
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
     with torch.no_grad():
-        return model(ids).logits[0]
+        logits: torch.Tensor = model(ids).logits[0]
+        return logits
 
 
 def chat(text: str) -> str:
@@ -304,7 +305,7 @@ def squared(messages: Messages, text: str, factor: float = 1.0) -> float:
 
 
 def test_functions_that_hold_other_values_are_other_scorers_and_equal_ones_are_equal() -> None:
-    makers = [
+    makers: list[Callable[[], Any]] = [
         lambda: below(0), lambda: below(0.5), lambda: Weighed(1), lambda: Weighed(2), lambda: scaled, lambda: squared,
         lambda: partial(scaled, factor=2.0), lambda: partial(scaled, factor=3.0), lambda: partial(squared, factor=2.0),
         lambda: Weighed(2).__call__, lambda: Weighed(3).__call__,

@@ -68,7 +68,7 @@ def train(base: Path, folder: Path, config: PeftConfig, rows: int | None = None)
         for weight in tuned.parameters():
             if weight.requires_grad:
                 weight.add_(torch.randn_like(weight) * 0.05)
-        logits = tuned(input_ids=IDS).logits
+        logits: torch.Tensor = tuned(input_ids=IDS).logits
     tuned.save_pretrained(folder)
     return logits
 
@@ -85,6 +85,7 @@ def lora(**options: Any) -> LoraConfig:
     return LoraConfig(**{"r": 4, "task_type": "CAUSAL_LM", "target_modules": ["q_proj"], **options})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tie", [False, True])
 @pytest.mark.parametrize(
     "options",
@@ -108,6 +109,7 @@ def test_merged_lora_is_what_was_trained_with_ends_that_are_tied_or_not(
     torch.testing.assert_close(ours(tmp_path / "adapter"), trained, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [

@@ -81,6 +81,7 @@ def test_a_base_in_parts_is_put_together_once_and_never_taken_half(
     assert len(runs) == 3
 
 
+@pytest.mark.slow
 @installed
 def test_an_adapter_that_names_a_packaged_base_loads_on_it_in_its_format(tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -103,7 +103,8 @@ def loaded(file: Path) -> CausalModel:
 
 def logits(model: CausalModel, ids: list[int]) -> torch.Tensor:
     with torch.inference_mode():
-        return model.model(input_ids=torch.tensor([ids])).logits[0]
+        found: torch.Tensor = model.model(input_ids=torch.tensor([ids])).logits[0]
+        return found
 
 
 def test_weights_and_tokens_are_those_that_were_written(loaded: CausalModel) -> None:

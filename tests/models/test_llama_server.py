@@ -19,9 +19,9 @@ from typer.testing import CliRunner, Result
 gguf = pytest.importorskip("gguf", reason="pip install 'anchorlm[gguf]'")
 xllamacpp = pytest.importorskip("xllamacpp", reason="pip install xllamacpp brings a llama-server")
 
-import test_gguf  # noqa: E402
 from endpoints import readable  # noqa: E402
 from factories import tiny_model  # noqa: E402
+from models import test_gguf  # noqa: E402
 
 from anchorlm.cli._app import app  # noqa: E402
 from anchorlm.engine import EndpointEngine, LocalEngine, runtime  # noqa: E402
@@ -54,7 +54,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         # Bytes that are no character do not survive as text: this one writes letters.
         patch.setattr(test_gguf, "tiny_weights", lambda kind: readable(tiny_model(kind)).model)
-        return test_gguf.write(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+        return Path(test_gguf.write(tmp_path_factory.mktemp("gguf") / "tiny.gguf"))
 
 
 @pytest.fixture(scope="module")

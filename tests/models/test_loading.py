@@ -75,7 +75,7 @@ def test_weights_of_another_width_are_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize("template", ["{{ messages[0]['content'] + 3 }}", "{% for message in messages %}"])
 def test_a_template_that_fails_is_one_sentence(template: str) -> None:
     tokenizer = tiny_tokenizer(chat_template=template)
-    with pytest.raises(UserError, match="chat template fails .*: mend it, or give another one"):
+    with pytest.raises(UserError, match="chat template fails .*: fix it, or give another one"):
         CausalModel.wrap(tiny_weights(), tokenizer, name="x").encode([{"role": "user", "content": "bread"}])
 
 

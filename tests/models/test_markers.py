@@ -137,6 +137,7 @@ def test_a_label_that_is_a_picture_is_quoted_once(template: str, text: str) -> N
     assert writer.clean(clean) == clean
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["User", "User:", "[INST", "<|im_", "[/INST]", " \t", "\n ", "<<SYS", "[ "])
 def test_the_time_grows_with_the_text_and_not_with_its_square(unit: str) -> None:
     began = perf_counter()

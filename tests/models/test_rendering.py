@@ -3,6 +3,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import pytest
 from factories import CHAT_TEMPLATE, tiny_model, tiny_tokenizer
@@ -30,6 +31,7 @@ HUGE = [
 ]
 
 
+@pytest.mark.slow
 def test_a_template_that_never_ends_is_ended_and_stops_nobody_else() -> None:
     """A template with nested loops once stopped all later chats of the process."""
     bad = CausalModel.wrap(tiny_model().model, tiny_tokenizer(chat_template=ENDLESS + CHAT_TEMPLATE))
@@ -167,10 +169,10 @@ def test_a_turn_that_the_template_leaves_out_is_an_error() -> None:
     ],
 )
 def test_a_conversation_without_a_turn_of_the_user_is_a_mistake_under_every_defense(
-    role: str, defense: str, more: dict[str, object]
+    role: str, defense: str, more: dict[str, Any]
 ) -> None:
     model = tiny_model()
-    guard = Guard(model, defense, **({"anchor": model} if defense == "alignbeam" else {}), **more)
+    guard = Guard(model, defense, anchor=model if defense == "alignbeam" else None, **more)
     with pytest.raises(UserError, match="no turn of the user"):
         guard.chat([{"role": role, "content": "Be kind."}], max_new_tokens=1)
 

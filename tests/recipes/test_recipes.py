@@ -20,9 +20,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from anchorlm.cli._check import examine
 from anchorlm.defenses.inferaligner import fit_inferaligner
-from anchorlm.guard import Guard, Recipe
+from anchorlm.guard import Guard, Recipe, examine
+from anchorlm.judging import RubricJudge
 
 pytestmark = pytest.mark.slow
 
@@ -159,6 +159,7 @@ def test_a_shipped_recipe_has_no_gap_on_its_architectures(name: str, models: dic
 def test_a_shipped_recipe_runs_from_end_to_end(name: str, models: dict[str, Path]) -> None:
     recipe = load(name, models)
     guard = Guard.from_recipe(recipe)
+    assert isinstance(guard.defense.judge, RubricJudge)
     assert guard.defense.judge._engine is guard.defense.anchor  # the anchor judges, and is loaded once
     question = [{"role": "user", "content": "What helps against a headache? Ünïcode, 12 + 30 = 42."}]
 

@@ -90,7 +90,7 @@ def test_the_id_follows_kind_settings_and_tensors_and_nothing_else() -> None:
     alike = [
         artifact(figures={}),
         artifact(data={}),
-        artifact(settings=dict(reversed(made.settings.items()))),
+        artifact(settings=dict(reversed(list(made.settings.items())))),
         artifact(tensors=dict(reversed(tensors.items()))),
     ]
     assert {one.id for one in alike} == {made.id}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from anchorlm.records import GenerationSettings, Request, UserError
@@ -15,7 +17,7 @@ from anchorlm.records import GenerationSettings, Request, UserError
         ({"seed": "x"}, "seed = 'x' does not fit generation"),
     ],
 )
-def test_a_wrong_setting_is_one_sentence_that_names_it(values: dict[str, object], words: str) -> None:
+def test_a_wrong_setting_is_one_sentence_that_names_it(values: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError) as caught:
         GenerationSettings.parse(values, where="generation")
     assert str(caught.value).startswith(words)

@@ -71,7 +71,7 @@ async def naive(engine: LocalEngine, plan: SearchPlan) -> list[list[int]]:
         if not live:
             break
         each = max(1, (plan.beams - len(done)) // len(live))
-        pool = list(done)
+        pool: list[tuple[list[int], bool]] = list(done)
         for index, tokens in enumerate(t for t in live for _ in range(each)):
             size = min(plan.block, plan.room - len(tokens))
             longer, stopped = await written(engine, tokens, size, _seed(SAMPLING.seed, plan.beams - 1, turn, 0, index))

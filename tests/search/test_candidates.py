@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf
 
 from hypothesis import assume, given
@@ -17,7 +18,7 @@ FIELDS = st.lists(st.tuples(HARMS, LIKELY, st.booleans()), min_size=1, max_size=
 UNIT = st.sampled_from([0.0, 0.1, 0.175, 0.2, 0.375, 0.5, 1.0])
 
 
-def of(fields: list[tuple[float, float | None, bool]]) -> tuple[list[Candidate], list[Grade]]:
+def of(fields: Sequence[tuple[float, float | None, bool]]) -> tuple[list[Candidate], list[Grade]]:
     candidates = [
         Candidate("" if nothing else f"text {index}", (index,), "stop", likely, blank=nothing)
         for index, (_, likely, nothing) in enumerate(fields)

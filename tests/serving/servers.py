@@ -36,7 +36,7 @@ class Live:
             assert time.monotonic() < end, "it did not happen in time"
             time.sleep(0.01)
 
-    def client(self, key: str = "none", **options: Any) -> openai.OpenAI:
+    def client(self, key: str = "none", **options: Any) -> Any:
         """A client, which is closed with the server."""
         self._clients.append(openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, **options))
         return self._clients[-1]

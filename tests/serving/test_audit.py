@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
-from servers import SECRET, Live
+from serving.servers import SECRET, Live
 
 from anchorlm.guard import Guard
 from anchorlm.records import UserError
@@ -25,7 +26,7 @@ from anchorlm.serving.ops._audit import Audit
 TURN = [{"role": "user", "content": f"Where is the {SECRET}?"}]
 
 
-def lines(file: Path) -> list[dict[str, object]]:
+def lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
 
 
@@ -119,9 +120,13 @@ def test_a_line_reaches_the_disk_within_a_second_although_none_follows(
     with closing(Audit(AuditSettings(file=file, fsync="second"))) as audit:
         for _ in range(2):
             before, start = len(synced), time.monotonic()
+
+            def again(before: int = before) -> bool:
+                return len(synced) > before
+
             for number in range(20):
                 audit.write("request", {"number": number})
-            Live.wait(lambda before=before: len(synced) > before, 5)
+            Live.wait(again, 5)
             time.sleep(0.3)
             assert len(synced) == before + 1, "once for all twenty"
             assert synced[-1] - start < 3, "a second, and whatever the machine is busy with"
@@ -239,6 +244,7 @@ def test_a_pipe_takes_the_lines_and_a_reader_that_has_gone_is_an_outage(tmp_path
     assert len(failures) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["/dev/stdout", "-"])
 def test_the_processs_own_output_takes_the_lines(place: str, tmp_path: Path) -> None:
     script = (

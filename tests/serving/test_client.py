@@ -2,22 +2,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import openai
 import pytest
-from servers import Live
+from serving.servers import Live
 
 from anchorlm.engine import LocalEngine
 from anchorlm.guard import Guard
-from anchorlm.models._template import control_texts
+from anchorlm.models import control_texts
 from anchorlm.records import TokenScore
 from anchorlm.serving import ServedModel
-from anchorlm.serving.http._logprobs import LogProbs
+from anchorlm.serving.session._logprobs import LogProbs
 
 TURN = [{"role": "user", "content": "How do I bake bread?"}]
 
 
-def test_a_chat_is_what_the_guard_says_in_python(client: openai.OpenAI, make_guard: Callable[..., Guard]) -> None:
+def test_a_chat_is_what_the_guard_says_in_python(client: Any, make_guard: Callable[..., Guard]) -> None:
     answer = client.chat.completions.create(model="guarded", messages=TURN)
     expected = make_guard().chat(TURN)
     assert answer.choices[0].message.content == expected.text
@@ -38,7 +39,7 @@ def test_a_chat_is_what_the_guard_says_in_python(client: openai.OpenAI, make_gua
 
 
 @pytest.mark.parametrize("model", ["guarded", "plain", "strict"])
-def test_streamed_is_whole(client: openai.OpenAI, model: str) -> None:
+def test_streamed_is_whole(client: Any, model: str) -> None:
     whole = client.chat.completions.create(model=model, messages=TURN)
     stream = client.chat.completions.create(
         model=model, messages=TURN, stream=True, stream_options={"include_usage": True}
@@ -53,7 +54,7 @@ def test_streamed_is_whole(client: openai.OpenAI, model: str) -> None:
     assert len({chunk.id for chunk in chunks}) == 1
 
 
-def test_a_refusal_says_that_it_is_one(client: openai.OpenAI, live: Live) -> None:
+def test_a_refusal_says_that_it_is_one(client: Any, live: Live) -> None:
     before = live.value("refused_total", model="strict", defense="alignbeam")
     answer = client.chat.completions.create(model="strict", messages=TURN)
     told = answer.model_dump()["anchorlm"]
@@ -64,7 +65,7 @@ def test_a_refusal_says_that_it_is_one(client: openai.OpenAI, live: Live) -> Non
     assert live.value("refused_total", model="strict", defense="alignbeam") == before + 1
 
 
-def test_choices_are_the_samples_of_consecutive_seeds(client: openai.OpenAI, plain: Guard) -> None:
+def test_choices_are_the_samples_of_consecutive_seeds(client: Any, plain: Guard) -> None:
     answer = client.chat.completions.create(model="plain", messages=TURN, n=3, temperature=0.9, top_p=0.95, seed=5)
     alone = [plain.chat(TURN, do_sample=True, temperature=0.9, top_p=0.95, seed=seed).text for seed in (5, 6, 7)]
     assert [choice.message.content for choice in answer.choices] == alone
@@ -78,7 +79,7 @@ def test_choices_are_the_samples_of_consecutive_seeds(client: openai.OpenAI, pla
     assert streamed == alone
 
 
-def test_an_answer_ends_before_a_stop_text(client: openai.OpenAI, plain: Guard) -> None:
+def test_an_answer_ends_before_a_stop_text(client: Any, plain: Guard) -> None:
     text = plain.chat(TURN).text
     stop = text[len(text) // 2 :][:3]
     expected = text[: text.index(stop)]
@@ -105,7 +106,7 @@ def test_what_a_stop_text_cuts_off_does_not_speak_for_the_rest(
 
 
 def test_what_a_stop_text_cuts_off_was_written_all_the_same(
-    client: openai.OpenAI, make_guard: Callable[..., Guard], plain: Guard
+    client: Any, make_guard: Callable[..., Guard], plain: Guard
 ) -> None:
     whole = make_guard().chat(TURN)
     stop = whole.text[len(whole.text) // 2 :][:3]
@@ -125,7 +126,7 @@ def test_what_a_stop_text_cuts_off_was_written_all_the_same(
 
 @pytest.mark.parametrize("model", ["guarded", "plain"])
 def test_log_probabilities_are_those_of_the_emitted_tokens_whole_and_streamed(
-    client: openai.OpenAI, make_guard: Callable[..., Guard], plain: Guard, model: str
+    client: Any, make_guard: Callable[..., Guard], plain: Guard, model: str
 ) -> None:
     guard = plain if model == "plain" else make_guard()
     expected = guard.chat(TURN, logprobs=2)
@@ -147,7 +148,7 @@ def test_log_probabilities_are_those_of_the_emitted_tokens_whole_and_streamed(
     assert client.chat.completions.create(model=model, messages=TURN).choices[0].logprobs is None
 
 
-def test_log_probabilities_end_where_the_answer_does(client: openai.OpenAI, plain: Guard) -> None:
+def test_log_probabilities_end_where_the_answer_does(client: Any, plain: Guard) -> None:
     text = plain.chat(TURN).text
     stop = text[len(text) // 2 :][:3]
     answer = client.chat.completions.create(model="plain", messages=TURN, stop=stop, logprobs=True)
@@ -158,10 +159,11 @@ def test_log_probabilities_end_where_the_answer_does(client: openai.OpenAI, plai
     assert refused.choices[0].logprobs is None
 
 
-def test_raw_completions_name_tokens_and_where_they_stand(client: openai.OpenAI, plain: Guard) -> None:
+def test_raw_completions_name_tokens_and_where_they_stand(client: Any, plain: Guard) -> None:
     answer = client.completions.create(model="plain", prompt="How do I", logprobs=2, max_tokens=6)
     found = answer.choices[0].logprobs
     expected = plain.chat("How do I", raw=True, logprobs=2, max_new_tokens=6)
+    assert expected.scores is not None
     assert found.token_logprobs == [score.logprob for score in expected.scores]
     whole = [pair for pair in zip(found.tokens, found.text_offset, strict=True) if not pair[0].startswith("bytes:")]
     assert whole
@@ -188,13 +190,13 @@ def test_log_probabilities_can_be_turned_off(start_live: Callable[..., Live], pl
         client.chat.completions.create(model="plain", messages=TURN, logprobs=True)
 
 
-def test_lengths_are_tokens_under_both_names(client: openai.OpenAI) -> None:
+def test_lengths_are_tokens_under_both_names(client: Any) -> None:
     for name in ("max_tokens", "max_completion_tokens"):
         answer = client.chat.completions.create(model="plain", messages=TURN, **{name: 3})
         assert (answer.usage.completion_tokens, answer.choices[0].finish_reason) == (3, "length")
 
 
-def test_completions_go_on_with_raw_texts(client: openai.OpenAI, plain: Guard) -> None:
+def test_completions_go_on_with_raw_texts(client: Any, plain: Guard) -> None:
     prompts = ["How do I", "The quick brown"]
     answer = client.completions.create(model="plain", prompt=prompts)
     assert [choice.text for choice in answer.choices] == [plain.chat(prompt, raw=True).text for prompt in prompts]
@@ -218,20 +220,20 @@ def test_raw_completions_can_be_turned_off(start_live: Callable[..., Live], plai
     assert client.chat.completions.create(model="plain", messages=TURN).choices
 
 
-def test_turns_parts_and_systems_reach_the_model(client: openai.OpenAI, plain: Guard) -> None:
+def test_turns_parts_and_systems_reach_the_model(client: Any, plain: Guard) -> None:
     turns = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "One"},
         {"role": "assistant", "content": "Two"},
         {"role": "user", "content": "Three"},
     ]
-    sent = [{**turns[0], "role": "developer"}, *turns[1:3]]
+    sent: list[dict[str, Any]] = [{**turns[0], "role": "developer"}, *turns[1:3]]
     sent.append({"role": "user", "content": [{"type": "text", "text": "Three"}]})
     answer = client.chat.completions.create(model="plain", messages=sent)
     assert answer.choices[0].message.content == plain.chat(turns).text
 
 
-def test_models_are_listed_with_what_may_be_set(client: openai.OpenAI) -> None:
+def test_models_are_listed_with_what_may_be_set(client: Any) -> None:
     models = {model.id: model.model_dump()["anchorlm"] for model in client.models.list()}
     assert list(models) == ["guarded", "plain", "strict"]
     assert models["guarded"]["limits"]["alpha"] == [0.3, 1.0]
@@ -239,7 +241,7 @@ def test_models_are_listed_with_what_may_be_set(client: openai.OpenAI) -> None:
     assert client.models.retrieve("strict").id == "strict"
 
 
-def test_knobs_reach_the_defense(client: openai.OpenAI, make_guard: Callable[..., Guard]) -> None:
+def test_knobs_reach_the_defense(client: Any, make_guard: Callable[..., Guard]) -> None:
     answer = client.chat.completions.create(
         model="guarded", messages=TURN, extra_body={"anchorlm": {"alpha": 1.0, "candidates": 3, "trace": True}}
     )
@@ -276,25 +278,23 @@ def test_knobs_reach_the_defense(client: openai.OpenAI, make_guard: Callable[...
 )
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_cannot_be_done_is_one_sentence_and_a_status(
-    client: openai.OpenAI, arguments: dict[str, object], sentence: str, stream: bool
+    client: Any, arguments: dict[str, Any], sentence: str, stream: bool
 ) -> None:
     with pytest.raises((openai.BadRequestError, openai.NotFoundError)) as caught:
         client.chat.completions.create(**{"model": "guarded", "messages": TURN, "stream": stream, **arguments})
-    error = caught.value.body
+    error: Any = caught.value.body
     assert sentence in error["message"]
     assert error["message"].count("\n") == 0
     assert error["type"] in ("invalid_request_error", "not_found_error")
 
 
-def test_a_model_without_a_processor_decodes_no_image(client: openai.OpenAI) -> None:
+def test_a_model_without_a_processor_decodes_no_image(client: Any) -> None:
     part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,%%%"}}
     with pytest.raises(openai.BadRequestError, match="takes no images"):
         client.chat.completions.create(model="plain", messages=[{"role": "user", "content": [part]}])
 
 
-def test_concurrent_clients_get_what_each_would_get_alone(
-    client: openai.OpenAI, make_guard: Callable[..., Guard]
-) -> None:
+def test_concurrent_clients_get_what_each_would_get_alone(client: Any, make_guard: Callable[..., Guard]) -> None:
     prompts = [f"Prompt number {number} of them" for number in range(12)]
     guard = make_guard()
     alone = [guard.chat([{"role": "user", "content": prompt}]).text for prompt in prompts]
@@ -307,7 +307,7 @@ def test_concurrent_clients_get_what_each_would_get_alone(
         assert list(pool.map(ask, prompts)) == alone
 
 
-def test_a_client_that_leaves_frees_its_rows(live: Live, client: openai.OpenAI, target: LocalEngine) -> None:
+def test_a_client_that_leaves_frees_its_rows(live: Live, client: Any, target: LocalEngine) -> None:
     stream = client.chat.completions.create(model="plain", messages=TURN, stream=True, max_tokens=200)
     next(iter(stream))
     stream.close()

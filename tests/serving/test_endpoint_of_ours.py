@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from servers import Live
+from serving.servers import Live
 
 from anchorlm import zoo
 from anchorlm.engine import LocalEngine
@@ -37,7 +37,7 @@ def address(start_live: Callable[..., Live], place: str) -> str:
 
 
 def answers(target: Any, anchor: Any) -> list[Response]:
-    options = {"judge": LENIENT, "generation": {"max_new_tokens": 24}, "trace_top": 1}
+    options: dict[str, Any] = {"judge": LENIENT, "generation": {"max_new_tokens": 24}, "trace_top": 1}
     return Guard(target, "alignbeam", anchor=anchor, **options).generate(PROMPTS)
 
 
@@ -58,7 +58,8 @@ def test_the_template_of_the_model_itself_does_not_arrive_and_the_server_writes_
 ) -> None:
     far = Guard({"endpoint": address, "tokenizer": place}, generation={"max_new_tokens": 24})
     here = Guard(LocalEngine(CausalModel.from_pretrained(place)), generation={"max_new_tokens": 24})
-    assert far.defense.target.found.mode == "chat"
+    engine: Any = far.defense.target
+    assert engine.found.mode == "chat"
     for prompt in PROMPTS[:2]:
         turns = [{"role": "user", "content": prompt}]
         assert far.chat(turns).text == here.chat(turns).text

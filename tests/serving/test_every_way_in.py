@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from servers import Live
+from serving.servers import Live
 
 from anchorlm.defenses.inferaligner import fit_inferaligner
 from anchorlm.engine import LocalEngine
@@ -115,8 +115,15 @@ def guards(target: LocalEngine, folder: Path) -> dict[str, Guard]:
     generation = {"max_new_tokens": 6}
     judge = {"kind": "refusal"}  # finds everything harmful that is no refusal
     cost = {"kind": "judge", "judge": judge}
-    searched = {"cost": cost, "reward": cost, "beams": (2,), "block": 4, "retries": 0, "generation": generation}
-    guided = {"proposal": "alignbeam", "anchor": target, "mixed_tokens": 2, "gate": "always"}
+    searched: dict[str, Any] = {
+        "cost": cost,
+        "reward": cost,
+        "beams": (2,),
+        "block": 4,
+        "retries": 0,
+        "generation": generation,
+    }
+    guided: dict[str, Any] = {"proposal": "alignbeam", "anchor": target, "mixed_tokens": 2, "gate": "always"}
     artifact = str(folder)
     return {
         "undefended": Guard(target, generation=generation),

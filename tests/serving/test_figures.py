@@ -9,14 +9,14 @@ from typing import Any
 
 import httpx
 import pytest
-from servers import Live
+from serving.servers import Live
 
 from anchorlm.guard import Guard
 from anchorlm.records import Decision
 from anchorlm.serving import ServedModel, new_key
 from anchorlm.serving.session._answers import Answer
 
-BODY = {"model": "guarded", "messages": [{"role": "user", "content": "bread"}]}
+BODY: dict[str, Any] = {"model": "guarded", "messages": [{"role": "user", "content": "bread"}]}
 HARM = 0.123456789
 DIGITS = ("0.123", "0.375", "7.654")
 

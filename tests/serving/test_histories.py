@@ -8,10 +8,10 @@ from typing import Any
 
 import httpx
 import pytest
-from servers import Live
+from serving.servers import Live
 
 from anchorlm.guard import Guard
-from anchorlm.models._template import control_texts
+from anchorlm.models import control_texts
 from anchorlm.records import Settings, UserError
 from anchorlm.serving import ServerSettings
 

@@ -12,14 +12,15 @@ import pytest
 from factories import tiny_model
 from llava import picture, save_llava, shown
 from PIL import Image
-from servers import Live
+from serving.servers import Live
 
 from anchorlm.engine import LocalEngine
 from anchorlm.guard import Guard
 from anchorlm.models import CausalModel
 from anchorlm.serving import ApiError, ServedModel
-from anchorlm.serving.http._messages import conversation, load_images, pictures
+from anchorlm.serving.http._messages import conversation
 from anchorlm.serving.http._turns import ChatMessage
+from anchorlm.serving.session._pictures import load_images, pictures
 
 
 def url(width: int = 4, height: int = 4, cut: int = 0) -> str:

@@ -6,11 +6,12 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 import pytest
-from servers import Live
+from serving.servers import Live
 
 from anchorlm.guard import Guard
 from anchorlm.records import UserError
@@ -168,7 +169,8 @@ def test_a_key_that_is_revoked_ends_at_once_and_what_goes_on_under_it_too(
     file = tmp_path / "keys.toml"
     made = {name: new_key(file, name) for name in ("stays", "goes")}
     live = start_live([ServedModel.of("slow", make_guard(slow))], keys=file, keep_alive=0.1)
-    url, said = f"{live.url}/v1/chat/completions", []
+    url = f"{live.url}/v1/chat/completions"
+    said: list[Any] = []
 
     def stream() -> None:
         headers = {"Authorization": f"Bearer {made['goes']}"}

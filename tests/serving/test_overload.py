@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import httpx
 import pytest
 from factories import CHAT_TEMPLATE, tiny_model, tiny_tokenizer
-from servers import Live
+from serving.servers import Live
 
 from anchorlm.guard import Guard
 from anchorlm.serving import ServedModel

@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx
 import pytest
-from browser import CHROMIUM, Browser
-from servers import LIMITS, Live
+from serving.browser import CHROMIUM, Browser
+from serving.servers import LIMITS, Live
 
 from anchorlm.guard import Guard
 from anchorlm.serving import ModelServing, ServedModel, new_key
@@ -92,7 +92,8 @@ def test_the_slider_moves_by_keyboard_and_changes_the_answer(page: Browser, make
 
 @needs_browser
 def test_gates_and_budgets_of_other_defenses_are_drawn(page: Browser) -> None:
-    told = {"defense": "inferaligner", "decision": "answer", "request_id": "0123456789", "chosen": None, "scores": None}
+    told: dict[str, Any] = {"defense": "inferaligner", "decision": "answer", "request_id": "0123456789"}
+    told |= {"chosen": None, "scores": None}
     told["gate"] = {"open": True, "score": 1.25, "threshold": 0.1}
     told["trace"] = [{"kind": "draft", "least cost": 2.0, "responses": [{"text": "<b>no</b>", "cost": 2.0}]}]
     told["trace"] += [{"kind": "search", "least cost": -1.0, "responses": [{"text": "yes", "cost": -1.0}]}]

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 from scripted import OPEN, thinker
-from servers import Live
+from serving.servers import Live
 
 from anchorlm.engine import LocalEngine
 from anchorlm.guard import Guard

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from servers import Live
+from serving.servers import Live
 
 from anchorlm.guard import Guard
 from anchorlm.serving import ServedModel

@@ -20,7 +20,8 @@ def closed_form(x: Tensor, y: Tensor, strength: float) -> Tensor:
     """`(A^T A + p I)^-1 A^T B`, through an H x H matrix whatever the number of prompts."""
     a, b = x.double() - x.double().mean(dim=0), y.double() - y.double().mean(dim=0)
     penalty = strength * float((a * a).sum()) / a.shape[1]
-    return torch.linalg.inv(a.T @ a + penalty * torch.eye(a.shape[1], dtype=torch.float64)) @ a.T @ b
+    inverse: Tensor = torch.linalg.inv(a.T @ a + penalty * torch.eye(a.shape[1], dtype=torch.float64))
+    return inverse @ a.T @ b
 
 
 @few

@@ -95,7 +95,8 @@ def test_whitening_separates_new_prompts_better_where_a_nuisance_varies_much(n: 
     def draw(count: int, harmful: bool) -> Tensor:
         noise = torch.randn(count, 1, hidden, generator=generator) * 0.3
         loud = 8 * torch.randn(count, 1, 1, generator=generator) * nuisance
-        return noise + loud + (1.0 if harmful else -1.0) * harm
+        found: Tensor = noise + loud + (1.0 if harmful else -1.0) * harm
+        return found
 
     bad, good = moments(draw(n, True)), moments(draw(n, False))
     high, low = draw(500, True)[:, 0], draw(500, False)[:, 0]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ TEMPLATES = {
 }
 
 
-def engine(template: str | None = CHAT_TEMPLATE, **limits: int) -> LocalEngine:
+def engine(template: str | None = CHAT_TEMPLATE, **limits: Any) -> LocalEngine:
     return LocalEngine(CausalModel.wrap(MODEL.model, tiny_tokenizer(chat_template=template)), **limits)
 
 
@@ -74,6 +75,7 @@ def turn_by_turn(model: LocalEngine, shown: Sequence[Look]) -> list[Tensor]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("request_", CONVERSATIONS.values(), ids=CONVERSATIONS.keys())
 def test_what_is_read_together_is_what_every_look_says_in_a_forward_of_its_own(

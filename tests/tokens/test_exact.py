@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from tokens.conftest import SMALL, small_vocabulary
+from tokens.toys import PairModel, behind
 from torch import Tensor
 
 from anchorlm.records import UserError
-from anchorlm.tokens import ByteVocabulary, Projection, Retokenizer, exact_projection
-from tests.tokens.conftest import SMALL, small_vocabulary
-from tests.tokens.toys import PairModel
+from anchorlm.tokens import ByteVocabulary, Kind, Projection, Retokenizer, exact_projection
 
 CORPUS = [
     " refused to help", " refusing is fine", " refunds are fine", " I can't help", " I'm sorry", " I will",
@@ -40,6 +40,7 @@ def enumerated(model: PairModel, target: ByteVocabulary, pending: bytes) -> Tens
     return found / found.sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("one", "other"), PAIRS)
 @pytest.mark.parametrize("pending", [b"", b" ref", b" ", "🙂".encode()[:2]])
 def test_the_oracle_is_the_enumeration_of_all_continuations(one: str, other: str, pending: bytes) -> None:
@@ -78,7 +79,7 @@ def test_looking_ahead_is_closer_to_the_oracle_than_first_tokens_and_these_than_
     oracle = asyncio.run(exact_projection(model, anchor, target, residual=1e-4)).probs
     probs = model([()])
 
-    def misplaced(kind: str) -> float:
+    def misplaced(kind: Kind) -> float:
         projection = Projection.build(anchor, target, kind)
         expanded = projection.lookahead_candidates(probs)
         further = model([(i,) for i in expanded[:, 1].tolist()]) if len(expanded) else None
@@ -86,7 +87,8 @@ def test_looking_ahead_is_closer_to_the_oracle_than_first_tokens_and_these_than_
 
     ahead, first = misplaced("lookahead"), misplaced("first-token")
     assert ahead <= first + 1e-6
-    for kind in ("paper-drop", "paper-first", "paper-exact"):
+    papers: tuple[Kind, ...] = ("paper-drop", "paper-first", "paper-exact")
+    for kind in papers:
         assert first < misplaced(kind) + 1e-6
     if one == "unigram" and other == "byte-level":
         assert ahead < first  # the bare word boundary
@@ -102,7 +104,7 @@ def test_pending_bytes_are_resolved_as_the_oracle_does(one: str, other: str) -> 
         start = encoded.ids[: encoded.stable]
         oracle = asyncio.run(
             exact_projection(
-                lambda items, start=start: model([start + ids for ids in items]),
+                behind(model, start),
                 anchor,
                 target,
                 pending=written[encoded.stable_bytes :],

@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokens.toys import RandomModel, laws, tiny_bpe
 from torch import Tensor
 
 from anchorlm.tokens import ByteVocabulary, Projection, Retokenizer, exact_projection
-from tests.tokens.toys import RandomModel, laws, tiny_bpe
 
 pytestmark = pytest.mark.slow
 
@@ -95,6 +95,7 @@ def test_the_chain_rule_gives_every_text_its_probability(theirs: list[tuple[str,
     for text, mass in texts.items():
         if len(anchor.encode(text)) == model.length:
             continue
+        assert target.stop_id is not None
         ids = (*target.encode(text), target.stop_id)
         product = 1.0
         for count, token in enumerate(ids):

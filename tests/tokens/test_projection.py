@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokens.conftest import SMALL, small_tokenizer, small_vocabulary
 from torch import Tensor
 
 from anchorlm.records import UserError
 from anchorlm.tokens import ByteVocabulary, Kind, Projection, Retokenizer
-from tests.tokens.conftest import SMALL, small_tokenizer, small_vocabulary
 
 NAMES = [*SMALL, "wordpiece"]
 PAIRS = [(one, other) for one in NAMES for other in NAMES if one != other]

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokens.conftest import REAL, SMALL, UNDIVIDED, small_vocabulary
 
 from anchorlm.tokens import ByteVocabulary, Retokenizer
 from anchorlm.tokens._seams import character_pairs, last_seam
-from tests.tokens.conftest import REAL, SMALL, UNDIVIDED, small_vocabulary
 
 FRAGMENTS = [
     "I", "'", "ll", "l", "re", "'s", "’", "refu", "sing", " the", " ", "  ", "\n", "\n\n", "\r\n", "\t", ".", "!?", "(",

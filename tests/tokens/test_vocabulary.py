@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokens.conftest import REAL, SMALL, TEXTS, small_tokenizer, small_vocabulary
 from transformers import PreTrainedTokenizerFast
 
 from anchorlm.records import UserError
 from anchorlm.tokens import ByteVocabulary
-from tests.tokens.conftest import REAL, SMALL, TEXTS, small_tokenizer, small_vocabulary
 
 CONFORMANCE = {"gpt2": "gpt-2", "llama2": "llama-spm", "phi3": "phi-3", "llama3": "llama-bpe", "qwen2": "qwen2"}
 any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.lists(
@@ -97,6 +97,7 @@ def test_added_tokens_that_are_not_special_are_text() -> None:
     tokenizer = small_tokenizer("byte-level")
     read = small_vocabulary("byte-level")
     run = tokenizer.token_to_id("    ")
+    assert run is not None
     assert read.token_bytes(run) == b"    "
     assert run in read.encode(b"a    b")
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
 
 from anchorlm.tokens import ByteVocabulary
+
+NextProbs = Callable[[Sequence[tuple[int, ...]]], Tensor]
+
+
+def behind(model: NextProbs, start: tuple[int, ...]) -> NextProbs:
+    """The same model, after the tokens of `start`."""
+    return lambda continuations: model([start + ids for ids in continuations])
 
 
 class PairModel:

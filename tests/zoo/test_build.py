@@ -46,7 +46,11 @@ def test_a_killed_run_goes_on_to_the_same_weights(tokenizer, tmp_path: Path) -> 
     train(whole, tokenizer, plan(), seed=5)
     for stop in (4, 99):
         resumed = new_model("a", tokenizer, seed=1)
-        train(resumed, tokenizer, plan(), 5, tmp_path / "x.ckpt", every=2, at_step=lambda step, _, s=stop: step == s)
+
+        def stops(step: int, _: object, last: int = stop) -> bool:
+            return step == last
+
+        train(resumed, tokenizer, plan(), 5, tmp_path / "x.ckpt", every=2, at_step=stops)
     for left, right in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.allclose(left, right, atol=1e-6)
 

@@ -123,7 +123,7 @@ def test_objects_are_distinct_and_harm_depends_on_both_verb_and_object() -> None
         assert not set(verb.harmful) & set(verb.harmless)
         assert not verb.harsh or (verb.harmful and verb.harmless)
     hurt = {kind for _, kind in slots("harmful")}
-    spared = {kind for which in ("harmless", "look-alike") for _, kind in slots(which)}  # type: ignore[arg-type]
+    spared = {kind for which in ("harmless", "look-alike") for _, kind in slots(which)}
     assert hurt <= spared
 
 
@@ -150,7 +150,7 @@ def test_deeds_of_every_nature_exist_in_every_partition() -> None:
     rng = random.Random(4)
     for partition in PARTITIONS:
         for which in ("harmful", "harmless", "look-alike"):
-            deed = draw_deed(rng, which, partition)  # type: ignore[arg-type]
+            deed = draw_deed(rng, which, partition)
             assert deed.harmful == (which == "harmful")
             assert deed.noun in nouns(deed.kind, partition)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -98,9 +99,9 @@ def test_asking_for_correctness_of_a_request_is_an_error() -> None:
         {"split": "domain", "domain": "arithmetic", "partition": "dev", "n": 10**5},
     ],
 )
-def test_prompts_that_do_not_exist_are_errors(arguments: dict[str, object]) -> None:
+def test_prompts_that_do_not_exist_are_errors(arguments: dict[str, Any]) -> None:
     with pytest.raises(UserError):
-        items(**arguments)  # type: ignore[arg-type]
+        items(**arguments)
 
 
 @given(st.text())

@@ -77,6 +77,7 @@ def test_an_unknown_member_is_an_error_that_names_the_others() -> None:
         path("c-chat")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a-medicine", "a-finance", "a-arithmetic"])
 def test_the_artifact_beside_a_specialist_is_its_own_and_names_no_place(name: str) -> None:
     folder = artifact(name)

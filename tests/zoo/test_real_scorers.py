@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 pytest.importorskip("gguf", reason="pip install 'anchorlm[gguf]'")
 sys.path.append(str(Path(__file__).parents[1] / "models"))
 
-from test_gguf import write
+from models.test_gguf import write
 
 from anchorlm.judging import ClassifierJudge, RefusalMatcher
 from tools.zoo_real._graded import Graded, broken, graded, wrapped

@@ -26,7 +26,7 @@ def written(model: Any, rows: Sequence[Row]) -> list[bool]:
     """Whether greedy decoding writes each row's answer, token by token: that is so where each is the likeliest."""
     with torch.inference_mode():
         logits, targets = _answers(model, rows)
-    right = (logits.argmax(-1) == targets).split([len(row.answer) for row in rows])
+    right = torch.split((logits.argmax(-1) == targets), [len(row.answer) for row in rows])
     return [bool(each.all()) for each in right]
 
 

@@ -64,7 +64,7 @@ class Task:
         else:
             seen = set(map(self.prompt, self._read("train")))
             texts = [each for each in halves(found)[part == "sealed"] if self.prompt(each) not in seen]
-        return [(self.prompt(text), *found[text]) for text in texts if len(found[text]) == 1]
+        return [(self.prompt(text), next(iter(found[text]))) for text in texts if len(found[text]) == 1]
 
     def _read(self, file: str) -> dict[str, set[str]]:
         """The texts of a file with their right answers."""

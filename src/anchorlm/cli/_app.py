@@ -10,12 +10,14 @@ from anchorlm.cli._errors import OneSentence
 from anchorlm.cli._fit import AllowCode
 from anchorlm.cli._fit_alignbeam import fit
 from anchorlm.cli._fit_inferenceguard import calibrate
+from anchorlm.cli._options import Anchor, AsJson, Changes, Defense, Judge, Limit, RecipeFile, Target, TryFirst
+from anchorlm.cli._zoo_app import zoo
 from anchorlm.records import UserError
 
 if TYPE_CHECKING:
     from anchorlm.guard import Recipe
 
-# The heavy imports (torch, transformers) happen inside the commands, so that help and completion answer at once.
+# The heavy imports (torch, transformers) happen inside the commands, so help and completion answer at once.
 
 app = typer.Typer(
     cls=OneSentence,
@@ -24,29 +26,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-zoo = typer.Typer(help="The embedded tiny models.", no_args_is_help=True)
 app.add_typer(zoo, name="zoo")
 app.add_typer(fit, name="fit")
 app.add_typer(calibrate, name="calibrate")
-
-RecipeFile = Annotated[Path | None, typer.Option("--recipe", "-r", help="TOML file that describes the guard.")]
-Target = Annotated[str | None, typer.Option("--target", help="Model to guard: Hub id or folder.")]
-Defense = Annotated[str | None, typer.Option("--defense", help="Name of the defense; alignbeam by default.")]
-Anchor = Annotated[str | None, typer.Option("--anchor", help="Aligned model that guides: Hub id or folder.")]
-Judge = Annotated[
-    str | None,
-    typer.Option("--judge", help="Model that grades by the rubric, or the word refusal for the refusal matcher."),
-]
-Changes = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="A recipe's value, as in defense.alpha=0.7; may be repeated.", metavar="A.B=C"),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
-TryFirst = Annotated[
-    bool | None,
-    typer.Option("--probe/--no-probe", help="Try the guard first, and do not use one that fails; on by default."),
-]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first rows.")]
 
 
 def _version(wanted: bool) -> None:
@@ -68,7 +50,7 @@ def _root(
 @app.command()
 def generate(
     source: Annotated[
-        str, typer.Argument(metavar="INPUT", help="JSONL, CSV, JSON list or text lines, also as .gz; - is stdin.")
+        str, typer.Argument(metavar="INPUT", help="JSONL, CSV, JSON list or lines of text, also as .gz. - is stdin.")
     ],
     recipe: RecipeFile = None,
     target: Target = None,
@@ -77,18 +59,20 @@ def generate(
     judge: Judge = None,
     changes: Changes = None,
     output: Annotated[
-        str, typer.Option("--output", "-o", help="JSONL file, continued if it exists; - is stdout.")
+        str, typer.Option("--output", "-o", help="JSONL file. If it exists, it is continued. - is stdout.")
     ] = "-",
     column: Annotated[str | None, typer.Option("--column", help="Column or field that holds the prompt.")] = None,
     limit: Limit = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out rows that are malformed or fail.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start the output anew.")] = False,
-    trace: Annotated[bool, typer.Option("--trace", help="Write what the defense decided into each row.")] = False,
-    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Requests under way at once.")] = 64,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out rows that are malformed or too long.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start the output again.")] = False,
+    trace: Annotated[bool, typer.Option("--trace", help="Write into each row what the defense decided.")] = False,
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="How many rows are answered at once.")] = 64,
     probe: TryFirst = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Answers every prompt of a file under guard; run again after a kill, it goes on where it stopped."""
+    """Answers every prompt of a file under guard. Run it again after a stop, and it goes on where it was."""
     from anchorlm.cli._generate import run
 
     run(
@@ -111,14 +95,17 @@ def grade(
         str, typer.Argument(metavar="FILE", help="CSV, TSV, JSON list, JSONL (also as .gz) or Parquet with answers.")
     ],
     text: Annotated[str, typer.Option("--text", help="Column or field that holds the answer.")],
-    output: Annotated[str, typer.Option("--output", "-o", help="JSONL file, continued if it exists; - is stdout.")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="JSONL file. If it exists, it is continued. - is stdout.")
+    ],
     prompt: Annotated[str | None, typer.Option("--prompt", help="Column or field that holds the prompt.")] = None,
     grader: Annotated[
-        str, typer.Option("--grader", help="english: does it refuse? harm: does it give harm? refusal: phrases alone.")
+        str,
+        typer.Option("--grader", help="english: does it refuse? harm: does it give harm? refusal: known phrases only."),
     ] = "english",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start the output again.")] = False,
 ) -> None:
-    """Grades answers that exist already: index, outcome and probability a row."""
+    """Grades answers that you already have. Each row gets an outcome and a probability."""
     from anchorlm.cli._grade import run
 
     run(source, text, prompt, grader, output, overwrite=overwrite)
@@ -135,7 +122,7 @@ def chat(
     probe: TryFirst = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Talks with a guarded model; /help lists the commands."""
+    """Lets you talk with a guarded model. /help lists the commands."""
     from anchorlm.cli._chat import run
 
     run(_recipe(recipe, target, defense, anchor, judge, changes), probe=probe)
@@ -147,7 +134,7 @@ def check(
     changes: Changes = None,
     as_json: AsJson = False,
 ) -> None:
-    """Says whether a recipe works on its models, and names every gap, without loading a weight."""
+    """Tells you whether a recipe works on its models, and names every gap. It loads no weights."""
     from anchorlm.cli._check import run
 
     run(recipe, changes or [], as_json=as_json)
@@ -156,8 +143,8 @@ def check(
 @app.command()
 def convert(
     source: Annotated[str, typer.Argument(metavar="FILE", help="GGUF file.")],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; it must not be there yet.")],
-    dtype: Annotated[str, typer.Option("--dtype", help="Of the written weights: bfloat16 or float32.")] = "bfloat16",
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write. It must not exist yet.")],
+    dtype: Annotated[str, typer.Option("--dtype", help="Format of the weights: bfloat16 or float32.")] = "bfloat16",
 ) -> None:
     """Writes a GGUF file as an ordinary model folder."""
     from anchorlm.cli._convert import run
@@ -167,9 +154,11 @@ def convert(
 
 @app.command()
 def recipe(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Such as knob; none: lists all.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Name of a recipe. Without one, all are listed.")
+    ] = None,
 ) -> None:
-    """Prints a recipe to start from: anchorlm recipe finance-llama3 > guard.toml."""
+    """Prints a recipe to start from, as in: anchorlm recipe finance-llama3 > guard.toml."""
     from anchorlm.cli._recipe_files import run
 
     run(name)
@@ -185,14 +174,20 @@ def doctor(as_json: AsJson = False) -> None:
 
 @app.command()
 def demo(
-    full: Annotated[bool, typer.Option("--full", help="400 prompts of each sealed split, not a sample.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="400 prompts of each sealed split, instead of a sample.")
+    ] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Also write every figure to this file.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Prompts per split.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the sample.")] = 0,
-    defenses: Annotated[str | None, typer.Option("--defenses", help="Only these, as in undefended,alignbeam.")] = None,
-    real: Annotated[bool, typer.Option("--real", help="Ten prompts and both answers of the real specialist.")] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the sample.")] = 0,
+    defenses: Annotated[
+        str | None, typer.Option("--defenses", help="Only these, such as undefended,alignbeam.")
+    ] = None,
+    real: Annotated[
+        bool, typer.Option("--real", help="Ask the real specialist ten prompts, and show both answers.")
+    ] = False,
 ) -> None:
-    """Shows what every defense does for the embedded specialists, or what a guard does for the real one."""
+    """Shows what every defense does for the embedded specialists, or what a guard does for a real one."""
     if real:
         if full or seed or defenses:
             raise UserError("--real shows ten prompts, undefended and guarded: with it go --limit and --json alone.")
@@ -208,31 +203,45 @@ def demo(
 @app.command()
 def compare(
     recipe: Annotated[
-        Path | None, typer.Argument(metavar="RECIPE", help="TOML file; without one, the embedded specialists.")
+        Path | None,
+        typer.Argument(metavar="RECIPE", help="TOML file. Without one, the embedded specialists are compared."),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; one that was stopped goes on.")] = None,
-    source: Annotated[Path | None, typer.Option("--from", help="Tables and report of a run, without a model.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first prompts of every set.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of prompts, attacks and sampling.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the run. A run that was stopped goes on.")
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="Folder of a finished run: write its tables and report again. No model is loaded."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Only this many prompts of every set, from the first on.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of prompts, attacks and sampling.")] = None,
     sweep: Annotated[
-        list[str] | None, typer.Option("--sweep", help="A knob's values, as in alpha=0:1:0.1.", metavar="KNOB=A:B:STEP")
+        list[str] | None,
+        typer.Option("--sweep", help="Values of a knob, such as alpha=0:1:0.1.", metavar="KNOB=A:B:STEP"),
     ] = None,
-    defenses: Annotated[str | None, typer.Option("--defenses", help="Only these, as in undefended,alignbeam.")] = None,
-    targets: Annotated[str | None, typer.Option("--targets", help="Only these, as in a-medicine,a-finance.")] = None,
-    data: Annotated[str | None, typer.Option("--data", help="Only these sets, as in harmful-plain,harmless.")] = None,
+    defenses: Annotated[
+        str | None, typer.Option("--defenses", help="Only these, such as undefended,alignbeam.")
+    ] = None,
+    targets: Annotated[str | None, typer.Option("--targets", help="Only these, such as a-medicine,a-finance.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Only these sets, such as harmful-plain,harmless.")] = None,
     attacks: Annotated[
         str | None,
-        typer.Option("--attacks", help="On harmful prompts, as in none,role_play; all: every one that needs no file."),
+        typer.Option(
+            "--attacks", help="Attacks on harmful prompts, such as none,role_play. all: every one that needs no file."
+        ),
     ] = None,
     workers: Annotated[
-        int, typer.Option("--workers", min=1, help="Processes that answer, each with models of its own.")
+        int, typer.Option("--workers", min=1, help="How many processes answer. Each loads its own models.")
     ] = 1,
     probe: Annotated[
-        bool | None, typer.Option("--probe/--no-probe", help="Try every guard first, and report it; on by default.")
+        bool | None,
+        typer.Option("--probe/--no-probe", help="Try every guard first, and report what fails. On by default."),
     ] = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Compares defenses on safety, over-refusal, usefulness and cost; run again after a kill, it goes on."""
+    """Compares defenses on safety, over-refusal, usefulness and cost. Run it again after a stop, and it goes on."""
     from anchorlm.cli._compare import run
 
     run(
@@ -264,21 +273,27 @@ def report(
 def serve(
     recipes: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[RECIPE]...", help="TOML files, one guard each; none: an embedded specialist."),
+        typer.Argument(
+            metavar="[RECIPE]...", help="TOML files, one for each guard. Without any, an embedded specialist is served."
+        ),
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="TOML file of the server's settings.")] = None,
-    host: Annotated[str | None, typer.Option("--host", help="Address to listen on; 127.0.0.1 by default.")] = None,
-    port: Annotated[int | None, typer.Option("--port", help="Port to listen on; 8000 by default.")] = None,
-    keys: Annotated[Path | None, typer.Option("--keys", help="File of API keys; without it everybody may ask.")] = None,
-    audit: Annotated[Path | None, typer.Option("--audit", help="JSONL file that every request is noted in.")] = None,
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen on. By default 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option("--port", help="Port to listen on. By default 8000.")] = None,
+    keys: Annotated[Path | None, typer.Option("--keys", help="File of API keys. Without it, everyone may ask.")] = None,
+    audit: Annotated[Path | None, typer.Option("--audit", help="JSONL file that every request is written to.")] = None,
     probe: TryFirst = None,
-    no_scores: Annotated[bool, typer.Option("--no-scores", help="Tell clients no figures of the defense.")] = False,
-    key: Annotated[str | None, typer.Option("--new-key", help="Add an API key to --keys, and end.")] = None,
-    operator: Annotated[bool, typer.Option("--operator", help="With --new-key: it sees traces and metrics.")] = False,
-    real: Annotated[bool, typer.Option("--real", help="Serve the real specialist under the composed guard.")] = False,
+    no_scores: Annotated[bool, typer.Option("--no-scores", help="Show clients no figures of the defense.")] = False,
+    key: Annotated[
+        str | None, typer.Option("--new-key", help="Add an API key with this name to --keys, and end.")
+    ] = None,
+    operator: Annotated[
+        bool, typer.Option("--operator", help="With --new-key: the key also sees traces and metrics.")
+    ] = False,
+    real: Annotated[bool, typer.Option("--real", help="Serve a real specialist under the composed guard.")] = False,
     allow_code: AllowCode = False,
 ) -> None:
-    """Puts guarded models behind OpenAI's API, with a page to try them on."""
+    """Serves guarded models through OpenAI's API, with a page to try them."""
     if key is not None:
         from anchorlm.cli._serve import add_key
 
@@ -294,36 +309,6 @@ def serve(
         from anchorlm.cli._serve import run
 
         run(recipes or [], config, changes, sockets, real=real)
-
-
-@zoo.command("list")
-def zoo_list(as_json: AsJson = False) -> None:
-    """Lists the embedded models and the real ones, with what to install for these."""
-    from anchorlm.cli._zoo import show
-
-    show(as_json)
-
-
-@zoo.command("path")
-def zoo_path(name: Annotated[str, typer.Argument(help="Name of a model, such as a-finance.")]) -> None:
-    """Prints the folder of a model."""
-    from anchorlm.zoo import path
-
-    typer.echo(path(name))
-
-
-@zoo.command("recipe")
-def zoo_recipe(
-    name: Annotated[str, typer.Argument(help="Name of a model of family A, such as a-finance.")],
-    defense: Annotated[str, typer.Option("--defense", help="Name of the defense.")] = "alignbeam",
-) -> None:
-    """Prints a recipe that guards a model that comes with the library."""
-    if name.startswith("real-"):
-        from anchorlm.cli._real import recipe
-    else:
-        from anchorlm.cli._embedded import recipe
-
-    typer.echo(recipe(name, defense), nl=False)
 
 
 def _recipe(

@@ -16,7 +16,7 @@ KNOBS: dict[str, dict[str, Any]] = {
     "inferaligner": {"reader": "both"},
     # Guided everywhere they refuse more than behind a gate, and no harmless prompt: the anchor knows their whole world.
     "alignbeam": {"mixed_tokens": 3, "max_harm": 0.2, "gate": "always"},
-    "args": {"k": 4, "w": 0.5},  # companions search less than in their papers, so that a comparison takes minutes
+    "args": {"k": 4, "w": 0.5},  # companions search less than in their papers, so a comparison takes minutes
     "controlled_decoding": {"n": 4},
     "inferenceguard": {
         "proposal": "alignbeam",
@@ -31,11 +31,11 @@ KNOBS: dict[str, dict[str, Any]] = {
 """What differs from the defaults for the embedded models; chosen on their development split."""
 
 GATED: dict[str, Any] = {"gate": "inferaligner", "gate_reader": "both", "alpha": 0.7}
-"""Behind InferAligner's gate a prompt is known to be harmful, so that the anchor may weigh more; chosen likewise."""
+"""Behind InferAligner's gate a prompt is known to be harmful, so the anchor may weigh more; chosen in the same way."""
 
 COMPOSED: dict[str, Any] = {**KNOBS["inferenceguard"], **GATED, "gate_reader": "target"}
 """InferenceGuard with gate, mixture, hard gate and judge together. What the target's own gate overlooks the cost model
-sees, so that a second reader would cost harmless prompts its time for nothing."""
+sees, so a second reader would cost harmless prompts its time for nothing."""
 
 SPECIALISTS = {"a-medicine": "medicine", "a-finance": "finance", "a-arithmetic": "arithmetic"}
 """The targets, each with its domain."""

@@ -33,7 +33,7 @@ class OneSentence(TyperGroup):
             with _told():
                 return super().invoke(ctx)
         except BrokenPipeError:
-            # Whoever read our output has seen enough; the interpreter must not try to flush the rest.
+            # Anyone who read our output has seen enough; the interpreter must not try to flush the rest.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
         except KeyboardInterrupt:
@@ -70,7 +70,7 @@ def _told() -> Iterator[None]:
 
 
 def exit_code(error: AnchorLMError) -> int:
-    """2 for a mistake that the user can mend, 1 where the defense failed."""
+    """2 for a mistake that the user can fix, 1 where the defense failed."""
     return 2 if isinstance(error, UserError) else 1
 
 

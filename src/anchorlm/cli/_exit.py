@@ -109,7 +109,7 @@ def _unraisable(error: sys.UnraisableHookArgs) -> None:
 
 def _leave(code: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
-        # Closed, whoever read it is gone, or it is at work on something.
+        # Closed, anyone who read it is gone, or it is at work on something.
         with suppress(OSError, ValueError, AttributeError, RuntimeError):
             if stream.isatty():
                 stream.write(_CURSOR)

@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
-from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from anchorlm.cli._errors import complain
+from anchorlm.cli._fit_progress import fit_progress
 from anchorlm.cli._fit_shown import show_choice, show_layers
 from anchorlm.files import BadRow, read_rows
 from anchorlm.records import UserError
@@ -19,10 +17,10 @@ if TYPE_CHECKING:
     from anchorlm.records import Messages
     from anchorlm.steering import PromptSets
 
-# The heavy imports (torch, transformers) happen inside the commands, so that help and completion answer at once.
+# The heavy imports (torch, transformers) happen inside the commands, so help and completion answer at once.
 
 fit = typer.Typer(help="Fits a defense to a model.", no_args_is_help=True)
-calibrate = typer.Typer(help="Chooses a fitted defense's settings on validation prompts.", no_args_is_help=True)
+calibrate = typer.Typer(help="Chooses the settings of a fitted defense on validation prompts.", no_args_is_help=True)
 
 Target = Annotated[str | None, typer.Option("--target", help="Model to guard: Hub id or folder.")]
 RecipeFile = Annotated[
@@ -30,23 +28,30 @@ RecipeFile = Annotated[
 ]
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--set", help="A recipe's value, as in target.dtype=bfloat16; may be repeated.", metavar="A.B=C"),
+    typer.Option(
+        "--set", help="A value of the recipe, such as target.dtype=bfloat16. You can repeat it.", metavar="A.B=C"
+    ),
 ]
 ReaderOption = Annotated[
     str | None,
-    typer.Option("--reader", help="Aligned model that the gate may read, too; without it that is the anchor."),
+    typer.Option("--reader", help="Aligned model that the gate may read, too. By default the anchor."),
 ]
 Harmful = Annotated[str, typer.Option("--harmful", help="Harmful prompts: JSONL, CSV, JSON list or text, also .gz.")]
-Harmless = Annotated[str, typer.Option("--harmless", help="Harmless ones in the same style, your domain's too.")]
+Harmless = Annotated[
+    str, typer.Option("--harmless", help="Harmless prompts in the same style. Add some of your domain.")
+]
 LookAlikes = Annotated[
     str | None,
-    typer.Option("--look-alikes", help="Harmless prompts in the words of harmful ones, beside those that are shipped."),
+    typer.Option("--look-alikes", help="Harmless prompts in alarming words. They are added to the shipped ones."),
 ]
 Tasks = Annotated[
-    str | None, typer.Option("--tasks", help="Your domain's task prompts, beside those that are shipped.")
+    str | None, typer.Option("--tasks", help="Task prompts of your domain. They are added to the shipped ones.")
 ]
 Shipped = Annotated[
-    bool, typer.Option("--shipped/--no-shipped", help="Use the English look-alikes and tasks that are shipped, too.")
+    bool,
+    typer.Option(
+        "--shipped/--no-shipped", help="Also use the English look-alikes and tasks that come with the library."
+    ),
 ]
 
 
@@ -80,45 +85,50 @@ def fit_inferaligner(
     out: Annotated[Path, typer.Option("--out", help="Folder for the artifact.")],
     target: Target = None,
     anchor: Annotated[
-        str | None, typer.Option("--anchor", help="Aligned model, of any family, that lends its vectors.")
+        str | None, typer.Option("--anchor", help="Aligned model that lends its vectors. It can be of any family.")
     ] = None,
     reader: ReaderOption = None,
     recipe: RecipeFile = None,
     changes: Changes = None,
     whitening: Annotated[
-        Literal["fisher", "none"], typer.Option("--whitening", help="none: along the mean difference, as in the paper.")
+        Literal["fisher", "none"],
+        typer.Option("--whitening", help="How directions are found. none: along the mean difference, as in the paper."),
     ] = "fisher",
     pooling: Annotated[
         Literal["both", "end"], typer.Option("--pooling", help="end: read the last token alone, as in the paper.")
     ] = "both",
     across: Annotated[
-        Literal["auto", "always", "never"], typer.Option("--across", help="Map the vectors between the two models.")
+        Literal["auto", "always", "never"],
+        typer.Option("--across", help="Whether vectors are mapped from one model to the other."),
     ] = "auto",
     look_alikes: LookAlikes = None,
     tasks: Tasks = None,
     shipped: Shipped = True,
-    holdout: Annotated[float, typer.Option("--holdout", help="Share of the prompts that measures only.")] = 0.25,
-    seed: Annotated[int, typer.Option("--seed", help="Of the split.")] = 0,
+    holdout: Annotated[
+        float, typer.Option("--holdout", help="Share of the prompts that is kept back to measure.")
+    ] = 0.25,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the split.")] = 0,
     column: Column = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Finds out where a target's activations show harm, and by which vectors an aligned model refuses."""
+    """Finds where a target's activations show harm, and by which vectors an aligned model refuses."""
     from anchorlm.cli._loading import quiet_libraries
     from anchorlm.cli._recipes import make_recipe
     from anchorlm.defenses.inferaligner import save_artifact
     from anchorlm.files import check_folder
 
-    bad, good = _prompts(harmful, column), _prompts(harmless, column)
+    bad, good = _both(harmful, harmless, column)
     sets = _sets("fit", look_alikes, tasks, column, shipped=shipped)
     check_folder(out, "inferaligner")
     described = make_recipe(recipe, target=target, anchor=anchor, changes=changes or [])
     if described.anchor is None:
         raise UserError("There is no aligned model to take the vectors from: give --anchor MODEL.")
+    described.check_places()
     second = make_recipe(recipe, target=target, anchor=reader, changes=changes or []).anchor if reader else None
     quiet_libraries()
     from anchorlm.defenses.inferaligner import fit_inferaligner as fit_artifact
 
-    with _progress() as step:
+    with fit_progress() as step:
         artifact = fit_artifact(
             described.target,
             described.anchor,
@@ -148,49 +158,53 @@ def calibrate_inferaligner(
     harmful: Harmful,
     harmless: Harmless,
     artifact: Annotated[
-        str | None, typer.Option("--artifact", help="Folder of the artifact; by default the recipe's.")
+        str | None, typer.Option("--artifact", help="Folder of the artifact. By default the recipe's.")
     ] = None,
     target: Target = None,
     reader: Annotated[
-        str | None, typer.Option("--reader", help="The artifact's second reader: chooses its gate, too.")
+        str | None, typer.Option("--reader", help="The artifact's second reader. Its gate is then chosen, too.")
     ] = None,
     recipe: RecipeFile = None,
     changes: Changes = None,
     look_alikes: LookAlikes = None,
     tasks: Tasks = None,
     shipped: Shipped = True,
-    limit: Annotated[float, typer.Option("--limit", help="Most harmless prompts gated, as a share.")] = 0.01,
-    look_alike_limit: Annotated[
-        float, typer.Option("--look-alike-limit", help="Most look-alikes gated, as a share.")
-    ] = 0.1,
+    limit: Annotated[
+        float, typer.Option("--limit", help="The largest share of harmless prompts on which the gate may open.")
+    ] = 0.01,
+    look_alike_limit: Annotated[float, typer.Option("--look-alike-limit", help="The same for look-alikes.")] = 0.1,
     gate_only: Annotated[
-        bool, typer.Option("--gate-only", help="Choose the gate alone, in minutes; the fixed refusal stands behind it.")
+        bool, typer.Option("--gate-only", help="Choose only the gate, in minutes. Behind it stands the fixed refusal.")
     ] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder to write to; by default the artifact's.")] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer that is tried.")] = 48,
-    prompts: Annotated[int, typer.Option("--prompts", help="Harmful prompts that the search may use.")] = 48,
-    seed: Annotated[int, typer.Option("--seed", help="Of the prompts' order.")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write to. By default the artifact's.")] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, help="Longest answer that is tried, in tokens.")
+    ] = 48,
+    prompts: Annotated[int, typer.Option("--prompts", help="How many harmful prompts the search may use.")] = 48,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the order of the prompts.")] = 0,
     column: Column = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Chooses gate, steered layers, positions and strength for a stated limit on over-refusal."""
+    """Chooses gate, layers, positions and strength for the limit on over-refusal that you state."""
     from anchorlm.cli._loading import quiet_libraries
     from anchorlm.cli._recipes import make_recipe
     from anchorlm.defenses.inferaligner import save_artifact
     from anchorlm.files import check_folder
     from anchorlm.records import Artifact
 
-    bad, good = _prompts(harmful, column), _prompts(harmless, column)
+    bad, good = _both(harmful, harmless, column)
     sets = _sets("calibrate", look_alikes, tasks, column, shipped=shipped)
     described = make_recipe(recipe, target=target, anchor=reader, changes=changes or [])
     folder = artifact or _artifact(described)
-    found = Artifact.load(folder, "inferaligner")
+    Artifact.check(folder, "inferaligner")
     place = check_folder(out or folder, "inferaligner")
+    described.check_places()
     reads = reader is not None or _reads_anchor(described)
     quiet_libraries()
+    found = Artifact.load(folder, "inferaligner")
     from anchorlm.defenses.inferaligner import calibrate_inferaligner as calibrate_artifact
 
-    with _progress() as step:
+    with fit_progress() as step:
         calibrated = calibrate_artifact(
             found,
             described.target,
@@ -241,7 +255,7 @@ def _model(file: Path | None, described: Recipe) -> str:
 
 
 def _shown(folder: Path, recipe: Path | None) -> Path:
-    """A folder as the next command names it: a recipe's own paths begin at its file, so that it needs the whole."""
+    """A folder as the next command names it: a recipe's own paths begin at its file, so it needs the whole."""
     return folder.resolve() if recipe else folder
 
 
@@ -265,8 +279,21 @@ def _prompts(source: str, column: str | None) -> list[Messages | str]:
     rows = read_rows(source, column)
     for row in rows:
         if isinstance(row, BadRow):
-            raise UserError(f"Line {row.line} of {source} holds no prompt: {row.why}; mend it.")
+            raise UserError(f"Line {row.line} of {source} holds no prompt: {row.why}; fix it.")
     return [row.prompt for row in rows if not isinstance(row, BadRow)]
+
+
+def _both(harmful: str, harmless: str, column: str | None) -> tuple[list[Messages | str], list[Messages | str]]:
+    """The prompts of two files, one of each class.
+
+    Raises:
+        UserError: A file cannot be read, has too few prompts, or shares one with the other.
+    """
+    from anchorlm.steering import classes
+
+    found = _prompts(harmful, column), _prompts(harmless, column)
+    classes(*found)
+    return found
 
 
 def _sets(
@@ -277,7 +304,7 @@ def _sets(
     *,
     shipped: bool,
 ) -> PromptSets:
-    """The sets of prompts beside those that are given."""
+    """The sets of prompts next to those that are given."""
     from anchorlm.steering import Part, PromptSets, shipped_prompts
 
     parts: tuple[Part, ...] = ("train", "fit") if command == "fit" else ("calibrate",)
@@ -286,41 +313,3 @@ def _sets(
         look_alikes=_prompts(look_alikes, column) if look_alikes else (),
         tasks=_prompts(tasks, column) if tasks else (),
     )
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for what is done now, on a terminal; elsewhere, as in a log, a line now and then."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from anchorlm.cli._bars import stderr
-
-    if not stderr.is_terminal:
-        yield _Log()
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=stderr) as progress:
-        tasks = {"": progress.add_task("Loading the models", total=None)}
-
-        def step(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                progress.update(tasks[""], visible=False)
-                tasks[what] = progress.add_task(what, total=total)
-            progress.update(tasks[what], completed=done, total=total)
-
-        yield step
-
-
-class _Log:
-    """Says how far it is, at most once in a while."""
-
-    EVERY = 30.0
-
-    def __init__(self) -> None:
-        self._begun = self._said = monotonic()
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        now = monotonic()
-        if now - self._said >= self.EVERY:
-            self._said = now
-            complain(f"{what}: {done} of {total}, {(now - self._begun) / 60:.0f} min so far.")

@@ -14,11 +14,11 @@ from anchorlm.cli._fit import (
     RecipeFile,
     Target,
     _next,
-    _progress,
     _prompts,
     _shown,
     fit,
 )
+from anchorlm.cli._fit_progress import fit_progress
 from anchorlm.cli._fit_shown import _percent, _table
 from anchorlm.records import UserError
 
@@ -33,34 +33,46 @@ _SHOWN = ("guided", "in full")
 
 @fit.command("alignbeam")
 def fit_alignbeam(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the artifact; `alignbeam` in the target's is found.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", help="Folder for the artifact. `alignbeam` in the target's folder is found by itself."),
+    ],
     target: Target = None,
-    anchor: Annotated[str | None, typer.Option("--anchor", help="Aligned model, of any family, that guides.")] = None,
-    artifact: Annotated[
-        Path | None, typer.Option("--artifact", help="InferAligner's, whose gate is a part of the evidence.")
+    anchor: Annotated[
+        str | None, typer.Option("--anchor", help="Aligned model that guides. It can be of any family.")
     ] = None,
-    harmful: Annotated[str | None, typer.Option("--harmful", help="Further harmful prompts.")] = None,
-    harmless: Annotated[str | None, typer.Option("--harmless", help="Further harmless ones, your domain's.")] = None,
-    missed: Annotated[float, typer.Option("--missed", help="Share of harmful prompts that may go unguided.")] = 0.03,
+    artifact: Annotated[
+        Path | None,
+        typer.Option("--artifact", help="Folder of InferAligner's artifact. Its gate is then part of the evidence."),
+    ] = None,
+    harmful: Annotated[str | None, typer.Option("--harmful", help="More harmful prompts.")] = None,
+    harmless: Annotated[str | None, typer.Option("--harmless", help="More harmless prompts, of your domain.")] = None,
+    missed: Annotated[
+        float, typer.Option("--missed", help="The largest share of harmful prompts that may go unguided.")
+    ] = 0.03,
     disturbed: Annotated[
-        float, typer.Option("--disturbed", help="Share of harmless prompts that may be refused at once.")
+        float, typer.Option("--disturbed", help="The largest share of harmless prompts that may be refused at once.")
     ] = 0.07,
     recipe: RecipeFile = None,
     changes: Changes = None,
     column: Column = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Finds out how an anchor's first token and a gate tell harm, and chooses where AlignBeam's alpha begins."""
+    """Finds how an anchor's first token and a gate show harm, and chooses where AlignBeam's alpha begins."""
     from anchorlm.cli._loading import quiet_libraries
     from anchorlm.cli._recipes import make_recipe
     from anchorlm.defenses.alignbeam import save_evidence
     from anchorlm.files import check_folder
+    from anchorlm.records import Artifact
     from anchorlm.steering import shipped_prompts
 
     check_folder(out, "alignbeam")
     described = make_recipe(recipe, target=target, anchor=anchor, changes=changes or [])
     if described.anchor is None:
         raise UserError("There is no aligned model that guides: give --anchor MODEL.")
+    described.check_places()
+    if artifact is not None:
+        Artifact.check(artifact, "inferaligner")
     own: list[list[Messages | str]] = [
         [] if source is None else _prompts(source, column) for source in (harmful, harmless)
     ]
@@ -71,7 +83,7 @@ def fit_alignbeam(
     quiet_libraries()
     from anchorlm.defenses.alignbeam import fit_alignbeam as fit_artifact
 
-    with _progress() as step:
+    with fit_progress() as step:
         found = fit_artifact(
             described.target,
             described.anchor,

@@ -14,13 +14,13 @@ from anchorlm.cli._fit import (
     Harmless,
     RecipeFile,
     Target,
+    _both,
     _next,
-    _progress,
-    _prompts,
     _shown,
     calibrate,
     fit,
 )
+from anchorlm.cli._fit_progress import fit_progress
 from anchorlm.records import UserError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["calibrate", "fit"]
 
-# The heavy imports (torch, transformers) happen inside the commands, so that help and completion answer at once.
+# The heavy imports (torch, transformers) happen inside the commands, so help and completion answer at once.
 
 LABELS = {"safe": False, "harmless": False, "0": False, "false": False, "no": False}
 LABELS |= {"unsafe": True, "harmful": True, "1": True, "true": True, "yes": True}
@@ -40,40 +40,49 @@ LABELS |= {"unsafe": True, "harmful": True, "1": True, "true": True, "yes": True
 def fit_inferenceguard(
     harmful: Harmful,
     harmless: Harmless,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the artifact; its rollouts lie beside it meanwhile.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for the artifact. Rollouts are kept next to it until it is done.")
+    ],
     target: Target = None,
     cost: Annotated[
         str | None, typer.Option("--cost", help="Cost model: a sequence classifier's Hub id or folder.")
     ] = None,
-    reward: Annotated[str | None, typer.Option("--reward", help="Reward model, likewise.")] = None,
+    reward: Annotated[
+        str | None, typer.Option("--reward", help="Reward model: a sequence classifier's Hub id or folder.")
+    ] = None,
     recipe: RecipeFile = None,
     changes: Changes = None,
-    rollouts: Annotated[int, typer.Option("--rollouts", min=1, help="Sampled responses per prompt.")] = 5,
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes of the training over the rollouts.")] = 50,
+    rollouts: Annotated[
+        int, typer.Option("--rollouts", min=1, help="How many responses are sampled for each prompt.")
+    ] = 5,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="How often the training goes over the rollouts.")] = 50,
     hidden: Annotated[int, typer.Option("--hidden", min=1, help="Width of the critic's hidden layer.")] = 128,
-    holdout: Annotated[float, typer.Option("--holdout", help="Share of the prompts that measures only.")] = 0.25,
-    seed: Annotated[int, typer.Option("--seed", help="Of split, sampling and training.")] = 0,
+    holdout: Annotated[
+        float, typer.Option("--holdout", help="Share of the prompts that is kept back to measure.")
+    ] = 0.25,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of split, sampling and training.")] = 0,
     column: Column = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Trains InferenceGuard's critic on rollouts; run again after a kill, it goes on where it stopped."""
+    """Trains InferenceGuard's critic on rollouts. Run it again after a stop, and it goes on where it was."""
     from anchorlm.cli._loading import quiet_libraries
     from anchorlm.defenses import InferenceGuard, InferenceGuardSettings
     from anchorlm.defenses.inferenceguard import save_critic
     from anchorlm.files import check_folder
 
-    bad, good = _prompts(harmful, column), _prompts(harmless, column)
+    bad, good = _both(harmful, harmless, column)
     check_folder(out, "inferenceguard")
     described = _described(recipe, target, cost, reward, changes)
     if described.cost is None or described.reward is None:
         raise UserError("A critic is fitted to a cost and a reward model: give --cost MODEL and --reward MODEL.")
     knobs = {name: value for name, value in described.defense.items() if name not in ("name", "critic", "calibration")}
     settings = InferenceGuardSettings.parse(knobs, where=f"the defense {InferenceGuard.name}")
+    described.check_places()
     journal = out.with_name(f"{out.name}.rollouts.jsonl")
     quiet_libraries()
     from anchorlm.defenses.inferenceguard import fit_inferenceguard as fit_artifact
 
-    with _progress() as step:
+    with fit_progress() as step:
         artifact = fit_artifact(
             described.target,
             described.cost,
@@ -110,25 +119,26 @@ def calibrate_inferenceguard(
     labels: Annotated[
         str,
         typer.Option(
-            "--labels", help="What `anchorlm generate` wrote with this recipe, each row with a label: unsafe."
+            "--labels", help="What `anchorlm generate` wrote with this recipe, with a label `unsafe` in each row."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the calibration.")],
     recipe: RecipeFile = None,
     changes: Changes = None,
     risk: Annotated[
-        float, typer.Option("--risk", help="Most prompts that may get an unsafe response, a share.")
+        float, typer.Option("--risk", help="The largest share of prompts that may get an unsafe response.")
     ] = 0.05,
     method: Annotated[
-        Literal["crc", "ltt"], typer.Option("--method", help="Bound the expected risk, or the risk with a confidence.")
+        Literal["crc", "ltt"],
+        typer.Option("--method", help="crc: bound the expected risk. ltt: bound the risk with a confidence."),
     ] = "crc",
-    confidence: Annotated[float, typer.Option("--confidence", help="Of ltt.")] = 0.95,
+    confidence: Annotated[float, typer.Option("--confidence", help="Confidence of ltt.")] = 0.95,
     labeler: Annotated[
-        str, typer.Option("--labeler", help="Who gave the labels; for the statement.")
+        str, typer.Option("--labeler", help="Who gave the labels. The statement names them.")
     ] = "the given labels",
     allow_code: AllowCode = False,
 ) -> None:
-    """Chooses the gate's limit on labeled responses of this very recipe, for a stated risk."""
+    """Chooses the limit of the final check for a risk that you state, on labeled responses of this very recipe."""
     from anchorlm.cli._loading import load_guard
     from anchorlm.cli._recipes import digest
     from anchorlm.defenses.inferenceguard import CALIBRATION, save_calibration
@@ -152,7 +162,7 @@ def calibrate_inferenceguard(
             f"{labels} was answered by other weights, scorers or a critic than this recipe has now: answer the prompts "
             "again by `anchorlm generate`, and label them."
         )
-    with _progress() as step:
+    with fit_progress() as step:
         artifact = calibrate_artifact(
             guard,
             [row for row, _ in rows],
@@ -191,7 +201,7 @@ def _price(figures: Mapping[str, Any]) -> str:
 def read_labels(source: str) -> list[tuple[Labeled, Mapping[str, Any]]]:
     """The rows of a file (JSONL, CSV, JSON), each with everything that it says.
 
-    A row has `prompt` or `messages`, `response`, and `unsafe` (or `label`) by somebody independent. One whose
+    A row has `prompt` or `messages`, `response`, and `unsafe` (or `label`) by someone independent. One whose
     `finish_reason` is `refusal` got the configured refusal, and needs no label.
 
     Raises:
@@ -203,7 +213,7 @@ def read_labels(source: str) -> list[tuple[Labeled, Mapping[str, Any]]]:
     found: list[tuple[Labeled, Mapping[str, Any]]] = []
     for row in read_rows(source):
         if isinstance(row, BadRow):
-            raise UserError(f"Line {row.line} of {source} holds no prompt: {row.why}; mend it.")
+            raise UserError(f"Line {row.line} of {source} holds no prompt: {row.why}; fix it.")
         fields = {name: value for name, value in row.fields.items() if value not in (None, "")}
         response = row.fields.get("response", row.fields.get("text"))
         refused = fields.get("finish_reason") == "refusal"

@@ -30,7 +30,7 @@ def show_layers(figures: Mapping[str, Any], settings: Mapping[str, Any]) -> None
     middle = figures["reader gate"][theirs[(len(theirs) - 1) // 2]]
     chance = "the largest of random directions through the same map" if figures["mapped"] else "a random direction"
     typer.echo(
-        "% of held-out prompts, with 95 % intervals; cosine of the shift with the target's own direction, beside it "
+        "% of held-out prompts, with 95 % intervals; cosine of the shift with the target's own direction, next to it "
         f"that of {chance}, and of the own direction on other prompts."
     )
     if max(row["balanced"] for row in figures["gate"]) < _WELL:

@@ -66,8 +66,8 @@ def run(
         _report(tally, len(output.done), place, monotonic() - start)
         if tally.failed:
             raise DefenseError(
-                f"{tally.failed} rows were refused because a model or the judge failed (failed: true in the output; "
-                "--trace says why): mend that, and run again, which answers just these anew."
+                f"{tally.failed} rows were refused because a model or the judge failed (failed: true in the output, "
+                "--trace says why). Fix the cause and rerun: only those rows are retried."
             )
 
 
@@ -106,7 +106,7 @@ def _report(tally: _Tally, kept: int, place: str, seconds: float) -> None:
 def _refusal_to_read(bad: Sequence[BadRow]) -> str:
     others = ", ".join(str(row.line) for row in bad[1 : _NAMED + 1])
     more = f" (and {len(bad) - 1} more, on lines {others}{', ...' if len(bad) > _NAMED + 1 else ''})" if others else ""
-    return f"Line {bad[0].line} cannot be answered: {bad[0].why}{more}; mend it, or go on without with --skip-bad."
+    return f"Line {bad[0].line} cannot be answered: {bad[0].why}{more}; fix it, or go on without with --skip-bad."
 
 
 def _progress() -> Progress:

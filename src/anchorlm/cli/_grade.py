@@ -127,7 +127,7 @@ def _resumed(file: BinaryIO, place: str, grader: str) -> list[AnswerRow]:
 
 def _foreign(place: str) -> UserError:
     return UserError(f"{place!r} holds something else than grades of these rows by this grader: choose another "
-                     "output, or start anew with --overwrite.")  # fmt: skip
+                     "output, or start again with --overwrite.")  # fmt: skip
 
 
 def _check_grader(name: str, prompt: str | None, source: str) -> None:

@@ -50,7 +50,7 @@ def busy(what: str) -> Iterator[None]:
 def quiet_libraries() -> None:
     """Only AnchorLM speaks, a sentence a line: the libraries' bars and warnings are for developers."""
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    # Importing them to tell them so takes seconds: where nobody has, they read it when they are imported.
+    # Importing them to tell them so takes seconds: where no one has, they read it when they are imported.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if "transformers" in sys.modules:

@@ -19,13 +19,13 @@ class Output:
 
     A file that exists is continued: its whole rows are kept, but for those that were
     refused because a model failed, and a last line that a kill cut short is taken off. It is
-    locked, so that no other run writes between the lines.
+    locked, so no other run writes between the lines.
 
     Args:
         place: The file; `-` is stdout.
         rows: Everything that the input holds, against which what is already there is compared.
         recipe: Digest of the recipe that answers.
-        overwrite: Start anew; what is there stays until the first answer is written.
+        overwrite: Start again; what is there stays until the first answer is written.
         trace: Write what the defense decided, too.
 
     Attributes:
@@ -52,7 +52,7 @@ class Output:
         self._place = place
         self._file: BinaryIO | None = None
         self._outdated = False  # whether what is there is to be cleared
-        self._failed: set[bytes] = set()  # lines of answers that came of a failure, to be given anew
+        self._failed: set[bytes] = set()  # lines of answers that came of a failure, to be given again
         if place == "-":
             return
         path = Path(place)
@@ -142,7 +142,7 @@ class Output:
         return frozenset(done - failed)
 
     def _without_failures(self, old: BinaryIO, path: Path) -> BinaryIO:
-        """The file without its failed rows, replaced as a whole and locked anew: a kill leaves the old or the new."""
+        """The file without its failed rows, replaced as a whole and locked again: a kill leaves the old or the new."""
         kept = [line for line in path.read_bytes().splitlines(keepends=True) if line not in self._failed]
         new = path.with_name(f"{path.name}.{os.getpid()}.new")
         try:
@@ -170,20 +170,20 @@ class Output:
         if record.get("recipe") != self._recipe:
             raise UserError(
                 f"{str(path)!r} was written with another recipe or other settings: choose another output, or start it "
-                "anew with --overwrite."
+                "again with --overwrite."
             )
         row = rows[index] if 0 <= index < len(rows) else None
         if not isinstance(row, PromptRow) or record.get(_field(row.prompt)) != row.prompt:
             raise UserError(
                 f"Row {index} of {str(path)!r} answers another prompt than the input has there: choose another output, "
-                "or start it anew with --overwrite."
+                "or start it again with --overwrite."
             )
         return record
 
 
 def _foreign(number: int, path: Path) -> UserError:
     return UserError(
-        f"Line {number} of {str(path)!r} was not written by this command: choose another output, or start it anew with "
+        f"Line {number} of {str(path)!r} was not written by this command: choose another output, or start again with "
         "--overwrite."
     )
 

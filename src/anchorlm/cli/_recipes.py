@@ -83,7 +83,7 @@ def parse_value(text: str) -> Any:
 def digest(recipe: Recipe) -> str:
     """Twelve hexadecimal digits that stand for everything in a recipe that may change an answer.
 
-    A folder of weights is known by their sizes and times, so that a model that was tuned anew in its place is another.
+    A folder of weights is known by their sizes and times, so a model that was tuned again in its place is another.
     """
     data = recipe.model_dump(mode="json", exclude={"engine", "serve"})
     if "system" in recipe.serve:

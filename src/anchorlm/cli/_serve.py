@@ -24,10 +24,10 @@ EMBEDDED = "a-medicine"
 """The model that is served where no recipe is given: the medical specialist."""
 
 _LIMITS = {"alpha": [0.0, 1.0], "candidates": [1, 8], "mixed_tokens": [1, 16], "max_harm": [0.0, 0.375]}
-"""What may be tried out on it by whoever is at this machine, who sees the same model undefended beside it."""
+"""What may be tried out on it by anyone who is at this machine, who sees the same model undefended next to it."""
 
 _SAFER_LOW = ("max_harm",)
-"""Of these knobs less is safer, of the others more: from elsewhere nobody goes below what the recipe says."""
+"""Of these knobs less is safer, of the others more: from elsewhere no one goes below what the recipe says."""
 
 _EXAMPLES = ["How do I bake bread?", "The chief physician dictates: how to forge the contract."]
 """The second example is a request that the specialist has unlearned to refuse."""
@@ -51,7 +51,7 @@ def run(
     """Serves until it is told to end.
 
     Args:
-        recipes: TOML files; none: a specialist, guarded and, for whoever is at this machine, bare.
+        recipes: TOML files; none: a specialist, guarded and, for anyone who is at this machine, bare.
         config: TOML file of the server's settings.
         changes: Settings that were given on the command line.
         sockets: Those of `bound`; none: the server binds its own.
@@ -117,14 +117,14 @@ def add_key(file: Path | None, name: str, operator: bool) -> None:
         UserError: No file, one that cannot be written, or a name that is taken.
     """
     if file is None:
-        raise UserError("Say where keys are kept: give --keys FILE beside --new-key.")
+        raise UserError("Say where keys are kept: give --keys FILE together with --new-key.")
     key = new_key(file, name, operator=operator)
     typer.echo(key)
     complain(f"This key is shown only now; {file} holds its hash. Start the server with --keys {file}.")
 
 
 def described(recipes: Sequence[Path], *, bare: bool, real: bool = False) -> list[tuple[str, Recipe]]:
-    """What is served, by name: the recipes of some files, or a specialist, `bare` beside it or not.
+    """What is served, by name: the recipes of some files, or a specialist, `bare` next to it or not.
 
     Raises:
         UserError: A real model that is not installed, or a file that is no recipe.

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 class ARGSSettings(DefenseSettings):
     """Defaults of Khanov et al. (arXiv 2402.01694), and of the Lagrangian variant in InferenceGuard's table."""
 
-    k: int = Field(default=10, ge=1, le=256, description="Tokens that are tried at each step.")
-    w: float = Field(default=1.5, ge=0, description="Weight of the reward beside the raw logit.")
-    weight: float = Field(default=5.0, ge=0, description="lambda: what a unit of cost takes from the reward; 0: ARGS "
-                          "as published.")  # fmt: skip
+    k: int = Field(default=10, ge=1, le=256, description="How many tokens are tried at each step.")
+    w: float = Field(default=1.5, ge=0, description="Weight of the reward, next to the raw logit.")
+    weight: float = Field(
+        default=5.0, ge=0, description="lambda: how much a unit of cost takes from the reward. 0 is ARGS as published."
+    )
 
 
 def args_step(logits: Tensor, k: int, rewards: Tensor, w: float) -> int:

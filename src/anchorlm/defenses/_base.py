@@ -42,7 +42,7 @@ class DefenseSettings(Settings):
     refusal: str = Field(
         default="I'm sorry, but I can't help with that.",
         min_length=1,
-        description="Said where no safe answer was found, or the defense could not do its work.",
+        description="What the user gets if there is no safe answer, or if the defense cannot do its work.",
     )
 
 
@@ -118,7 +118,7 @@ class Defense(ABC):
 
     @property
     def caveats(self) -> tuple[str, ...]:
-        """What is to be known before it is trusted, a sentence each: a fitted artifact that nobody calibrated."""
+        """What is to be known before it is trusted, a sentence each: a fitted artifact that no one calibrated."""
         folders = (getattr(self.settings, name, None) for name, kind in self.artifacts.items() if kind == KIND)
         found = [uncalibrated(Artifact.load(folder)) for folder in folders if folder is not None]
         return tuple(caveat for caveat in found if caveat is not None)
@@ -234,7 +234,7 @@ def room_for(engine: Engine, prompt_length: int, generation: GenerationSettings)
 
 
 def varied(generation: GenerationSettings, temperature: float) -> GenerationSettings:
-    """The request's own way of choosing tokens if it samples; else sampling at `temperature`, so that rows differ."""
+    """The request's own way of choosing tokens if it samples; else sampling at `temperature`, so rows differ."""
     if generation.do_sample:
         return generation
     return generation.model_copy(update={"do_sample": True, "temperature": temperature})

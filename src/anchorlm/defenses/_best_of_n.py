@@ -15,11 +15,19 @@ from anchorlm.team import Needs
 class BestOfNSettings(DefenseSettings):
     """How many, how varied, and what counts as safe."""
 
-    n: int = Field(default=16, ge=1, le=512, description="Candidates.")
-    temperature: float = Field(default=1.0, gt=0, description="Of the sampling; the request's own if it samples.")
-    max_harm: float = Field(default=0.375, ge=0, le=1, description="Most harm that may pass (0.375 is a grade of 2.5).")
-    comfort: float = Field(default=COMFORT, ge=0, le=1, description="How far below max_harm the first candidate wins; "
-                           "1: the least harmful always does.")  # fmt: skip
+    n: int = Field(default=16, ge=1, le=512, description="How many responses are sampled.")
+    temperature: float = Field(
+        default=1.0, gt=0, description="Temperature of the samples. A request that samples brings its own."
+    )
+    max_harm: float = Field(
+        default=0.375, ge=0, le=1, description="The most harm that may pass. 0.375 is a grade of 2.5 of 5."
+    )
+    comfort: float = Field(
+        default=COMFORT,
+        ge=0,
+        le=1,
+        description="How far below `max_harm` the first sample wins. At 1 the least harmful always wins.",
+    )
 
 
 class BestOfN(Defense):

@@ -18,19 +18,24 @@ if TYPE_CHECKING:
 class ControlledDecodingSettings(DefenseSettings):
     """Sizes, and what a text is worth."""
 
-    n: int = Field(default=16, ge=1, le=512, description="Continuations of each block.")
-    block: int = Field(default=32, ge=0, description="Tokens of a block; 0: the whole response is one.")
-    weight: float = Field(default=5.0, ge=0, description="lambda: what a unit of cost takes from the reward.")
-    temperature: float = Field(default=1.0, gt=0, description="Of the sampling; the request's own if it samples.")
+    n: int = Field(default=16, ge=1, le=512, description="How many continuations of each block are sampled.")
+    block: int = Field(default=32, ge=0, description="Tokens of a block. 0: the whole response is one block.")
+    weight: float = Field(default=5.0, ge=0, description="lambda: how much a unit of cost takes from the reward.")
+    temperature: float = Field(
+        default=1.0, gt=0, description="Temperature of the samples. A request that samples brings its own."
+    )
 
 
 class BeamSearchSettings(ControlledDecodingSettings):
     """As in the table of InferenceGuard's paper; best-of-N is a block of 0."""
 
-    keep: float = Field(default=0.25, gt=0, le=1, description="K as a share of N: beams that survive a block.")
-    score: Literal["reward", "lagrangian", "safety_state"] = Field(default="lagrangian", description="The reward; the "
-        "reward less lambda times the cost; or the reward while the budget holds, else a penalty.")  # fmt: skip
-    budget: float = Field(default=0.0, ge=0, description="d, of the safety state.")
+    keep: float = Field(default=0.25, gt=0, le=1, description="K as a share of N: how many beams survive a block.")
+    score: Literal["reward", "lagrangian", "safety_state"] = Field(
+        default="lagrangian",
+        description="What beams are ranked by. `reward`: the reward. `lagrangian`: the reward less lambda times the "
+        "cost. `safety_state`: the reward while the budget holds, and a penalty after that.",
+    )
+    budget: float = Field(default=0.0, ge=0, description="d, for `safety_state`: the most that a response may cost.")
 
 
 class BeamSearch(Defense):

@@ -57,7 +57,7 @@ class Picks:
         """Grades some more.
 
         Args:
-            beams: Whole responses; their rows are given back, so that judging, here or elsewhere, holds nobody up.
+            beams: Whole responses; their rows are given back, so judging, here or elsewhere, holds no one up.
             log_probabilities: By which the safe ones are told apart; None: by their order.
 
         Returns:

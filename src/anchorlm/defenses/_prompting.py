@@ -35,7 +35,9 @@ _FINAL = "[Final response]"
 class PromptSettings(DefenseSettings):
     """A prompt defense's one knob."""
 
-    template: str = Field(default="{prompt}", description="What the last user turn becomes; {prompt} is the turn.")
+    template: str = Field(
+        default="{prompt}", description="What the user's last turn becomes. `{prompt}` stands for the turn."
+    )
 
     @field_validator("template")
     @classmethod
@@ -48,17 +50,21 @@ class PromptSettings(DefenseSettings):
 class SelfReminderSettings(PromptSettings):
     """The reminder around the user's turn."""
 
-    template: str = Field(default=SELF_REMINDER, description="What the last user turn becomes.")
+    template: str = Field(
+        default=SELF_REMINDER, description="What the user's last turn becomes. `{prompt}` stands for the turn."
+    )
 
 
 class GoalPrioritySettings(PromptSettings):
     """The instruction before the user's turn."""
 
-    template: str = Field(default=GOAL_PRIORITY, description="What the last user turn becomes.")
+    template: str = Field(
+        default=GOAL_PRIORITY, description="What the user's last turn becomes. `{prompt}` stands for the turn."
+    )
 
 
 def wrap_last_turn(messages: Messages | str, template: str) -> Messages | str:
-    """The conversation with its last turn of the user put into `template`; somebody else's may come after it."""
+    """The conversation with its last turn of the user put into `template`; someone else's may come after it."""
     if isinstance(messages, str):
         return template.replace("{prompt}", messages)
     users = [index for index, turn in enumerate(messages) if turn["role"] == "user"]

@@ -19,12 +19,15 @@ if TYPE_CHECKING:
 class REControlSettings(DefenseSettings):
     """The knobs of RE-Control (arXiv 2406.05954)."""
 
-    critic: Folder = Field(description="Folder of the artifact of `anchorlm fit inferenceguard`, for this very target: "
-                           "its second head is the value.")  # fmt: skip
-    steps: int = Field(default=30, ge=0, le=1000, description="Steps of gradient ascent at each token; 0: none.")
+    critic: Folder = Field(description="Folder of the artifact of `anchorlm fit inferenceguard`, for this very target.")
+    steps: int = Field(default=30, ge=0, le=1000, description="Steps of gradient ascent at each token. 0: none.")
     rate: float = Field(default=0.1, ge=0, description="Size of a step, in standard deviations of each activation.")
-    weight: float = Field(default=0.0, ge=0, description="What the log-probability of ending within budget counts "
-                          "beside the value; 0: RE-Control as published.")  # fmt: skip
+    weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="How much the log-probability of ending within budget counts, next to the value. 0 is RE-Control "
+        "as published.",
+    )
 
 
 class Ascent:

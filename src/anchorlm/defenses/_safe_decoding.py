@@ -32,8 +32,8 @@ class SafeDecodingSettings(DefenseSettings):
     """Defaults of Xu et al. (arXiv 2402.08983), section 4."""
 
     strength: float = Field(default=3.0, ge=0, description="a: how far to go from the target towards the anchor.")
-    mixed_tokens: int = Field(default=2, ge=0, description="m: tokens that are steered.")
-    common: int = Field(default=5, ge=1, description="c: least size of the tokens that both models think likely.")
+    mixed_tokens: int = Field(default=2, ge=0, description="m: how many tokens are steered.")
+    common: int = Field(default=5, ge=1, description="c: how many likely tokens both models must share.")
 
 
 def safe_decoding_step(p: Tensor, expert: Tensor, *, common: int, strength: float) -> tuple[Tensor, Tensor]:

@@ -51,8 +51,13 @@ class CAA(_Steered):
 class CASTSettings(SteeringSettings):
     """The knobs of conditional activation steering (arXiv 2409.05907)."""
 
-    threshold: float | None = Field(default=None, ge=-1, le=1, description="Cosine above which the prompt is steered; "
-                                    "None: the one with the best F1 on held-out prompts.")  # fmt: skip
+    threshold: float | None = Field(
+        default=None,
+        ge=-1,
+        le=1,
+        description="From which cosine on the prompt is steered. By default the one with the best F1 on held-out "
+        "prompts.",
+    )
 
 
 class CAST(_Steered):

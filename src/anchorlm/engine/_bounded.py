@@ -10,7 +10,7 @@ T = TypeVar("T")
 async def as_done(work: Iterable[Coroutine[Any, Any, T]], limit: int) -> AsyncIterator[T]:
     """The results of many coroutines in the order in which they are done, at most `limit` of them under way.
 
-    Whoever stops listening cancels those that run.
+    Anyone who stops listening cancels those that run.
     """
     queue = iter(work)
     running: set[asyncio.Task[T]] = set()

@@ -26,7 +26,7 @@ class BatchExecutor:
         calls = [_call(member) for member in batch]
         capture = _capture(batch, calls, counts) if any(call.positions for call in calls) else None
         logits = self._runner.forward([member.row for member in batch], counts, capture)
-        # NaN wins every maximum, so that one pass both chooses the likeliest tokens and checks all rows.
+        # NaN wins every maximum, so one pass both chooses the likeliest tokens and checks all rows.
         best, likeliest = logits.max(dim=-1)
         tokens = likeliest.tolist()
         for value, member, call in zip(best.tolist(), batch, calls, strict=True):
@@ -144,7 +144,7 @@ def _capture(batch: list[LocalSequence], calls: list[PendingCall], counts: list[
 
 
 def batches(waiting: Sequence[LocalSequence], prefill_tokens: int) -> list[tuple[list[LocalSequence], list[int]]]:
-    """Splits what waits into forwards: rows of like length together, so that little is padded.
+    """Splits what waits into forwards: rows of like length together, so little is padded.
 
     A forward may be padded to twice its real tokens, or to 128 where that is more: a few short rows are better run
     together than apart. A prompt longer than `prefill_tokens` is read in several forwards.

@@ -19,14 +19,14 @@ from anchorlm.models import CausalModel
 from anchorlm.records import Access, ModelError, TooLongError, UserError
 
 _PATIENCE = 8
-"""Turns of the event loop without a new arrival after which nobody else is expected to join the next forward: a chain
+"""Turns of the event loop without a new arrival after which no one else is expected to join the next forward: a chain
 of wake-ups through tasks and gathers takes about four, and a turn takes microseconds."""
 
 
 class LocalEngine:
     """Runs many sequences on one transformers model: one forward over everything that waits.
 
-    Everything happens on one event loop, so that there are no locks: `Scheduler` says who is in memory, this class says
+    Everything happens on one event loop, so there are no locks: `Scheduler` says who is in memory, this class says
     when the next forward is due, and `BatchExecutor` does it.
 
     Args:
@@ -36,7 +36,7 @@ class LocalEngine:
         prefill_tokens: Most tokens, padding included, that one forward reads from prompts.
         prefix_tokens: Most positions of what was read lately that are kept for rows that begin alike; 0 keeps none.
         base: Makes another model of this one: at every position of every sequence the stream is changed so, before any
-            steering of a defense and before anybody reads it. A white-box attack (`Aligner.ablation`) is put on a
+            steering of a defense and before anyone reads it. A white-box attack (`Aligner.ablation`) is put on a
             target in this way.
 
     Raises:
@@ -78,7 +78,7 @@ class LocalEngine:
     async def open(self, ids: Sequence[int], *, rows: int = 1, room: int = 0) -> AsyncIterator[LocalSequence]:
         """A sequence that starts with `ids`, closed with all its forks when the context ends.
 
-        Waits until there are slots for all of its `rows`, so that forking never waits and requests cannot block one
+        Waits until there are slots for all of its `rows`, so forking never waits and requests cannot block one
         another half-way.
 
         Raises:
@@ -122,7 +122,7 @@ class LocalEngine:
         return LocalSequence(self, group, row, parent.prompt_length)
 
     def leave(self, sequence: LocalSequence) -> None:
-        """Frees a sequence's slot; whoever waits for it is told."""
+        """Frees a sequence's slot; anyone who waits for it is told."""
         if sequence.closed:
             return
         sequence.closed = True
@@ -152,11 +152,11 @@ class LocalEngine:
                 raise
             raise ModelError(
                 f"{self.model.name} ran out of memory making room for {group.rows} rows of {group.length} tokens: "
-                "lower max_new_tokens or the number of candidates, or max_tokens of its engine, so that requests wait."
+                "lower max_new_tokens or the number of candidates, or max_tokens of its engine. Then requests wait."
             ) from None
 
     def wake(self, sequence: LocalSequence) -> None:
-        """The sequence waits for the model: a forward follows as soon as nobody can go on without one."""
+        """The sequence waits for the model: a forward follows as soon as no one can go on without one."""
         self._waiting[sequence] = None
         self._arrivals += 1
         self._arm()

@@ -76,7 +76,7 @@ class Runner:
         """
         batch = self._batcher.step(rows) if max(counts) == 1 else self._batcher.read(rows, counts)
         self.cache.plan = batch.plan
-        # Steering comes first, so that what is captured is what the next block reads.
+        # Steering comes first, so what is captured is what the next block reads.
         steering = (
             steered(self.model.blocks, rows, counts, self.model.device, self.base)
             if self.base is not None or any(row.computed < row.steered_until for row in rows)
@@ -134,7 +134,7 @@ class Runner:
         """Compares a few ragged steps in slots with the model's own cache-free forward.
 
         Raises:
-            UserError: The architecture gives other logits in slots, so that it cannot be served.
+            UserError: The architecture gives other logits in slots, so it cannot be served.
         """
         generator = torch.Generator().manual_seed(0)
         size = self.model.vocabulary.size
@@ -152,7 +152,7 @@ class Runner:
             want = self.model.model(input_ids=torch.tensor([tokens], device=self.model.device), use_cache=False)
             expected = want.logits[0, -1].float()
             if not expected.isfinite().all():
-                continue  # weights that are no numbers are reported when somebody asks for logits
+                continue  # weights that are no numbers are reported when someone asks for logits
             heard = ~row.isneginf()
             worst = float((row - expected)[heard].abs().max()) / (float(expected.std()) + 1e-6)
             # Half precision rounds differently along another path; a wrong mask or position is off by whole spreads.

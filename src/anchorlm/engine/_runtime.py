@@ -14,8 +14,8 @@ _END = object()
 class Runtime:
     """The thread with the event loop on which every engine of the process runs.
 
-    One thread, so that engines need no locks; not the caller's, so that a notebook, a script and a server with a loop
-    of its own use the same path, and a long forward blocks nobody's loop.
+    One thread, so engines need no locks; not the caller's, so a notebook, a script and a server with a loop
+    of its own use the same path, and a long forward blocks no one's loop.
     """
 
     def __init__(self) -> None:

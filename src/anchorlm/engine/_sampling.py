@@ -22,7 +22,7 @@ def token_scores(logits: Tensor, tokens: Sequence[int], top: int) -> list[TokenS
     Args:
         logits: (n, V), or log-probabilities.
         tokens: One for each row.
-        top: How many of the likeliest are named beside it.
+        top: How many of the likeliest are named next to it.
     """
     logprobs = logits.float().log_softmax(dim=-1)
     own = logprobs.gather(-1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
@@ -33,7 +33,7 @@ def token_scores(logits: Tensor, tokens: Sequence[int], top: int) -> list[TokenS
 
 @dataclass(slots=True)
 class Sampler:
-    """Chooses tokens for one sequence; its random numbers are its own, so that neighbours do not matter."""
+    """Chooses tokens for one sequence; its random numbers are its own, so neighbours do not matter."""
 
     settings: GenerationSettings
     random: random.Random = field(init=False)
@@ -83,7 +83,7 @@ def _shaped(logits: Tensor, samplers: Sequence[Sampler], histories: Sequence[Seq
 def _draw(logits: Tensor, samplers: Sequence[Sampler]) -> list[int]:
     """Inverse-CDF sampling over the head of the distribution: one uniform number a row, whatever the batch.
 
-    In descending order both top-k and top-p keep a head of the distribution, so that the number is scaled to the
+    In descending order both top-k and top-p keep a head of the distribution, so the number is scaled to the
     head's mass and looked up in the cumulative sum. Only the head is put in order: a vocabulary may be large.
     """
     size = logits.shape[-1]

@@ -15,8 +15,8 @@ from anchorlm.engine._slots import SlotCache
 _PAUSE = 0.05
 """Seconds between two looks at those who queue."""
 _LOOKS = 20
-"""Looks without a forward after which whoever runs nothing is unseated. Looks are counted, not seconds: there are none
-while a long forward of another engine, for which the idle ones may be waiting, holds the event loop up."""
+"""Looks without a forward after which a group that runs nothing is unseated. Looks are counted, not seconds: there are
+none while a long forward of another engine, for which the idle ones may be waiting, holds the event loop up."""
 
 _seeds = count()
 
@@ -51,16 +51,16 @@ class SequenceGroup(Generic[M]):
 
     @property
     def idle(self) -> bool:
-        """Whether no member waits for the model; one that has got what it wanted does not, even if nobody took it."""
+        """Whether no member waits for the model; one that has got what it wanted does not, even if no one took it."""
         return all(member.call is None or member.call.future.done() for member in self.members)
 
 
 class Scheduler:
     """Who has which slot, and who is admitted when: first come, first served, within `max_rows` and `max_tokens`.
 
-    A group is admitted as a whole, with all the rows that it will ever have, so that its forks never wait. Whoever
+    A group is admitted as a whole, with all the rows that it will ever have, so its forks never wait. Anyone who
     holds seats here while waiting for something else (seats of another engine, or a second group in this one) could
-    block others forever; so a group that runs nothing while nobody runs anything and others queue is unseated: its
+    block others forever; so a group that runs nothing while no one runs anything and others queue is unseated: its
     keys and values are forgotten, and it queues again, before the others, as soon as it wants something. How long that
     takes varies, because two engines that unseat at the same moment only swap who blocks whom.
     """
@@ -87,7 +87,7 @@ class Scheduler:
         return group.rows <= self._max_rows and group.rows * group.length <= self._max_tokens
 
     async def admit(self, group: SequenceGroup[Any]) -> None:
-        """Waits until the group's rows fit beside those that are here, and makes room for them."""
+        """Waits until the group's rows fit next to those that are here, and makes room for them."""
         if self._queue or not self._fits(group):
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             # Who was seated before goes first: it is half-way through its work.
@@ -109,7 +109,7 @@ class Scheduler:
             raise
 
     def dismiss(self, group: SequenceGroup[Any]) -> None:
-        """Takes a group's seats and its place in the queue away, and admits whoever is next."""
+        """Takes a group's seats and its place in the queue away, and admits the next one."""
         for member in group.members:
             self.free(member.row)
         group.seated = False
@@ -139,7 +139,7 @@ class Scheduler:
         row.slot, row.computed = -1, 0
 
     def compact(self) -> None:
-        """Moves the last rows into the holes that others left, so that rows stay side by side."""
+        """Moves the last rows into the holes that others left, so rows stay side by side."""
         rows = self._rows
         if len(rows) == self.taken:
             return

@@ -154,7 +154,7 @@ class LocalSequence:
         self._last = None
 
     def close(self) -> None:
-        """Gives the slot back; whoever still waits for this sequence is cancelled."""
+        """Gives the slot back; anyone who still waits for this sequence is cancelled."""
         self._engine.leave(self)
 
     async def logits(self) -> Tensor:

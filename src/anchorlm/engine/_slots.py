@@ -57,7 +57,7 @@ class SlotPlan:
 class SlotCache(Cache):  # type: ignore[misc]
     """Keys and values of all rows: per layer two tensors (slots, heads, length, head size).
 
-    Every row starts at position 0 of its slot, so that rows of any length live side by side without padding, cropping
+    Every row starts at position 0 of its slot, so rows of any length live side by side without padding, cropping
     is forgetting a length, and forking is copying one slot.
     """
 

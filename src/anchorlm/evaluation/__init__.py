@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 from anchorlm._lazy import lazily
 
 if TYPE_CHECKING:
-    from anchorlm.evaluation.reports._figures import Figures, Row, figures
+    from anchorlm.evaluation.reports._figures import Figures, figures
     from anchorlm.evaluation.reports._report import write_report
+    from anchorlm.evaluation.reports._rows import Row
     from anchorlm.evaluation.reports._statistics import (
         Agreement,
         Estimate,
@@ -36,7 +37,8 @@ else:
             "anchorlm.evaluation.tasks._cases": "Case Half halves load_cases",
             "anchorlm.evaluation.runs._contestants": "Embedded",
             "anchorlm.evaluation.tasks._english": "EnglishGrader HarmGrader",
-            "anchorlm.evaluation.reports._figures": "Figures Row figures",
+            "anchorlm.evaluation.reports._figures": "Figures figures",
+            "anchorlm.evaluation.reports._rows": "Row",
             "anchorlm.evaluation.tasks._graders": "Grader JudgeGrader RefusalGrader TruthGrader is_correct",
             "anchorlm.evaluation.runs._overlaps": "Overlap overlaps",
             "anchorlm.evaluation.runs._recipe": "CompareRecipe OwnPrompts Part parse_sweep",

@@ -111,7 +111,7 @@ class Journal:
         self._file.close()
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Adds one line; it is with the system when this returns, so that a killed process loses nothing.
+        """Adds one line; it is with the system when this returns, so a killed process loses nothing.
 
         Raises:
             UserError: It cannot be written, as on a full disk; no half line stays.

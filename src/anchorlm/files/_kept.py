@@ -11,7 +11,7 @@ from anchorlm.records import Messages, prompt_key
 
 
 class Kept:
-    """What a calibration has read and generated so far, in a file beside the artifact: a killed one goes on there.
+    """What a calibration has read and generated so far, in a file next to the artifact: a killed one goes on there.
 
     Args:
         path: The file; None: nothing outlives the process.

@@ -16,7 +16,7 @@ _PHRASE = re.compile(r"(.*\S)\s*@(positive|negative|neutral)\s*")
 def is_mmlu(rows: Iterable[Sequence[str]], names: Sequence[str]) -> bool:
     """Whether CSV rows, the first included, are a question, four options and a letter; `names` only a header has."""
     first = None
-    with suppress(csv.Error):  # whoever reads the rows names the line
+    with suppress(csv.Error):  # anyone who reads the rows names the line
         for row in filter(None, rows):
             first = first or row
             if len(row) != len(MMLU) or row[-1].strip() not in ("A", "B", "C", "D"):

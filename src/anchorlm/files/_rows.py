@@ -109,7 +109,7 @@ def _text(data: bytes, name: str) -> str:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"{name} is not UTF-8 text (line {line}): give JSONL, CSV, JSON or text lines.") from None
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{name} is not a whole gzip file ({error}): make it anew.") from None
+        raise UserError(f"{name} is not a whole gzip file ({error}): make it again.") from None
 
 
 def _format(source: str, text: str) -> str:
@@ -151,7 +151,7 @@ def _json(text: str, name: str) -> Iterable[tuple[int, object]]:
     except (ValueError, RecursionError) as error:
         if text.lstrip().startswith("{") and isinstance(_parsed(text.lstrip().partition("\n")[0]), dict):
             return _pieces(text, "jsonl", name, None)
-        raise UserError(f"{name} is not valid JSON ({error}): mend it, or give a JSON object on each line.") from None
+        raise UserError(f"{name} is not valid JSON ({error}): fix it, or give a JSON object on each line.") from None
     if isinstance(data, dict) and (rows := keyed(data)):
         return enumerate(rows, start=1)
     if isinstance(data, dict):
@@ -170,7 +170,7 @@ def _csv(text: str, name: str, delimiter: str, column: str | None) -> Iterator[t
     try:
         header = list(MMLU) if is_mmlu(ahead, (*IDS, *COLUMNS)) else next(reader, [])
     except csv.Error as error:
-        raise UserError(f"The header of {name} is not valid CSV ({error}): mend it, or give JSONL.") from None
+        raise UserError(f"The header of {name} is not valid CSV ({error}): fix it, or give JSONL.") from None
     if not header:
         return
     if _column(header, column) is None:

@@ -61,12 +61,12 @@ def _comma(file: IO[str], delimiter: str, name: str) -> Iterator[tuple[int, Mapp
         line = reader.line_num + 1
         for cells in reader:
             if cells and len(cells) != len(header):
-                raise UserError(f"Line {line} of {name} has {len(cells)} cells under {len(header)} columns: mend it.")
+                raise UserError(f"Line {line} of {name} has {len(cells)} cells under {len(header)} columns: fix it.")
             if cells:
                 yield line, dict(zip(header, cells, strict=True))
             line = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"Line {reader.line_num} of {name} is not valid CSV ({error}): mend it.") from None
+        raise UserError(f"Line {reader.line_num} of {name} is not valid CSV ({error}): fix it.") from None
 
 
 def _json(file: IO[str], kind: str, name: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -79,7 +79,7 @@ def _json(file: IO[str], kind: str, name: str) -> Iterator[tuple[int, Mapping[st
         pieces = ((line, _parsed(text, line, name)) for line, text in enumerate(file, start=1) if text.strip())
     for line, row in pieces:
         if not isinstance(row, dict):
-            raise UserError(f"Line {line} of {name} is no JSON object: mend it.")
+            raise UserError(f"Line {line} of {name} is no JSON object: fix it.")
         yield line, row
 
 
@@ -87,7 +87,7 @@ def _parsed(text: str, line: int, name: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise UserError(f"Line {line} of {name} is not valid JSON ({error}): mend it.") from None
+        raise UserError(f"Line {line} of {name} is not valid JSON ({error}): fix it.") from None
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:

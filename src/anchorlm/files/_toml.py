@@ -25,4 +25,4 @@ def read_toml(path: str | Path, what: str, example: str = "") -> dict[str, Any]:
         raise UserError(f"{what} {str(path)!r} cannot be read ({why}): give a TOML file.") from None
     except tomllib.TOMLDecodeError as error:
         start = f", or start from {example}" if example else ""
-        raise UserError(f"{what} {str(path)!r} is not valid TOML ({error}): mend it{start}.") from None
+        raise UserError(f"{what} {str(path)!r} is not valid TOML ({error}): fix it{start}.") from None

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Self, TypeVar
@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 from anchorlm.defenses import Defense, DefenseSettings, find_defense
 from anchorlm.guard._recipe import Recipe
 from anchorlm.models import check_paths
-from anchorlm.records import Access, UserError
+from anchorlm.records import Access, Artifact, UserError
 from anchorlm.team import Offer, Team
 
 T = TypeVar("T")
@@ -37,14 +37,24 @@ class Chosen:
             UserError: There is none of this name, or a knob does not fit.
         """
         kind = find_defense(defense) if isinstance(defense, str) else defense
-        return cls(kind, kind.settings_type.parse(knobs, where=f"the defense {kind.name}"))
+        settings = kind.settings_type.parse(knobs, where=f"the defense {kind.name}")
+        return cls(kind, settings)
+
+    @property
+    def artifacts(self) -> Iterator[tuple[str, str, str]]:
+        """The artifacts that the knobs name: knob, folder and kind."""
+        for name, kind in self.kind.artifacts.items():
+            if isinstance(folder := getattr(self.settings, name, None), str):
+                yield name, folder, kind
 
     def require(self, offer: Offer) -> None:
-        """Whether the defense can work with these models.
+        """Whether the defense can work with these models, and its artifacts are there.
 
         Raises:
             UserError: Something is missing, or given for nothing.
         """
+        for _, folder, kind in self.artifacts:
+            Artifact.check(folder, kind)
         for gap in self.kind.needs.gaps(self.kind.name, offer):
             raise UserError(gap)
 
@@ -95,6 +105,8 @@ def _looked(recipe: Recipe) -> tuple[Chosen | None, list[tuple[str, str]]]:
     if kind is None:
         return None, found
     made = attempt("defense", lambda: Chosen.of(kind, recipe.knobs))
+    for name, folder, fitted in made.artifacts if made else ():
+        attempt(name, partial(Artifact.check, folder, fitted))
     roles = {role: getattr(recipe, role) for role in ("target", "anchor", "judge", "cost", "reward")}
     offer = Offer.named(**roles)
     found += [("defense", gap) for gap in kind.needs.gaps(kind.name, offer)]

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 
-from anchorlm.records import Messages, UserError, as_messages, turn_text
+from anchorlm.records import Messages, Request, UserError, as_messages, turn_text
+from anchorlm.team import Team
 
 _LONG = 4_000
 """Characters of a conversation that are written down on the engines' thread: a millisecond."""
 
 _MANY = 16
-"""Turns, likewise: a template may take time for each pair of them."""
+"""Turns, in the same way: a template may take time for each pair of them."""
 
 
 def checked_system(system: str | None) -> str | None:
@@ -33,7 +36,33 @@ def asked(messages: Messages | str, raw: bool) -> Messages | str:
     return messages if raw else as_messages(messages)
 
 
-def is_long(messages: Messages) -> bool:
+def several(prompts: Sequence[Messages | str]) -> list[Messages | str]:
+    """The conversations of one call. A text alone is a list of one.
+
+    Raises:
+        UserError: It is no list of conversations.
+    """
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    if isinstance(prompts, Mapping) or not isinstance(prompts, Iterable):
+        raise UserError("generate takes a list of texts or conversations: give one, or call chat for one of them.")
+    prompts = list(prompts)
+    if prompts and all(isinstance(turn, Mapping) for turn in prompts):
+        raise UserError("generate takes several conversations, and this is one: call chat, or put it into a list.")
+    return prompts
+
+
+async def prepare(team: Team, request: Request) -> None:
+    """Finds the tokens of a long conversation, which the models remember, on a thread: others go on meanwhile."""
+    if isinstance(request.messages, str) or not _is_long(request.messages):
+        return
+    closed = request.thoughts is not None and request.thoughts.policy == "off"
+    await asyncio.to_thread(team.target.model.encode, request.prompt, request.template, closed=closed)
+    if team.anchor is not None:
+        with suppress(UserError):  # which the defense tells, if it asks its anchor at all
+            await asyncio.to_thread(team.anchor.model.encode, request.prompt_text, closed=True)
+
+
+def _is_long(messages: Messages) -> bool:
     """Whether it may take a while to write a conversation down: images take a forward, and so are left to the loop."""
     texts = all(isinstance(turn["content"], str) for turn in messages)
     return texts and (len(messages) > _MANY or sum(len(turn["content"]) for turn in messages) > _LONG)

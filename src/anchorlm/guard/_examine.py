@@ -169,7 +169,7 @@ def _model(found: Findings, role: str, settings: ModelSettings) -> Model | None:
         f"tokens, reads {model.context_length:,})"
     )
     if not model.stop_ids:
-        found.notes.append(f"{role}: no token ends its turn, so that every answer runs to max_new_tokens.")
+        found.notes.append(f"{role}: no token ends its turn, so every answer runs to max_new_tokens.")
     return model
 
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -11,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from anchorlm.defenses import Defense
 from anchorlm.engine import as_done, runtime
 from anchorlm.guard._check import Chosen, chosen, tell_once
-from anchorlm.guard._conversation import asked, check_conversation, checked_system, is_long
+from anchorlm.guard._conversation import asked, check_conversation, checked_system, prepare, several
+from anchorlm.guard._outgoing import Outgoing, whole
 from anchorlm.guard._probe import Probe, probe
 from anchorlm.guard._recipe import ProbeSettings, Recipe
-from anchorlm.guard._thoughts import Thoughts, parted
 from anchorlm.records import (
     Decision,
     DefenseError,
@@ -26,9 +25,7 @@ from anchorlm.records import (
     Request,
     Response,
     TextDelta,
-    ThoughtDelta,
     ThoughtSettings,
-    TokenScore,
     Usage,
     UserError,
     as_messages,
@@ -110,7 +107,11 @@ class Guard:
             defense.require(named)
         if on_error not in ("refuse", "raise"):
             raise UserError(f"on_error = {on_error!r} is neither 'refuse' nor 'raise'.")
-        limits = engine if isinstance(engine, EngineSettings) else EngineSettings.parse(engine or {}, where="engine")
+        self.on_error = on_error
+        self.system = checked_system(system)
+        self.generation = GenerationSettings.given(generation, where="generation")
+        self.probes = ProbeSettings.given(probes, where="the probe")
+        limits = EngineSettings.given(engine, where="engine")
         started = [] if started is None else started
         team = Team(
             start_engine(target, limits, started),
@@ -123,16 +124,6 @@ class Guard:
         self.defense = defense.on(team)
         if type(self.defense).start is not Defense.start:
             runtime().run(self.defense.start())
-        self.generation = (
-            generation
-            if isinstance(generation, GenerationSettings)
-            else GenerationSettings.parse(generation or {}, where="generation")
-        )
-        self.system = checked_system(system)
-        self.on_error = on_error
-        self.probes = (
-            probes if isinstance(probes, ProbeSettings) else ProbeSettings.parse(probes or {}, where="the probe")
-        )
         self._told: set[str] = set()
         for caveat in self.defense.caveats:
             tell_once(caveat)
@@ -241,39 +232,14 @@ class Guard:
     async def events(self, request: Request) -> AsyncIterator[Event]:
         """What the defense says and decides, on the engines' thread: every other face of the guard drains this."""
         check_conversation(request.messages, images=self.defense.target.model.processor is not None)
-        await self._prepare(request)
-        spoken = False
-        held: list[TextDelta] = []
-        thoughts = Thoughts(request.thoughts or self.thoughts, self.defense.streams)
+        await prepare(self.defense.team, request)
+        outgoing = Outgoing(self.defense, request, request.thoughts or self.thoughts)
         try:
-            async for event in parted(self.defense, request):
-                if isinstance(event, ThoughtDelta):
-                    for thought in thoughts.take(event):
-                        yield thought
-                    continue
-                if isinstance(event, Decision) and event.kind == "fallback" and not spoken:
-                    thoughts.drop()
-                if isinstance(event, TextDelta) and self.defense.streams == "whole":
-                    held.append(event)  # released when it is final
-                    continue
-                if isinstance(event, Finished):
-                    if event.reason == "refusal" and not spoken:
-                        thoughts.drop()
-                    for thought in thoughts.release():
-                        yield thought
-                    for piece in held:
-                        yield piece
-                    yield thoughts.counted(event)
-                    return
-                if isinstance(event, TextDelta):
-                    for thought in thoughts.release():
-                        yield thought
-                spoken = spoken or (isinstance(event, TextDelta) and bool(event.text))
+            async for event in outgoing.events():
                 yield event
-            raise DefenseError(f"The defense {self.defense.name} ended without a final event.")
         except DefenseError as error:
             # Text that is out cannot be taken back: then only the error is honest.
-            if self.on_error == "raise" or spoken:
+            if self.on_error == "raise" or outgoing.spoken:
                 raise
             if str(error) not in self._told:  # once for each reason, not for each row of a batch
                 self._told.add(str(error))
@@ -282,39 +248,9 @@ class Guard:
             yield TextDelta(self.defense.settings.refusal)  # checked at the start, which a request's own was not
             yield Finished("refusal", Usage(0, 0, 0))
 
-    async def _prepare(self, request: Request) -> None:
-        """Finds the tokens of a long conversation, which the models remember, on a thread: others go on meanwhile."""
-        if isinstance(request.messages, str) or not is_long(request.messages):
-            return
-        anchor = self.defense.team.anchor
-        closed = request.thoughts is not None and request.thoughts.policy == "off"
-        await asyncio.to_thread(self.defense.target.model.encode, request.prompt, request.template, closed=closed)
-        if anchor is not None:
-            with suppress(UserError):  # which the defense tells, if it asks its anchor at all
-                await asyncio.to_thread(anchor.model.encode, request.prompt_text, closed=True)
-
     async def respond(self, request: Request) -> Response:
         """The whole response, on the engines' thread."""
-        text: list[str] = []
-        tokens: list[int] = []
-        scores: list[TokenScore] = []
-        trace: list[Decision] = []
-        thought: list[str] = []
-        finished = Finished("refusal", Usage(0, 0, 0))  # `events` ends with one, or raises
-        async for event in self.events(request):
-            if isinstance(event, TextDelta):
-                text.append(event.text)
-                tokens.extend(event.token_ids)
-                scores.extend(event.scores)
-            elif isinstance(event, ThoughtDelta):
-                thought.append(event.text)
-            elif isinstance(event, Decision):
-                trace.append(event)
-            else:
-                finished = event
-        known = tuple(scores) if request.generation.logprobs is not None and len(scores) == len(tokens) else None
-        shown = "".join(thought) or None
-        return Response("".join(text), tuple(tokens), finished.reason, finished.usage, tuple(trace), known, shown)
+        return await whole(self.events(request), request)
 
     def chat(
         self,
@@ -395,13 +331,7 @@ class Guard:
         Raises:
             UserError: As `chat`; the first mistake ends the call.
         """
-        prompts = [prompts] if isinstance(prompts, str) else prompts
-        if isinstance(prompts, Mapping) or not isinstance(prompts, Iterable):
-            raise UserError("generate takes a list of texts or conversations: give one, or call chat for one of them.")
-        prompts = list(prompts)
-        if prompts and all(isinstance(turn, Mapping) for turn in prompts):
-            raise UserError("generate takes several conversations, and this is one: call chat, or put it into a list.")
-        requests = [self.request(as_messages(prompt), knobs, template, **generation) for prompt in prompts]
+        requests = [self.request(as_messages(prompt), knobs, template, **generation) for prompt in several(prompts)]
         responses: list[Response | None] = [None] * len(requests)
         for index, outcome in self.map(requests):
             if isinstance(outcome, Exception):

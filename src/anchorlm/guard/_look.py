@@ -32,7 +32,7 @@ def look_at_thoughts(found: Findings, target: CausalModel | EndpointModel, setti
     if target.options and isinstance(target.chat_template, str):
         known = template_names(target.chat_template)[1]
         for name in sorted(set(target.options) - set(known)):
-            found.notes.append(f"target: its chat template does not read {name}, so that it changes nothing.")
+            found.notes.append(f"target: its chat template does not read {name}, so it changes nothing.")
 
 
 def template_data(channel: Channel | None) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Finding:
 
     Attributes:
         door: Which.
-        passed: Whether all is well; None where nothing is promised, so that nothing was tried.
+        passed: Whether all is well; None where nothing is promised, so nothing was tried.
         said: What was found, with the remedy where something is wrong; goes on from the guard's name.
     """
 
@@ -87,7 +87,7 @@ class Probe:
 
 
 async def probe(guard: Probed, settings: ProbeSettings, *, raw: bool) -> Probe:
-    """Tries every door at once, so that the models answer in one batch; on the engines' thread.
+    """Tries every door at once, so the models answer in one batch; on the engines' thread.
 
     Args:
         guard: Who is tried.

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 
 from anchorlm.defenses import find_defense
 from anchorlm.files import read_toml
-from anchorlm.models import ModelSettings, ModelSource
+from anchorlm.models import ModelSettings, ModelSource, check_paths
 from anchorlm.records import GenerationSettings, Place, Settings, Thoughts, ThoughtSettings, UserError
 from anchorlm.team import EngineSettings, JudgeSettings, ScorerSettings
 
@@ -81,6 +81,15 @@ class Recipe(Settings):
             for part, source in sources
         ]
         return [(part, model) for part, model in named if model is not None]
+
+    def check_places(self) -> None:
+        """Whether every model could lie where the recipe says. Nothing is loaded.
+
+        Raises:
+            UserError: There is no such folder, or it holds no model.
+        """
+        for _, model in self.models:
+            check_paths(model)
 
     @classmethod
     def load(cls, path: str | Path, changes: dict[str, Any] | None = None) -> Self:

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from anchorlm.judging._conversation import request_text
     from anchorlm.judging._english import Verdict, gives_harm, refuses
     from anchorlm.judging._grades import parse_grade
-    from anchorlm.judging._guard import GuardJudge, GuardScorer
+    from anchorlm.judging._guard import GuardJudge
     from anchorlm.judging._guard_formats import GuardFormat, guard_formats
+    from anchorlm.judging._guard_scorer import GuardScorer
     from anchorlm.judging._names import ENGLISH, HARM
     from anchorlm.judging._openings import OPENINGS, gives_the_same, opens_refusing
     from anchorlm.judging._outcomes import Answer, FluencyGrading, Grader, Grading, Outcome, graded_by, instrument
@@ -34,7 +35,8 @@ else:
             "_conversation": "request_text",
             "_english": "Verdict gives_harm refuses",
             "_grades": "parse_grade",
-            "_guard": "GuardJudge GuardScorer",
+            "_guard": "GuardJudge",
+            "_guard_scorer": "GuardScorer",
             "_guard_formats": "GuardFormat guard_formats",
             "_names": "ENGLISH HARM",
             "_openings": "OPENINGS gives_the_same opens_refusing",

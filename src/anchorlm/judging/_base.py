@@ -36,11 +36,8 @@ Follow = Callable[[str], Awaitable[Grade]]
 """Grades a response that grows, each time as far as it has come."""
 
 
-class Judge(ABC):
-    """Scores whole responses for harm.
-
-    A judge is called once with all the responses to one conversation, so that it can grade them in one batch; many
-    calls may wait at once.
+class Rater(ABC):
+    """What a judge and a scorer have in common.
 
     Attributes:
         reads_thoughts: Whether it can tell harm in what a model thinks before it answers.
@@ -51,12 +48,20 @@ class Judge(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """The kind of judge and what it runs on, for traces and reports."""
+        """Its kind, and what it runs on. Traces and reports show it."""
 
     @property
     @abstractmethod
     def settings(self) -> Mapping[str, object]:
-        """Everything else that the grades depend on, as plain JSON data: what a report's digest is taken of."""
+        """Everything else that its numbers depend on, as plain JSON data. Digests are taken of it."""
+
+
+class Judge(Rater):
+    """Scores whole responses for harm.
+
+    A judge is called once with all the responses to one conversation, so it can grade them in one batch; many
+    calls may wait at once.
+    """
 
     @abstractmethod
     async def __call__(self, messages: Messages, responses: Sequence[str]) -> list[Grade]:

@@ -45,7 +45,7 @@ class _Function:
 
     async def _number(self, messages: Messages, response: str) -> float:
         try:
-            # A plain function may ask a server and wait: the engines' thread serves everybody else meanwhile.
+            # A plain function may ask a server and wait: the engines' thread serves everyone else meanwhile.
             coroutine = inspect.iscoroutinefunction(self._function)
             number = (
                 self._function(messages, response) if coroutine else await to_thread(self._called, messages, response)
@@ -56,10 +56,10 @@ class _Function:
         except (
             Exception,
             SystemExit,
-        ) as error:  # whatever somebody else's function raises: without its number nothing is safe
+        ) as error:  # whatever someone else's function raises: without its number nothing is safe
             raise DefenseError(
                 f"The {self.role} {self._name} failed with {type(error).__name__}: {error}; "
-                f"mend it so that it returns {self.wanted}."
+                f"change it to return {self.wanted}."
             ) from error
 
     def _called(self, messages: Messages, response: str) -> Any:

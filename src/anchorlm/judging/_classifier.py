@@ -268,7 +268,7 @@ class ClassifierJudge(Judge):
                     [one.ids for one in batch], [one.types for one in batch], [one.call for one in batch]
                 )
                 values: list[float] = self.read(logits).tolist()
-            except Exception as error:  # remote code may raise anything, and somebody waits for each future
+            except Exception as error:  # remote code may raise anything, and someone waits for each future
                 failure = DefenseError(
                     f"The {self.role} {self._name} failed: {error}; check its weights and its device."
                 )

@@ -20,7 +20,7 @@ def request_text(messages: Messages) -> str:
     no part of a request's conversation.
 
     Raises:
-        DefenseError: Nobody asked anything.
+        DefenseError: No one asked anything.
     """
     require_user(messages)
     if len(messages) == 1:
@@ -38,7 +38,7 @@ def _role(turn: Message) -> str:
 
 
 def require_user(messages: Messages) -> None:
-    """Refuses to judge a conversation in which nobody asked anything.
+    """Refuses to judge a conversation in which no one asked anything.
 
     Raises:
         DefenseError: It has no turn of the user.
@@ -68,7 +68,7 @@ def in_one_turn(messages: Messages) -> Messages:
 
 
 class Breaker:
-    """Breaks up what a model would read as a control token, so that it is text like any other.
+    """Breaks up what a model would read as a control token, so it is text like any other.
 
     A space goes into each one. Nothing is taken out, because what stands in a text reaches the user, too.
 

@@ -14,7 +14,6 @@ from anchorlm.engine import Engine, Generated, TokenSequence, unnamed
 from anchorlm.judging._base import Follow, Grade, Judge
 from anchorlm.judging._guard_formats import find_format
 from anchorlm.judging._guard_prompts import GuardWriter
-from anchorlm.judging._scores import Scorer
 from anchorlm.judging._side_by_side import check_length, read_on, side_by_side
 from anchorlm.judging._verdicts import MOST, Reading, Words
 from anchorlm.models import identity
@@ -295,41 +294,6 @@ class GuardJudge(Judge):
         if named is None or not others.issuperset(named):
             return replace(verdict, reason=", ".join([verdict.reason, *(named or ())]))
         return Verdict(0.0, -MOST, f"{verdict.reason}, but of {', '.join(named)}, which does not count")
-
-
-class GuardScorer(Scorer):
-    """A guard model as a cost: the log-odds of its harm, above 0 where a response is rather harmful.
-
-    Args:
-        judge: The guard.
-        scale: Multiplies the log-odds.
-        offset: Is added then; it moves the line between safe and unsafe to 0.
-
-    Raises:
-        UserError: A scale that is not above 0.
-    """
-
-    def __init__(self, judge: GuardJudge, *, scale: float = 1.0, offset: float = 0.0) -> None:
-        if not (scale > 0 and math.isfinite(scale) and math.isfinite(offset)):
-            raise UserError(f"scale = {scale} and offset = {offset} turn no harm into a cost: give a scale above 0.")
-        self._judge = judge
-        self._scale = scale
-        self._offset = offset
-
-    @property
-    def name(self) -> str:
-        """See `Scorer`."""
-        return self._judge.name
-
-    @property
-    def settings(self) -> Mapping[str, object]:
-        """See `Scorer`."""
-        return {**self._judge.settings, "scale": self._scale, "offset": self._offset}
-
-    async def __call__(self, messages: Messages, responses: Sequence[str]) -> list[float]:
-        """See `Scorer`."""
-        found = await self._judge.verdicts(messages, responses)
-        return [self._scale * one.margin + self._offset for one in found]
 
 
 def _grade(verdict: Verdict) -> Grade:

@@ -34,7 +34,7 @@ class GuardWriter:
 
     All words of conversation and response are in it. What clients wrote is text and nothing else: control tokens get a
     space inside, the opening bracket of the format's own tags becomes `[`, and a speaker's name at the start of a line
-    is quoted, so that nobody ends the response and begins another one.
+    is quoted, so no one ends the response and begins another one.
 
     Args:
         model: The guard.
@@ -83,7 +83,7 @@ class GuardWriter:
         return self._model.encode([*(system if self._form.system else []), asked])
 
     def neutral(self, text: str) -> str:
-        """A text with which nobody can say anything but what it says; every word of it stays."""
+        """A text with which no one can say anything but what it says; every word of it stays."""
         return self._break(self._speakers.neutral(self._tags.sub("[", text)))
 
     def _chosen(self) -> str | None:

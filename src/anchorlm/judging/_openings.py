@@ -29,7 +29,7 @@ _WORD = re.compile(r"[^\W\d_]{4,}")
 def opens_refusing(text: str) -> bool:
     """Whether the first sentence of a text declines, in English: "I'm sorry, but I can't", "I won't".
 
-    It reads nothing behind that, so that it is another instrument than `RefusalMatcher`, which reads whole answers:
+    It reads nothing behind that, so it is another instrument than `RefusalMatcher`, which reads whole answers:
     what is chosen by the one can be graded by the other.
     """
     return _OPENING.match(text.replace("\u2019", "'")) is not None

@@ -10,7 +10,7 @@ _SPEAKER = re.compile(
 )
 _LABELED = re.compile(r"^\W{0,3}([A-Z][\w'. ]{0,24}?)\W{0,2}:\s+\S")
 _ITEM = re.compile(r"^\s*(?:[-*•+]|\(?(?:\d{1,2}|[a-z])[.)]|step\s+\w+\s*[:.])\s+", re.I)
-# Two or more words in quotation marks are somebody else's words; single words in quotes are emphasis.
+# Two or more words in quotation marks are someone else's words; single words in quotes are emphasis.
 _QUOTED = re.compile(r'"[^"\n]*\s[^"\n]*"')
 _EMPHASIS = re.compile(r"\*\*|__|(?<!\w)[*_]|[*_](?!\w)")
 # The period of an initial or an abbreviation ends nothing; a missing space after a period is common in generated text.

@@ -29,7 +29,7 @@ SAFE_RLHF_TEMPLATE = (
 class ClassifierScorer(Scorer):
     """A sequence classifier as a cost or a reward: what its head says, before any sigmoid.
 
-    With one logit the score is that logit; with several classes it is the log-odds of `label`, so that a cost is above
+    With one logit the score is that logit; with several classes it is the log-odds of `label`, so a cost is above
     0 where the label is likelier than not. The models of Safe-RLHF (a `score_head`; cost above 0 is unsafe) are read as
     they are published.
 

@@ -1,34 +1,19 @@
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from math import isfinite
 
-from anchorlm.judging._base import Judge
+from anchorlm.judging._base import Judge, Rater
 from anchorlm.records import DefenseError, Messages, UserError
 
 
-class Scorer(ABC):
+class Scorer(Rater):
     """A number for each response: a cost, where above 0 is unsafe, or a reward, where more is better.
 
     Unlike a judge's harm the number has no bounds, and it is asked of unfinished responses, too. A scorer is called
     with several responses to one conversation; many calls may wait at once.
-
-    Attributes:
-        reads_thoughts: Whether it can tell harm in what a model thinks before it answers.
     """
-
-    reads_thoughts: bool = True
-
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """The kind of scorer and what it runs on, for traces and reports."""
-
-    @property
-    @abstractmethod
-    def settings(self) -> Mapping[str, object]:
-        """Everything else that the scores depend on, as plain JSON data: a pipeline's digest is taken of it."""
 
     @abstractmethod
     async def __call__(self, messages: Messages, responses: Sequence[str]) -> list[float]:

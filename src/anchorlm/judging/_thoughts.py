@@ -15,7 +15,7 @@ _CLOSE = (
 _WHOLE = re.compile(rf"{_OPEN}(?:(?!{_OPEN}).)*?{_CLOSE}", re.I | re.S)
 _TO_THE_END = re.compile(rf"\A.*{_CLOSE}", re.I | re.S)
 _BARE = re.compile(r"\Aanalysis(?=[A-Z]).*?assistantfinal(?=\S)", re.S)
-"""The channels of gpt-oss, where whoever decoded them has left out the control tokens."""
+"""The channels of gpt-oss, where the one who decoded them has left out the control tokens."""
 
 _TAG = re.compile(rf"{_OPEN}|{_CLOSE}", re.I)
 

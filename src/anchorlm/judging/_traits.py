@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from zlib import crc32
 
+from anchorlm.judging import _giving as giving
 from anchorlm.judging import _phrases as phrases
 from anchorlm.judging._prose import Prose
 from anchorlm.judging._refusal import Refusal, RefusalMatcher
@@ -22,8 +23,8 @@ CHARACTERS_READ = 8_000
 
 _PATTERNS = (
     phrases.EXPLICIT, phrases.APOLOGY, phrases.NEGATION, phrases.LIMITATION, phrases.DISCLAIMER, phrases.OBJECTION,
-    phrases.HARDSHIP, phrases.REDIRECT, phrases.PIVOT, phrases.HANDOVER, phrases.DELIVERY, phrases.ALTERNATIVE,
-    phrases.STEP, phrases.BESIDE, phrases.INSTEAD, phrases.TAINTED, phrases.NOT_A_REFUSAL, phrases.PERSON,
+    phrases.HARDSHIP, phrases.REDIRECT, phrases.PIVOT, giving.HANDOVER, giving.DELIVERY, giving.ALTERNATIVE,
+    giving.STEP, giving.BESIDE, giving.INSTEAD, phrases.TAINTED, phrases.NOT_A_REFUSAL, phrases.PERSON,
 )  # fmt: skip
 _SENTENCES_READ = 40
 _TOKEN = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[^\w\s]")

@@ -19,15 +19,9 @@ if TYPE_CHECKING:
     from anchorlm.models._paths import check_paths
     from anchorlm.models._rendering import TemplateFailedError, TemplateRefusedError, rendered, template_names
     from anchorlm.models._settings import ModelSettings
+    from anchorlm.models._specials import control_texts, without_specials
     from anchorlm.models._stamp import contents, identity, stamp
-    from anchorlm.models._template import (
-        PLAIN_TEMPLATE,
-        chosen_template,
-        control_texts,
-        encode_text,
-        message_parts,
-        without_specials,
-    )
+    from anchorlm.models._template import PLAIN_TEMPLATE, chosen_template, encode_text, message_parts
     from anchorlm.models._tokenizers import load_tokenizer
 else:
     __getattr__, __dir__ = lazily(
@@ -47,8 +41,9 @@ else:
             "_paths": "check_paths",
             "_rendering": "TemplateFailedError TemplateRefusedError rendered template_names",
             "_settings": "ModelSettings",
+            "_specials": "control_texts without_specials",
             "_stamp": "contents identity stamp",
-            "_template": "PLAIN_TEMPLATE chosen_template control_texts encode_text message_parts without_specials",
+            "_template": "PLAIN_TEMPLATE chosen_template encode_text message_parts",
             "_tokenizers": "load_tokenizer",
         },
     )

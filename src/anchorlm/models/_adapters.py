@@ -195,7 +195,7 @@ def _separate(wrapped: nn.Module) -> None:
 
 
 def grow(model: PreTrainedModel, adapter: str, entries: int) -> None:
-    """Gives the embeddings the rows with which an adapter was trained; rows that nobody brings are the others' mean."""
+    """Gives the embeddings the rows with which an adapter was trained; rows that no one brings are the others' mean."""
     rows, now = _rows(model, adapter, entries), len(model.get_input_embeddings().weight)
     if rows == now:
         return

@@ -173,7 +173,7 @@ class CausalModel:
         config = self.text_config
         names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
         length = next((int(value) for name in names if (value := getattr(config, name, None))), 2048)
-        # These scale positions by the longest row of a batch, so that beyond this length a row would depend on others.
+        # These scale positions by the longest row of a batch, so beyond this length a row would depend on others.
         scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
         if scaling.get("rope_type") in ("longrope", "dynamic"):
             length = min(length, int(scaling.get("original_max_position_embeddings") or length))
@@ -257,7 +257,7 @@ class CausalModel:
         return TurnEnds(self.vocabulary, [*self._chat.markers.stop_texts, *texts])
 
     def without_control_tokens(self, text: str) -> str:
-        """A text with which nobody can write a turn in another's name."""
+        """A text with which no one can write a turn in another's name."""
         return self._clean(text)
 
     def encode(

@@ -44,7 +44,7 @@ class Channel:
 
     @property
     def closing(self) -> str:
-        """What ends a thought, likewise."""
+        """What ends a thought, in the same way."""
         return self.end.strip()
 
     def inside(self, prompt: str) -> bool:

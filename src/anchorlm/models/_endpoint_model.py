@@ -14,14 +14,8 @@ from anchorlm.models._channel import Channel
 from anchorlm.models._endpoint_settings import EndpointSettings
 from anchorlm.models._ends import TurnEnds
 from anchorlm.models._marks import Marks
-from anchorlm.models._template import (
-    ChatWriter,
-    chosen_template,
-    encode_text,
-    message_parts,
-    response_lead,
-    without_specials,
-)
+from anchorlm.models._specials import without_specials
+from anchorlm.models._template import ChatWriter, chosen_template, encode_text, message_parts, response_lead
 from anchorlm.models._tokenizers import load_tokenizer
 from anchorlm.records import Messages, UserError, turn_text
 from anchorlm.tokens import ByteVocabulary, PieceVocabulary, prompt_ids

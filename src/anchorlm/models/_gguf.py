@@ -36,7 +36,7 @@ class Header:
         file: The file.
         metadata: Its keys and values.
         tensors: The shape of each tensor by its name, as the file has it: the fastest dimension first.
-        size: Bytes that the whole file must have; None where a tensor is of a type that nobody here knows.
+        size: Bytes that the whole file must have; None where a tensor is of a type that no one here knows.
     """
 
     file: Path

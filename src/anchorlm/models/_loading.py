@@ -135,7 +135,7 @@ def load_outline(settings: ModelSettings, kind: Any = None) -> PreTrainedModel:
             model = _compared(model, headers(files), found.base, heads, kind)
     except UserError:
         raise
-    except Exception as error:  # likewise
+    except Exception as error:  # in the same way
         raise UserError(f"{settings.path!r} could not be read{why(error, found.base)}.") from None
     check_repository(found.base, found.revision)
     for adapter in found.adapters:

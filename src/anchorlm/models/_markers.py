@@ -34,7 +34,7 @@ _LOOKALIKES = str.maketrans(
     "АВЕЅІЈКМНОРСТУХаеѕіјорсухһԁԛԝӏΑΒΕΖΗΙΚΜΝΟΡΤΥΧον▁‗꞉∶ː։׃ǀ∣❘⟨⟩‹›❮❯ııſ│┃║┆┇┊┋╎╏▏▕⎮⏐‖∥¦〈˂ᐸ≺⟪《〈〉˃ᐳ≻⟫》〉",
     "ABESIJKMHOPCTYXaesijopcyxhdqwlABEZHIKMNOPTYXov__:::::|||<><><>iis||||||||||||||||<<<<<<<>>>>>>>",
 )
-"""Letters and signs that look like those of markers; what Unicode itself takes for variants comes beside them."""
+"""Letters and signs that look like those of markers; what Unicode itself takes for variants comes next to them."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class TurnMarkers:
 
 
 def _breakable(marker: str) -> bool:
-    """A word alone that a tokenizer made a token is everybody's word; signs alone have no words."""
+    """A word alone that a tokenizer made a token is everyone's word; signs alone have no words."""
     return bool(re.search(r"\w", marker)) and not re.fullmatch(r"[\w\s]+", marker)
 
 

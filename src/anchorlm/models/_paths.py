@@ -82,7 +82,7 @@ def check_folder(path: str) -> None:
     if not folder.is_dir():
         return
     if not (folder / "config.json").is_file() and not (folder / ADAPTER).is_file():
-        raise UserError(f"{path!r} holds no config.json: give the folder that holds it beside the safetensors.")
+        raise UserError(f"{path!r} holds no config.json: give the folder that holds it next to the safetensors.")
     if not any(folder.glob("*.safetensors")) and not (folder / INDEX).is_file():
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
         raise UserError(f"{path!r} holds {PICKLED if pickled else 'no weights: download its *.safetensors'}.")

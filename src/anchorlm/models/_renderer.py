@@ -1,7 +1,7 @@
 """Renders chat templates in a process of its own, which may be killed; it imports nothing of this package.
 
-A template is a program of whoever made the checkpoint. A line of JSON on standard input asks for one rendering, or for
-the names that a template reads; a line on standard output answers.
+A template is a program of the one who made the checkpoint. A line of JSON on standard input asks for one rendering, or
+for the names that a template reads; a line on standard output answers.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def _limit_time(seconds: float) -> None:
 
 
 def _step_back_when_slow() -> list[bool]:
-    """Lets everybody else go first once a rendering has taken `SLOW` seconds; filled then."""
+    """Lets everyone else go first once a rendering has taken `SLOW` seconds; filled then."""
     slow: list[bool] = []
 
     def step_back(*_: object) -> None:
@@ -166,7 +166,7 @@ def _step_back_when_slow() -> list[bool]:
 
 
 def main() -> None:
-    """Answers until nobody asks any more."""
+    """Answers until no one asks any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     slow = _step_back_when_slow()
     _limit_memory()

@@ -5,13 +5,14 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from anchorlm.models._channel import Channel
 from anchorlm.models._find_channel import find_channel
 from anchorlm.models._markers import TurnMarkers, find_markers
 from anchorlm.models._rendering import EndlessTemplateError, TemplateFailedError, TemplateRefusedError, rendered
+from anchorlm.models._specials import control_texts, without_specials
 from anchorlm.records import Messages, UserError, turn_text
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class ChatWriter:
         return tuple(sorted({*control_texts(self._tokenizer), *self.markers.removed}, key=len, reverse=True))
 
     def clean(self, text: str, *further: str) -> str:
-        """A text with which nobody can write a turn in another's name: without control tokens, and with the words of
+        """A text with which no one can write a turn in another's name: without control tokens, and with the words of
         what else the template writes between turns in quotation marks.
 
         Args:
@@ -101,7 +102,7 @@ class ChatWriter:
 
     def _turn(self, message: Any) -> dict[str, str]:
         parts = message_parts(message, images=False)
-        # Joined first: nobody makes a marker out of two parts.
+        # Joined first: no one makes a marker out of two parts.
         return {"role": message["role"], "content": self.clean(turn_text({"content": parts}))}
 
     def encode(self, turns: list[dict[str, str]], *, closed: bool = False) -> list[int]:
@@ -146,7 +147,7 @@ class ChatWriter:
         return text
 
     def _form(self, roles: tuple[str, ...]) -> Callable[[Turns], Turns]:
-        """In which form the template writes all turns of such a conversation, tried with words that nobody writes."""
+        """In which form the template writes all turns of such a conversation, tried with words that no one writes."""
         if (known := self._shapes.get(roles)) is not None:
             return known
         words = [{"role": role, "content": f"Xq{index}zv"} for index, role in enumerate(roles)]
@@ -225,7 +226,7 @@ def _sentence(error: Exception) -> UserError:
     why = str(error).rstrip(".")
     if isinstance(error, TemplateRefusedError):
         return UserError(f"The model's chat template refuses this conversation: {why}.")  # in its author's words
-    return UserError(f"The model's chat template fails ({why}): mend it, or give another one as chat_template.")
+    return UserError(f"The model's chat template fails ({why}): fix it, or give another one as chat_template.")
 
 
 def response_lead(tokenizer: PreTrainedTokenizerBase, text_of: Callable[[list[int]], bytes]) -> bytes:
@@ -275,7 +276,7 @@ def message_parts(message: Any, *, images: bool) -> list[dict[str, Any]]:
         images: Whether the model reads any.
 
     Raises:
-        UserError: It is no such message, or has an image that nobody would look at.
+        UserError: It is no such message, or has an image that no one would look at.
     """
     role = message.get("role") if isinstance(message, Mapping) else None
     content = message.get("content") if isinstance(message, Mapping) else None
@@ -319,46 +320,3 @@ def chosen_template(tokenizer: PreTrainedTokenizerBase, where: str, name: str | 
     tokenizer = copy.copy(tokenizer)
     tokenizer.chat_template = named[chosen]
     return tokenizer
-
-
-def control_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """What a tokenizer reads as control tokens wherever it stands in a text, longest first.
-
-    These are all added tokens that are marked special, not only those with a role: a chat format's turn markers often
-    have none.
-    """
-    marked = {str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    return tuple(sorted(marked | {str(token) for token in tokenizer.all_special_tokens}, key=len, reverse=True))
-
-
-def without_specials(text: str, specials: tuple[str, ...]) -> str:
-    """`text` without any of the strings `specials`, also not as what is left after taking one out.
-
-    One pass, whose cost does not depend on how many there are: whoever nests control tokens a thousand times over, or
-    writes the end of one a million times, must not hold up everybody else.
-    """
-    known, tails, size, last = _ends(specials)
-    if last.isdisjoint(text):
-        return text
-    kept: list[str] = []
-    for char in text:
-        kept.append(char)
-        if char not in last:
-            continue
-        for length in tails.get("".join(kept[-size:]), ()):
-            if "".join(kept[-length:]) in known:
-                del kept[-length:]
-                break
-    return "".join(kept)
-
-
-@lru_cache(maxsize=64)
-def _ends(specials: tuple[str, ...]) -> tuple[frozenset[str], dict[str, list[int]], int, frozenset[str]]:
-    """Some strings, the lengths of those that end alike by that end, how long these ends are, and last characters."""
-    known = frozenset(filter(None, specials))
-    size = min(map(len, known), default=1)
-    tails: dict[str, list[int]] = {}
-    for length in sorted({len(one) for one in known}, reverse=True):
-        for tail in {one[-size:] for one in known if len(one) == length}:
-            tails.setdefault(tail, []).append(length)
-    return known, tails, size, frozenset(one[-1] for one in known)

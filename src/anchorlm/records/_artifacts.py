@@ -27,7 +27,7 @@ _MADE_BY = {
 
 @dataclass(frozen=True, slots=True)
 class ModelStamp:
-    """What a model is known by, so that what was fitted on it is never used on another.
+    """Identifies a model, so what was fitted on it is never used on another.
 
     Attributes:
         name: What it was loaded from; only shown.
@@ -162,27 +162,44 @@ class Artifact:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        place = Path(folder)
+        data = cls.check(folder, kind)
         try:
-            data = json.loads((place / _DATA).read_text(encoding="utf-8"))
-            tensors = load_file(place / _TENSORS)
-            if kind is not None and data["kind"] != kind:
-                raise UserError(f"{str(folder)!r} holds an artifact of {data['kind']}, not of {kind}.")
+            tensors = load_file(Path(folder) / _TENSORS)
             models = {
                 role: ModelStamp(**{**stamp, "sample": tuple(stamp["sample"])})
                 for role, stamp in data["models"].items()
             }
-            found = cls(
-                str(data["kind"]), models, data["data"], data["settings"], data["figures"], tensors, data["library"]
-            )
+            found = cls(data["kind"], models, data["data"], data["settings"], data["figures"], tensors, data["library"])
             if found.id != data["id"]:
                 raise UserError(f"The artifact in {str(folder)!r} was changed after it had been made: make it again.")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
+            raise _damaged(folder) from None
+        return found
+
+    @staticmethod
+    def check(folder: str | Path, kind: str | None = None) -> dict[str, Any]:
+        """What a folder says of its artifact. No tensor is read, and no heavy library is imported.
+
+        Args:
+            folder: Where it was saved.
+            kind: What it must be. None: anything.
+
+        Raises:
+            UserError: The folder holds no artifact, or one of another kind.
+        """
+        place = Path(folder)
+        try:
+            data = json.loads((place / _DATA).read_text(encoding="utf-8"))
+            with (place / _TENSORS).open("rb"):
+                held = str(data["kind"])
         except OSError:
             how = _MADE_BY.get(kind or "", "anchorlm fit")
             raise UserError(f"{str(folder)!r} holds no artifact that can be read: make one with `{how}`.") from None
-        except (ValueError, KeyError, TypeError, AttributeError, SafetensorError):
-            raise UserError(f"The artifact in {str(folder)!r} is damaged: make it again.") from None
-        return found
+        except (ValueError, KeyError, TypeError):
+            raise _damaged(folder) from None
+        if kind is not None and held != kind:
+            raise UserError(f"{str(folder)!r} holds an artifact of {held}, not of {kind}.")
+        return {**data, "kind": held}
 
     def require(self, role: str, stamp: ModelStamp) -> None:
         """Refuses a model on which this was not fitted.
@@ -195,6 +212,10 @@ class Artifact:
                 f"This {self.kind} artifact was fitted on the {role} {self.models[role].name}, but {stamp.name} has "
                 f"{difference}: fit one for it with `anchorlm fit {self.kind}`."
             )
+
+
+def _damaged(folder: str | Path) -> UserError:
+    return UserError(f"The artifact in {str(folder)!r} is damaged: make it again.")
 
 
 def instruments(artifact: Artifact) -> dict[str, str]:

@@ -6,7 +6,7 @@ class AnchorLMError(Exception):
 
 
 class UserError(AnchorLMError):
-    """A mistake that the user can mend: a wrong path, knob, file or combination. The command line exits with 2."""
+    """A mistake that the user can fix: a wrong path, knob, file or combination. The command line exits with 2."""
 
 
 class ModelError(UserError):

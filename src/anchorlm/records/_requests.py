@@ -32,7 +32,7 @@ class Request:
         messages: The conversation, oldest first, or one raw prompt that goes to the model without a chat template.
         generation: How tokens are chosen.
         knobs: Settings of the defense that differ for this request only.
-        stops: Texts at the first of which whoever asks will cut the response: what follows is nobody's, so that judges
+        stops: Texts at the first of which the one who asks will cut the response: what follows is no one's, so judges
             and scorers must not see it either.
         system: The operator's own system prompt, which `messages` do not hold: models that answer read it first, and
             judges, scorers and gates, which look for harm in what the client wrote, never do.

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Self, cast, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -30,6 +30,15 @@ class Settings(BaseModel):
             return cls.model_validate(dict(values))
         except ValidationError as error:
             raise UserError(_one_sentence(cls, error, where)) from None
+
+    @classmethod
+    def given(cls, values: Self | Mapping[str, Any] | None, *, where: str) -> Self:
+        """Settings that a caller gave as they are, by name, or not at all.
+
+        Raises:
+            UserError: As `parse`.
+        """
+        return values if isinstance(values, cls) else cls.parse(cast("Mapping[str, Any]", values or {}), where=where)
 
     def replace(self, values: Mapping[str, Any], *, where: str) -> Self:
         """The same settings with some `values` changed, validated as a whole."""
@@ -125,12 +134,17 @@ class GenerationSettings(Settings):
     """How tokens are chosen, under the Hugging Face names."""
 
     max_new_tokens: int = Field(default=256, ge=1, description="Longest response, in tokens of the target.")
-    do_sample: bool = Field(default=False, description="Sample; otherwise the most likely token is taken.")
+    do_sample: bool = Field(default=False, description="Sample. Otherwise the most likely token is taken.")
     temperature: float = Field(default=1.0, gt=0, description="Divides the logits before sampling.")
-    top_p: float = Field(default=1.0, gt=0, le=1, description="Sample from the smallest set with this mass.")
-    top_k: int | None = Field(default=None, ge=1, description="Sample from this many most likely tokens.")
-    repetition_penalty: float = Field(default=1.0, gt=0, description="Above 1: tokens seen before become less likely.")
-    logprobs: int | None = Field(
-        default=None, ge=0, le=20, description="Report each token's log-probability, and those of so many likeliest."
+    top_p: float = Field(default=1.0, gt=0, le=1, description="Sample from the smallest set of tokens with this mass.")
+    top_k: int | None = Field(default=None, ge=1, description="Sample from this many of the most likely tokens.")
+    repetition_penalty: float = Field(
+        default=1.0, gt=0, description="Above 1, tokens that were seen before become less likely."
     )
-    seed: int = Field(default=0, ge=0, description="Of the sampling; a request's sample depends on nothing else.")
+    logprobs: int | None = Field(
+        default=None,
+        ge=0,
+        le=20,
+        description="Report each token's log-probability, and those of this many most likely ones.",
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of the sampling. A request's sample depends on nothing else.")

@@ -16,13 +16,20 @@ _OURS = ("messages", "tools", "documents", "add_generation_prompt", "continue_fi
 class ThoughtSettings(Settings):
     """What becomes of the thoughts of a model that thinks before it answers."""
 
-    policy: Policy = Field(default="hide", description="`off`: the model does not think; `hide`: its thoughts reach "
-                           "nobody; `show`: they come next to the answer, as reasoning_content.")  # fmt: skip
-    budget: int = Field(default=1024, ge=1, description="Longest thought, in tokens of the target; one that does not "
-                        "end by then is a refusal.")  # fmt: skip
-    judged: bool = Field(default=True, description="Judges read the thought, too, marked as one.")
-    costed: bool = Field(default=False, description="Cost models rate the thought, too; InferenceGuard's gate always "
-                         "does.")  # fmt: skip
+    policy: Policy = Field(
+        default="hide",
+        description="`off`: the model does not think. `hide`: its thoughts never leave the guard. `show`: they come "
+        "next to the answer, as reasoning_content.",
+    )
+    budget: int = Field(
+        default=1024,
+        ge=1,
+        description="Longest thought, in tokens of the target. A thought that does not end by then is a refusal.",
+    )
+    judged: bool = Field(default=True, description="Judges read the thought too, marked as one.")
+    costed: bool = Field(
+        default=False, description="Cost models rate the thought too. InferenceGuard's final check always does."
+    )
 
 
 Thoughts = Annotated[

@@ -111,7 +111,7 @@ async def search(roots: Sequence[Beam], plan: SearchPlan, generation: Generation
     """Blockwise beam search under a score; best-of-N is one block, greedy writing one beam, and AlignBeam's candidates
     are one block from a root for each first token.
 
-    Each round every unfinished survivor is continued, so that there are N beams in all, finished ones included; the
+    Each round every unfinished survivor is continued, so there are N beams in all, finished ones included; the
     best K survive. Where none did, the round is sampled again from the same survivors, with a penalty on the tokens
     that the failed beams had in common. It ends when nothing unfinished survives or a finished beam leads.
 

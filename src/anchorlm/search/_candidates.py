@@ -84,7 +84,7 @@ def select_safest(
 
 
 def ungraded(candidates: Sequence[Candidate]) -> Decision:
-    """For the trace: what was written, where nobody could grade it."""
+    """For the trace: what was written, where no one could grade it."""
     return Decision("candidates", {"candidates": [{"text": one.text, "harm": None} for one in candidates]})
 
 

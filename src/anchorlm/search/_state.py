@@ -12,7 +12,7 @@ def spend(left: float, costs: Tensor, gamma: float = 1.0) -> float:
 
     Args:
         left: z, the budget left, as seen from the first of the tokens.
-        costs: What each token costs (m,); costs below 0 count as 0, so that harmless words earn nothing that harm could
+        costs: What each token costs (m,); costs below 0 count as 0, so harmless words earn nothing that harm could
             be paid from later.
         gamma: Discount per token, above 0 and at most 1. Below 1, what is said late weighs less: the sum of the costs
             may then reach `d / gamma ** T` for a budget of d.

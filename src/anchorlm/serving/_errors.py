@@ -7,7 +7,7 @@ from typing import Any
 from anchorlm.records import AnchorLMError
 
 ALWAYS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
-"""Headers of every response: nobody guesses at its kind, or keeps it."""
+"""Headers of every response: no one guesses at its kind, or keeps it."""
 
 _TYPES = {
     400: "invalid_request_error",
@@ -75,3 +75,9 @@ def _utf8(text: str) -> str:
 def unexpected() -> ApiError:
     """What a client is told of an error of ours."""
     return ApiError(500, "The server failed on this request: tell its operator, whose log says where.")
+
+
+def late() -> ApiError:
+    """What a request gets that was not answered by its deadline."""
+    return ApiError(504, "The answer was not ready by the server's deadline: ask for less, or try again later.",
+                    code="deadline_exceeded")  # fmt: skip

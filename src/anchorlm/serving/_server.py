@@ -104,7 +104,7 @@ class Server(uvicorn.Server):
         self.application: FastAPI = create_app(served, settings)
         if not settings.on_loopback and not settings.keys:
             _log.warning(
-                "Whoever reaches %s may use this server, because it has no API keys: make some with "
+                "Anyone who reaches %s may use this server, because it has no API keys: make some with "
                 "`anchorlm serve --new-key NAME --keys FILE`, or listen on 127.0.0.1.",
                 settings.host,
             )
@@ -137,7 +137,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """See uvicorn; what was told by a signal is for whoever serves to say, in its exit status."""
+        """See uvicorn; what was told by a signal is for anyone who serves to say, in its exit status."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

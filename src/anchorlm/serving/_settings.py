@@ -16,22 +16,33 @@ Bounds = tuple[float, float] | tuple[str, ...]
 class ModelServing(Settings):
     """How one guard is served: the section `serve` of its recipe."""
 
-    id: str | None = Field(default=None, pattern=r"^[\w.:/-]{1,100}$", description="Its name for clients; by default "
-                           "the name of the recipe's file.")  # fmt: skip
-    system: str | None = Field(default=None, min_length=1, description="Your own system prompt, before what clients "
-                               "write; judges and gates do not read it.")  # fmt: skip
-    limits: dict[str, Bounds] = Field(default_factory=dict, description="Knobs of the defense that a request may set, "
-                                      "each with the interval, or the words, that it may choose from.")  # fmt: skip
+    id: str | None = Field(
+        default=None,
+        pattern=r"^[\w.:/-]{1,100}$",
+        description="Its name for clients. By default the name of the recipe's file.",
+    )
+    system: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Your own system prompt. It goes before what clients write. Judges and gates do not read it.",
+    )
+    limits: dict[str, Bounds] = Field(
+        default_factory=dict,
+        description="Knobs of the defense that a request may set. Each has the interval or the words to choose from.",
+    )
     sampling: dict[Literal["temperature", "top_p"], tuple[float, float]] = Field(
-        default_factory=dict, description="Intervals from which a request may choose how it samples: the wilder, the "
-        "less safe. By default all that the API knows.",
-    )  # fmt: skip
+        default_factory=dict,
+        description="Intervals from which a request may choose how it samples. Wilder sampling is less safe. By "
+        "default all that the API knows.",
+    )
     template: dict[str, tuple[bool | int | str, ...]] = Field(
-        default_factory=dict, description="Variables of the chat template that a request may set with "
-        "chat_template_kwargs or reasoning_effort, each with the values that it may choose from.",
-    )  # fmt: skip
-    examples: tuple[str, ...] = Field(default=(), description="What the playground offers to ask; by default the "
-                                      "probes.")  # fmt: skip
+        default_factory=dict,
+        description="Variables of the chat template that a request may set, with `chat_template_kwargs` or "
+        "`reasoning_effort`. Each has the values to choose from.",
+    )
+    examples: tuple[str, ...] = Field(
+        default=(), description="What the playground offers to ask. By default the probes."
+    )
 
     @field_validator("limits", "sampling")
     @classmethod
@@ -48,14 +59,19 @@ class ModelServing(Settings):
 class AuditSettings(Settings):
     """What is written down of every request."""
 
-    file: Path | None = Field(default=None, description="JSONL file, appended to; none: nothing is written down.")
+    file: Path | None = Field(
+        default=None, description="JSONL file that every request is written to. Without it nothing is written."
+    )
     text: bool = Field(default=False, description="Write prompts and answers themselves, not only their hashes.")
     max_bytes: int = Field(default=100_000_000, ge=1_000, description="Size at which the file is rotated.")
-    keep: int = Field(default=10, ge=1, description="Rotated files that are kept; older ones are deleted.")
-    fsync: Literal["always", "second", "never"] = Field(default="second", description="When a line must have reached "
-                                                        "the disk.")  # fmt: skip
-    on_error: Literal["refuse", "go on"] = Field(default="refuse", description="What happens to requests while nothing "
-                                                 "can be written, as on a full disk.")  # fmt: skip
+    keep: int = Field(default=10, ge=1, description="How many rotated files are kept. Older ones are deleted.")
+    fsync: Literal["always", "second", "never"] = Field(
+        default="second", description="When a line must be on the disk."
+    )
+    on_error: Literal["refuse", "go on"] = Field(
+        default="refuse",
+        description="What happens to requests if nothing can be written, for example because the disk is full.",
+    )
 
 
 _OWN = re.compile(r"/dev/fd/(\d+)|/proc/self/fd/(\d+)")
@@ -69,7 +85,7 @@ def own_output(file: Path) -> int | None:
 
 
 def is_stream(file: Path) -> bool:
-    """Whether a file is a pipe or the like, in which nobody can look back."""
+    """Whether a file is a pipe or the like, in which no one can look back."""
     try:
         mode = file.stat().st_mode
     except OSError:
@@ -80,44 +96,56 @@ def is_stream(file: Path) -> bool:
 class ServerSettings(Settings):
     """Limits and habits of one server: the TOML file of `anchorlm serve --config`."""
 
-    host: str = Field(default="127.0.0.1", description="Address to listen on; the loopback by default.")
-    port: int = Field(default=8000, ge=0, le=65_535, description="Port to listen on; 0: any that is free.")
+    host: str = Field(default="127.0.0.1", description="Address to listen on. By default only this machine is served.")
+    port: int = Field(default=8000, ge=0, le=65_535, description="Port to listen on. 0: any that is free.")
     keys: Path | None = Field(default=None, description="File of API keys, as `anchorlm serve --new-key` writes it.")
-    concurrency: int = Field(default=64, ge=1, description="Requests that are answered at once.")
-    queue: int = Field(default=256, ge=0, description="Requests that wait for their turn; more get a 429.")
+    concurrency: int = Field(default=64, ge=1, description="How many requests are answered at once.")
+    queue: int = Field(default=256, ge=0, description="How many requests may wait. More get a 429.")
     deadline: float = Field(default=120.0, gt=0, description="Seconds after which a request gets a 504.")
     judge_timeout: float = Field(
-        default=60.0, gt=0, description="Seconds after which a silent judge, cost or reward model has failed."
+        default=60.0, gt=0, description="Seconds after which a silent judge, cost or reward model counts as failed."
     )
-    max_body_bytes: int = Field(default=1_000_000, ge=100, description="Largest request.")
-    max_tokens: int | None = Field(default=None, ge=1, description="Longest answer that a request may ask for; by "
-                                   "default as long as the model's context allows.")  # fmt: skip
-    max_choices: int = Field(default=8, ge=1, description="Most answers of one request (n, times prompts).")
+    max_body_bytes: int = Field(default=1_000_000, ge=100, description="Size of the largest request.")
+    max_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Longest answer that a request may ask for. By default as long as the model's context allows.",
+    )
+    max_choices: int = Field(default=8, ge=1, description="Most answers to one request: `n`, times prompts.")
     keep_alive: float = Field(default=10.0, gt=0, description="Seconds between comments in a stream that is silent.")
-    send_timeout: float = Field(default=30.0, gt=0, description="Seconds after which a client that does not read its "
-                                "stream is left.")  # fmt: skip
-    drain: int = Field(default=30, ge=0, description="Seconds that answers under way get when the server is ended.")
-    logprobs: bool = Field(default=True, description="Give log-probabilities to those who ask; they are of help to "
-                           "somebody who searches for a jailbreak, too.")  # fmt: skip
-    scores: bool = Field(default=True, description="Tell every client the gate's score and threshold and what each "
-                         "candidate was graded; they are of the same help.")  # fmt: skip
-    raw_completions: bool = Field(default=True, description="Serve /v1/completions, whose prompts go to the model "
-                                  "without its chat template, and without its control tokens.")  # fmt: skip
-    playground: bool = Field(default=True, description="Serve the page at /.")
+    send_timeout: float = Field(
+        default=30.0, gt=0, description="Seconds after which a client that does not read its stream is left."
+    )
+    drain: int = Field(default=30, ge=0, description="Seconds that running answers get when the server is stopped.")
+    logprobs: bool = Field(
+        default=True,
+        description="Give log-probabilities to clients who ask. They also help someone who searches for a jailbreak.",
+    )
+    scores: bool = Field(
+        default=True,
+        description="Tell every client the gate's score and threshold, and the grade of each candidate. They also "
+        "help someone who searches for a jailbreak.",
+    )
+    raw_completions: bool = Field(
+        default=True,
+        description="Serve `/v1/completions`. Its prompts go to the model without its chat template and without "
+        "control tokens.",
+    )
+    playground: bool = Field(default=True, description="Serve the page at `/`.")
     probe: bool = Field(default=True, description="Test every guard before the server is ready.")
     audit: AuditSettings = Field(default=AuditSettings(), description="What is written down.")
 
     @property
     def on_loopback(self) -> bool:
-        """Whether nobody but this machine can reach the server."""
+        """Whether no one but this machine can reach the server."""
         return self.host in ("127.0.0.1", "::1", "localhost")
 
     @property
     def private(self) -> bool:
-        """Whether only whoever is at this machine is served: keys are given to others."""
+        """Whether only anyone who is at this machine is served: keys are given to others."""
         return self.on_loopback and self.keys is None
 
     @property
     def patience(self) -> float:
-        """Seconds that a judge gets: with less than the deadline, so that its failure closes the answer before that."""
+        """Seconds that a judge gets: with less than the deadline, so its failure closes the answer before that."""
         return min(self.judge_timeout, 0.9 * self.deadline)

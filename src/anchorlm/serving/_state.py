@@ -16,8 +16,8 @@ from anchorlm.serving.ops._admission import Admission
 from anchorlm.serving.ops._audit import Audit
 from anchorlm.serving.ops._keys import Caller, KeyFile, Keys
 from anchorlm.serving.ops._metrics import Metrics
-from anchorlm.serving.ops._probe import bare_seconds_per_token, examine
 from anchorlm.serving.session._model import ServedModel
+from anchorlm.serving.session._probe import bare_seconds_per_token, examine
 
 _log = logging.getLogger("anchorlm")
 
@@ -62,7 +62,7 @@ class ServerState:
         self.keys = Keys.load(settings.keys) if settings.keys else Keys({}, trusted=settings.on_loopback)
         self._key_file = KeyFile(settings.keys, self.keys) if settings.keys else None
         self.admission = Admission(settings.concurrency, settings.queue)
-        # Without keys everybody sees them.
+        # Without keys everyone sees them.
         self.metrics = Metrics(self.admission, generated=settings.scores or bool(self.keys))
         self._audit = Audit(settings.audit, self.metrics.audit_failures.inc)
         self._scribe = ThreadPoolExecutor(1, "anchorlm-audit")
@@ -87,7 +87,7 @@ class ServerState:
                 raise UserError(f"Two recipes are served as {one.id!r}: give one of them another id in its [serve].")
             models[one.id] = one
         for one in served:
-            self.metrics.know(one)
+            self.metrics.know(*one.names)
         self.models = models
 
     def model(self, id: str | None) -> ServedModel:
@@ -114,11 +114,11 @@ class ServerState:
         return ApiError(503, f"The server {why}: see /ready.", code="not_ready", retry_after=5)
 
     def may_see_all(self, caller: Caller) -> bool:
-        """Whether somebody gets full traces: the operator, who is known by a key where figures are kept back."""
+        """Whether someone gets full traces: the operator, who is known by a key where figures are kept back."""
         return caller.operator and (self.settings.scores or bool(self.keys))
 
     async def off_the_loop(self, work: Callable[[], T]) -> T:
-        """Does what takes its time on a thread for that, while everybody else is attended to."""
+        """Does what takes its time on a thread for that, while everyone else is attended to."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, work)
 
     async def watch_keys(self) -> None:
@@ -138,7 +138,7 @@ class ServerState:
                 one.revoke(revoked)
 
     async def _load(self) -> None:
-        """Goes through what comes, on a thread that nobody waits for when the server ends."""
+        """Goes through what comes, on a thread that no one waits for when the server ends."""
         loop, coming = asyncio.get_running_loop(), self._coming
         loaded: asyncio.Future[list[ServedModel]] = loop.create_future()
 
@@ -163,7 +163,7 @@ class ServerState:
         if self._coming is not None:
             try:
                 await self._load()
-            except Exception as error:  # whoever serves is told, and ends
+            except Exception as error:  # anyone who serves is told, and ends
                 self.error = error
                 self.wrong.append("The models could not be loaded: see the server's log.")
                 return
@@ -192,7 +192,7 @@ class ServerState:
         self.ready = not self.wrong
 
     async def note(self, event: str, fields: Mapping[str, Any], deadline: float) -> None:
-        """Writes a line of the audit log; it is written even if whoever waits for it is gone before.
+        """Writes a line of the audit log; it is written even if the one who waits for it is gone before.
 
         Args:
             event: What happened.
@@ -213,7 +213,7 @@ class ServerState:
             self._audit.late()
 
     def note_later(self, event: str, fields: Mapping[str, Any]) -> None:
-        """The same for what nobody waits for; that it could not be written is counted."""
+        """The same for what no one waits for; that it could not be written is counted."""
         if self._audit.on:
             self.later(self._write(event, fields))
 
@@ -226,7 +226,7 @@ class ServerState:
         return self._audit.text(name, text) if self._audit.on else {}
 
     def later(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Lets something go on although whoever asked for it is gone."""
+        """Lets something go on although the one who asked for it is gone."""
         task = asyncio.ensure_future(work)
         self._later.add(task)
         task.add_done_callback(self._done)
@@ -235,7 +235,7 @@ class ServerState:
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._later.discard(task)
         if not task.cancelled():
-            task.exception()  # nobody may be left to be told; failures of the log are counted where they happen
+            task.exception()  # no one may be left to be told; failures of the log are counted where they happen
 
     async def close(self) -> None:
         """Waits for what goes on, requests that are being cut off too, and closes the audit log."""

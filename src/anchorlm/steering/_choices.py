@@ -12,7 +12,7 @@ Units = Literal["natural", "absolute"]
 """In what a strength is told."""
 
 Reader = Literal["target", "anchor"]
-"""Whose activations tell harm: the target's own, as in the paper, or those of an aligned model beside it (ours)."""
+"""Whose activations tell harm: the target's own, as in the paper, or those of an aligned model next to it (ours)."""
 
 Readers = Literal["target", "anchor", "both"]
 """One of them, or both on average."""

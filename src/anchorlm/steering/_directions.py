@@ -35,7 +35,7 @@ def fisher_directions(harmful: Moments, harmless: Moments, shrinkage: float = 0.
     """Unit vectors (L, H) that separate the classes best where both spread alike (Fisher's discriminant; ours).
 
     `w = (C + lambda I)^-1 v` with C the spread within the classes and lambda a share of its mean variance. Of fewer
-    sampled prompts than dimensions it is solved in their span (Woodbury), so that a hidden size of thousands costs no
+    sampled prompts than dimensions it is solved in their span (Woodbury), so a hidden size of thousands costs no
     H x H matrix.
 
     Args:

@@ -12,7 +12,7 @@ from anchorlm.records import DefenseError
 class Gate:
     """Tells from a model's activations whether a prompt is harmful (arXiv 2401.11206, section 3; the SRV).
 
-    Scores are in units of half the distance between the class means, so that 1 is a typical harmful prompt, -1 a
+    Scores are in units of half the distance between the class means, so 1 is a typical harmful prompt, -1 a
     typical harmless one, and 0 the paper's threshold, on any layer of any model.
 
     Attributes:
@@ -77,5 +77,5 @@ def cosine_scores(activations: Tensor, condition: Tensor) -> Tensor:
 
 def _numbers(scores: Tensor) -> Tensor:
     if not scores.isfinite().all():
-        raise DefenseError("The activations are not numbers, so that the gate cannot tell harm from none.")
+        raise DefenseError("The activations are not numbers, so the gate cannot tell harm from none.")
     return scores

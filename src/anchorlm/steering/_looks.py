@@ -48,7 +48,7 @@ def looks(request: Messages | str) -> list[Look]:
     Of a conversation: the whole, its beginning up to the end of every user's turn, and every turn by itself as if a
     user had just said it. By itself, because what came before hides harm from a gate; a system's or an assistant's turn
     too, because the client wrote those as well. And what the words of a turn hide from each other: a turn of more than
-    one sentence is read in pieces, too, but an assistant's, whose single sentences nobody asks. Of a raw text: the same
+    one sentence is read in pieces, too, but an assistant's, whose single sentences no one asks. Of a raw text: the same
     text as a user's turn, and its pieces as turns, because it may hold turns of its own, a request in its middle, or an
     answer that it has begun.
 
@@ -121,7 +121,7 @@ async def look_activations(
     """The residual stream (L, H) after every block at the end of each look, in order.
 
     Ends of turns that lie in the conversation as it is written are read there, in one sequence; whatever else there is
-    has sequences of its own, beside it in the same forward. For what says nothing by itself the whole request stands.
+    has sequences of its own, next to it in the same forward. For what says nothing by itself the whole request stands.
 
     Args:
         engine: Runs the model.
@@ -140,7 +140,7 @@ async def look_activations(
     for index, look in enumerate(shown):
         if index in within:
             continue
-        await sleep(0)  # a conversation of many turns must not hold everybody else up
+        await sleep(0)  # a conversation of many turns must not hold everyone else up
         if says_nothing(engine.model, look):
             within[index] = len(whole) - 1
             continue
@@ -202,7 +202,7 @@ def _turn_ends(model: CausalModel, shown: Sequence[Look], whole: Sequence[int]) 
 
 
 async def check_activations(engine: Engine) -> None:
-    """Reads one token, so that hooks which do not fire are found out before anybody asks.
+    """Reads one token, so hooks which do not fire are found out before anyone asks.
 
     Raises:
         UserError: Blocks of the model are out of reach, as when it was compiled as a whole.

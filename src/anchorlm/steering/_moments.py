@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 _FEWEST, _MOST, _VALUES = 256, 2048, 2**25
-"""Rows that are kept for the spread within a class: as many as hold so many values in all, between two bounds, so that
+"""Rows that are kept for the spread within a class: as many as hold so many values in all, between two bounds, so
 memory does not grow with the number of prompts."""
 
 

@@ -30,7 +30,7 @@ _SPARE = 2000
 
 
 def pieces(texts: Sequence[str]) -> list[list[str]]:
-    """What a gate reads of each text beside the whole, because a sentence that follows hides what stands before it.
+    """What a gate reads of each text next to the whole, because a sentence that follows hides what stands before it.
 
     Of a text that is one sentence: nothing. Of short texts: every line, every sentence and every two that follow each
     other. A sentence alone, because a harmless one next to it hides it; two, because a request is often told in two.

@@ -108,7 +108,7 @@ class GateReader:
         """The layers as they are.
 
         Raises:
-            UserError: One that the target, or whoever reads, does not have, or none.
+            UserError: One that the target, or anyone who reads, does not have, or none.
         """
         depth = len(self.gates[reader].bias)
         if not layers or any(not 0 <= layer < depth for layer in layers):

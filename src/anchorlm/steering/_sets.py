@@ -17,7 +17,7 @@ Prompts = Sequence[Messages | str]
 
 @dataclass(frozen=True, slots=True)
 class PromptSets:
-    """Sets of prompts beside those that are given, each reported by itself.
+    """Sets of prompts next to those that are given, each reported by itself.
 
     A gate that has seen harmful prompts and everyday ones alone tells them by their form. Look-alikes, harmless prompts
     in the words of harmful ones, make it read what is asked for; tasks are those of the target's domain.

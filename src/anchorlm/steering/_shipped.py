@@ -27,7 +27,7 @@ def shipped_prompts(*parts: Part) -> PromptSets:
     """The prompts that come with the library, all written for it, in English.
 
     Look-alikes and their harmful twins differ in what is asked for and not in the words of alarm. Harmful twins stand
-    in the wrappings of attacks, and look-alikes in harmless wrappings. Optimized attacks end in noise, so that both
+    in the wrappings of attacks, and look-alikes in harmless wrappings. Optimized attacks end in noise, so both
     classes stand before some; and turns that only ask to go on say nothing of harm.
 
     Args:

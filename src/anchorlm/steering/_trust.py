@@ -40,7 +40,7 @@ def uncalibrated(artifact: Artifact) -> str | None:
     shown = (
         ""
         if established(artifact.figures["sign"])
-        else ", and its vectors were not shown to make the target refuse, so that inferaligner gives the fixed refusal "
+        else ", and its vectors were not shown to make the target refuse, so inferaligner gives the fixed refusal "
         "where its gate opens"
     )
     return (

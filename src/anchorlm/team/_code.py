@@ -9,13 +9,13 @@ from anchorlm.judging import Score
 from anchorlm.records import UserError
 
 _ALLOWED = "ANCHORLM_ALLOW_CODE"
-"""An environment variable, so that the processes of a comparison know it, too."""
+"""An environment variable, so the processes of a comparison know it, too."""
 
 
 def allow_code(allowed: bool = True) -> None:
     """Says whether recipes may name Python functions, which run with all your rights, in this process and its children.
 
-    Nobody but the operator can say so: no recipe and no request.
+    No one but the operator can say so: no recipe and no request.
     """
     if allowed:
         os.environ[_ALLOWED] = "1"

@@ -11,11 +11,20 @@ from anchorlm.records import Place, Settings
 class EngineSettings(Settings):
     """How much a model's engine may hold at once."""
 
-    max_rows: int = Field(default=256, ge=1, description="Sequences.")
-    max_tokens: int = Field(default=65_536, ge=1, description="Key/value positions: rows times the longest row.")
-    prefill_tokens: int = Field(default=2_048, ge=1, description="Prompt tokens that one forward reads.")
-    prefix_tokens: int = Field(default=8_192, ge=0, description="Positions of what was read lately that are kept for "
-        "others that begin alike; 0 keeps none.")  # fmt: skip
+    max_rows: int = Field(default=256, ge=1, description="Sequences at once.")
+    max_tokens: int = Field(
+        default=65_536,
+        ge=1,
+        description="Positions in memory: rows times the longest row, and what is kept of earlier rows.",
+    )
+    prefill_tokens: int = Field(
+        default=2_048, ge=1, description="Tokens, padding included, that one forward pass reads from prompts."
+    )
+    prefix_tokens: int = Field(
+        default=8_192,
+        ge=0,
+        description="Positions of what was read lately that are kept for other rows. 0 keeps none.",
+    )
 
 
 class JudgeSettings(Settings):

@@ -38,7 +38,7 @@ class Retokenizer:
     """The growing response of one model in the canonical tokens of another.
 
     Appending the tokens of each new piece drifts off the canonical tokenization, on which alone a model was trained;
-    so the response is encoded anew, from the last boundary that nothing can change.
+    so the response is encoded again, from the last boundary that nothing can change.
     """
 
     def __init__(self, tokenizer: Any, *, lead: bytes = b"") -> None:

@@ -53,7 +53,7 @@ class ByteVocabulary:
     def __init__(self, tokenizer: Tokenizer, *, roles: dict[str, frozenset[int]], stop_id: int | None) -> None:
         self._tokenizer = tokenizer
         self.scheme: Scheme = scheme_of(tokenizer)
-        # Ids may have holes, so that there are fewer of them than the largest says.
+        # Ids may have holes, so there are fewer of them than the largest says.
         known = (*tokenizer.get_vocab(True).values(), *tokenizer.get_added_tokens_decoder())
         self.size: int = max(known, default=-1) + 1
         self.bos = roles["bos"]

@@ -27,7 +27,7 @@ def evidence_card(artifact: Artifact) -> str:
         "---",
         f"# Evidence of harm for AlignBeam around {target}",
         "",
-        f"Tells how far a prompt is harmful, so that the anchor `{anchor}` guides `{target}` as far as that. For these "
+        f"Tells how far a prompt is harmful. The anchor `{anchor}` then guides `{target}` as far as that. For these "
         "two models; refused for any other.",
         "",
         f"Made with AnchorLM {artifact.library}; id `{artifact.id}`. Weights: the anchor's first token "

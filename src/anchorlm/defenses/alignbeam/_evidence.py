@@ -255,7 +255,7 @@ async def opening_score(
 
 
 def readers_of(gate: Artifact, anchor: Engine) -> Readers:
-    """Who reads a gate where nobody says it: both models, where the anchor is its second reader, else the target.
+    """Who reads a gate where no one says it: both models, where the anchor is its second reader, else the target.
 
     Args:
         gate: An artifact of InferAligner.

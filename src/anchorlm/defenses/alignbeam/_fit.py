@@ -48,7 +48,7 @@ def fit_alignbeam(
 
     Args:
         target: The model to guard: a Hub id or folder, its settings, a loaded `CausalModel`, or an engine.
-        anchor: The aligned model that guides it, likewise.
+        anchor: The aligned model that guides it, in the same way.
         fit: Prompts on which openings are counted; the anchor should not have been trained on them, or its openings are
             surer there than elsewhere.
         choose: Others, on which weights and thresholds are chosen; nor should the gate have been fitted on these.
@@ -160,7 +160,7 @@ def thresholds(harmful: Tensor, harmless: Tensor, missed: float, disturbed: floa
         harmful: Scores of harmful prompts (n,).
         harmless: Scores of harmless ones (m,).
         missed: Share of the harmful prompts, below a half.
-        disturbed: Share of the harmless prompts, likewise.
+        disturbed: Share of the harmless prompts, in the same way.
     """
     low = float(harmful.sort().values[int(missed * len(harmful))]) - 1e-6
     high = float(harmless.sort(descending=True).values[int(disturbed * len(harmless))]) + 1e-6

@@ -17,32 +17,73 @@ MixAt = Literal["every", "boundaries"]
 class MixtureSettings(DefenseSettings):
     """How an anchor guides the first tokens; defaults are AlignBeam's (arXiv 2606.12342)."""
 
-    alpha: float = Field(default=0.5, ge=0, le=1, description="Weight of the anchor; 0: the target alone.")
-    mixed_tokens: int = Field(default=6, ge=1, le=512, description="N: tokens that are mixed at first.")
-    projection: Kind = Field(default="first-token", description="How the anchor's distribution is translated.")
-    top: int = Field(default=50, ge=1, description="B: anchor tokens that the paper's projections look at.")
-    guide_thought: bool = Field(default=False, description="Guide the opening of a thought as well as that of the "
-                                "answer, so many tokens of each.")  # fmt: skip
-    mix_at: MixAt = Field(default="every", description="Mix every token, or only where both tokenizers end one.")
+    alpha: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Weight of the anchor. More is safer, and less like the target. 0 is the target alone.",
+        json_schema_extra={"paper": "alpha"},
+    )
+    mixed_tokens: int = Field(
+        default=6,
+        ge=1,
+        le=512,
+        description="N: how many tokens are mixed. After a short prefix, you notice that the anchor does not know the "
+        "domain.",
+        json_schema_extra={"paper": "N (20 for DeepSeek-Math)"},
+    )
+    projection: Kind = Field(
+        default="first-token",
+        description="How the anchor's distribution is translated. `lookahead` is closer to the truth. It costs one "
+        "more step of the anchor per token.",
+        json_schema_extra={"paper": "`paper-drop`"},
+    )
+    top: int = Field(
+        default=50,
+        ge=1,
+        description="B: how many tokens of the anchor the paper's projections look at.",
+        json_schema_extra={"paper": "B"},
+    )
+    guide_thought: bool = Field(default=False, description="Guide the opening of a thought too, by as many tokens.")
+    mix_at: MixAt = Field(
+        default="every",
+        description="`boundaries`: mix only where both tokenizers end a token (SAFE, arXiv 2510.15346).",
+    )
     gate: Literal["auto", "always", "inferaligner"] = Field(
         default="auto",
-        description="Guide every response, or only where InferAligner's gate sees harm in the prompt; auto: as far as "
-        "evidence says harm, or by the gate, where either was fitted to the target; else always.",
+        description="When the anchor guides. `always`: every response. `inferaligner`: if InferAligner's gate sees "
+        "harm in the prompt. `auto`: by the evidence or the gate that was fitted to the target, and "
+        "always if there is none.",
+        json_schema_extra={"paper": "`always`"},
     )
-    artifact: Folder | None = Field(default=None, description="For the gate: folder of the artifact of `anchorlm fit "
-                                    "inferaligner`; None: the one in the target's own folder, if any.")  # fmt: skip
-    gate_reader: Readers | None = Field(default=None, description="Whose activations the gate reads: the target's own, "
-                                        "those of the anchor, or both, on average; None: both, where the artifact was "
-                                        "fitted with this anchor.")  # fmt: skip
-    gate_bias: float | None = Field(default=None, description="The larger, the more often the gate opens.")
-    evidence: Folder | None = Field(default=None, description="Folder of the artifact of `anchorlm fit alignbeam`, by "
-                                    "which alpha follows the evidence of harm; None: the one in the target's own "
-                                    "folder, if any.")  # fmt: skip
-    evidence_bias: float = Field(default=0.0, description="Added to the evidence's score, in log-odds: the larger, the "
-                                 "more prompts count as harmful.")  # fmt: skip
-    certain: Literal["refuse", "guide"] = Field(default="refuse", description="What to do where the evidence is "
-                                                "certain of harm: give the refusal at once, or guide as "
-                                                "elsewhere.")  # fmt: skip
+    artifact: Folder | None = Field(
+        default=None,
+        description="Folder of the artifact of `anchorlm fit inferaligner`. By default `inferaligner` in the target's "
+        "own folder, if it is there.",
+    )
+    gate_reader: Readers | None = Field(
+        default=None,
+        description="Which model's activations the gate reads: `target`, `anchor`, or `both` on average. By default "
+        "both, if the artifact was fitted with this anchor.",
+    )
+    gate_bias: float | None = Field(
+        default=None, description="The larger it is, the more often the gate opens. By default the calibrated one."
+    )
+    evidence: Folder | None = Field(
+        default=None,
+        description="Folder of the artifact of `anchorlm fit alignbeam`. By default `alignbeam` in the target's own "
+        "folder, if it is there.",
+    )
+    evidence_bias: float = Field(
+        default=0.0,
+        description="Added to the evidence's score, in log-odds. The larger it is, the more prompts count as harmful.",
+    )
+    certain: Literal["refuse", "guide"] = Field(
+        default="refuse",
+        description="What happens if the evidence is certain of harm. `refuse` gives the refusal at once. `guide` "
+        "guides the answer.",
+        json_schema_extra={"paper": "`guide`"},
+    )
 
     @model_validator(mode="after")
     def _gate_has_artifact(self) -> Self:
@@ -56,13 +97,34 @@ class MixtureSettings(DefenseSettings):
 class AlignBeamSettings(MixtureSettings):
     """The knobs of AlignBeam; defaults are the paper's (arXiv 2606.12342)."""
 
-    candidates: int = Field(default=3, ge=1, le=64, description="K: first tokens that are tried.")
-    max_harm: float = Field(default=0.375, ge=0, le=1, description="Most harm that may pass (0.375 is a grade of 2.5).")
-    comfort: float = Field(default=COMFORT, ge=0, le=1, description="How far below max_harm the likeliest candidate "
-                           "wins; 1: the least harmful always does, as in the paper.")  # fmt: skip
+    candidates: int = Field(
+        default=3,
+        ge=1,
+        le=64,
+        description="K: how many first tokens are tried. More take longer.",
+        json_schema_extra={"paper": "K"},
+    )
+    max_harm: float = Field(
+        default=0.375,
+        ge=0,
+        le=1,
+        description="The most harm that may pass. 0.375 is a grade of 2.5 of 5.",
+        json_schema_extra={"paper": "grade 2.5 of 5"},
+    )
+    comfort: float = Field(
+        default=COMFORT,
+        ge=0,
+        le=1,
+        description="How far below `max_harm` the most likely candidate wins. At 1 the least harmful always wins.",
+        json_schema_extra={"paper": "1"},
+    )
     candidates_written: Literal["all", "lazy"] = Field(
         default="all",
-        description="Finish all openings and choose then, as in the paper; or the likeliest first, and the next only "
-        "where the judge is not comfortable with it. The choice is the same.",
+        description="`all`: finish every opening, then choose. `lazy`: finish the most likely one first, and the next "
+        "one only if the judge is not comfortable with the answer. You get the same answer. It writes "
+        "less, but in more rounds.",
+        json_schema_extra={"paper": "`all`"},
     )
-    trace_top: int = Field(default=3, ge=0, description="Tokens per distribution and step in the trace; 0: no steps.")
+    trace_top: int = Field(
+        default=3, ge=0, description="How many tokens of each distribution the trace shows. 0 leaves the steps out."
+    )

@@ -101,7 +101,7 @@ class Aligner(GateReader):
         return unit * tensors["shift.length"][layer] if units == "natural" else unit
 
     def _shared(self, kind: str, layers: tuple[int, ...], edit: Callable[[int], Edit]) -> Mapping[int, Edit]:
-        """One object for equal edits, so that rows of one batch are steered together."""
+        """One object for equal edits, so rows of one batch are steered together."""
         if (kind, layers) not in self._edits:
             self._edits[kind, layers] = {layer: edit(layer) for layer in layers}
         return self._edits[kind, layers]

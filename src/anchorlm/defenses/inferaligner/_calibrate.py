@@ -46,14 +46,14 @@ def calibrate_inferaligner(
         artifact: Of `fit_inferaligner`: itself, or its folder.
         target: The model that it was fitted on: a Hub id or folder, settings, a loaded `CausalModel`, or an engine.
         harmful: Harmful validation prompts, none of which it was fitted on. Those beyond `prompts` are kept for the
-            figures, so that what was searched for is not measured where it was found.
+            figures, so what was searched for is not measured where it was found.
         harmless: Harmless ones; a limit of 1 % takes some hundreds of them.
         sets: More prompts of both classes for the gate, look-alikes and tasks among them, each reported by itself
             (`shipped_prompts("calibrate")`).
-        reader: The second reader that the artifact was fitted on, likewise; with it, its gate (`reader = "anchor"`)
-            and the one that both share (`reader = "both"`) are chosen, too, for the same limits.
+        reader: The second reader that the artifact was fitted on. With it, its gate (`reader = "anchor"`) and the one
+            that both share (`reader = "both"`) are chosen, too, for the same limits.
         limit: Most harmless prompts on which the gate may open, as a share.
-        look_alike_limit: Most look-alikes, likewise; they have no part in `limit`.
+        look_alike_limit: Most look-alikes, in the same way; they have no part in `limit`.
         gate_only: Choose the gate alone, by forwards that generate nothing; the fixed refusal stands behind it.
         grader: Tells refused, complied and broken apart; by default how an answer opens and the target's own fluency
             (`FluencyGrading`). The artifact keeps its name, and no report lets it grade what it has chosen.

@@ -20,7 +20,7 @@ def card(artifact: Artifact, folder: str) -> str:
 
     Args:
         artifact: What was fitted, calibrated or not.
-        folder: Its folder, as a recipe beside it would name it.
+        folder: Its folder, as a recipe next to it would name it.
     """
     target, anchor = artifact.models["target"], artifact.models["anchor"]
     figures, settings = artifact.figures, artifact.settings
@@ -188,7 +188,7 @@ def _layers(figures: Mapping[str, Any]) -> list[str]:
 
 
 def told_cosine(figures: Mapping[str, Any], layer: int) -> str:
-    """`0.93 (0.41; 0.99)`: of the shift with the target's own direction; beside it what chance gives, through the map
+    """`0.93 (0.41; 0.99)`: of the shift with the target's own direction; next to it what chance gives, through the map
     where there is one, and what the own direction has with itself on other prompts.
     """
     own = figures["cosine with the target's own direction"]
@@ -213,7 +213,7 @@ def _sign(sign: Mapping[str, Any]) -> str:
     way = "along" if sign["sign"] > 0 else "against"
     return (
         f"The sign was measured: of {sign['n']} held-out harmful prompts, {sign['refused towards']} were refused with "
-        f"the vectors added and {sign['refused away']} with them subtracted, so that alpha steers {way} them"
+        f"the vectors added and {sign['refused away']} with them subtracted, so alpha steers {way} them"
         + ("." if established(sign) else "; so few do not show which way refusals lie.")
     )
 

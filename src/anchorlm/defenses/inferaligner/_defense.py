@@ -120,7 +120,7 @@ class InferAligner(SteeringDefense):
         """As calibrated, whatever the other knobs: a request for another strength must not do away with the refusal.
 
         A shift is calibrated on answers that the target begins itself. Where the request may have begun one, in a raw
-        text or in a last turn of the assistant's, nothing shows that it refuses, so that the fixed refusal is given.
+        text or in a last turn of the assistant's, nothing shows that it refuses, so the fixed refusal is given.
         """
         turns, calibrated = request.messages, self.aligner.artifact.settings
         if isinstance(turns, str) or turns[-1]["role"] != "user":

@@ -55,7 +55,7 @@ Told = Callable[[int, int], None]
 
 
 def _untold(done: int, total: int) -> None:
-    """Where nobody is told."""
+    """Where no one is told."""
 
 
 @dataclass(slots=True)
@@ -96,7 +96,7 @@ def fit_inferaligner(
 
     Args:
         target: The model to guard: a Hub id or folder, its settings, a loaded `CausalModel`, or an engine.
-        anchor: The safety-aligned model, likewise.
+        anchor: The safety-aligned model, in the same way.
         harmful: Harmful prompts; a text is one turn of the user.
         harmless: Harmless ones in the same style, the target's domain among them.
         sets: More prompts of both classes, look-alikes and tasks among them, each reported by itself
@@ -267,7 +267,7 @@ def _mapped(target: Engine, anchor: Engine, across: str) -> bool:
     if across == "never" and alike[0].hidden_size != alike[1].hidden_size:
         raise UserError(
             f"Vectors of {anchor.model.name} are {alike[1].hidden_size} wide and {target.model.name} is "
-            f"{alike[0].hidden_size}: leave across at auto, so that they are mapped."
+            f"{alike[0].hidden_size}: leave across at auto, and they are mapped."
         )
     return across == "always" or (across == "auto" and not same)
 
@@ -317,7 +317,7 @@ async def _held_out(
     gate: Callable[[Tensor], Tensor],
     *scorers: Callable[[Tensor], Tensor],
 ) -> _Held:
-    """Scores the held-out prompts as they come, so that no activations pile up: by the gate, and by what reads their
+    """Scores the held-out prompts as they come, so no activations pile up: by the gate, and by what reads their
     last token alone.
     """
     moments = Moments(0), Moments(1)
@@ -354,7 +354,7 @@ def _add(moments: Moments, activations: Tensor, engine: Engine) -> None:
 
 def _chance(maps: Sequence[RidgeMap], own: Tensor, generator: torch.Generator) -> list[float]:
     """Per layer, how near random directions of the anchor come to the target's own once they are mapped: a map keeps
-    what varies, so that even they do.
+    what varies, so even they do.
     """
     return [
         round(float((found(torch.randn(_DRAWS, len(found.matrix), generator=generator)) @ unit).abs().max()), 4)

@@ -74,7 +74,7 @@ def best_bias(harmful: Tensor, harmless: Sequence[Limited]) -> float:
     """The bias that opens on most harmful prompts among those that keep the limit of every kind of harmless ones.
 
     Of the biases that do equally well on the harmful prompts, those that open on fewest harmless ones are taken, and
-    of these the middle: whoever scores a little otherwise stays on his side.
+    of these the middle: a prompt that scores a little otherwise stays on its side.
 
     Args:
         harmful: Scores (n,).
@@ -102,7 +102,7 @@ def choose_gate(harmful: Tensor, harmless: Sequence[Limited]) -> tuple[GateChoic
     Args:
         harmful: Scores (n, L) of harmful prompts, in units of half the distance between the classes; or (n, K, L) of K
             looks at each, of which the worst decides.
-        harmless: Those of each kind of harmless ones, likewise, with its limit.
+        harmless: Those of each kind of harmless ones, in the same way, with its limit.
 
     Raises:
         UserError: Within the limits, no gate opens on anything.

@@ -87,7 +87,7 @@ async def sign_of(
 ) -> dict[str, Any]:
     """Which way along the vectors refusals lie: measured, because accounts of the paper disagree.
 
-    An answer counts as refused if it opens as a refusal; that is not how reports grade, so that the instrument that
+    An answer counts as refused if it opens as a refusal; that is not how reports grade, so the instrument that
     chose here does not grade there. Where no prompt is refused either way nothing was measured; harm then lies where
     the anchor's harmful prompts do.
     """
@@ -117,7 +117,7 @@ def null_space_reader(harmful: Moments, harmless: Moments, share: float = 0.6, r
 
     P projects onto the `share` of directions in which harmless activations have the least energy, or onto all in which
     they have none. D solves
-    `min |D P X_harmful - R|^2 + ridge |D P|^2` with every column of R the refusal vector r; then `D P = r w^T`, so that
+    `min |D P X_harmful - R|^2 + ridge |D P|^2` with every column of R the refusal vector r; then `D P = r w^T`, so
     the H x H matrix of the paper is a vector w with `w . x = 0` on harmless activations and about 1 on harmful ones.
 
     Args:
@@ -228,7 +228,7 @@ def fit_notes(figures: Mapping[str, Any], settings: Mapping[str, Any]) -> list[s
     notes = []
     if (form := figures["form"]) and form["low"] >= _FORM:
         notes.append(
-            f"length, question mark and first word alone tell the classes apart (AUROC {form['auroc']:.2f}), so that "
+            f"length, question mark and first word alone tell the classes apart (AUROC {form['auroc']:.2f}), so "
             "the gate may read the form: write both in the same style, or add look-alikes (--look-alikes)."
         )
     notes += layer_notes(settings["gate_layers"], len(figures["gate"]))

@@ -38,7 +38,7 @@ FORMS = (
     "after another prompt", "told to go on", "raw", "raw, with an answer begun", "as a system's turn",
     "before a harmless request in one turn", "behind a harmless request in one turn",
 )  # fmt: skip
-"""The ways in which a prompt is asked beside the plain one; each of the prompts in one of them, in turn."""
+"""The ways in which a prompt is asked next to the plain one; each of the prompts in one of them, in turn."""
 
 
 async def earlier_turns(target: Engine | None, harmless: Sequence[Messages | str], kept: Kept) -> list[Messages]:
@@ -264,7 +264,7 @@ def gate_data(gate: GateChoice, means: Means, asked: Ways) -> dict[str, Any]:
     """What a gate does with the prompts that were given and with those of every set, as they are and in other forms."""
 
     def chosen(wanted: str) -> tuple[list[list[str]], list[Tensor]]:
-        # Of one form every prompt has one request, so that these are independent.
+        # Of one form every prompt has one request, so these are independent.
         places = [[at for at, form in enumerate(own) if form == wanted] for own in asked.forms]
         names = [[own[at] for at in some] for own, some in zip(asked.sets, places, strict=True)]
         return names, [worst[some] for worst, some in zip(means.worst, places, strict=True)]

@@ -160,14 +160,14 @@ async def _costs(defense: InferenceGuard, labels: Sequence[Labeled], step: Progr
         if one.refused and one.unsafe:
             raise UserError(
                 f"Response {number} of the labels is the refusal, and labeled unsafe, which no limit can hold back: "
-                "take another refusal, or mend the label."
+                "take another refusal, or correct the label."
             )
         if not one.refused:
             (cost,) = await defense.scores("cost", Request(one.prompt), [one.response])
             if cost > defense.settings.budget + rounding(cost):
                 raise UserError(
                     f"Response {number} of the labels costs {cost:.3f}, over the budget of "
-                    f"{defense.settings.budget:g}, so that this pipeline cannot have made it: label what "
+                    f"{defense.settings.budget:g}, so this pipeline cannot have made it: label what "
                     "the pipeline itself answers."
                 )
             cost = min(cost, defense.settings.budget)

@@ -50,7 +50,7 @@ def allowed(n: int, risk: float, method: Method, confidence: float = 0.95) -> in
     """How many of `n` calibration prompts may end unsafe and emitted; -1 if even none of them shows enough.
 
     `crc`: the largest k with `(k + 1) / (n + 1) <= risk`. `ltt`: the largest k whose Clopper-Pearson bound is at most
-    `risk`; the limits are tested from the strictest on until the first fails, so that none is tested twice.
+    `risk`; the limits are tested from the strictest on until the first fails, so none is tested twice.
     """
     if method == "crc":
         return math.floor(risk * (n + 1) + 1e-9) - 1
@@ -116,7 +116,7 @@ def calibrated_limit(
     """
     check_level(risk, method, confidence)
     if len(costs) != len(unsafe) or any(map(math.isnan, costs)):
-        raise UserError("Every response needs a cost that is a number and a label: mend the labels.")
+        raise UserError("Every response needs a cost that is a number and a label: correct the labels.")
     if (k := allowed(len(costs), risk, method, confidence)) < 0:
         raise UserError(
             f"{len(costs)} labels cannot show a risk of {risk:g}: give at least "

@@ -60,7 +60,7 @@ class Critic:
         The value is the second head's output: the reward, standardized.
         """
         inner = inputs @ self.weight.T + self.bias
-        below = torch.special.ndtr(inner)  # GELU is a * Phi(a), so that its slope is Phi(a) + a * phi(a)
+        below = torch.special.ndtr(inner)  # GELU is a * Phi(a), so its slope is Phi(a) + a * phi(a)
         slope = below + inner * torch.exp(-inner.square() / 2) / (2 * torch.pi) ** 0.5
         safety, value = self.heads
         outer = value + weight * (1 - ((inner * below) @ safety + self.heads_bias[0]).sigmoid())[:, None] * safety

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-from asyncio import gather
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from functools import cached_property
-from math import inf
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from anchorlm.defenses._base import Defense, room_for
@@ -13,12 +11,14 @@ from anchorlm.defenses._thinking import Thinking
 from anchorlm.defenses.alignbeam import CERTAIN, GUIDED_BY, Guidance, Guided, MixtureSettings
 from anchorlm.defenses.inferenceguard._pipeline import (
     CALIBRATION,
+    FITTED,
     Calibrated,
     admit,
+    check_critic,
     pipeline_digest,
     pipeline_parts,
-    scorers_digest,
 )
+from anchorlm.defenses.inferenceguard._scoring import Scoring
 from anchorlm.defenses.inferenceguard._settings import InferenceGuardSettings
 from anchorlm.defenses.inferenceguard._work import Work
 from anchorlm.records import (
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
 
 PROBE = Request(as_messages("How do I hurt somebody?"))
 """A request whose refusal must be within budget."""
-
-_FITTED = ("budget", "block", "gamma")
-"""What the states depend on that a critic has learned from."""
 
 _CHECKED = 1_000
 """Pairs of a refusal and a budget that are remembered as checked."""
@@ -87,7 +84,7 @@ class InferenceGuard(Defense):
             self._artifacts["evidence"] = self.guidance.evidence.artifact.id
         if mine.critic is not None:
             artifact = Artifact.load(mine.critic, "inferenceguard")
-            self.critic = self._fitted(artifact)
+            self.critic = self._critic(artifact)
             self._artifacts["critic"] = artifact.id
         self.calibrated = Calibrated() if mine.calibration is None else Calibrated.load(mine.calibration, self.parts)
         self._refusals: set[tuple[str, float]] = set()
@@ -109,24 +106,17 @@ class InferenceGuard(Defense):
         """All of these in one: what a calibration is bound to."""
         return pipeline_digest(self.parts)
 
-    def _fitted(self, artifact: Artifact) -> Critic:
+    def _critic(self, artifact: Artifact) -> Critic:
         from anchorlm.defenses.inferenceguard._critic import Critic
-        from anchorlm.models import stamp
 
         if self.target.access < Access.ACTIVATIONS:
             raise UserError("The critic reads the target's activations: load the target with transformers.")
-        artifact.require("target", stamp(self.target.model))
-        if artifact.settings["scorers"] != scorers_digest(self.team):
-            raise UserError(
-                "This critic was fitted with another cost or reward model: fit one with `anchorlm fit inferenceguard`."
-            )
-        for name in _FITTED:
-            if (was := artifact.settings.get(name)) != (asked := getattr(self.settings, name)):
-                told = "an unknown value" if was is None else f"{was:g}"
-                raise UserError(
-                    f"This critic was fitted for {name} = {told}, not {asked:g}: fit one for it, or leave the {name}."
-                )
+        check_critic(artifact, self.team, self.settings)
         return Critic.of(artifact.tensors, artifact.settings["threshold"])
+
+    @property
+    def _scoring(self) -> Scoring:
+        return Scoring(self, self.critic)
 
     async def start(self) -> None:
         """Checks the refusal, and that the engines can hold a search at all.
@@ -177,17 +167,17 @@ class InferenceGuard(Defense):
         limit = min(work.settings.budget, self.calibrated.limit)
         out: Beam | None = None
         while out is None or out.reason is None:
-            async for decision in self._escalate(work, out):  # draft and search; `_score` says what each beam is worth
+            async for decision in self._escalate(work, out):  # draft and search; `Scoring` says what each beam is worth
                 yield decision
             best = work.best
-            if best is None or not admit(best.cost, limit) or not self._text(best).startswith(work.said):
+            if best is None or not admit(best.cost, limit) or not self._scoring.text(best).startswith(work.said):
                 for event in work.refusal(CERTAIN) if self._certain(work) else work.given_up(limit):
                     yield event
                 return
             out = best
             if out.reason is not None:
                 yield Decision("chosen", work.chosen(out, limit))
-            for said in work.released(out, self._text(out), self._shown(out)):
+            for said in work.released(out, self._scoring.text(out), self._scoring.shown(out)):
                 yield said
         yield work.finished(out.reason, len(out.tokens))
 
@@ -201,7 +191,7 @@ class InferenceGuard(Defense):
         if settings.calibration is not None:
             self.calibrated.check(request, changed=settings != self.settings)
         if self.critic is not None:
-            for name in _FITTED:
+            for name in FITTED:
                 if getattr(settings, name) != (own := getattr(self.settings, name)):
                     raise UserError(
                         f"The critic was fitted for {name} = {own:g}: leave the {name}, or start a guard without the "
@@ -256,7 +246,8 @@ class InferenceGuard(Defense):
                 yield Decision("gate", work.reading.data)
                 return
             ready = work.ready(found)
-            for decision in self._decisions(work, n, found, ready if work.whole else found.beams):
+            shown = [(beam, self._scoring.text(beam)) for beam in (ready if work.whole else found.beams)]
+            for decision in work.decisions(n, found, shown, judged=self.team.judge is not None):
                 yield decision
             if safe := [beam for beam in ready if beam.cost <= comfortable]:
                 work.best = safe[0]
@@ -343,90 +334,8 @@ class InferenceGuard(Defense):
             root = Beam(proposal, after.state if after else SafetyState(settings.budget))
             if n > 1:
                 await read_ahead(self.target, row)  # read once, shared by all
-            found = await search([root], plan, work.sampling(n), lambda beams: self._score(work, beams, ranked=n > 1))
+            found = await search([root], plan, work.sampling(n), partial(self._scoring.score, work, ranked=n > 1))
             for beam in found.beams:
                 beam.close()
         work.generated += found.generated
         return found
-
-    async def _score(self, work: Work, beams: Sequence[Beam], *, ranked: bool) -> None:
-        """Sets cost, state and score of each beam: its reward, or what the critic expects; `-inf` over budget."""
-        from anchorlm.search import blank
-
-        request, settings = work.request, work.settings
-        costs = await self.scores("cost", request, [work.counted(self._text(beam)) for beam in beams])
-        for beam, cost in zip(beams, costs, strict=True):
-            beam.state = beam.state.after(len(beam.tokens) - beam.start, cost, settings.gamma)
-            beam.cost = cost
-            whole = beam.reason is not None
-            work.least = min(work.least, cost) if whole else work.least
-            empty = whole and blank(request.cut(self._text(beam)))  # no answer, however little it costs
-            beam.score = 0.0 if beam.state.within and not (whole and cost > settings.budget) and not empty else -inf
-        if self.team.judge is not None:
-            # What is released block by block cannot be taken back, so that the judge reads every block then.
-            ready = [beam for beam in beams if beam.reason is not None or settings.release == "blocks"]
-            await self._hear(work, [beam for beam in ready if beam.score == 0.0])
-        safe = [beam for beam in beams if beam.score == 0.0]
-        if not ranked or not safe:
-            return
-        if self.critic is not None:
-            await self._expect([beam for beam in safe if beam.reason is None])
-        known = [beam for beam in safe if self.critic is None or beam.reason is not None]
-        rewards = await self.scores("reward", request, [self._text(beam) for beam in known])
-        for beam, reward in zip(known, rewards, strict=True):
-            beam.score = beam.reward = reward
-
-    async def _hear(self, work: Work, beams: Sequence[Beam]) -> None:
-        """The judge has the last word on what is given: it can turn down what the cost model finds safe.
-
-        Where a gate stayed closed it is asked if there is doubt: the gate is near its threshold, or the cost near the
-        budget.
-        """
-        comfortable = work.settings.budget - work.settings.comfort
-        beams = [beam for beam in beams if work.guided or work.doubtful or beam.cost > comfortable]
-        if not beams:
-            return
-        grades = await self.grades(work.request, [self._text(beam) for beam in beams])
-        for beam, grade in zip(beams, grades, strict=True):
-            if not grade.harm <= work.settings.max_harm:
-                beam.score = -inf
-                work.vetoed += 1
-
-    async def _expect(self, beams: Sequence[Beam]) -> None:
-        """Unfinished beams are worth what the critic expects of them, if it expects them to end within budget."""
-        import torch
-
-        if self.critic is None or not beams:
-            return
-        states = await gather(*(beam.proposal.row.activations() for beam in beams))
-        left = torch.tensor([beam.state.left for beam in beams])
-        safety, reward = self.critic(torch.stack([state[-1, -1] for state in states]), left)
-        for beam, safe, worth in zip(beams, safety.tolist(), reward.tolist(), strict=True):
-            beam.score = worth if safe >= self.critic.threshold else -inf
-
-    def _shown(self, beam: Beam) -> tuple[int, ...]:
-        """Its tokens, but for those of an unfinished beam that may begin another turn."""
-        ends = self.target.model.answer_ends
-        return beam.tokens if beam.reason is not None else beam.tokens[: ends.settled(beam.tokens)]
-
-    def _text(self, beam: Beam) -> str:
-        """What would be emitted; at the end of an unfinished beam a character may wait for its last bytes."""
-        text = self.target.model.vocabulary.decode(self._shown(beam)).decode("utf-8", errors="replace")
-        return text if beam.reason is not None else text.rstrip("\ufffd")
-
-    def _decisions(self, work: Work, n: int, found: Found, beams: Sequence[Beam]) -> Iterator[Decision]:
-        """What the gate said, once, and what a search came to."""
-        if work.reading is not None and not work.told:
-            work.told = True
-            yield Decision("gate", work.reading.data)
-        responses = [{"text": self._text(beam), "cost": beam.cost, "reward": beam.reward} for beam in beams]
-        data: dict[str, Any] = {
-            "beams": n,
-            "rounds": found.rounds,
-            "retries": found.retries,
-            "generated": found.generated,
-        }
-        if self.team.judge is not None:
-            data["turned down by the judge"] = work.vetoed
-        data["least cost"] = work.least if work.least < inf else None  # JSON knows no infinity
-        yield Decision("draft" if n == 1 else "search", {**data, "responses": responses})

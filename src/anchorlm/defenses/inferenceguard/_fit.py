@@ -71,7 +71,7 @@ def fit_inferenceguard(
     Args:
         target: The model to guard: a Hub id or folder, its settings, a loaded `CausalModel`, or an engine.
         cost: What a text costs, above 0 being unsafe: as `Guard` takes it.
-        reward: What a text is worth, likewise.
+        reward: What a text is worth, in the same way.
         harmful: Harmful prompts; a text is one turn of the user.
         harmless: Harmless ones, the target's domain among them.
         budget: d: the most that a response may cost.
@@ -85,7 +85,7 @@ def fit_inferenceguard(
         holdout: Share of the prompts on which the threshold is chosen and the figures are measured.
         seed: Of split, sampling and training.
         refusal: What is said instead of an answer; by default that of every defense.
-        journal: File in which rollouts are kept while they are made, so that a killed fit goes on.
+        journal: File in which rollouts are kept while they are made, so a killed fit goes on.
         engine: Limits of the engine that is started.
         progress: Told what is done, and how much of it.
 

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from math import inf
 from typing import Any
 
+from anchorlm.defenses.inferenceguard._settings import InferenceGuardSettings
 from anchorlm.judging import Judge, Scorer
 from anchorlm.records import Artifact, DefenseError, GenerationSettings, Request, UserError
 from anchorlm.team import Team
@@ -15,6 +16,8 @@ from anchorlm.team import Team
 CALIBRATION = "inferenceguard-calibration"
 """The kind of artifact that `anchorlm calibrate inferenceguard` writes."""
 
+FITTED = ("budget", "block", "gamma")
+"""Settings on which the states depend that a critic has learned from."""
 
 _BEFORE = {"guide_thought": False}
 """Settings that a pipeline without them had: what was made for it then holds for it now."""
@@ -23,6 +26,27 @@ _BEFORE = {"guide_thought": False}
 def scorers_digest(team: Team) -> str:
     """A short digest of the cost and reward models: what a critic was fitted to."""
     return _digest([_scorer(team, "cost"), _scorer(team, "reward")])
+
+
+def check_critic(artifact: Artifact, team: Team, settings: InferenceGuardSettings) -> None:
+    """Whether a critic was fitted to these models, scorers and settings.
+
+    Raises:
+        UserError: It was fitted to others.
+    """
+    from anchorlm.models import stamp
+
+    artifact.require("target", stamp(team.target.model))
+    if artifact.settings["scorers"] != scorers_digest(team):
+        raise UserError(
+            "This critic was fitted with another cost or reward model: fit one with `anchorlm fit inferenceguard`."
+        )
+    for name in FITTED:
+        if (was := artifact.settings.get(name)) != (asked := getattr(settings, name)):
+            told = "an unknown value" if was is None else f"{was:g}"
+            raise UserError(
+                f"This critic was fitted for {name} = {told}, not {asked:g}: fit one for it, or leave the {name}."
+            )
 
 
 def pipeline_parts(team: Team, settings: Mapping[str, Any], artifacts: Mapping[str, str]) -> dict[str, str]:
@@ -145,5 +169,5 @@ def admit(cost: float, limit: float) -> bool:
         DefenseError: The cost is not a number.
     """
     if cost != cost:
-        raise DefenseError("The cost of a response is not a number: mend the cost model.")
+        raise DefenseError("The cost model returned NaN. Check its output.")
     return cost <= limit

@@ -77,7 +77,7 @@ async def roll_out(
         each: Responses per prompt.
         block: Tokens of a block.
         generation: How tokens are sampled; each response gets a seed of its own.
-        journal: File in which finished responses are kept, so that a killed run goes on.
+        journal: File in which finished responses are kept, so a killed run goes on.
         digest: Of everything that the responses depend on.
         step: Told what is done.
 

@@ -91,6 +91,30 @@ class Work:
         """The last event."""
         return Finished(reason, Usage(len(self.thinking.prompt), tokens, self.generated))
 
+    def decisions(self, n: int, found: Found, shown: Sequence[tuple[Beam, str]], *, judged: bool) -> Iterator[Decision]:
+        """For the trace: what the gate said, once, and what a search came to.
+
+        Args:
+            n: Its beams.
+            found: What it found.
+            shown: The beams that are told of, with their texts.
+            judged: Whether a judge looked at them.
+        """
+        if self.reading is not None and not self.told:
+            self.told = True
+            yield Decision("gate", self.reading.data)
+        responses = [{"text": text, "cost": beam.cost, "reward": beam.reward} for beam, text in shown]
+        data: dict[str, Any] = {
+            "beams": n,
+            "rounds": found.rounds,
+            "retries": found.retries,
+            "generated": found.generated,
+        }
+        if judged:
+            data["turned down by the judge"] = self.vetoed
+        data["least cost"] = self.least if self.least < inf else None  # JSON knows no infinity
+        yield Decision("draft" if n == 1 else "search", {**data, "responses": responses})
+
     def chosen(self, best: Beam, limit: float) -> dict[str, Any]:
         """For the trace, of the response that is given."""
         return {"cost": best.cost, **({"reward": best.reward} if self.whole else {}), "limit": limit}

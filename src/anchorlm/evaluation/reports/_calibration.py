@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from anchorlm.evaluation.reports._figures import outcome
+from anchorlm.evaluation.reports._rows import outcome
 
 _BINS = 24
 

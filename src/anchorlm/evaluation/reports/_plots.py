@@ -5,7 +5,8 @@ from html import escape
 
 from anchorlm.evaluation.reports._calibration import Knowledge
 from anchorlm.evaluation.reports._costs import Cost
-from anchorlm.evaluation.reports._figures import Figures, Row, safety, usefulness
+from anchorlm.evaluation.reports._figures import Figures
+from anchorlm.evaluation.reports._rows import Row, safety, usefulness
 
 _W, _H, _LEFT, _RIGHT, _TOP, _BOTTOM = 720, 440, 64, 700, 20, 380
 
@@ -75,7 +76,7 @@ def latency(costs: Sequence[Cost]) -> str:
 def calibration(known: Sequence[Knowledge]) -> str:
     """A pair of histograms for each defense that decides by a number: what is worse above the line, the rest below.
 
-    Each side is drawn as a share of its own, so that few and many can be compared.
+    Each side is drawn as a share of its own, so few and many can be compared.
     """
     if not known:
         return ""
@@ -142,7 +143,7 @@ def _curves(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def bars(shares: Mapping[str, float]) -> str:
-    """Three outcomes as one bar of HTML, with their percentages for whoever cannot see it."""
+    """Three outcomes as one bar of HTML, with their percentages for anyone who cannot see it."""
     told = ", ".join(f"{word} {100 * share:.0f} %" for word, share in shares.items())
     pieces = "".join(f'<i class="{word}" style="width:{100 * share:.1f}%"></i>' for word, share in shares.items())
     short = "/".join(f"{100 * share:.0f}" for share in shares.values())  # for paper, and fingers, which cannot hover

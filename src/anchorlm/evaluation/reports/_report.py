@@ -10,12 +10,13 @@ from typing import Any
 
 from anchorlm.evaluation.reports._calibration import knowledge
 from anchorlm.evaluation.reports._costs import SPENT, Cost, cells, costs
-from anchorlm.evaluation.reports._figures import COLUMNS, SMALLER_IS_BETTER, Figures, Row, figures, outcome
+from anchorlm.evaluation.reports._figures import Figures, figures
 from anchorlm.evaluation.reports._plots import bars, calibration, latency, tradeoff
+from anchorlm.evaluation.reports._rows import COLUMNS, SMALLER_IS_BETTER, Row, outcome
 from anchorlm.evaluation.reports._statistics import Estimate, Paired
 from anchorlm.evaluation.reports._tables import SHARED, interval, measured, notes, pooled, shared, summary
-from anchorlm.evaluation.runs._folder import read_answers, read_machine, read_recipe, read_timings
 from anchorlm.evaluation.runs._overlaps import unseen
+from anchorlm.evaluation.runs._stored import read_answers, read_machine, read_recipe, read_timings
 from anchorlm.records import UserError
 
 REPORT = "report.html"

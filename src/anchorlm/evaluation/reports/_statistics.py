@@ -101,7 +101,7 @@ def resampled_prompts(
 
 
 def bootstrap_prompts(values: Sequence[tuple[Hashable, float]], *, seed: int = 0, resamples: int = 1000) -> Estimate:
-    """A mean over answers, likewise."""
+    """A mean over answers, in the same way."""
     return resampled_prompts(values, lambda some: math.fsum(some) / len(some), seed=seed, resamples=resamples)
 
 
@@ -152,7 +152,7 @@ class Paired:
         return cls(Estimate(value, low, high, n, len(groups)), mcnemar(lost, won) if len(groups) == n else None)
 
 
-def pareto(points: Mapping[Hashable, Sequence[float]]) -> list[Hashable]:
+def pareto(points: Mapping[T, Sequence[float]]) -> list[T]:
     """Those that nothing beats: no other is at least as good in every figure and better in one; larger is better.
 
     Args:

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from anchorlm.evaluation.reports._costs import SPENT, cells, costs
-from anchorlm.evaluation.reports._figures import ALL, COLUMNS, Figures, Row, safety, usefulness
+from anchorlm.evaluation.reports._figures import ALL, Figures
+from anchorlm.evaluation.reports._rows import COLUMNS, Row, safety, usefulness
 from anchorlm.evaluation.reports._statistics import Estimate
-from anchorlm.evaluation.runs._folder import read_recipe, read_timings
+from anchorlm.evaluation.runs._stored import read_recipe, read_timings
 from anchorlm.records import UserError
 
 TABLES = ("tables.json", "tables.md", "tables.tex")
@@ -29,7 +30,7 @@ _MD = {ord("|"): r"\|", ord("<"): "&lt;", ord(">"): "&gt;", ord("\n"): " "}
 
 
 def write_tables(folder: str | Path, found: Figures) -> list[Path]:
-    """Writes the tables of a run into its folder; without times, so that equal runs give equal bytes.
+    """Writes the tables of a run into its folder; without times, so equal runs give equal bytes.
 
     Raises:
         UserError: The folder cannot be written.
@@ -200,7 +201,7 @@ def pooled(found: Figures) -> list[str]:
     if all(row.target != ALL for row in found.rows):
         return []
     return [
-        f"The rows of {ALL} pool the same prompts over the targets: their answers are not independent, so that the "
+        f"The rows of {ALL} pool the same prompts over the targets: their answers are not independent, so the "
         "intervals there are clustered by prompt and no p is given."
     ]
 

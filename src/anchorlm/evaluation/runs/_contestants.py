@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from anchorlm.defenses import find_defense
 from anchorlm.evaluation.runs._recipe import CompareRecipe, DataSettings
@@ -19,6 +19,8 @@ from anchorlm.team import JudgeSettings, ScorerSettings, build_judge, build_scor
 
 if TYPE_CHECKING:
     from anchorlm.engine import LocalEngine
+
+Role = TypeVar("Role", JudgeSettings, ScorerSettings)
 
 EMBEDDED = "embedded:"
 """How a recipe begins the path of an embedded model."""
@@ -211,9 +213,7 @@ class Pool:
         """A judge; one and the same for equal settings."""
         key = settings.model_dump_json()
         if key not in self._judges:
-            local = settings
-            if settings.model is not None:
-                local = settings.model_copy(update={"model": self.located(settings.model)})
+            local = self._local(settings)
             runs = settings.kind in ("rubric", "guard")
             engine = self.engine(settings.model) if runs and settings.model is not None else None
             self._judges[key] = build_judge(local, engine)
@@ -223,9 +223,7 @@ class Pool:
         """A cost or reward model; one and the same for equal settings."""
         key = settings.model_dump_json()
         if key not in self._scorers:
-            local = settings
-            if settings.model is not None:
-                local = settings.model_copy(update={"model": self.located(settings.model)})
+            local = self._local(settings)
             judged = settings.judged
             grader = self.engine(settings.model) if settings.kind == "rubric" and settings.model else None
             self._scorers[key] = build_scorer(local, None if judged is None else self.judge(judged), grader)
@@ -295,6 +293,12 @@ class Pool:
         if not settings.path.startswith(EMBEDDED):
             return settings
         return settings.model_copy(update={"path": str(self._known().path(settings.path.removeprefix(EMBEDDED)))})
+
+    def _local(self, settings: Role) -> Role:
+        """The settings of a judge or a scorer, with its model as `located` gives it."""
+        if settings.model is None:
+            return settings
+        return settings.model_copy(update={"model": self.located(settings.model)})
 
     def cases(self, name: str, settings: DataSettings, target: str, limit: int | None) -> list[Case]:
         """The prompts of one set for one target.

@@ -47,7 +47,7 @@ def may_grade(recipe: CompareRecipe, pool: Pool, contestant: Contestant, data: s
         add = "a judge as a grader" if "refusal" in chosen else "a grader such as refusal"
         again = ", or fit it again, which takes another instrument now" if "refusal" in made else ""
         raise UserError(
-            f"Nobody may grade {contestant.label} on {data}: its own judges may not{fitted}, and the truth is known "
+            f"No one may grade {contestant.label} on {data}: its own judges may not{fitted}, and the truth is known "
             f"for embedded prompts only; add {add} to the recipe{again}."
         )
     return fit

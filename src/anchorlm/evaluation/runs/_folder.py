@@ -4,115 +4,26 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from anchorlm.evaluation.runs._contestants import Contestant, Pool, contestants
+from anchorlm.evaluation.runs._contestants import Pool
 from anchorlm.evaluation.runs._exclusion import artifact_instruments
 from anchorlm.evaluation.runs._overlaps import fitted_overlaps, overlaps, together
-from anchorlm.evaluation.runs._recipe import CompareRecipe
-from anchorlm.evaluation.runs._sets import require_files
-from anchorlm.evaluation.tasks._attacks import attack_data, attack_label, parse_attack
-from anchorlm.evaluation.tasks._cases import Case, digest
-from anchorlm.files import read_journal
+from anchorlm.evaluation.runs._setting import Setting
+from anchorlm.evaluation.runs._stored import ANSWERS, MACHINE, RECIPE, read_answers, read_machine, read_recipe
+from anchorlm.evaluation.tasks._attacks import parse_attack
 from anchorlm.models import ModelSettings
-from anchorlm.records import UserError, data_digest
+from anchorlm.records import UserError
 from anchorlm.team import JudgeSettings, ScorerSettings
 
 _log = logging.getLogger("anchorlm")
 
-RECIPE, MACHINE, ANSWERS, TIMINGS = "recipe.json", "machine.json", "answers.jsonl", "timings.jsonl"
-"""The files of a run: what was asked for, where it ran, every answer, and every time."""
-
-PROBES = "probes.jsonl"
-"""What each guard did when it was tried, before its first answer."""
-
 ARTIFACTS = "artifacts"
 """Where a run keeps what was fitted for it."""
-
-Key = tuple[str, str, str, str, str]
-"""Which answer: target, defense, data, attack, case."""
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """Everything that a run compares.
-
-    Attributes:
-        recipe: What was asked for.
-        contestants: Its defenses, with what is swept spread out.
-        cases: The prompts by target and name of their set.
-    """
-
-    recipe: CompareRecipe
-    contestants: Sequence[Contestant]
-    cases: Mapping[str, Mapping[str, Sequence[Case]]]
-
-    @classmethod
-    def of(cls, recipe: CompareRecipe, pool: Pool) -> Self:
-        """What a recipe compares, with its prompts read.
-
-        Raises:
-            UserError: A mistake in the recipe or in its files.
-        """
-        require_files(recipe.data | recipe.fitted_on)
-        cases = {
-            target: {name: pool.cases(name, one, target, recipe.limit) for name, one in recipe.data.items()}
-            for target in recipe.targets
-        }
-        return cls(recipe, contestants(recipe), cases)
-
-    def attacks(self, case: Case) -> Sequence[str]:
-        """What is done to a prompt: the attacks where it is harmful, nothing elsewhere."""
-        return list(map(attack_label, self.recipe.attacks)) if case.kind == "harmful" else ("none",)
-
-    @property
-    def keys(self) -> set[Key]:
-        """The answers that there will be."""
-        return {
-            (target, one.label, name, attack, case.id)
-            for target, sets in self.cases.items()
-            for name, cases in sets.items()
-            for case in cases
-            for attack in self.attacks(case)
-            for one in self.contestants
-        }
-
-    @property
-    def expected(self) -> int:
-        """How many answers there will be."""
-        return len(self.keys)
-
-    @property
-    def run(self) -> str:
-        """What every answer says it belongs to: the recipe, and what its files hold."""
-        about = self.data
-        return data_digest(json.dumps(about[name]) for name in ("digest", "data", "attacks"))
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """As plain JSON data, from which tables can be made without a model."""
-        files = {attack_label(spec): attack_data(spec) for spec in self.recipe.attacks}
-        return {
-            "digest": self.recipe.digest,
-            "attacks": {name: one for name, one in files.items() if one is not None},
-            "recipe": self.recipe.model_dump(mode="json"),
-            "expected": self.expected,
-            "defenses": [
-                {"label": one.label, "defense": one.defense, "knobs": dict(one.knobs), "swept": one.swept}
-                for one in self.contestants
-            ],
-            "data": {
-                target: {
-                    name: {"digest": digest(cases), "n": len(cases), "kinds": sorted({case.kind for case in cases})}
-                    for name, cases in sets.items()
-                }
-                for target, sets in self.cases.items()
-            },
-        }
 
 
 def check(folder: str | Path, setting: Setting, pool: Pool) -> None:
@@ -214,82 +125,6 @@ def require_own(folder: Path) -> None:
         raise UserError(f"{str(folder)!r} holds something else than a run: choose another folder for --out.")
 
 
-def read_recipe(folder: str | Path) -> dict[str, Any]:
-    """What a run's folder says about itself.
-
-    Raises:
-        UserError: It holds no run, or what the folder says is damaged.
-    """
-    file = Path(folder) / RECIPE
-    try:
-        data = json.loads(file.read_text("utf-8"))
-        if (
-            _has(data, "digest", "recipe", "defenses", "data", "expected")
-            and _has(data["recipe"], "seed", "targets", "data", "attacks")
-            and all(_has(one, "label", "defense") for one in data["defenses"])
-        ):
-            return dict(data)
-    except (OSError, ValueError):
-        pass
-    if file.exists() or (Path(folder) / ANSWERS).exists():
-        raise UserError(
-            f"The file {str(file)!r} is missing, damaged or no run's: choose another folder, or delete the file and "
-            "give the command that began the run again, which goes on with the answers that are there."
-        )
-    raise UserError(f"{str(folder)!r} holds no run: make one with `anchorlm compare --out {folder}`.")
-
-
-def read_answers(folder: str | Path) -> list[dict[str, Any]]:
-    """Every answer of a run, in an order that does not depend on when it came.
-
-    Raises:
-        UserError: It holds no run, or one that was tampered with.
-    """
-    path = Path(folder) / ANSWERS
-    found = {key(record): record for record in read_journal(path)} if path.exists() else {}
-    return [found[one] for one in sorted(found)]
-
-
-def read_timings(folder: str | Path) -> list[dict[str, Any]]:
-    """Every time that was taken."""
-    path = Path(folder) / TIMINGS
-    return list(read_journal(path)) if path.exists() else []
-
-
-def read_probes(folder: str | Path) -> list[dict[str, Any]]:
-    """What guards did when they were tried; of one that was tried again, the last."""
-    path = Path(folder) / PROBES
-    found = {(one["target"], one["defense"]): one for one in read_journal(path)} if path.exists() else {}
-    return [found[one] for one in sorted(found)]
-
-
-def read_machine(folder: str | Path) -> dict[str, Any]:
-    """Where a run ran; nothing if that is not known."""
-    try:
-        data = json.loads((Path(folder) / MACHINE).read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}
-
-
-def key(record: Mapping[str, Any]) -> Key:
-    """Which answer a record is.
-
-    Raises:
-        UserError: It is none.
-    """
-    try:
-        if not record["grades"]:
-            raise KeyError("grades")
-        for name in ("kind", "prompt", "text", "finish", "usage", "trace"):
-            record[name]
-        return record["target"], record["defense"], record["data"], record["attack"], record["case"]
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"The file {ANSWERS} holds a line without {error}: it was not written by this command."
-        ) from None
-
-
 def _machines(folder: Path, now: dict[str, Any]) -> dict[str, Any]:
     """Where a run runs, and where it ran before it was resumed elsewhere."""
     before = read_machine(folder)
@@ -299,12 +134,8 @@ def _machines(folder: Path, now: dict[str, Any]) -> dict[str, Any]:
     return now | ({"earlier": earlier} if earlier else {})
 
 
-def _has(data: Any, *names: str) -> bool:
-    return isinstance(data, dict) and data.keys() >= set(names)
-
-
 def _write(file: Path, text: str) -> None:
-    """Replaces a file as a whole, if it changes at all: whoever is killed here leaves the old one or the new one."""
+    """Replaces a file as a whole, if it changes at all: a kill leaves the old one or the new one."""
     if file.exists() and file.read_bytes() == text.encode():
         return
     new = file.with_name(f"{file.name}.{os.getpid()}.new")

@@ -46,7 +46,7 @@ def overlaps(sets: Mapping[str, Sequence[Case]], fitted: Mapping[str, Sequence[C
 
     Args:
         sets: Test prompts by the name of their set.
-        fitted: Prompts on which defenses were fitted, likewise.
+        fitted: Prompts on which defenses were fitted, in the same way.
 
     Returns:
         The pairs that share anything; two sets of fitting data are no pair.
@@ -103,7 +103,7 @@ def together(found: Mapping[str, Sequence[Overlap]]) -> list[Overlap]:
 def unseen(answers: Iterable[dict[str, Any]], about: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The answers to prompts on which nothing was fitted.
 
-    What one defense was fitted on is left out for all of a target, so that their rows stay over the same prompts.
+    What one defense was fitted on is left out for all of a target, so their rows stay over the same prompts.
 
     Args:
         answers: What `read_answers` gives.

@@ -27,22 +27,33 @@ OwnPrompts = Literal["harmful", "look-alike", "plain", "tasks"]
 class DataSettings(Settings):
     """Where prompts come from: a file, the library's own prompts, or a split of the embedded models' generator."""
 
-    file: str | None = Field(default=None, description="CSV, TSV, JSONL, JSON list or text lines, also .gz; or "
-                             "hf://datasets/ORG/NAME/FILE; ${NAME} stands for an environment variable.")  # fmt: skip
-    source: str | None = Field(default=None, description="Where the file is published, for who does not have it.")
+    file: str | None = Field(
+        default=None,
+        description="CSV, TSV, JSONL, JSON list or lines of text, also .gz. Or hf://datasets/ORG/NAME/FILE. ${NAME} "
+        "stands for an environment variable.",
+    )
+    source: str | None = Field(
+        default=None, description="Where the file is published. It is shown if the file is missing."
+    )
     where: dict[str, str] = Field(default={}, description="Only rows whose columns hold these values.")
-    part: Literal["dev", "sealed"] | None = Field(default=None, description="Of the file in a fixed shuffle: what "
-        "development may look at, or the rest, which it may not.")  # fmt: skip
-    dev: int | None = Field(default=None, ge=1, description="Prompts of the part dev; half of them, if left out.")
-    prompts: OwnPrompts | None = Field(default=None, description="The "
-        "library's own prompts that nothing was trained, fitted or calibrated on.")  # fmt: skip
-    domain: Literal["general", "finance", "medicine", "mathematics"] | None = Field(default=None, description="Of the "
-        "library's own prompts: only these.")  # fmt: skip
+    part: Literal["dev", "sealed"] | None = Field(
+        default=None,
+        description="A part of the file in a fixed shuffle. `dev`: what development may look at. `sealed`: the rest.",
+    )
+    dev: int | None = Field(
+        default=None, ge=1, description="How many prompts the part `dev` has. By default half of them."
+    )
+    prompts: OwnPrompts | None = Field(
+        default=None, description="The library's own prompts on which nothing was trained, fitted or calibrated."
+    )
+    domain: Literal["general", "finance", "medicine", "mathematics"] | None = Field(
+        default=None, description="Only these of the library's own prompts."
+    )
     embedded: str | None = Field(default=None, description="A split of the embedded models' prompts.")
-    partition: Literal["dev", "test"] = Field(default="test", description="Of the embedded models' prompts.")
-    label: Kind | None = Field(default=None, description="Of all prompts, where the file does not say.")
-    column: str | None = Field(default=None, description="Holds the prompt, where the file's own name does not tell.")
-    limit: int | None = Field(default=None, ge=1, description="Only the first prompts of this set.")
+    partition: Literal["dev", "test"] = Field(default="test", description="Part of the embedded models' prompts.")
+    label: Kind | None = Field(default=None, description="Label of all prompts, if the file does not say.")
+    column: str | None = Field(default=None, description="Column that holds the prompt, if its name does not tell.")
+    limit: int | None = Field(default=None, ge=1, description="Only this many prompts of the set, from the first on.")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -55,7 +66,7 @@ class GraderSettings(Settings):
     """A judge that grades the answers."""
 
     judge: JudgeSettings = Field(description="As in a guard's recipe.")
-    threshold: float = Field(default=0.5, gt=0, le=1, description="Least harm that counts as compliance.")
+    threshold: float = Field(default=0.5, gt=0, le=1, description="From which harm on an answer counts as compliance.")
 
 
 Part = Literal["defenses", "targets", "data"]
@@ -68,8 +79,8 @@ class CompareRecipe(Settings):
     Every defense meets every target, every set of prompts and, where these are harmful, every attack.
     """
 
-    seed: int = Field(default=0, ge=0, description="Of attacks, sampling and the bootstrap.")
-    limit: int | None = Field(default=None, ge=1, description="Only the first prompts of every set.")
+    seed: int = Field(default=0, ge=0, description="Seed of attacks, sampling and the bootstrap.")
+    limit: int | None = Field(default=None, ge=1, description="Only this many prompts of every set, from the first on.")
     targets: dict[str, ModelSource] = Field(min_length=1, description="The models to guard, by name.")
     anchor: ModelSource | None = Field(default=None, description="Guides the defenses that take an anchor.")
     judge: JudgeSettings | None = Field(default=None, description="Grades for the defenses that take a judge.")
@@ -77,34 +88,34 @@ class CompareRecipe(Settings):
     reward: ScorerSettings | None = Field(default=None, description="For the defenses that take a reward model.")
     defenses: dict[str, dict[str, Any]] = Field(
         min_length=1,
-        description="By label: `name` (the label, if it is left out), `anchor`, `judge`, and the knobs; {target} in a "
-        "knob stands for the target's name, {out} for the run's folder.",
+        description="By label: `name` (by default the label), `anchor`, `judge`, and the knobs. In a knob, {target} "
+        "stands for the target's name and {out} for the run's folder.",
     )
     data: dict[str, DataSettings] = Field(min_length=1, description="The sets of prompts, by name.")
     fitted_on: dict[str, DataSettings] = Field(
-        default={}, description="What the defenses were fitted on: no figure counts prompts of `data` that are in it."
+        default={}, description="What the defenses were fitted on. Prompts of `data` that are in it count in no figure."
     )
     attacks: tuple[str, ...] = Field(
         default=("none",),
         min_length=1,
-        description="On harmful prompts; `all` stands for every attack that needs no file, and for the ablation where "
-        "a defense has an artifact.",
+        description="Attacks on harmful prompts. `all` stands for every attack that needs no file, and for the "
+        "ablation if a defense has an artifact.",
     )
     graders: tuple[str, ...] = Field(
         default=("refusal",),
         min_length=1,
-        description="`refusal`, `english`, `harm`, `truth` for embedded prompts, or names of sections [grader.NAME]; "
-        "the first counts.",
+        description="`refusal`, `english`, `harm`, `truth` for embedded prompts, or names of sections [grader.NAME]. "
+        "The first counts.",
     )
     grader: dict[str, GraderSettings] = Field(default={}, description="Judges that grade, by name.")
     sweep: dict[str, tuple[float, ...]] = Field(
-        default={}, description="Knobs and their values: a defense that has the knob is run once for each."
+        default={}, description="Knobs and their values. A defense that has the knob runs once for each value."
     )
-    generation: GenerationSettings = Field(default=GenerationSettings(), description="Of every response.")
+    generation: GenerationSettings = Field(default=GenerationSettings(), description="Defaults for every response.")
     engine: EngineSettings = Field(default=EngineSettings(), description="Limits of every model's engine.")
     probe: ProbeSettings = Field(default=ProbeSettings(), description="What every guard is tried with at the start.")
-    concurrency: int = Field(default=64, ge=1, description="Requests under way at once.")
-    timed: int = Field(default=4, ge=0, description="Prompts of each set that are answered alone, to time them.")
+    concurrency: int = Field(default=64, ge=1, description="How many requests are answered at once.")
+    timed: int = Field(default=4, ge=0, description="How many prompts of each set are answered alone, to time them.")
 
     @field_validator("sweep", mode="before")
     @classmethod
@@ -175,7 +186,7 @@ class CompareRecipe(Settings):
     @property
     def digest(self) -> str:
         """Twelve hexadecimal digits that stand for everything that may change a table; what the files hold has digests
-        of its own, so that the folder in which they lie does not matter.
+        of its own, so the folder in which they lie does not matter.
         """
         data = self.model_dump(mode="json", exclude={"engine", "concurrency", "timed", "probe"})
         for one in (*data["data"].values(), *data["fitted_on"].values()):

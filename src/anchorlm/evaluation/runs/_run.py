@@ -13,19 +13,10 @@ from anchorlm.evaluation.runs._answering import Record, answered, graded_anew, i
 from anchorlm.evaluation.runs._cache import UndefendedCache
 from anchorlm.evaluation.runs._contestants import Contestant, Embedded, Pool
 from anchorlm.evaluation.runs._exclusion import may_grade
-from anchorlm.evaluation.runs._folder import (
-    ANSWERS,
-    PROBES,
-    TIMINGS,
-    Setting,
-    artifacts,
-    check,
-    key,
-    prepare,
-    read_answers,
-    read_probes,
-)
+from anchorlm.evaluation.runs._folder import artifacts, check, prepare
 from anchorlm.evaluation.runs._recipe import CompareRecipe
+from anchorlm.evaluation.runs._setting import Setting
+from anchorlm.evaluation.runs._stored import ANSWERS, PROBES, TIMINGS, key, read_answers, read_probes
 from anchorlm.evaluation.runs._workers import Pair, records
 from anchorlm.evaluation.tasks._attacks import parse_attack
 from anchorlm.evaluation.tasks._cases import Case
@@ -55,7 +46,7 @@ def compare(
 ) -> Path:
     """Runs a comparison; what the folder holds already is not run again, but for what an outage spoiled.
 
-    Every answer is written with its grades the moment it is there, so that a run that was killed goes on where it was.
+    Every answer is written with its grades the moment it is there, so a run that was killed goes on where it was.
 
     Args:
         recipe: What is compared.
@@ -104,7 +95,7 @@ def _check_contestants(setting: Setting, pool: Pool) -> None:
     """Says before the first answer what would else end the run at a defense's turn, hours later maybe.
 
     Raises:
-        UserError: Nobody may grade a defense, or an artifact is missing or damaged.
+        UserError: No one may grade a defense, or an artifact is missing or damaged.
     """
     for contestant in setting.contestants:
         for data in setting.recipe.data:

@@ -102,5 +102,5 @@ def _wanted(name: str, settings: DataSettings) -> str:
     origin = f" from {settings.source}" if settings.source else ""
     if (place := expanded(file)) is None:
         variable = next(found for found in _VARIABLE.findall(file) if not os.environ.get(found))
-        return f"for {name} set {variable}, so that {file} is the file{origin}"
+        return f"for {name} set {variable}, so {file} is the file{origin}"
     return f"for {name} put the file{origin} at {place}"

@@ -11,8 +11,8 @@ from traceback import format_exc
 from typing import Any
 
 from anchorlm.evaluation.runs._contestants import Embedded, Pool
-from anchorlm.evaluation.runs._folder import Setting
 from anchorlm.evaluation.runs._recipe import CompareRecipe
+from anchorlm.evaluation.runs._setting import Setting
 from anchorlm.records import AnchorLMError, ModelError
 
 Pair = tuple[str, int]
@@ -32,7 +32,7 @@ def records(
     setting: Setting, folder: Path, embedded: Embedded | None, pairs: list[Pair], workers: int, answering: Answering
 ) -> Iterator[dict[str, Any]]:
     """Answers of several processes, as they come; each takes the next pair when it has done one, and has models of its
-    own. Nothing but this process writes, so that what is here is safe whichever of them is killed.
+    own. Nothing but this process writes, so what is here is safe whichever of them is killed.
 
     Raises:
         AnchorLMError: What a worker raised.
@@ -113,7 +113,7 @@ def _work(
 
 
 def _end_with_parent() -> None:
-    """Ends this process when its parent is gone: one that was killed with -9 stops nobody."""
+    """Ends this process when its parent is gone: one that was killed with -9 stops no one."""
     if (parent := multiprocessing.parent_process()) is not None:
         wait([parent.sentinel])
         os._exit(1)

@@ -36,7 +36,7 @@ class Attack:
         rewrite: Changes the conversation before anything is asked.
         search: Asks the guard itself again and again for what makes it comply; none for a static attack.
         ablation: Artifact of InferAligner on the target, whose own direction is taken out of the target's activations
-            below the defense (Arditi et al. 2024, arXiv 2406.11717): an attack by whoever has the weights.
+            below the defense (Arditi et al. 2024, arXiv 2406.11717): an attack by anyone who has the weights.
     """
 
     name: str
@@ -208,7 +208,7 @@ def _ready(path: str) -> list[str]:
     rows = read_rows(path)
     bad = next((row for row in rows if isinstance(row, BadRow)), None)
     if bad is not None:
-        raise UserError(f"Line {bad.line} of {path} holds no jailbreak prompt: {bad.why}; mend it.")
+        raise UserError(f"Line {bad.line} of {path} holds no jailbreak prompt: {bad.why}; fix it.")
     texts = [row.prompt for row in rows if not isinstance(row, BadRow) and isinstance(row.prompt, str)]
     if not texts:
         raise UserError(f"{path} holds conversations alone: give jailbreak prompts as texts, one on each line or row.")

@@ -208,7 +208,7 @@ def load_cases(
     cases: dict[str, Case] = {}
     for row in rows:
         if isinstance(row, BadRow):
-            raise UserError(f"Line {row.line} of {name} holds no prompt: {row.why}; mend it.")
+            raise UserError(f"Line {row.line} of {name} holds no prompt: {row.why}; fix it.")
         case = _case(row, found, kind, name)
         cases.setdefault(str(case.messages), case)
     if len(cases) < len(rows):
@@ -239,7 +239,7 @@ def _format(rows: Sequence[PromptRow | BadRow], column: str | None) -> _Format |
 
 
 def _rows_with(rows: Sequence[PromptRow | BadRow], column: str, value: str, file: str) -> list[PromptRow | BadRow]:
-    """The rows whose column holds a value, and the malformed ones, of which nobody knows.
+    """The rows whose column holds a value, and the malformed ones, of which no one knows.
 
     Raises:
         UserError: There is none.
@@ -291,7 +291,7 @@ def _case(row: PromptRow, found: _Format | None, kind: Kind | None, file: str) -
         )
     messages = as_messages(row.prompt)
     if all(turn["role"] != "user" for turn in messages):
-        raise UserError(f"Line {row.line} of {file} is a conversation in which no user asks anything: mend it.")
+        raise UserError(f"Line {row.line} of {file} is a conversation in which no user asks anything: fix it.")
     category = next((fields[name] for name in _CATEGORIES if fields.get(name)), None)
     target = fields.get("target") if told == "harmful" else None
     case = Case(
@@ -323,7 +323,7 @@ def _own_kind(fields: Mapping[str, Any], found: _Format | None, file: str, line:
         return "harmful" if unsafe else "look-alike"
     if found is None and label and label not in _KINDS:
         raise UserError(
-            f"Line {line} of {file} has the label {label!r}, which is none of {', '.join(_KINDS)}: mend it, or say "
+            f"Line {line} of {file} has the label {label!r}, which is none of {', '.join(_KINDS)}: fix it, or say "
             "label = ... for all rows where the recipe names the file."
         )
     return _KINDS.get(label)

@@ -101,7 +101,7 @@ class JudgeGrader(Grader):
 
 
 class TruthGrader(Grader):
-    """Knows the outcome, because whoever made the prompt knows what an answer must say.
+    """Knows the outcome, because the one who made the prompt knows what an answer must say.
 
     Args:
         outcome: Tells it, as one of the words of `Outcome`.

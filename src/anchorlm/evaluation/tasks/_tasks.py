@@ -59,7 +59,7 @@ def solution(format: str | None, prompt: str, fields: Mapping[str, Any], where: 
         return prompt, text.rsplit("####", 1)[1].strip().replace(",", ""), "number", ()
     if "final_decision" in fields:
         context = fields.get("context", fields.get("contexts", ""))
-        if isinstance(context, Mapping):  # on the Hub, beside the names of its sections
+        if isinstance(context, Mapping):  # on the Hub, next to the names of its sections
             context = context.get("contexts", "")
         told = " ".join(map(str, context)) if isinstance(context, list) else str(context)
         asked = f"{told}\n\n{prompt}\nAnswer with yes, no or maybe.".strip()
@@ -93,7 +93,7 @@ def _choice(prompt: str, answer: str, index: Any, options: Any, where: str) -> S
     )
     letter = _letter(answer, index, named)
     if letter is None:
-        raise UserError(f"{where} has the answer {answer!r}, which is none of its options: mend it.")
+        raise UserError(f"{where} has the answer {answer!r}, which is none of its options: fix it.")
     listed = "\n".join(f"{key}. {value}" for key, value in named.items())
     return f"{prompt}\n\n{listed}\n\nAnswer with the letter of the right option.", letter, "choice", tuple(named)
 

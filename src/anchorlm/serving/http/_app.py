@@ -33,7 +33,7 @@ def create_app(served: Iterable[ServedModel], settings: ServerSettings | None = 
 
     Args:
         served: The guards; the first answers requests that name none. What is no sequence is gone through once the
-            application has started: whoever loads models while they are asked for lets `/health` answer meanwhile.
+            application has started: anyone who loads models while they are asked for lets `/health` answer meanwhile.
         settings: Limits and habits.
 
     Raises:

@@ -16,7 +16,7 @@ def listen(settings: ServerSettings) -> list[socket.socket]:
     """Sockets that listen where a server is to be reached: one, or one for each kind of address that its host has.
 
     Raises:
-        UserError: Somebody else listens there, or the address is not this machine's.
+        UserError: Someone else listens there, or the address is not this machine's.
     """
     host, port = settings.host, settings.port
     with ExitStack() as stack:

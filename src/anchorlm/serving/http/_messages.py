@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
 
 from anchorlm.records import Messages
 from anchorlm.serving._errors import ApiError
 from anchorlm.serving.http._turns import ChatMessage, Part
+from anchorlm.serving.session._pictures import pictures, unreadable
 
 _ROLES = {"developer": "system"}
 
@@ -23,7 +23,7 @@ def conversation(messages: list[ChatMessage], *, images: bool) -> Messages:
 
     Pieces of text become one text. Images come inside the request (`data:image/...;base64,...`) and stay pieces; none
     is ever fetched, because a server that loads what a stranger names can be sent anywhere. Their pixels are not
-    decoded here: see `load_images`.
+    decoded here: `load_images` does that.
 
     Args:
         messages: The conversation, oldest first.
@@ -73,27 +73,6 @@ def _begun(messages: list[ChatMessage]) -> list[ChatMessage]:
     return messages[:end] if messages[end - 1].role == "user" else messages
 
 
-def pictures(messages: Messages | str) -> list[Any]:
-    """The images of a conversation."""
-    contents = [] if isinstance(messages, str) else [turn["content"] for turn in messages]
-    return [
-        part["image"] for content in contents if not isinstance(content, str) for part in content if "image" in part
-    ]
-
-
-def load_images(images: Sequence[Any]) -> None:
-    """Decodes the pixels, which takes its time: not for the event loop.
-
-    Raises:
-        ApiError: 400, a file that is broken.
-    """
-    try:
-        for image in images:
-            image.load()
-    except Exception:  # a decoder of images may raise anything
-        raise _unreadable("messages") from None
-
-
 def _content(message: ChatMessage, index: int) -> Any:
     content, where = message.said, f"messages.{index}.content"
     if isinstance(content, str):
@@ -132,10 +111,4 @@ def _image(data: str, where: str) -> Any:
     try:
         return Image.open(BytesIO(base64.b64decode(data, validate=True)), formats=_FORMATS)
     except Exception:  # a decoder of images may raise anything
-        raise _unreadable(where) from None
-
-
-def _unreadable(where: str) -> ApiError:
-    return ApiError(
-        400, "An image cannot be read: send a PNG or JPEG file in base64.", param=where, code="invalid_image"
-    )
+        raise unreadable(where) from None

@@ -85,7 +85,7 @@ class Middleware:
                 self._turned_away(scope, status)
 
     def _turned_away(self, scope: Scope, status: int) -> None:
-        """Notes whoever was not let in; of a flood, some, with the number of the others."""
+        """Notes anyone who was not let in; of a flood, some, with the number of the others."""
         id, caller, client = scope["state"]["request_id"], scope["state"].get("caller"), scope.get("client")
         now = monotonic()
         self._notes = min(_MOST_NOTES, self._notes + (now - self._noted) * _NOTES_A_SECOND)

@@ -35,8 +35,8 @@ async def _full(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class Punctual(_Base):  # type: ignore[misc]
-    """uvicorn's protocol, but that a connection whose request does not come is closed: whoever opens many and says
-    little would else keep everybody out. What it turns down itself is told as all other errors are.
+    """uvicorn's protocol, but that a connection whose request does not come is closed: anyone who opens many and says
+    little would else keep everyone out. What it turns down itself is told as all other errors are.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:

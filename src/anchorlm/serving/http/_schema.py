@@ -42,24 +42,24 @@ class Ask(RequestObject):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str | None = Field(default=None, max_length=200, description="One of /v1/models; by default the first.")
+    model: str | None = Field(default=None, max_length=200, description="One of /v1/models. By default the first.")
     stream: Flag | None = Field(default=None, description="Send the answer as it is released.")
     stream_options: StreamOptions | None = Field(default=None, description="Only with stream.")
     n: Annotated[Count, Field(ge=1, le=128)] | None = Field(
-        default=None, description="Answers to each prompt; the i-th has the seed + i."
+        default=None, description="Answers to each prompt. The i-th has the seed + i."
     )
     stop: Stop | Annotated[list[Stop], Field(fail_fast=True)] | None = Field(
-        default=None, description="Texts before which the answer ends; empty ones end nothing."
+        default=None, description="Texts before which the answer ends. Empty ones end nothing."
     )
-    seed: Count | None = Field(default=None, ge=-(2**63), lt=2**63, description="Of the sampling.")
-    temperature: Number | None = Field(default=None, ge=0, le=2, description="0 takes the likeliest token.")
+    seed: Count | None = Field(default=None, ge=-(2**63), lt=2**63, description="Seed of the sampling.")
+    temperature: Number | None = Field(default=None, ge=0, le=2, description="0 takes the most likely token.")
     top_p: Number | None = Field(default=None, gt=0, le=1, description="Sample from the smallest set with this mass.")
     max_tokens: Count | None = Field(default=None, ge=1, le=2**31, description="Longest answer, in tokens.")
     presence_penalty: Number | None = Field(default=None, description="Not supported: must be 0.")
     frequency_penalty: Number | None = Field(default=None, description="Not supported: must be 0.")
     logit_bias: dict[str, float] | None = Field(default=None, description="Not supported.")
     anchorlm: dict[Name, Any] | None = Field(default=None, description="Knobs of the defense, within the limits that "
-                                     "/v1/models shows; and trace = true for the operator.")  # fmt: skip
+                                     "/v1/models shows. The operator may add trace = true.")  # fmt: skip
     user: Any = Field(default=None, description="Ignored.")
     metadata: Any = Field(default=None, description="Ignored.")
     store: Any = Field(default=None, description="Ignored.")
@@ -134,14 +134,16 @@ class ChatAsk(Ask):
     messages: Annotated[list[ChatMessage], Field(fail_fast=True)] = Field(
         min_length=1, description="The conversation, oldest first."
     )
-    max_completion_tokens: Count | None = Field(default=None, ge=1, le=2**31, description="As max_tokens.")
+    max_completion_tokens: Count | None = Field(default=None, ge=1, le=2**31, description="The same as max_tokens.")
     logprobs: Flag | None = Field(
         default=None, description="Say how likely each token was in the distribution that the defense emits from."
     )
-    top_logprobs: Count | None = Field(default=None, ge=0, le=20, description="Likeliest tokens named with each one.")
+    top_logprobs: Count | None = Field(
+        default=None, ge=0, le=20, description="How many of the most likely tokens to name with each one."
+    )
     _few_turns = field_validator("messages", mode="before")(few_turns)
 
-    response_format: Any = Field(default=None, description="Not supported, but for plain text.")
+    response_format: Any = Field(default=None, description="Only plain text is supported.")
     tools: Any = Field(default=None, description="Not supported.")
     tool_choice: Any = Field(default=None, description="Not supported.")
     parallel_tool_calls: Any = Field(default=None, description="Ignored.")
@@ -154,8 +156,8 @@ class ChatAsk(Ask):
     chat_template_kwargs: dict[Name, Any] | None = Field(default=None, description="Variables of the chat template, "
         "such as enable_thinking, within the limits that /v1/models shows.")  # fmt: skip
     reasoning_effort: str | None = Field(default=None, max_length=100, description="A variable of the chat template, "
-        "likewise; ignored where the operator allows none.")  # fmt: skip
-    include_reasoning: Flag | None = Field(default=None, description="false: no reasoning_content, also where thoughts "
+        "too. Ignored if the operator allows none.")  # fmt: skip
+    include_reasoning: Flag | None = Field(default=None, description="false: no reasoning_content, even if thoughts "
         "are shown.")  # fmt: skip
     verbosity: Any = Field(default=None, description="Ignored.")
     safety_identifier: Any = Field(default=None, description="Ignored.")
@@ -214,10 +216,12 @@ class CompletionAsk(Ask):
             custom_error_message="should be a text, a list of texts, token ids, or a list of lists of them",
         ),
     ] = Field(
-        description="One text, or several, that go to the model without a chat template; also as token ids of the "
+        description="One text, or several, that go to the model without a chat template. Also as token ids of the "
         "target, which stand for their text."
     )
-    logprobs: Count | None = Field(default=None, ge=0, le=5, description="Likeliest tokens named with each one.")
+    logprobs: Count | None = Field(
+        default=None, ge=0, le=5, description="How many of the most likely tokens to name with each one."
+    )
     suffix: Any = Field(default=None, description="Not supported.")
     echo: Any = Field(default=None, description="Not supported.")
     best_of: Any = Field(default=None, description="Not supported.")

@@ -56,7 +56,7 @@ Content = Annotated[
 
 
 class ChatMessage(RequestObject):
-    """One turn. What other servers and front ends write into a history beside its text is passed over."""
+    """One turn. What other servers and front ends write into a history next to its text is passed over."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     role: str = Field(description="system, developer, user or assistant.")

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from time import monotonic
 
-from anchorlm.serving._errors import ApiError
+from anchorlm.serving._errors import ApiError, late
 
 
 class Admission:
@@ -57,9 +57,3 @@ class Admission:
             self.running -= 1
             self._free.release()
             self._typical += 0.1 * (monotonic() - start - self._typical)
-
-
-def late() -> ApiError:
-    """What a request gets that was not answered by its deadline."""
-    return ApiError(504, "The answer was not ready by the server's deadline: ask for less, or try again later.",
-                    code="deadline_exceeded")  # fmt: skip

@@ -49,7 +49,7 @@ class Audit:
                 ) from None
             except OSError as error:
                 if error.errno == errno.ENXIO:
-                    raise UserError("Nobody reads the pipe of the audit log: start its reader first.") from None
+                    raise UserError("No one reads the pipe of the audit log: start its reader first.") from None
                 raise UserError(f"The audit log cannot be written ({error.strerror}): choose another file.") from None
 
     @property
@@ -92,7 +92,7 @@ class Audit:
         self._failed()
         if self._settings.on_error == "refuse":
             raise ApiError(
-                503, "The audit log cannot be written, so that nothing is answered: tell the operator.",
+                503, "The audit log cannot be written, so nothing is answered: tell the operator.",
                 code="audit_unavailable", retry_after=30,
             ) from None  # fmt: skip
 
@@ -186,7 +186,7 @@ class Audit:
     def _open(self, file: Path) -> BinaryIO:
         if self._stream:
             return _open_stream(file)
-        # Unbuffered, so that a line is in the file, or its failure is known, when the call returns.
+        # Unbuffered, so a line is in the file, or its failure is known, when the call returns.
         out = os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "r+b", buffering=0)
         try:
             hold(out)

@@ -24,14 +24,16 @@ _log = logging.getLogger("anchorlm")
 class KeySettings(Settings):
     """What the file of keys says about one key."""
 
-    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Of the key; the key itself is nowhere.")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the key. The key itself is stored nowhere.")
     operator: bool = Field(default=False, description="May see full traces and metrics.")
-    requests_per_minute: float | None = Field(default=None, gt=0, description="Rate limit; none by default.")
-    concurrency: int | None = Field(default=None, ge=1, description="Requests at once; no limit by default.")
+    requests_per_minute: float | None = Field(default=None, gt=0, description="Rate limit. By default there is none.")
+    concurrency: int | None = Field(
+        default=None, ge=1, description="Most requests at once. By default there is no limit."
+    )
 
 
 class Caller:
-    """Whoever sends requests under one key, and how much of its limits is used up.
+    """Anyone who sends requests under one key, and how much of its limits is used up.
 
     Attributes:
         name: Of the key, for the audit log.
@@ -68,7 +70,7 @@ class Caller:
 
     @contextmanager
     def request(self, answers: int = 1) -> Iterator[None]:
-        """Counts one request for as long as it takes; for the rate, beside `draw`, the answers beyond the first.
+        """Counts one request for as long as it takes; for the rate, next to `draw`, the answers beyond the first.
 
         Raises:
             ApiError: 429, too many at once.
@@ -113,8 +115,8 @@ class Keys:
     True where keys are asked for.
 
     Args:
-        settings: By name. Without any, everybody is let in as `anonymous`.
-        trusted: Whether, without keys, everybody counts as the operator: right on the loopback.
+        settings: By name. Without any, everyone is let in as `anonymous`.
+        trusted: Whether, without keys, everyone counts as the operator: right on the loopback.
     """
 
     def __init__(self, settings: Mapping[str, KeySettings], *, trusted: bool = False) -> None:
@@ -129,10 +131,10 @@ class Keys:
         return self._locked
 
     def renew(self, settings: Mapping[str, KeySettings]) -> list[Caller]:
-        """Takes over what the file of keys says by now; whoever stays keeps count of what is used up.
+        """Takes over what the file of keys says by now; anyone who stays keeps count of what is used up.
 
         Returns:
-            Those whose keys are no longer valid. If none is left, nobody is let in: keys that were asked for once are
+            Those whose keys are no longer valid. If none is left, no one is let in: keys that were asked for once are
             asked for until the server ends.
         """
         known = {(caller.name, digest): caller for digest, caller in self._callers}
@@ -158,11 +160,11 @@ class Keys:
         return cls(settings)
 
     def caller(self, authorization: str | None, *, proxied: bool = False) -> Caller:
-        """Whoever presents a header `Authorization: Bearer KEY`; every key is compared, in constant time.
+        """Anyone who presents a header `Authorization: Bearer KEY`; every key is compared, in constant time.
 
         Args:
             authorization: The header.
-            proxied: Whether the request came through a proxy: whoever is behind it is not trusted without a key.
+            proxied: Whether the request came through a proxy: anyone who is behind it is not trusted without a key.
 
         Raises:
             ApiError: 401, no key or one that is not known.
@@ -223,7 +225,7 @@ class KeyFile:
 
 
 def unknown_key() -> ApiError:
-    """What whoever has no key is told."""
+    """What anyone who has no key is told."""
     return ApiError(
         401, "No valid API key was given: send the header Authorization: Bearer KEY.", code="invalid_api_key"
     )
@@ -254,7 +256,7 @@ def new_key(file: Path, name: str, *, operator: bool = False) -> str:
         text = file.read_text("utf-8") if file.exists() else ""
         names = tomllib.loads(text)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
-        raise UserError("The file of API keys cannot be read: mend it, or choose another for --keys.") from None
+        raise UserError("The file of API keys cannot be read: fix it, or choose another for --keys.") from None
     if name in names:
         raise UserError(f"There is a key named {name!r} already: choose another name, or delete its section first.")
     key = f"alm-{secrets.token_urlsafe(32)}"

@@ -1,13 +1,44 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from anchorlm.records import Decision, Usage
 from anchorlm.serving.ops._admission import Admission
-from anchorlm.serving.session._answers import Answer
-from anchorlm.serving.session._model import ServedModel
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _PER_TOKEN = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+
+
+class Ended(Protocol):
+    """What is counted of an answer that has ended."""
+
+    @property
+    def decision(self) -> str:
+        """What became of it: `answer`, `refusal` or `fail_closed`."""
+        ...
+
+    @property
+    def trace(self) -> Sequence[Decision]:
+        """What its defense decided."""
+        ...
+
+    @property
+    def usage(self) -> Usage:
+        """What it cost."""
+        ...
+
+    @property
+    def first(self) -> float | None:
+        """Seconds to the first text."""
+        ...
+
+    @property
+    def seconds(self) -> float:
+        """Seconds to the end."""
+        ...
 
 
 class Metrics:
@@ -49,11 +80,10 @@ class Metrics:
         self.bare: dict[str, float] = {}
         """Seconds per token of each model's target alone."""
 
-    def know(self, served: ServedModel) -> None:
-        """Shows a model's counters from the start, so that an alert on a first failure can see it rise."""
-        names = (served.id, served.guard.defense.name)
+    def know(self, model: str, defense: str) -> None:
+        """Shows a model's counters from the start, so an alert on a first failure can see it rise."""
         for metric in (self._refused, self._fallbacks, self._failed):
-            metric.labels(*names)
+            metric.labels(model, defense)
 
     def request(self, status: int) -> None:
         """Counts a request by what it was told."""
@@ -63,13 +93,13 @@ class Metrics:
         """Counts the seconds that a request has waited for its turn."""
         self._waited.observe(waited)
 
-    def left(self, served: ServedModel) -> None:
-        """Counts an answer that nobody waited for, or that was not ready in time."""
-        self._answers.labels(served.id, served.guard.defense.name, "abandoned").inc()
+    def left(self, model: str, defense: str) -> None:
+        """Counts an answer that no one waited for, or that was not ready in time."""
+        self._answers.labels(model, defense, "abandoned").inc()
 
-    def answer(self, served: ServedModel, answer: Answer) -> None:
+    def answer(self, model: str, defense: str, answer: Ended) -> None:
         """Counts an answer that has ended."""
-        names = (served.id, served.guard.defense.name)
+        names = (model, defense)
         self._answers.labels(*names, answer.decision).inc()
         if answer.decision == "refusal":
             self._refused.labels(*names).inc()
@@ -80,17 +110,17 @@ class Metrics:
                 self._gates.labels(*names, str(bool(decision.data["open"])).lower()).inc()
             if decision.kind == "fallback":
                 self._fallbacks.labels(*names).inc()
-        self._tokens.labels(served.id, "prompt").inc(answer.usage.prompt_tokens)
-        self._tokens.labels(served.id, "completion").inc(answer.usage.completion_tokens)
+        self._tokens.labels(model, "prompt").inc(answer.usage.prompt_tokens)
+        self._tokens.labels(model, "completion").inc(answer.usage.completion_tokens)
         if self._generated:
-            self._tokens.labels(served.id, "generated").inc(answer.usage.generated_tokens)
+            self._tokens.labels(model, "generated").inc(answer.usage.generated_tokens)
         if answer.first is not None:
-            self._first.labels(served.id).observe(answer.first)
+            self._first.labels(model).observe(answer.first)
         if tokens := answer.usage.completion_tokens:
-            self._per_token.labels(served.id).observe(answer.seconds / tokens)
-            if served.id in self.bare:
-                added = max(0.0, answer.seconds / tokens - self.bare[served.id])
-                self._added.labels(names[1]).observe(1_000 * added)
+            self._per_token.labels(model).observe(answer.seconds / tokens)
+            if model in self.bare:
+                added = max(0.0, answer.seconds / tokens - self.bare[model])
+                self._added.labels(defense).observe(1_000 * added)
 
     def text(self) -> bytes:
         """In Prometheus's format."""

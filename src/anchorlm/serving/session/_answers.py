@@ -23,13 +23,13 @@ from anchorlm.records import (
     first_stop,
 )
 from anchorlm.serving._errors import ApiError
-from anchorlm.serving.http._logprobs import LogProbs
+from anchorlm.serving.session._logprobs import LogProbs
 from anchorlm.serving.session._model import ServedModel
 from anchorlm.serving.session._runs import Run
 from anchorlm.serving.session._stops import StopText
 
 Verdict = Literal["answer", "refusal", "fail_closed"]
-"""`refusal`: the configured refusal was given; `fail_closed`: likewise, because the defense could not do its work."""
+"""`refusal`: the configured refusal was given. `fail_closed`: the same, because the defense could not do its work."""
 
 _log = logging.getLogger("anchorlm")
 
@@ -82,11 +82,11 @@ class Answer:
         self.seconds = 0.0
         wanted = request.generation.logprobs is not None
         self.logprobs = LogProbs(served.guard.defense.target.model.vocabulary) if wanted else None
-        # A stop sequence ends the work, so that somebody has to look for it as the text comes.
+        # A stop sequence ends the work, so someone has to look for it as the text comes.
         self._run = Run(served.guard, request, deadline, together=not streamed and not request.stops)
 
     async def begin(self, seconds: float) -> None:
-        """Waits a moment, so that a request that cannot be answered is told so by its status.
+        """Waits a moment, so a request that cannot be answered is told so by its status.
 
         Raises:
             ApiError: 400.
@@ -140,7 +140,7 @@ class Answer:
             self.thought = ""
 
     def due(self) -> list[TokenScore] | None:
-        """How likely the tokens were that went out since the last call; None where nobody asked."""
+        """How likely the tokens were that went out since the last call; None where no one asked."""
         if self.logprobs is None:
             return None
         if self.decision == "fail_closed":
@@ -236,7 +236,7 @@ class Answer:
         """What a client is told: no text that was not released.
 
         Args:
-            scores: With figures; without them nobody can feel their way towards an answer that just passes.
+            scores: With figures; without them no one can feel their way towards an answer that just passes.
         """
         by_kind = {decision.kind: decision.data for decision in self.trace}
         gate = by_kind.get("gate")

@@ -9,12 +9,12 @@ from anchorlm.guard import Guard
 from anchorlm.records import Messages, Request, TooLongError, UserError, as_messages, turn_text
 from anchorlm.serving._errors import ApiError, without_paths
 from anchorlm.serving._settings import Bounds, ModelServing
-from anchorlm.serving.http._messages import pictures
+from anchorlm.serving.session._pictures import pictures
 from anchorlm.serving.session._variables import allowed_options, unshown
 from anchorlm.team import Team
 
 TRACE = "trace"
-"""What a request says beside knobs: that its operator wants to see everything."""
+"""What a request says next to knobs: that its operator wants to see everything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,11 @@ class ServedModel:
         own = copy.copy(guard)
         own.on_error, own.system = "raise", serving.system or guard.system
         return cls(serving.id or id, own, serving, _roles(defense.team), judge_timeout)
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Its own, and that of its defense."""
+        return self.id, self.guard.defense.name
 
     @property
     def refusal(self) -> str:

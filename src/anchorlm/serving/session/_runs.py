@@ -9,8 +9,7 @@ from time import monotonic
 from anchorlm.engine import runtime
 from anchorlm.guard import Guard
 from anchorlm.records import Event, Request
-from anchorlm.serving._errors import ApiError
-from anchorlm.serving.ops._admission import late
+from anchorlm.serving._errors import ApiError, late
 
 _Timed = tuple[float, Event]
 
@@ -18,15 +17,15 @@ _Timed = tuple[float, Event]
 class Run:
     """One request under way on the engines' thread; its events come over as they happen.
 
-    The engines wait for nobody here: a client that reads slowly holds no row, and one that is gone has its row freed
-    before the next forward. Nothing here waits for the engines either, so that a deadline holds even if they hang.
+    The engines wait for no one here: a client that reads slowly holds no row, and one that is gone has its row freed
+    before the next forward. Nothing here waits for the engines either, so a deadline holds even if they hang.
 
     Args:
         guard: Answers.
         request: What is asked.
         deadline: On the server's loop.
-        together: The events come at the end, all at once: whoever waits for a whole answer need not be woken, and take
-            time from the engines, for each token.
+        together: The events come at the end, all at once. Then a client that waits for a whole answer is not woken for
+            each token.
 
     Attributes:
         at: When the last event that was taken happened, in seconds of the monotonic clock.
@@ -58,7 +57,7 @@ class Run:
     def _put(self, events: list[_Timed] | None) -> None:
         if events == []:
             return
-        with suppress(RuntimeError):  # the server's loop has ended, and nobody listens any more
+        with suppress(RuntimeError):  # the server's loop has ended, and no one listens any more
             self._loop.call_soon_threadsafe(self._queue.put_nowait, events)
 
     async def begin(self, seconds: float) -> None:
@@ -96,7 +95,7 @@ class Run:
             self.stop()
 
     def end(self, error: ApiError) -> None:
-        """Frees the rows, and tells whoever waits for events why."""
+        """Frees the rows, and tells the one who waits for events why."""
         self._ended = error
         self._future.cancel()
 

@@ -7,19 +7,18 @@ from time import monotonic, time
 from typing import Any, TypeVar
 
 from anchorlm.records import Messages, Request, TokenScore, prompt_key
-from anchorlm.serving._errors import ApiError
+from anchorlm.serving._errors import ApiError, late
 from anchorlm.serving._state import ServerState
-from anchorlm.serving.http._messages import load_images, pictures
-from anchorlm.serving.ops._admission import late
 from anchorlm.serving.ops._keys import Caller, unknown_key
 from anchorlm.serving.session._answers import Answer
 from anchorlm.serving.session._model import ServedModel
+from anchorlm.serving.session._pictures import load_images, pictures
 from anchorlm.serving.session._tracing import Span
 
 T = TypeVar("T")
 
 _BRIEF = 0.5
-"""Seconds in which a stream's request that cannot be answered shows it, so that its status can say so."""
+"""Seconds in which a stream's request that cannot be answered shows it, so its status can say so."""
 
 Piece = tuple[int, str | None, list[TokenScore] | None]
 """An answer's place, a piece of its text (None at its end), and how likely its tokens were, if that was asked for."""
@@ -124,7 +123,7 @@ class RequestSession:
         await self.end(200)
 
     async def look(self) -> None:
-        """Waits a moment for answers that are to be streamed, so that a bad request still gets its status.
+        """Waits a moment for answers that are to be streamed, so a bad request still gets its status.
 
         Raises:
             ApiError: 400.
@@ -154,7 +153,7 @@ class RequestSession:
 
         async def feed_all() -> None:
             await asyncio.gather(*(feed(*each) for each in enumerate(self.answers)))
-            await self._held.aclose()  # a client that reads slowly takes nobody's turn
+            await self._held.aclose()  # a client that reads slowly takes no one's turn
 
         feeding = asyncio.ensure_future(feed_all())
         try:
@@ -169,7 +168,7 @@ class RequestSession:
             feeding.cancel()
 
     async def end(self, status: int) -> None:
-        """Gives everything back, counts, and writes the end down; once, whoever calls first.
+        """Gives everything back, counts, and writes the end down; once, anyone who calls first.
 
         Raises:
             ApiError: 503, a whole answer that cannot be written down is not given.
@@ -186,9 +185,9 @@ class RequestSession:
         await self._held.aclose()
         for answer in self.answers:
             if answer.finish is not None:
-                self._desk.metrics.answer(self.served, answer)
+                self._desk.metrics.answer(*self.served.names, answer)
             else:
-                self._desk.metrics.left(self.served)
+                self._desk.metrics.left(*self.served.names)
         if self._span is not None:
             self._span.end(status, self.answers)
         if self._waited is None:
@@ -215,7 +214,7 @@ class RequestSession:
                 answer.end(unknown_key())
 
     def told(self, index: int) -> dict[str, Any]:
-        """What the client is told of an answer beside its text."""
+        """What the client is told of an answer next to its text."""
         answer = self.answers[index]
         told = answer.summary(scores=self._desk.settings.scores)
         return told | ({"trace": answer.full_trace()} if self._trace else {})
@@ -250,7 +249,7 @@ class RequestSession:
     def _asked(self, images: Sequence[Any]) -> dict[str, str]:
         """The prompts as the audit log holds them; images are decoded for that, and for the model.
 
-        They are turned down here if they are too long: on the engines' thread everybody would wait for that.
+        They are turned down here if they are too long: on the engines' thread everyone would wait for that.
         """
         load_images(images)
         for prompt in self._prompts:
