@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from anchorlm.models._causal import CausalModel
     from anchorlm.models._channel import Channel
     from anchorlm.models._convert import check_conversion, convert
+    from anchorlm.models._devices import accelerator, default_place
     from anchorlm.models._ends import TurnEnds
     from anchorlm.models._find_channel import find_channel
     from anchorlm.models._images import PromptIds
@@ -35,6 +36,7 @@ else:
             "_causal": "CausalModel",
             "_channel": "Channel",
             "_convert": "check_conversion convert",
+            "_devices": "accelerator default_place",
             "_ends": "TurnEnds",
             "_find_channel": "find_channel",
             "_images": "PromptIds",
@@ -64,6 +66,7 @@ __all__ = [
     "TemplateRefusedError",
     "TurnEnds",
     "TurnMarkers",
+    "accelerator",
     "base_named",
     "check_conversion",
     "check_paths",
@@ -71,6 +74,7 @@ __all__ = [
     "contents",
     "control_texts",
     "convert",
+    "default_place",
     "encode_text",
     "find_channel",
     "find_markers",
