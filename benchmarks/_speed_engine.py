@@ -160,7 +160,7 @@ def second_turn(measure: Measure) -> Figure:
 
     ratios, longest = [], []
     for number in range(measure.runs + 1):
-        talk: list[dict[str, str]] = [{"role": "user", "content": words(900)}]
+        talk: list[dict[str, str]] = [{"role": "user", "content": words(1000)}]
         prompt = model().encode(talk)
         answer = runtime().run(turn(0, prompt, 16))
         talk += [{"role": "assistant", "content": model().vocabulary.decode(answer).decode("utf-8", "replace")}]

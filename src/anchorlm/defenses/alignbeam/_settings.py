@@ -60,4 +60,7 @@ class AlignBeamSettings(MixtureSettings):
         description="Finish all openings and choose then, as in the paper; or the likeliest first, and the next only "
         "where the judge is not comfortable with it. The choice is the same.",
     )
+    release: Literal["whole", "blocks"] = Field(default="whole", description="When text comes: whole, or block by "
+        "block, each after the judge has passed the text up to the end of the next one.")  # fmt: skip
+    block: int = Field(default=8, ge=1, description="Tokens of a block that is released.")
     trace_top: int = Field(default=3, ge=0, description="Tokens per distribution and step in the trace; 0: no steps.")
