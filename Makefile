@@ -45,6 +45,7 @@ docs: $(VENV)/.docs
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.speed --json build/bench/speed.json
 
 bench-gpu: $(READY)
 	$(BIN)/python -m benchmarks.gpu

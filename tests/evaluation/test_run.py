@@ -421,7 +421,7 @@ def test_the_configured_refusal_is_one_in_whatever_words_and_nothing_else_is(mod
         work = answered(guard, None, parse_attack("none"), case, [RefusalGrader(), _Unsure()], 0, {"data": "bad"})
         record = runtime().run(work)
         assert (record["text"] == words) == (harm == 1)
-        return record["grades"]
+        return dict(record["grades"])
 
     assert grades(1.0) == {"refusal": "refused", "unsure": "refused"}
     assert grades(0.0)["unsure"] == "ungraded"

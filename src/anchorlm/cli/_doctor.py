@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from anchorlm.cli._loading import quiet_libraries
 from anchorlm.guard import Guard
-from anchorlm.models import PLAIN_TEMPLATE, CausalModel
+from anchorlm.models import PLAIN_TEMPLATE, CausalModel, accelerator, default_place
 from anchorlm.records import AnchorLMError
 from anchorlm.zoo import members, real_members
 
@@ -51,6 +51,7 @@ def findings() -> dict[str, Any]:
         "system": platform.platform(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "device": _device(),
+        "models_go_to": default_place(accelerator()),
         "memory_gb": _memory(),
         "cache": os.environ.get("ANCHORLM_CACHE") or str(Path.home() / ".cache" / "anchorlm"),
         "hub_cache": _hub_cache(),

@@ -108,6 +108,9 @@ def _loaded(found: Sequence[tuple[str, Recipe]], settings: ServerSettings, *, fl
             yield ServedModel.of(
                 id, guard, floored(serving, guard) if floor else serving, judge_timeout=settings.patience
             )
+    for _, _, engine in started:
+        if place := getattr(engine.model, "place", None):  # one on another server has none
+            typer.echo(f"{engine.model.name}: {place}.", err=True)
 
 
 def add_key(file: Path | None, name: str, operator: bool) -> None:

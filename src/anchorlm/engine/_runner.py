@@ -61,7 +61,6 @@ class Runner:
         self._silent: Tensor | None = None
         windows = attention_windows(model)
         self._one_mask = next(iter(windows)) if len(windows) == 1 else None
-        self._half = model.model.get_input_embeddings().weight.dtype != torch.float32
         self._batcher = Batcher(self.cache, windows, model.model.get_input_embeddings().weight.dtype, model.device)
 
     @torch.inference_mode()
@@ -156,7 +155,7 @@ class Runner:
             heard = ~row.isneginf()
             worst = float((row - expected)[heard].abs().max()) / (float(expected.std()) + 1e-6)
             # Half precision rounds differently along another path; a wrong mask or position is off by whole spreads.
-            if not worst < (0.25 if self._half else 1e-3):
+            if not worst < (0.25 if self.model.rounds else 1e-3):
                 raise unserved(self.model, f"its logits differ there by {worst:.1g} standard deviations")
 
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from anchorlm.models._causal import CausalModel
     from anchorlm.models._channel import Channel
     from anchorlm.models._convert import check_conversion, convert
+    from anchorlm.models._devices import accelerator, default_place
     from anchorlm.models._endpoint_model import EndpointModel
     from anchorlm.models._endpoint_settings import EndpointSettings, ModelSource, model_settings
     from anchorlm.models._ends import TurnEnds
@@ -31,6 +32,7 @@ else:
             "_causal": "CausalModel",
             "_channel": "Channel",
             "_convert": "check_conversion convert",
+            "_devices": "accelerator default_place",
             "_endpoint_model": "EndpointModel",
             "_endpoint_settings": "EndpointSettings ModelSource model_settings",
             "_ends": "TurnEnds",
@@ -65,6 +67,7 @@ __all__ = [
     "TemplateRefusedError",
     "TurnEnds",
     "TurnMarkers",
+    "accelerator",
     "base_named",
     "check_conversion",
     "check_paths",
@@ -72,6 +75,7 @@ __all__ = [
     "contents",
     "control_texts",
     "convert",
+    "default_place",
     "encode_text",
     "find_channel",
     "find_markers",

@@ -17,6 +17,7 @@ from anchorlm.models._bases import is_shipped, known_as
 from anchorlm.models._channel import Channel
 from anchorlm.models._ends import TurnEnds
 from anchorlm.models._images import ImageReader
+from anchorlm.models._int8 import has_int8_weights
 from anchorlm.models._loading import load_model, load_outline, load_processor
 from anchorlm.models._marks import Marks
 from anchorlm.models._places import Origin, origin
@@ -133,6 +134,18 @@ class CausalModel:
     def device(self) -> torch.device:
         """Where the embeddings lie, and so where token ids go."""
         return cast(torch.device, self.model.get_input_embeddings().weight.device)
+
+    @property
+    def place(self) -> str:
+        """Where it runs and in which number format, in a few words."""
+        dtype = "int8" if has_int8_weights(self.model) else str(self.model.dtype).removeprefix("torch.")
+        devices = sorted({str(weight.device) for weight in self.model.parameters()})
+        return f"{' and '.join(devices)}, in {dtype}"
+
+    @cached_property
+    def rounds(self) -> bool:
+        """Whether its numbers are so coarse that another way to the same sum gives visibly other logits."""
+        return self.model.get_input_embeddings().weight.dtype != torch.float32 or has_int8_weights(self.model)
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:

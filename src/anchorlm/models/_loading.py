@@ -19,7 +19,9 @@ from transformers.quantizers.auto import AutoQuantizationConfig
 
 from anchorlm.models._adapters import adapter_config, adapter_heads, announce, put_on, rehearse, without_notes
 from anchorlm.models._bases import base_named
+from anchorlm.models._devices import accelerator, device_map
 from anchorlm.models._gguf import load_config, load_weights
+from anchorlm.models._int8 import with_int8_weights
 from anchorlm.models._paths import gguf_file
 from anchorlm.models._places import Origin, check_repository, origin
 from anchorlm.models._settings import ModelSettings
@@ -34,6 +36,7 @@ _DTYPES: dict[str, torch.dtype | str] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
+    "int8": torch.float32,  # as which they are read, and made smaller then
 }
 
 _DERIVED = re.compile(r"(^|\.)(position_ids|inv_freq|masked_bias|attn\.bias|attention\.bias|rope\.freqs)$")
@@ -79,13 +82,14 @@ def load_model(settings: ModelSettings, kind: Any = None) -> PreTrainedModel:
     found = origin(settings)
     if found.adapters:
         load_outline(settings, kind)  # what does not fit is known before a weight is read
+    place = device_map(settings, accelerator())
     options: dict[str, Any] = {
         "revision": found.revision,
         "use_safetensors": True,
         "trust_remote_code": settings.trust_remote_code,
-        "device_map": settings.device_map,
+        "device_map": place,
         "attn_implementation": settings.attention,
-        "dtype": _DTYPES[settings.dtype] if settings.dtype else _default_dtype(settings, found),
+        "dtype": _DTYPES[settings.dtype] if settings.dtype else _default_dtype(place, found),
     }
     try:
         if settings.quantization is not None:
@@ -104,6 +108,8 @@ def load_model(settings: ModelSettings, kind: Any = None) -> PreTrainedModel:
         for adapter in found.adapters:
             merged = settings.quantization is None and not _packed(model)
             model = put_on(model, adapter, found.base, entries(adapter), merged=merged)
+        if settings.dtype == "int8":
+            model = with_int8_weights(model, settings.path)
     except UserError:
         raise
     except Exception as error:  # of safetensors, transformers, PEFT and remote code, in many classes
@@ -219,7 +225,7 @@ def _auto(config: Any) -> Any:
     return AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
 
 
-def _default_dtype(settings: ModelSettings, found: Origin) -> torch.dtype | str:
+def _default_dtype(place: Any, found: Origin) -> torch.dtype | str:
     if found.adapters and (base := base_named(found.base)) is not None:
         return _DTYPES[base.dtype]
-    return "auto" if settings.device_map and settings.device_map != "cpu" else torch.float32
+    return "auto" if place and place != "cpu" else torch.float32

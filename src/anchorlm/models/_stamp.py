@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from anchorlm.models._causal import CausalModel
 from anchorlm.models._endpoint_model import EndpointModel
+from anchorlm.models._int8 import Int8Linear, has_int8_weights
 from anchorlm.records import ModelStamp, UserError
 
 _VOLATILE = ("_name_or_path", "_commit_hash", "transformers_version", "architectures", "dtype", "torch_dtype")
@@ -39,7 +40,7 @@ def _stamp(model: CausalModel, files: str) -> ModelStamp:
         if parameter.device.type != "meta":
             flat = parameter.detach().flatten()
             sample += flat[[len(flat) // 3, 2 * len(flat) // 3]].float().tolist()
-    packed = getattr(model.model.config, "quantization_config", None) is not None
+    packed = getattr(model.model.config, "quantization_config", None) is not None or has_int8_weights(model.model)
     config = model.text_config
     return ModelStamp(
         name=model.name,
@@ -73,6 +74,8 @@ def contents(module: nn.Module) -> str:
     config: Any = module.config
     settings = {name: value for name, value in config.to_diff_dict().items() if name not in _VOLATILE}
     sums = [(name, _checksum(each.detach())) for name, each in sorted(module.named_parameters()) if not each.is_meta]
+    small = [(name, each.parts) for name, each in module.named_modules() if isinstance(each, Int8Linear)]
+    sums += [(name, _checksum(part)) for name, parts in small for part in parts]
     return _digest([settings, sums])
 
 

@@ -7,6 +7,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from anchorlm.defenses._base import Defense, refuse, room_for, stream_target
+from anchorlm.defenses._flow import Flow
 from anchorlm.defenses._picked import Picks
 from anchorlm.defenses._thinking import Thinking, said
 from anchorlm.defenses.alignbeam._guidance import CERTAIN, GUIDED_BY, Guidance, Guided
@@ -17,7 +18,9 @@ from anchorlm.team import Needs, Team
 if TYPE_CHECKING:
     from anchorlm.defenses.alignbeam._mixture import MixedSequence
     from anchorlm.engine import TokenSequence
+    from anchorlm.judging import Grade
     from anchorlm.search import Beam, Diversity, SearchPlan
+    from anchorlm.tokens import ByteVocabulary
 
 
 class AlignBeam(Defense):
@@ -30,12 +33,14 @@ class AlignBeam(Defense):
     settings_type: ClassVar[type[MixtureSettings]] = AlignBeamSettings
     artifacts: ClassVar[Mapping[str, str]] = GUIDED_BY
     beside: ClassVar[tuple[str, ...]] = tuple(GUIDED_BY)
-    fixed: ClassVar[tuple[str, ...]] = ("gate_reader",)
+    fixed: ClassVar[tuple[str, ...]] = ("gate_reader", "release")
 
     def __init__(self, team: Team, **settings: Any) -> None:
         super().__init__(team, **settings)
         self.guidance = Guidance(self, self.settings)
         self.settings = self.guidance.settings
+        if self.settings.release == "blocks":
+            self.streams = "blocks"  # type: ignore[misc]  # of this guard
 
     @property
     def facts(self) -> tuple[str, ...]:
@@ -99,6 +104,10 @@ class AlignBeam(Defense):
             stops = row.stops
             candidates = [Primed(m, settings.mixed_tokens, stops, *t) for m, t in zip(mixtures, tokens, strict=True)]
             room = room_for(self.target, row.prompt_length, request.generation)
+            if settings.release == "blocks":
+                async for event in self._in_blocks(candidates, request, settings, room, len(prompt)):
+                    yield event
+                return
             plan = SearchPlan(beams=len(tokens), keep=len(tokens), block=room, room=room)
             beams = [Beam(candidate, SafetyState(0.0)) for candidate in candidates]
             if lazy := settings.candidates_written == "lazy" and len(beams) > 1:
@@ -122,6 +131,39 @@ class AlignBeam(Defense):
             await picks.add(beams, likely)
         for event in picks.events(len(prompt), len(order)):
             yield event
+
+    async def _in_blocks(
+        self, openings: Sequence[Primed], request: Request, settings: AlignBeamSettings, room: int, prompt_tokens: int
+    ) -> AsyncIterator[Event]:
+        """Chooses by the beginnings of the candidates, the likeliest first, and lets the chosen one flow."""
+        from anchorlm.search import Candidate, blank, release, select_safest
+
+        first = request.generation.model_copy(update={"max_new_tokens": room})
+        await gather(*(one.open(first) for one in openings))
+        flows: list[Flow] = []
+        found: list[Candidate] = []
+        grades: list[Grade] = []
+        for place, one in enumerate(_distinct(openings, self.target.model.vocabulary)):
+            if one.mixed.steps:
+                yield Decision("mix", {"candidate": place, "steps": one.mixed.steps})
+            flows.append(flow := Flow(self, request, one.row, settings.block, room, one.ended))
+            grades.append(await flow.begin())
+            reason: Literal["stop", "length"] = "stop" if flow.ended else "length"
+            silent = blank(request.cut(flow.text))
+            found.append(Candidate(flow.text, tuple(one.response), reason, one.log_probability, blank=silent))
+            if not found[-1].blank and grades[-1].harm <= settings.max_harm - settings.comfort:
+                break
+        choice = select_safest(found, grades, settings.max_harm, settings.comfort)
+        for event in release(choice, found, grades, settings.refusal, prompt_tokens=prompt_tokens):
+            if choice is None or isinstance(event, Decision):
+                yield event
+        if choice is not None:
+            others = sum(flow.length for flow in flows) - flows[choice.index].length
+            chosen = flows[choice.index].events(
+                settings.max_harm, settings.refusal, prompt_tokens=prompt_tokens, generated=others
+            )
+            async for event in chosen:
+                yield event
 
     async def _openings(self, beams: Sequence[Beam], generation: GenerationSettings, room: int) -> list[int]:
         """Writes the mixed tokens of all candidates, and gives back all rows but the likeliest's.
@@ -179,6 +221,11 @@ class Primed(Guided):
         self._first = first
         self._ended: bool | None = None
 
+    @property
+    def ended(self) -> bool:
+        """Whether the turn ended among the mixed tokens."""
+        return bool(self._ended)
+
     def fork(self) -> Primed:
         """See `Proposal`."""
         return Primed(self.mixed.fork(), self._tokens, self._stops, self._first, self.log_probability)
@@ -200,6 +247,13 @@ class Primed(Guided):
         """See `Proposal`."""
         ended = await self.open(generation) if self._ended is None else self._ended
         return ended or await _rest(self.row, generation)
+
+
+def _distinct(openings: Sequence[Primed], vocabulary: ByteVocabulary) -> list[Primed]:
+    """The likeliest first; of those that open with the same text only the first."""
+    order = sorted(openings, key=lambda one: -one.log_probability)
+    texts = {vocabulary.decode(one.response): one for one in reversed(order)}
+    return [one for one in order if one in texts.values()]
 
 
 async def _rest(row: TokenSequence, generation: GenerationSettings) -> bool:

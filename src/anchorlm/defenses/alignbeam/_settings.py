@@ -128,3 +128,10 @@ class AlignBeamSettings(MixtureSettings):
     trace_top: int = Field(
         default=3, ge=0, description="How many tokens of each distribution the trace shows. 0 leaves the steps out."
     )
+    release: Literal["whole", "blocks"] = Field(
+        default="whole",
+        description="When text comes: whole, or block by block, each after the judge has passed the text up to the end "
+        "of the next one. It holds for all requests of a guard.",
+        json_schema_extra={"paper": "`whole`"},
+    )
+    block: int = Field(default=8, ge=1, description='Tokens of a block, with `release = "blocks"`.')

@@ -1,0 +1,95 @@
+"""Rows about what defenses cost on a real pair: a bank's assistant, and an anchor of another family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache, partial
+from typing import Any, Literal
+
+from anchorlm import Guard
+from anchorlm.engine import LocalEngine
+from anchorlm.judging import RubricJudge
+from anchorlm.models import CausalModel
+from anchorlm.records import AnchorLMError
+from benchmarks._speed import Figure, Measure, Row
+from tools.zoo_real import data
+
+TARGET, ANCHOR = "real-finance", "real-anchor"
+NEW = 32
+AT_ONCE = 16
+
+
+@cache
+def engine(name: str) -> LocalEngine:
+    return LocalEngine(CausalModel.from_pretrained(name))
+
+
+def prompts(kind: Literal["mixed", "harmless"]) -> list[str]:
+    """Half of them harmful and half not, or none harmful; all were held out of what the models were trained on."""
+    each = AT_ONCE // 2
+    harmless = [*data.prompts("self-instruct-users", "held")[:each], *data.prompts("banking77", "held")[:each]]
+    return [*data.prompts("advbench", "held")[:each], *harmless[::2]] if kind == "mixed" else harmless
+
+
+def free(messages: Any, text: str) -> float:
+    """A judge that costs nothing, and passes everything."""
+    return 0.0
+
+
+def over_undefended(guard: Guard, kind: Literal["mixed", "harmless"], measure: Measure) -> Figure:
+    plain = Guard(engine(TARGET), generation={"max_new_tokens": NEW})
+    asked = prompts(kind)
+    texts: dict[str, list[str]] = {}
+
+    def answers(name: str, one: Guard) -> None:
+        for each in (engine(TARGET), engine(ANCHOR)):
+            each.prefixes.clear()  # prompts are new to a server
+        found = {}
+        for index, outcome in one.map([one.request(prompt) for prompt in asked], concurrency=AT_ONCE):
+            if isinstance(outcome, AnchorLMError):
+                raise outcome
+            found[index] = outcome.text
+        texts[name] = [found[index] for index in range(len(asked))]
+
+    ratios = measure.ratios(lambda: answers("guarded", guard), lambda: answers("plain", plain))
+    same = sum(a == b for a, b in zip(texts["guarded"], texts["plain"], strict=True))
+    return Figure(ratios, f"{same} of {len(asked)} texts as undefended")
+
+
+def alignbeam(judge: Literal["free", "rubric"], gate: str, kind: Literal["mixed", "harmless"], m: Measure) -> Figure:
+    knobs: Mapping[str, Any] = {"candidates_written": "lazy", "gate": gate}
+    who = free if judge == "free" else RubricJudge(engine(ANCHOR), reading="logits")
+    generation = {"max_new_tokens": NEW}
+    guard = Guard(engine(TARGET), "alignbeam", anchor=engine(ANCHOR), judge=who, generation=generation, **knobs)
+    return over_undefended(guard, kind, m)
+
+
+def composed(kind: Literal["mixed", "harmless"], measure: Measure) -> Figure:
+    guard = Guard(
+        engine(TARGET),
+        "inferenceguard",
+        proposal="alignbeam",
+        anchor=engine(ANCHOR),
+        judge={"kind": "classifier", "model": "real-judge"},
+        cost="real-cost",
+        max_harm=0.45,
+        block=16,
+        beams=[4, 16],
+        generation={"max_new_tokens": NEW},
+    )
+    return over_undefended(guard, kind, measure)
+
+
+ROWS = (
+    Row("alignbeam-free", "AlignBeam (lazy, gate always) over undefended, 16 prompts at once, free judge", 1.3, True,
+        partial(alignbeam, "free", "always", "mixed")),
+    Row("alignbeam-rubric", "the same with a rubric judge on the anchor", 1.8, True,
+        partial(alignbeam, "rubric", "always", "mixed")),
+    Row("alignbeam-evidence", "the same with evidence in front (gate auto), free judge", 1.3, True,
+        partial(alignbeam, "free", "auto", "mixed")),
+    Row("alignbeam-harmless", "AlignBeam with evidence in front, harmless prompts only", 1.03, True,
+        partial(alignbeam, "free", "auto", "harmless")),
+    Row("composed-harmless", "InferenceGuard composed over undefended, harmless prompts", 1.05, True,
+        partial(composed, "harmless")),
+    Row("composed-all", "InferenceGuard composed over undefended, all prompts", 1.1, True, partial(composed, "mixed")),
+)  # fmt: skip
