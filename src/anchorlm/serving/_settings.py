@@ -13,6 +13,17 @@ Bounds = tuple[float, float] | tuple[str, ...]
 """What a client may choose: from the first number to the second, or one of some words."""
 
 
+Sampled = Literal[
+    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"
+]
+"""How a client may sample."""
+
+_SAFE: dict[Sampled, tuple[float, float]] = {"repetition_penalty": (1.0, 1.5)}
+"""Bounds that hold where the operator says nothing: a prompt that lists the words of refusals, with a large penalty on
+what it has said, would forbid them to the model.
+"""
+
+
 class ModelServing(Settings):
     """How one guard is served: the section `serve` of its recipe."""
 
@@ -22,9 +33,9 @@ class ModelServing(Settings):
                                "write; judges and gates do not read it.")  # fmt: skip
     limits: dict[str, Bounds] = Field(default_factory=dict, description="Knobs of the defense that a request may set, "
                                       "each with the interval, or the words, that it may choose from.")  # fmt: skip
-    sampling: dict[Literal["temperature", "top_p"], tuple[float, float]] = Field(
+    sampling: dict[Sampled, tuple[float, float]] = Field(
         default_factory=dict, description="Intervals from which a request may choose how it samples: the wilder, the "
-        "less safe. By default all that the API knows.",
+        "less safe. By default all that the API knows, but for a repetition_penalty beyond 1 to 1.5.",
     )  # fmt: skip
     template: dict[str, tuple[bool | int | str, ...]] = Field(
         default_factory=dict, description="Variables of the chat template that a request may set with "
@@ -32,6 +43,11 @@ class ModelServing(Settings):
     )  # fmt: skip
     examples: tuple[str, ...] = Field(default=(), description="What the playground offers to ask; by default the "
                                       "probes.")  # fmt: skip
+
+    @property
+    def bounds(self) -> dict[Sampled, tuple[float, float]]:
+        """The intervals that hold."""
+        return _SAFE | self.sampling
 
     @field_validator("limits", "sampling")
     @classmethod

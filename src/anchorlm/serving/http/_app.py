@@ -166,7 +166,7 @@ def _model(served: ServedModel) -> dict[str, Any]:
             "limits": {name: list(bounds) for name, bounds in served.serving.limits.items()},
             "template": {name: list(values) for name, values in served.serving.template.items()},
             "thoughts": served.guard.thoughts.policy,
-            "sampling": {name: list(bounds) for name, bounds in served.serving.sampling.items()},
+            "sampling": {name: list(bounds) for name, bounds in served.serving.bounds.items()},
             "knobs": {name: settings[name] for name in served.serving.limits},
             "examples": list(served.serving.examples) or [served.guard.probes.harmless, served.guard.probes.harmful],
         },

@@ -49,24 +49,31 @@ class Shape:
             "anchorlm": choices[0]["anchorlm"],
         }
 
-    async def events(self, *, usage: bool) -> AsyncIterator[dict[str, str]]:
+    async def events(self, *, usage: bool, continuous: bool = False) -> AsyncIterator[dict[str, str]]:
         """The same piece by piece, as server-sent events, up to `[DONE]`.
 
         Args:
             usage: Whether a last chunk says what it cost.
+            continuous: Whether every chunk says what it has cost so far; only with `usage`.
         """
-        blank = {"usage": None} if usage else {}
         status = 200
         try:
+            prompt = await self._exchange.prompt_tokens() if usage and continuous else None
+
+            def cost() -> dict[str, Any]:
+                if prompt is not None:
+                    return {"usage": self._exchange.usage_so_far(prompt)}
+                return {"usage": None} if usage else {}
+
             if self._chat:
                 for index in range(len(self._exchange.answers)):
-                    yield self._chunk(index, {"role": "assistant", "content": ""}, None, blank)
+                    yield self._chunk(index, {"role": "assistant", "content": ""}, None, cost())
             async for index, piece, scores in self._exchange.pieces():
                 answer = self._exchange.answers[index]
-                known = blank | {"logprobs": self._logprobs(answer, scores)}
+                known = cost() | {"logprobs": self._logprobs(answer, scores)}
                 if isinstance(piece, ThoughtPiece):
                     if self._chat:
-                        yield self._chunk(index, {"reasoning_content": str(piece)}, None, dict(blank))
+                        yield self._chunk(index, {"reasoning_content": str(piece)}, None, cost())
                     continue
                 if piece is not None:
                     yield self._chunk(index, {"content": piece}, None, known)
