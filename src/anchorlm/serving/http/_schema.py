@@ -28,6 +28,8 @@ _UNSERVED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "echo": ("the prompt is not repeated", (False,)),
     "ignore_eos": (f"{PAST_THE_END}; leave it out", (False,)),
     "min_tokens": (f"{PAST_THE_END}; leave it out", (0,)),
+    "add_generation_prompt": ("an answer is always a turn of its own; leave it out", (True,)),
+    "include_stop_str_in_output": ("an answer ends before what stops it; leave it out", (False,)),
     "skip_special_tokens": ("control tokens are never a part of an answer; leave it out", (True,)),
     "response_format": ("answers are plain text; leave it out", ({"type": "text"},)),
 }
@@ -78,6 +80,13 @@ class Ask(RequestObject):
     ignore_eos: Any = Field(default=None, description="Not supported: must be false.")
     min_tokens: Any = Field(default=None, description="Not supported: must be 0.")
     skip_special_tokens: Any = Field(default=None, description="Must be true.")
+    include_stop_str_in_output: Any = Field(default=None, description="Not supported: must be false.")
+    add_generation_prompt: Any = Field(default=None, description="Must be true.")
+    cache_prompt: Any = Field(default=None, description="Ignored.")
+    timings_per_token: Any = Field(default=None, description="Ignored.")
+    reasoning_format: Any = Field(default=None, description="Ignored.")
+    priority: Any = Field(default=None, description="Ignored.")
+    request_id: Any = Field(default=None, description="Ignored: the server gives its own.")
     logit_bias: dict[str, float] | None = Field(default=None, description="Not supported.")
     anchorlm: dict[Name, Any] | None = Field(default=None, description="Knobs of the defense, within the limits that "
                                      "/v1/models shows; and trace = true for the operator.")  # fmt: skip
