@@ -13,6 +13,7 @@ from anchorlm.records import Messages
 from anchorlm.serving._errors import ApiError
 from anchorlm.serving._settings import ServerSettings
 from anchorlm.serving._state import ServerState
+from anchorlm.serving.http._responses import ResponseShape
 from anchorlm.serving.http._schema import Ask, StreamOptions
 from anchorlm.serving.http._shapes import Shape
 from anchorlm.serving.ops._keys import Caller
@@ -30,7 +31,7 @@ async def complete(
         ask: The body.
         request: What it came with.
         prompts: Conversations, or texts to go on with.
-        kind: `chat` or `text_completion`.
+        kind: `chat`, `response` or `text_completion`.
 
     Raises:
         ApiError: The request is not in order, over a limit, or could not be answered.
@@ -64,9 +65,10 @@ async def complete(
     ]
     id = request.scope["state"]["request_id"]
     session = RequestSession(
-        id, state, served, caller, requests, operation=kind, streamed=bool(ask.stream), trace=trace
-    )
-    shape = Shape(session, kind)
+        id, state, served, caller, requests, operation="chat" if kind == "response" else kind,
+        streamed=bool(ask.stream), trace=trace,
+    )  # fmt: skip
+    shape = ResponseShape(session, ask.metadata) if kind == "response" else Shape(session, kind)
     if not ask.stream:
         if not await _unless_left(request, _whole(session)):
             return Response(status_code=LEFT)
@@ -74,7 +76,11 @@ async def complete(
     if not await _unless_left(request, _opened(session)):
         return Response(status_code=LEFT)
     wanted = ask.stream_options or StreamOptions()
-    events = shape.events(usage=bool(wanted.include_usage), continuous=bool(wanted.continuous_usage_stats))
+    events = (
+        shape.events()
+        if isinstance(shape, ResponseShape)
+        else shape.events(usage=bool(wanted.include_usage), continuous=bool(wanted.continuous_usage_stats))
+    )
     return _Stream(session, events, state.settings)
 
 

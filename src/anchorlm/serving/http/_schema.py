@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Self, get_args
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
@@ -34,6 +35,22 @@ _UNSERVED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "response_format": ("answers are plain text; leave it out", ({"type": "text"},)),
 }
 """Why a setting is not served, and which of its values ask for nothing."""
+
+
+def refuse_unserved(data: Any, unserved: Mapping[str, tuple[str, tuple[Any, ...]]]) -> None:
+    """Looks for what a request may not ask.
+
+    Args:
+        data: The request.
+        unserved: What it may not ask, as `_UNSERVED`.
+
+    Raises:
+        PydanticCustomError: It asks for something of that.
+    """
+    for name, (why, harmless) in unserved.items() if isinstance(data, dict) else ():
+        value = data.get(name)
+        if value is not None and not any(type(value) is type(one) and value == one for one in harmless):
+            raise unsupported(name, f"{name} is not supported here: {why}")
 
 
 class StreamOptions(RequestObject):
@@ -108,11 +125,7 @@ class Ask(RequestObject):
     @classmethod
     def _served(cls, data: Any) -> Any:
         """A setting that cannot be honored is refused, not passed over."""
-        if isinstance(data, dict):
-            for name, (why, harmless) in _UNSERVED.items():
-                value = data.get(name)
-                if value is not None and not any(type(value) is type(one) and value == one for one in harmless):
-                    raise unsupported(name, f"{name} is not supported here: {why}")
+        refuse_unserved(data, _UNSERVED)
         return data
 
     @property

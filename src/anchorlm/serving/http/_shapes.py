@@ -84,21 +84,14 @@ class Shape:
             if usage:
                 yield _event(self._frame(self._chunk_object) | {"choices": [], "usage": self._exchange.usage()})
         except Exception as error:
-            failure = self._failure(error)
-            status = failure.status
-            yield _event(failure.body())
+            wrong = failure(self._exchange.id, error)
+            status = wrong.status
+            yield _event(wrong.body())
         try:
             await self._exchange.end(status)
         except Exception as error:
-            yield _event(self._failure(error).body())
+            yield _event(failure(self._exchange.id, error).body())
         yield {"data": "[DONE]"}
-
-    def _failure(self, error: Exception) -> ApiError:
-        if isinstance(error, ApiError):
-            return error
-        # Only the kind is logged: what it says may hold a prompt.
-        _log.error("request %s failed unexpectedly: %s", self._exchange.id, type(error).__name__)
-        return unexpected()
 
     @property
     def _chunk_object(self) -> str:
@@ -122,6 +115,15 @@ class Shape:
             "created": self._exchange.created,
             "model": self._exchange.served.id,
         }
+
+
+def failure(request_id: str, error: Exception) -> ApiError:
+    """What a client is told whose stream cannot go on."""
+    if isinstance(error, ApiError):
+        return error
+    # Only the kind is logged: what it says may hold a prompt.
+    _log.error("request %s failed unexpectedly: %s", request_id, type(error).__name__)
+    return unexpected()
 
 
 def _event(data: dict[str, Any]) -> dict[str, str]:

@@ -21,14 +21,15 @@ _PARTS = {
 }
 
 
-_SAME = {"input_text": "text", "output_text": "text"}
-"""What other interfaces call a piece of text."""
+_SAME = {"input_text": "text", "output_text": "text", "input_image": "image_url"}
+"""What other interfaces call a piece."""
 
 _THOUGHTS = ("thinking", "reasoning", "redacted_thinking")
 """Pieces of an assistant's turn that are no answer: no model reads its earlier thoughts here."""
 
 _BESIDE_A_PART = frozenset({
-    "annotations", "citations", "extras", "id", "index", "logprobs", "metadata", "phase", "provider_specific_fields",
+    "annotations", "citations", "detail", "extras", "id", "index", "logprobs", "metadata", "phase",
+    "provider_specific_fields",
 })  # fmt: skip
 _BESIDE_A_TURN = frozenset({
     "additional_kwargs", "citations", "createdAt", "created_at", "finish_reason", "index", "info", "logprobs", "model",
