@@ -3,11 +3,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from scripted import OPEN, thinker
 from typer.testing import Result
 
 from anchorlm.cli._chat import Session
+from anchorlm.engine import LocalEngine
 from anchorlm.guard import Guard
 from anchorlm.records import UserError
 
@@ -43,6 +46,42 @@ def test_a_streamed_turn_is_the_whole_answer_without_control_characters(guard: G
     assert (
         said == "".join(letter for letter in whole if letter in "\n\t" or letter.isprintable() or letter == " ") + "\n"
     )
+
+
+THOUGHT, ANSWER = "The fox asks.", "How do I bake bread?"
+
+
+def thinking(policy: Any) -> Guard:
+    engine = LocalEngine(thinker(f"{THOUGHT}\n</think>\n\n{ANSWER}", OPEN))
+    return Guard(engine, thoughts=policy, generation={"max_new_tokens": 40})
+
+
+def test_a_shown_thought_is_dim_and_apart_from_the_answer() -> None:
+    pieces = list(Session(thinking("show"), dim=True).say("hi"))
+    between = pieces.index("\n\n")
+    thought, answer = pieces[:between], pieces[between + 1 :]
+    assert all(piece.startswith("\x1b[2m") and piece.endswith("\x1b[0m") for piece in thought)
+    assert "".join(piece.removeprefix("\x1b[2m").removesuffix("\x1b[0m") for piece in thought) == THOUGHT
+    assert "".join(answer) == f"{ANSWER}\n"
+
+
+def test_without_a_terminal_a_shown_thought_stands_between_marks() -> None:
+    assert "".join(Session(thinking("show")).say("hi")) == f"<think>\n{THOUGHT}\n</think>\n\n{ANSWER}\n"
+
+
+@pytest.mark.parametrize("dim", [True, False])
+def test_a_hidden_thought_is_not_shown(dim: bool) -> None:
+    assert "".join(Session(thinking("hide"), dim=dim).say("hi")) == f"{ANSWER}\n"
+
+
+def test_a_shown_thought_is_no_part_of_what_the_next_turn_reads() -> None:
+    guard = thinking("show")
+    session = Session(guard)
+    "".join(session.say("hi"))
+    history = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": ANSWER}]
+    expected = guard.chat([*history, {"role": "user", "content": "Two"}])
+    said = "".join(session.say("Two")).removesuffix("\n")
+    assert said.rpartition("</think>\n\n")[2] == "".join(c for c in expected.text if c.isprintable() or c in "\n\t")
 
 
 def test_turns_are_remembered_until_reset(guard: Guard) -> None:

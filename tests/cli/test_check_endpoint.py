@@ -60,7 +60,7 @@ def test_what_is_therefore_not_to_be_had_is_named(serve: Callable[..., str]) -> 
     assert found.gaps == []
     assert "the server writes the turns, no likeliest tokens, cannot continue an answer" in found.facts[0]
     notes = " ".join(found.notes)
-    assert "top_k and repetition_penalty cannot be set" in notes
+    assert "top_k, min_p and repetition_penalty cannot be set" in notes
     assert "no anchor can guide it" in notes
     assert "what it does with thoughts is not known here" in notes
     assert found.thoughts == {"thoughts": "unknown"}

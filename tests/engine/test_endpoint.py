@@ -127,6 +127,53 @@ def test_every_request_says_how_to_sample(serve: Callable[..., Endpoint], folder
     assert endpoint.bodies("/completions")[-1]["temperature"] == 0
 
 
+HOW = {"do_sample": True, "top_k": 7, "min_p": 0.1, "repetition_penalty": 1.3, "presence_penalty": 0.5,
+       "frequency_penalty": -0.5, "stop_token_ids": (9,)}  # fmt: skip
+
+
+def written(one: EndpointEngine, **how: Any) -> tuple[int, ...]:
+    async def write() -> tuple[int, ...]:
+        async with one.open(one.model.encode(TURNS), room=12) as row:
+            return (await row.generate(GenerationSettings(max_new_tokens=12, **how))).token_ids
+
+    return runtime().run(write())
+
+
+def test_all_ways_of_sampling_go_to_the_server(serve: Callable[..., Endpoint], folder: str) -> None:
+    endpoint = serve(owner="vllm", form="ids")
+    written(engine(endpoint, folder), **HOW)
+    body = endpoint.bodies("/completions")[-1]
+    told = {name: value for name, value in HOW.items() if name not in ("do_sample", "stop_token_ids")}
+    assert {name: body[name] for name in told} == told
+    assert 9 in body["stop_token_ids"]
+
+
+def test_a_server_of_openais_takes_its_penalties_and_no_others(serve: Callable[..., Endpoint], folder: str) -> None:
+    endpoint = serve(strict=True)
+    far = engine(endpoint, folder)
+    assert not far.found.extended
+    written(far, presence_penalty=0.5)
+    assert endpoint.bodies("/completions")[-1]["presence_penalty"] == 0.5
+    for name, value in (("min_p", 0.1), ("top_k", 5), ("repetition_penalty", 1.2)):
+        with pytest.raises(UserError, match=f"takes no {name}: leave {name} out"):
+            written(far, do_sample=True, **{name: value})
+
+
+@pytest.mark.parametrize("way", [{"form": "chat"}, {"form": "ids", "owner": "vllm"}, {"form": None}], ids=str)
+def test_a_stop_token_ends_an_answer_from_a_server_that_knows_nothing_of_it(
+    way: dict[str, Any], serve: Callable[..., Endpoint], folder: str
+) -> None:
+    far = engine(serve(**way), folder)
+    whole = written(far)
+    stop = whole[5]
+    assert written(far, stop_token_ids=(stop,)) == whole[: whole.index(stop)]
+
+
+def test_stop_tokens_are_refused_where_nobody_knows_the_tokens(serve: Callable[..., Endpoint]) -> None:
+    with pytest.raises(UserError, match="use stop texts"):
+        written(engine(serve(completions=False)), stop_token_ids=(9,))
+
+
 def test_prompts_go_as_tokens_where_the_server_takes_them_and_as_text_elsewhere(
     serve: Callable[..., Endpoint], folder: str, model: CausalModel
 ) -> None:

@@ -10,7 +10,9 @@ from factories import random_ids, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
+    LogitsProcessor,
     LogitsProcessorList,
+    MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -22,14 +24,31 @@ from anchorlm.engine._sampling import Sampler, choose
 from anchorlm.records import GenerationSettings
 
 
-def reference(logits: torch.Tensor, history: list[int], how: GenerationSettings) -> torch.Tensor:
+class Penalties(LogitsProcessor):  # type: ignore[misc]
+    """OpenAI's penalties, token by token: transformers has none of them."""
+
+    def __init__(self, start: int, how: GenerationSettings) -> None:
+        self.start, self.how = start, how
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        answer = input_ids[0, self.start :].tolist()
+        for token in range(scores.shape[-1]):
+            if count := answer.count(token):
+                scores[0, token] -= self.how.presence_penalty + count * self.how.frequency_penalty
+        return scores
+
+
+def reference(logits: torch.Tensor, history: list[int], how: GenerationSettings, start: int = 0) -> torch.Tensor:
     """The distribution of transformers' own processors."""
     steps = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(how.repetition_penalty)])
+    steps.append(Penalties(start, how))
     steps.append(TemperatureLogitsWarper(how.temperature))
     if how.top_k:
         steps.append(TopKLogitsWarper(how.top_k))
     if how.top_p < 1:
         steps.append(TopPLogitsWarper(how.top_p))
+    if how.min_p:
+        steps.append(MinPLogitsWarper(how.min_p))
     scores: torch.Tensor = steps(torch.tensor([history]), logits[None].clone())
     return scores[0].softmax(-1)
 
@@ -41,6 +60,10 @@ SETTINGS = [
     GenerationSettings(do_sample=True, top_k=8, top_p=0.8, repetition_penalty=1.7),
     GenerationSettings(do_sample=True, top_k=1),
     GenerationSettings(do_sample=True, top_p=0.01),
+    GenerationSettings(do_sample=True, min_p=0.1),
+    GenerationSettings(do_sample=True, min_p=0.05, top_k=6, top_p=0.9, temperature=1.3),
+    GenerationSettings(do_sample=True, presence_penalty=1.5, frequency_penalty=-0.5),
+    GenerationSettings(do_sample=True, frequency_penalty=2.0, repetition_penalty=1.2, min_p=0.02),
 ]
 
 
@@ -49,10 +72,10 @@ def test_samples_follow_the_distribution_of_transformers(how: GenerationSettings
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(12, generator=generator) * 2
     history = [0, 3, 3, 7]
-    expected = reference(logits, history, how)
+    expected = reference(logits, history, how, start=1)
     draws = 20_000
     sampler = Sampler(how)
-    drawn = Counter(choose(logits.expand(draws, -1), [sampler] * draws, [history] * draws))
+    drawn = Counter(choose(logits.expand(draws, -1), [sampler] * draws, [history] * draws, [1] * draws))
     for token, probability in enumerate(expected.tolist()):
         deviation = (probability * (1 - probability) / draws) ** 0.5
         assert abs(drawn[token] / draws - probability) <= 5 * deviation
@@ -66,7 +89,10 @@ def test_samples_follow_the_distribution_of_transformers(how: GenerationSettings
         temperature=st.floats(0.1, 3),
         top_k=st.none() | st.integers(1, 60),
         top_p=st.floats(0.05, 1),
+        min_p=st.floats(0, 1),
         repetition_penalty=st.floats(0.5, 2),
+        presence_penalty=st.floats(-2, 2),
+        frequency_penalty=st.floats(-2, 2),
         seed=st.integers(0, 99),
     ),
 )
@@ -90,6 +116,7 @@ def sorted_draw(logits: torch.Tensor, how: GenerationSettings, uniform: float) -
     cumulative = probabilities.cumsum(-1)
     within = min(how.top_k or len(logits), len(logits))
     kept = min(int((cumulative < how.top_p * cumulative[within - 1]).sum()) + 1, within)
+    kept = min(kept, int((probabilities >= how.min_p * probabilities[0]).sum()))
     place = int(torch.searchsorted(cumulative, uniform * cumulative[kept - 1], right=True))
     return int(order[min(place, kept - 1)])
 
@@ -104,6 +131,7 @@ def sorted_draw(logits: torch.Tensor, how: GenerationSettings, uniform: float) -
             do_sample=st.just(True),
             top_k=st.none() | st.integers(1, 8000),
             top_p=st.sampled_from([0.1, 0.9, 0.99, 1.0]),
+            min_p=st.sampled_from([0.0, 0.0013, 0.37]),
             seed=st.integers(0, 99),
         ),
         min_size=1,
@@ -154,6 +182,71 @@ def test_the_seed_reproduces_a_text_whatever_runs_beside_it() -> None:
     alone = [runtime().run(one(*each)) for each in zip(prompts, how, strict=True)]
     assert runtime().run(together()) == alone
     assert runtime().run(one(prompts[0], how[1])) != alone[0]
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    start=st.integers(0, 12),
+    how=st.builds(
+        GenerationSettings,
+        repetition_penalty=st.floats(0.5, 2),
+        presence_penalty=st.floats(-2, 2),
+        frequency_penalty=st.floats(-2, 2),
+    ),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_likeliest_token_is_that_of_a_naive_reference_and_only_the_answer_is_counted(
+    seed: int, start: int, how: GenerationSettings
+) -> None:
+    logits = torch.randn(12, generator=torch.Generator().manual_seed(seed)) * 2
+    [history] = random_ids(12, seed=seed, low=0, high=12)
+    best = reference(logits, history, how, start=start)
+    [token] = choose(logits[None], [Sampler(how)], [history], [start])
+    assert best[token] == pytest.approx(float(best.max()), rel=1e-5)
+
+
+def test_penalties_count_the_answer_as_the_engine_writes_it() -> None:
+    engine = LocalEngine(tiny_model("llama"))
+    [prompt] = random_ids(9)
+
+    async def write(**how: float) -> tuple[int, ...]:
+        async with engine.open(prompt, room=12) as row:
+            ids: list[int] = []
+            for _ in range(12):
+                logits = await row.logits()
+                for token in set(ids):
+                    logits = logits.clone()
+                    logits[token] -= how["presence_penalty"] + how["frequency_penalty"] * ids.count(token)
+                ids.append(int(logits.argmax()))
+                row.append(ids[-1:])
+            return tuple(ids)
+
+    async def generate(**how: float) -> tuple[int, ...]:
+        async with engine.open(prompt, room=12) as row:
+            return (await row.generate(GenerationSettings(max_new_tokens=12, **how))).token_ids
+
+    how = {"presence_penalty": 0.7, "frequency_penalty": 1.1}
+    assert runtime().run(generate(**how)) == runtime().run(write(**how))
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_token_that_is_to_end_the_answer_ends_it_and_is_no_part_of_it(streamed: bool) -> None:
+    engine = LocalEngine(tiny_model("llama"))
+    [prompt] = random_ids(9)
+
+    async def write(**how: object) -> tuple[list[int], str]:
+        generation = GenerationSettings(max_new_tokens=12, **how)
+        async with engine.open(prompt, room=12) as row:
+            if streamed:
+                return [token async for token in row.stream(generation)], "stop"
+            found = await row.generate(generation)
+            return list(found.token_ids), found.finish_reason
+
+    whole, _ = runtime().run(write())
+    stop = whole[5]
+    assert runtime().run(write(stop_token_ids=(stop,))) == (whole[: whole.index(stop)], "stop")
+    unsaid = next(token for token in range(20) if token not in whole)
+    assert runtime().run(write(stop_token_ids=(unsaid,)))[0] == whole
 
 
 def test_the_repetition_penalty_also_changes_greedy_text() -> None:

@@ -38,6 +38,14 @@ def post(live: Live, body: dict[str, Any], path: str = "chat/completions") -> ht
         {"content": [{"type": "refusal", "refusal": "I can't."}]},
         {"content": [{"type": "text", "text": "yo", "cache_control": {"type": "ephemeral"}, "annotations": None}]},
         {"content": "yo", "thinking": None},
+        {"content": "yo", "thinking": "hm", "timestamp": 1, "model": "m", "images": [], "usage": {"total_tokens": 3}},
+        {"content": "yo", "provider_specific_fields": {"a": 1}, "thinking_blocks": [{"type": "thinking"}]},
+        {"content": "yo", "finish_reason": "stop", "index": 0, "logprobs": {}, "id": "x", "cache_control": {"a": 1}},
+        {"content": [{"type": "thinking", "thinking": "hm", "signature": "x"}, {"type": "text", "text": "yo"}]},
+        {"content": [{"type": "reasoning", "summary": []}, {"type": "output_text", "text": "yo", "annotations": [{}]}]},
+        {"content": [{"type": "redacted_thinking", "data": "x"}]},
+        {"content": [{"type": "text", "text": None}], "refusal": None},
+        {"content": [], "refusal": "I can't."},
     ],
 )
 def test_a_turn_of_an_assistant_as_others_write_it_is_taken(live: Live, turn: dict[str, Any]) -> None:
@@ -51,6 +59,52 @@ def test_a_refusal_without_content_is_what_the_assistant_said(live: Live) -> Non
     assert said[0] == said[1]
 
 
+UNREAD = "zeppelin"
+"""Stands where no model and no guard looks."""
+
+BESIDE: list[dict[str, Any]] = [
+    {"content": "yo", name: UNREAD}
+    for name in ("reasoning", "reasoning_content", "thinking", "name", "metadata", "cache_control", "id", "model")
+] + [
+    {"content": "yo", "reasoning_details": [{"text": UNREAD}], "metadata": {"note": UNREAD}},
+    {"content": "yo", "refusal": UNREAD},
+    {"content": [{"type": "thinking", "thinking": UNREAD}, {"type": "text", "text": "yo"}]},
+    {"content": [{"type": "text", "text": "yo", "cache_control": UNREAD, "citations": [UNREAD]}]},
+    {"content": [{"type": "output_text", "text": "yo"}]},
+    {"content": [], "refusal": "yo"},
+    {"content": [{"type": "refusal", "refusal": "yo"}]},
+]  # fmt: skip
+
+
+def test_what_stands_beside_a_text_is_read_by_no_model_and_no_judge_and_the_text_by_both(
+    start_live: Callable[..., Live], make_guard: Callable[..., Guard]
+) -> None:
+    from anchorlm.serving import ServedModel
+
+    read: list[Any] = []
+
+    def judge(messages: Any, response: str) -> float:
+        read.append([dict(turn) for turn in messages])
+        return 0.0
+
+    live = start_live([ServedModel.of("guarded", make_guard(judge))])
+
+    def ask(turn: dict[str, Any]) -> tuple[Any, Any]:
+        body = {"messages": [ASK, {"role": "assistant", **turn}, END], "max_tokens": 2}
+        return post(live, body).json()["usage"], read[-1]
+
+    expected = ask({"content": "yo"})
+    assert {"role": "assistant", "content": "yo"} in expected[1]
+    for written in BESIDE:
+        assert ask(written) == expected, written
+
+
+def test_thoughts_are_no_part_of_a_users_turn(live: Live) -> None:
+    turn = {"role": "user", "content": [{"type": "thinking", "thinking": "hm"}]}
+    error = post(live, CHAT | {"messages": [turn]}).json()["error"]
+    assert (error["param"], error["code"]) == ("messages.0.content.0.type", "unsupported_value")
+
+
 @pytest.mark.parametrize(
     "sent",
     [
@@ -62,6 +116,9 @@ def test_a_refusal_without_content_is_what_the_assistant_said(live: Live) -> Non
         {"audio": {}}, {"modalities": []}, {"tool_choice": ""}, {"function_call": {}}, {"stop": [None]},
         {"messages": [{"role": "system", "content": None}, ASK]}, {"messages": [ASK | {"images": [], "x": ""}]},
         {"messages": [{"role": "developer", "content": ""}, ASK]},
+        {"cache_prompt": True, "timings_per_token": True, "reasoning_format": "auto", "priority": 0},
+        {"add_generation_prompt": True, "include_stop_str_in_output": False},
+        {"messages": [{"role": "user", "content": [{"type": "input_text", "text": "hi"}]}]},
     ],
 )  # fmt: skip
 def test_a_value_that_asks_for_nothing_is_no_mistake(live: Live, sent: dict[str, Any]) -> None:
@@ -103,8 +160,8 @@ PART = {"type": "text", "text": "x"}
         ({"audio": {"voice": "x"}}, "audio", "unsupported_parameter", "text"),
         ({"prediction": {}}, "prediction", "unsupported_parameter", "predicted"),
         ({"web_search_options": {}}, "web_search_options", "unsupported_parameter", "searches"),
-        ({"presence_penalty": 1}, "presence_penalty", "unsupported_parameter", "leave it out"),
-        ({"frequency_penalty": -1}, "frequency_penalty", "unsupported_parameter", "leave it out"),
+        ({"presence_penalty": 3}, "presence_penalty", "invalid_value", "less than or equal to 2"),
+        ({"frequency_penalty": -3}, "frequency_penalty", "invalid_value", "greater than or equal to -2"),
         ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter", "plain text"),
         ({"top_logprobs": 3}, "top_logprobs", "invalid_value", "needs logprobs"),
         ({"magic": 1}, "magic", "unknown_parameter", "max_tokens"),
@@ -123,6 +180,7 @@ PART = {"type": "text", "text": "x"}
          "unsupported_value", "hologram"),
         ({"messages": [{"role": "user", "content": [PART | {"size": 3}]}]}, "messages.0.content.0.size",
          "unknown_parameter", "image_url"),
+        ({"messages": [ASK | {"images": ["aGk="]}]}, "messages.0.images", "unknown_parameter", "cache_control"),
         ({"messages": [{"role": "user", "content": "x", "mood": 3}]}, "messages.0.mood", "unknown_parameter",
          "reasoning_content"),
         ({"messages": [{"role": "user", "content": None}]}, "messages.0.content", "invalid_value", "text"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,7 @@ from anchorlm.cli._exit import patient
 from anchorlm.cli._loading import load_guard
 from anchorlm.cli._recipes import parse_changes
 from anchorlm.guard import Guard, Recipe
-from anchorlm.records import AnchorLMError, Decision, GenerationSettings, Message, TextDelta, UserError
+from anchorlm.records import AnchorLMError, Decision, GenerationSettings, Message, TextDelta, ThoughtDelta, UserError
 
 HELP = """\
 /trace            what the defense decided for the last answer
@@ -26,10 +27,16 @@ _PRINTABLE = {code: None for code in (*range(32), *range(127, 160)) if chr(code)
 
 
 class Session:
-    """A conversation with a guard, line by line."""
+    """A conversation with a guard, line by line.
 
-    def __init__(self, guard: Guard) -> None:
+    Args:
+        guard: Answers.
+        dim: Thoughts that are shown are dim, for a terminal; else they stand between marks.
+    """
+
+    def __init__(self, guard: Guard, *, dim: bool = False) -> None:
         self._guard = guard
+        self._dim = dim
         self._messages: list[Message] = []
         self._trace: list[Decision] = []
         self._knobs: dict[str, Any] = {}
@@ -66,15 +73,31 @@ class Session:
         messages = [*self._messages, {"role": "user", "content": line}]
         said: list[str] = []
         trace: list[Decision] = []
+        thinking = False
         for event in self._guard.stream(messages, knobs=self._knobs, **self._generation):
-            if isinstance(event, TextDelta):
+            if isinstance(event, ThoughtDelta) and event.text:
+                yield self._thought(event.text.translate(_PRINTABLE), begins=not thinking)
+                thinking = True
+            elif isinstance(event, TextDelta):
+                if thinking:
+                    yield self._between
+                    thinking = False
                 said.append(event.text)
                 yield event.text.translate(_PRINTABLE)
             elif isinstance(event, Decision):
                 trace.append(event)
-        yield "\n"
+        yield f"{self._between if thinking else ''}\n"  # a thought without an answer
         self._messages = [*messages, {"role": "assistant", "content": "".join(said)}]
         self._trace = trace
+
+    @property
+    def _between(self) -> str:
+        return "\n\n" if self._dim else "\n</think>\n\n"
+
+    def _thought(self, text: str, *, begins: bool) -> str:
+        if self._dim:
+            return typer.style(text, dim=True)
+        return f"<think>\n{text}" if begins else text
 
     def _set(self, change: str) -> None:
         knobs, generation = dict(self._knobs), dict(self._generation)
@@ -93,7 +116,7 @@ def run(recipe: Recipe, *, probe: bool | None = None) -> None:
     Raises:
         Exit: With 2 or 1 where stdin is not a terminal and a line could not be answered.
     """
-    session = Session(load_guard(recipe, probe=probe))
+    session = Session(load_guard(recipe, probe=probe), dim=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
     interactive = sys.stdin.isatty()
     if interactive:
         typer.echo("Type a message, or /help.")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from anchorlm.defenses._base import Defense, DefenseSettings, Speech, room_for
+from anchorlm.defenses._base import Defense, DefenseSettings, Speech, ends, room_for
 from anchorlm.defenses._thinking import Thinking
 from anchorlm.records import Access, Event, Finished, Request, Usage
 from anchorlm.team import Needs
@@ -69,7 +69,7 @@ class ARGS(Defense):
                 tokens = logits.topk(k).indices.tolist()
                 rewards = await self._rewards(request, settings, written, tokens)
                 token = tokens[args_step(logits, k, rewards, settings.w)]
-                if ended := token in row.stops:
+                if ended := token in ends(row, request.generation):
                     break
                 row.append([token], scored(logits, token, request.generation))
                 if ended := row.end_turn():

@@ -233,6 +233,11 @@ def room_for(engine: Engine, prompt_length: int, generation: GenerationSettings)
     return max(1, min(generation.max_new_tokens, engine.model.context_length - prompt_length))
 
 
+def ends(row: TokenSequence, generation: GenerationSettings) -> frozenset[int]:
+    """The tokens that end the answer: those of the model, and those that the request names."""
+    return row.stops.union(generation.stop_token_ids)
+
+
 def varied(generation: GenerationSettings, temperature: float) -> GenerationSettings:
     """The request's own way of choosing tokens if it samples; else sampling at `temperature`, so rows differ."""
     if generation.do_sample:

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from anchorlm.defenses._base import Defense, DefenseSettings, room_for, varied
+from anchorlm.defenses._base import Defense, DefenseSettings, ends, room_for, varied
 from anchorlm.defenses._picked import COMFORT, Picks
 from anchorlm.defenses._thinking import Thinking
 from anchorlm.records import Access, Event, Request
@@ -56,7 +56,7 @@ class BestOfN(Defense):
             request, room = thinking.request, room_for(self.target, root.prompt_length, generation)
             plan = SearchPlan(beams=settings.n, keep=settings.n, block=room, room=room)
             await read_ahead(self.target, root)  # one prefill, shared by all
-            beam = Beam(TargetProposal(root, root.stops), SafetyState(0.0))
+            beam = Beam(TargetProposal(root, ends(root, generation)), SafetyState(0.0))
             found = await search([beam], plan, varied(generation, settings.temperature), unscored)
         picks = Picks(self, request, settings)
         await picks.add(found.beams, [None] * len(found.beams))

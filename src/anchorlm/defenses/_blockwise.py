@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from anchorlm.defenses._base import Defense, DefenseSettings, room_for, varied
+from anchorlm.defenses._base import Defense, DefenseSettings, ends, room_for, varied
 from anchorlm.defenses._thinking import Thinking
 from anchorlm.records import Access, Decision, Event, Finished, Request, TextDelta, Usage
 from anchorlm.team import Needs
@@ -68,7 +68,8 @@ class BeamSearch(Defense):
             room, asked = room_for(self.target, row.prompt_length, request.generation), thinking.request
             plan = SearchPlan(settings.n, self._keep(settings), settings.block or room, room, lead=inf)
             await read_ahead(self.target, row)  # read once, shared by all
-            root = Beam(TargetProposal(row, row.stops), SafetyState(getattr(settings, "budget", inf)))
+            proposal = TargetProposal(row, ends(row, request.generation))
+            root = Beam(proposal, SafetyState(getattr(settings, "budget", inf)))
             found = await search([root], plan, sampling, lambda beams: self._score(asked, settings, beams))
             best = found.beams[0]
             best.close()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from anchorlm.defenses._base import Defense, DefenseSettings, Speech, room_for, stream_target
+from anchorlm.defenses._base import Defense, DefenseSettings, Speech, ends, room_for, stream_target
 from anchorlm.defenses._thinking import Thinking
 from anchorlm.records import (
     Access,
@@ -113,7 +113,7 @@ class SafeDecoding(Defense):
                 yield piece
             if thinking.failed is not None:
                 return
-            start, stops = row.prompt_length, row.stops
+            start, stops = row.prompt_length, ends(row, generation)
             room = room_for(self.target, start, generation)
             count = min(count, room)
             speech, ended = Speech(row, self.target.model.vocabulary), False

@@ -6,7 +6,16 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from anchorlm.engine._endpoint_bodies import Abilities, ends, likeliest, neutral, sampling, with_prompt, with_turns
+from anchorlm.engine._endpoint_bodies import (
+    Abilities,
+    ends,
+    likeliest,
+    neutral,
+    sampling,
+    takes_stop_ids,
+    with_prompt,
+    with_turns,
+)
 from anchorlm.engine._endpoint_faults import wrong
 from anchorlm.engine._endpoint_http import Caller
 from anchorlm.engine._endpoint_probe import probe
@@ -182,7 +191,13 @@ class EndpointEngine:
     def _asks(self, generation: GenerationSettings, room: int) -> dict[str, Any]:
         """How to choose tokens, where to end, and what to tell of each token."""
         body = sampling(self.found, generation, room)
-        body |= ends(self.found, self.model.stop_texts, self.model.stop_ids)
+        if generation.stop_token_ids and not (self.model.spelled or takes_stop_ids(self.found)):
+            raise UserError(
+                f"The tokens of {self.model.name} are not known here, and its server takes no stop_token_ids: give its "
+                "tokenizer, or use stop texts."
+            )
+        stops = self.model.stop_ids.union(generation.stop_token_ids)
+        body |= ends(self.found, self.model.stop_texts, stops)
         wanted = generation.logprobs
         if self.found.top:
             # With its log-probability a token comes with its name, and so the answer in its own tokens.

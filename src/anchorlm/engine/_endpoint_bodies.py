@@ -14,8 +14,8 @@ Mode = Literal["tokens", "text", "chat"]
 _LARGEST = 2**31 - 1
 _HISTORY = 8192
 """Tokens that a repetition penalty looks back on, where it is not known how many the model reads."""
-_OFF: dict[str, Any] = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
-"""Samplers that the OpenAI interface does not know, and that servers have."""
+_BEYOND: dict[str, Any] = {"top_k": None, "min_p": 0.0, "repetition_penalty": 1.0}
+"""Samplers that the OpenAI interface does not know, and that servers have, with the values that ask for nothing."""
 _LLAMA: dict[str, Any] = {
     "repeat_penalty": 1.0, "typical_p": 1.0, "top_n_sigma": -1.0, "xtc_probability": 0.0,
     "dry_multiplier": 0.0, "dynatemp_range": 0.0, "mirostat": 0, "post_sampling_probs": False, "cache_prompt": True,
@@ -65,19 +65,22 @@ def sampling(found: Abilities, generation: GenerationSettings, room: int) -> dic
     body: dict[str, Any] = {
         "temperature": generation.temperature if own else 0.0,
         "top_p": generation.top_p if own else 1.0,
-        "presence_penalty": 0.0,
-        "frequency_penalty": 0.0,
+        "presence_penalty": generation.presence_penalty,
+        "frequency_penalty": generation.frequency_penalty,
         "seed": small_seed(generation.seed),
         "max_tokens": room,
     }
-    penalty, top_k = generation.repetition_penalty, generation.top_k if own else None
+    narrows = {"top_k": generation.top_k, "min_p": generation.min_p} if own else {}
+    beyond = _BEYOND | narrows | {"repetition_penalty": generation.repetition_penalty}
     if found.extended:
-        body |= _OFF | {"top_k": top_k or -1, "repetition_penalty": penalty}
+        body |= beyond | {"top_k": beyond["top_k"] or -1}
         if found.kind == "llama-server":
-            body |= _LLAMA | {"repeat_penalty": penalty, "repeat_last_n": found.context or _HISTORY}
-    elif top_k is not None or penalty != 1.0:
-        name = "repetition_penalty" if penalty != 1.0 else "top_k"
-        raise UserError(f"The server of {found.model} takes no {name}: leave {name} out of the generation settings.")
+            penalty = {"repeat_penalty": generation.repetition_penalty, "repeat_last_n": found.context or _HISTORY}
+            body |= _LLAMA | penalty
+    elif asked := [name for name, value in beyond.items() if value != _BEYOND[name]]:
+        raise UserError(
+            f"The server of {found.model} takes no {asked[0]}: leave {asked[0]} out of the generation settings."
+        )
     return body
 
 
@@ -121,9 +124,14 @@ def with_turns(found: Abilities, asked: Mapping[str, Any], begun: str) -> dict[s
 def ends(found: Abilities, texts: tuple[str, ...], ids: frozenset[int]) -> dict[str, Any]:
     """Where an answer is to end, besides the places that the server knows."""
     body: dict[str, Any] = {"stop": list(texts[:4])} if texts else {}
-    if found.kind in ("vllm", "sglang") and ids:
+    if takes_stop_ids(found) and ids:
         body["stop_token_ids"] = sorted(ids)
     return body
+
+
+def takes_stop_ids(found: Abilities) -> bool:
+    """Whether a server can be told the tokens that end an answer."""
+    return found.kind in ("vllm", "sglang")
 
 
 def small_seed(seed: int) -> int:

@@ -193,7 +193,7 @@ def _told(trial: Abilities, reply: Reply, asked: int) -> Abilities:
     exact = entry is not None and any(one.id is not None or one.piece != one.name.encode() for one in entry.top)
     notes = []
     if not trial.extended:
-        notes.append("It takes no samplers beyond OpenAI's: top_k and repetition_penalty cannot be set.")
+        notes.append("It takes no samplers beyond OpenAI's: top_k, min_p and repetition_penalty cannot be set.")
     if given < 2:
         notes.append("It names no likeliest tokens.")
     elif not exact and trial.mode != "tokens":

@@ -202,8 +202,10 @@ class EndpointSequence:
         """Takes tokens up to where the turn ends; whether it does."""
         self._last = None
         wanted = settings.logprobs
+        # Where the tokens of a server are not known, what it wrote has ids of our own.
+        stops = self.stops.union(settings.stop_token_ids if self._engine.model.spelled else ())
         for place, token in enumerate(written.ids):
-            if token in self.stops:
+            if token in stops:
                 return True
             if written.scores and wanted is not None:
                 score = written.scores[place]

@@ -49,7 +49,9 @@ class BatchExecutor:
                 shaped.append(index)
         if shaped:
             samplers = [sampler for index in shaped if (sampler := calls[index].sampler) is not None]
-            chosen = choose(logits[shaped], samplers, [batch[index].ids for index in shaped])
+            members = [batch[index] for index in shaped]
+            starts = [member.prompt_length for member in members]
+            chosen = choose(logits[shaped], samplers, [member.ids for member in members], starts)
             ready += zip(shaped, chosen, strict=True)
         scored = [(index, token) for index, token in ready if _logprobs(calls[index]) is not None]
         scores = _scores(logits, scored, calls)
@@ -61,13 +63,15 @@ class BatchExecutor:
         call = _call(member)
         if call.sampler is None:
             raise RuntimeError("A sequence that does not generate was started.")
-        plain = call.sampler.plain
-        token = int(logits.max(dim=-1).indices) if plain else choose(logits[None], [call.sampler], [member.ids])[0]
+        if call.sampler.plain:
+            token = int(logits.max(dim=-1).indices)
+        else:
+            token = choose(logits[None], [call.sampler], [member.ids], [member.prompt_length])[0]
         top = _logprobs(call)
         self._advance(member, call, token, None if top is None else token_scores(logits[None], [token], top)[0])
 
     def _advance(self, member: LocalSequence, call: PendingCall, token: int, score: TokenScore | None) -> None:
-        if token in member.stops:
+        if token in member.stops or (call.sampler is not None and token in call.sampler.settings.stop_token_ids):
             call.stopped = True
         else:
             member.take(token, score)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -44,20 +45,33 @@ class Sampler:
     @property
     def plain(self) -> bool:
         """Whether the most likely token is taken as it is."""
-        return not self.settings.do_sample and self.settings.repetition_penalty == 1.0
+        return not self.settings.do_sample and not self.penalized
+
+    @property
+    def penalized(self) -> bool:
+        """Whether tokens that were seen before are to become less likely, or more."""
+        own = self.settings
+        return own.repetition_penalty != 1.0 or own.presence_penalty != 0.0 or own.frequency_penalty != 0.0
 
 
-def choose(logits: Tensor, samplers: Sequence[Sampler], histories: Sequence[Sequence[int]]) -> list[int]:
-    """The next token of each row, in the order of transformers: repetition penalty, temperature, top-k, top-p.
+def choose(
+    logits: Tensor,
+    samplers: Sequence[Sampler],
+    histories: Sequence[Sequence[int]],
+    starts: Sequence[int] | None = None,
+) -> list[int]:
+    """The next token of each row, in the order of transformers: repetition penalty, temperature, top-k, top-p, min-p.
 
-    Of equally likely tokens at the edge of the `top_k`, just `top_k` are kept.
+    The other two penalties come behind the first one, as in vLLM. They count the answer's tokens alone. Of equally
+    likely tokens at the edge of the `top_k`, just `top_k` are kept.
 
     Args:
         logits: (n, V), float32, finite where it is largest.
         samplers: One for each row.
-        histories: Tokens so far, prompt included, one list for each row (for the repetition penalty).
+        histories: Tokens so far, prompt included, one list for each row (for the penalties).
+        starts: Where the answer begins in each of them; None: there is no prompt.
     """
-    logits = _shaped(logits, samplers, histories)
+    logits = _shaped(logits, samplers, histories, starts or [0] * len(samplers))
     tokens: list[int] = logits.argmax(dim=-1).tolist()
     sampled = [index for index, sampler in enumerate(samplers) if sampler.settings.do_sample]
     if sampled:
@@ -67,23 +81,36 @@ def choose(logits: Tensor, samplers: Sequence[Sampler], histories: Sequence[Sequ
     return tokens
 
 
-def _shaped(logits: Tensor, samplers: Sequence[Sampler], histories: Sequence[Sequence[int]]) -> Tensor:
-    """Repetition penalty and temperature."""
+def _shaped(
+    logits: Tensor, samplers: Sequence[Sampler], histories: Sequence[Sequence[int]], starts: Sequence[int]
+) -> Tensor:
+    """Penalties and temperature."""
     logits = logits.clone()
-    for row, (sampler, history) in enumerate(zip(samplers, histories, strict=True)):
-        penalty = sampler.settings.repetition_penalty
-        if penalty != 1.0:
-            seen = torch.tensor(sorted(set(history)), device=logits.device)
-            values = logits[row, seen]
-            logits[row, seen] = torch.where(values < 0, values * penalty, values / penalty)
+    for row, (sampler, history, start) in enumerate(zip(samplers, histories, starts, strict=True)):
+        if sampler.penalized:
+            _penalize(logits[row], sampler.settings, history, start)
     scale = [max(sampler.settings.temperature, _COLDEST) if sampler.settings.do_sample else 1.0 for sampler in samplers]
     return logits / torch.tensor(scale, device=logits.device)[:, None]
+
+
+def _penalize(logits: Tensor, settings: GenerationSettings, history: Sequence[int], start: int) -> None:
+    """Changes the logits (V,) of tokens that were seen before."""
+    if (penalty := settings.repetition_penalty) != 1.0 and history:
+        seen = torch.tensor(sorted(set(history)), device=logits.device)
+        values = logits[seen]
+        logits[seen] = torch.where(values < 0, values * penalty, values / penalty)
+    if settings.presence_penalty == 0.0 and settings.frequency_penalty == 0.0:
+        return
+    if counts := Counter(history[start:]):
+        said = torch.tensor(list(counts), device=logits.device)
+        often = torch.tensor(list(counts.values()), device=logits.device, dtype=logits.dtype)
+        logits[said] -= settings.presence_penalty + settings.frequency_penalty * often
 
 
 def _draw(logits: Tensor, samplers: Sequence[Sampler]) -> list[int]:
     """Inverse-CDF sampling over the head of the distribution: one uniform number a row, whatever the batch.
 
-    In descending order both top-k and top-p keep a head of the distribution, so the number is scaled to the
+    In descending order top-k, top-p and min-p each keep a head of the distribution, so the number is scaled to the
     head's mass and looked up in the cumulative sum. Only the head is put in order: a vocabulary may be large.
     """
     size = logits.shape[-1]
@@ -115,10 +142,15 @@ def _looked_up(logits: Tensor, uniform: Tensor, samplers: Sequence[Sampler], row
     within = reached if width == logits.shape[-1] else torch.where(whole, torch.ones_like(reached), reached)
     # top_p applies to what top_k left, and keeps the token that crosses the bound.
     kept = ((cumulative < top_p * within).sum(dim=-1, keepdim=True) + 1).clamp(max=width)
-    mass = torch.where(top_p * within <= reached, cumulative.gather(-1, kept - 1), within)
+    # min_p compares with the likeliest token, so that what top_k and top_p left does not matter to it.
+    min_p = torch.tensor([samplers[row].settings.min_p for row in rows], device=device)[:, None]
+    likely = (values >= values[:, :1] + min_p.log()).sum(dim=-1, keepdim=True)
+    kept = torch.minimum(kept, likely)
+    known = (top_p * within <= reached) | (likely < width)
+    mass = torch.where(known, cumulative.gather(-1, kept - 1), within)
     place = torch.searchsorted(cumulative, uniform * mass, right=True)
     found = order.gather(-1, torch.minimum(place, kept - 1))
-    told = (top_p * within <= reached) | ((top_p >= 1) & (uniform < reached))
+    told = known | ((top_p >= 1) & (min_p == 0) & (uniform < reached))
     drawn: list[int] = torch.where(told, found, torch.full_like(found, -1))[:, 0].tolist()
     return drawn
 

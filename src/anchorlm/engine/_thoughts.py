@@ -51,6 +51,7 @@ class ThoughtWriter:
         self, row: TokenSequence, model: CausalModel, channel: Channel, generation: GenerationSettings
     ) -> None:
         self._row, self._model, self._channel = row, model, channel
+        generation = generation.model_copy(update={"stop_token_ids": ()})  # they end the answer
         self._generation = generation
         self._closing = channel.closing.encode()
         self._sampler = Sampler(generation)
@@ -93,7 +94,7 @@ class ThoughtWriter:
         """The next token, which is not in the row yet; None where the turn ends."""
         row = self._row
         if stepwise(row):
-            return choose((await row.logits())[None], [sampler], [row.ids])[0]
+            return choose((await row.logits())[None], [sampler], [row.ids], [row.prompt_length])[0]
         start = len(row.ids)
         written = await row.generate(self._generation.model_copy(update={"max_new_tokens": 1, "logprobs": None}))
         row.crop(start)
@@ -144,7 +145,7 @@ class ThoughtWriter:
 
     def _take(self, logits: Tensor) -> bool:
         """The next token, chosen from logits (V,); whether the thought is over, or can go on no more."""
-        token = choose(logits[None], [self._sampler], [self._row.ids])[0]
+        [token] = choose(logits[None], [self._sampler], [self._row.ids], [self._row.prompt_length])
         if token in self._model.stop_ids:
             data = self._model.marks.data(token)
             if data and self._closing.startswith(data):  # it ends a turn where it does not end a thought

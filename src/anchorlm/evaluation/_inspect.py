@@ -241,7 +241,8 @@ def _chat_message(one: Message) -> ChatMessage:
 
 def _generation(config: GenerateConfig) -> dict[str, Any]:
     """Inspect's settings under our names; those that it leaves open are the recipe's."""
-    found: dict[str, Any] = {"max_new_tokens": config.max_tokens, "top_p": config.top_p, "top_k": config.top_k}
+    same = ("top_p", "top_k", "presence_penalty", "frequency_penalty")
+    found: dict[str, Any] = {"max_new_tokens": config.max_tokens} | {name: getattr(config, name) for name in same}
     if config.logprobs:
         found["logprobs"] = config.top_logprobs or 0
     if config.temperature is not None:

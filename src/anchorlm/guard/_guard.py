@@ -268,7 +268,7 @@ class Guard:
             raw: The text is no turn: it goes to the model as it stands, without a chat template.
             knobs: Settings of the defense for this request only.
             template: Variables of the target's chat template for this request only, such as `enable_thinking`.
-            **generation: `max_new_tokens`, `do_sample`, `temperature`, `top_p`, `top_k`, `repetition_penalty`, `seed`.
+            **generation: Settings of `GenerationSettings`, such as `max_new_tokens`, `do_sample` and `temperature`.
 
         Raises:
             UserError: A mistake in the arguments, or a prompt that is empty or too long.

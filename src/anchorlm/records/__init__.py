@@ -27,7 +27,15 @@ if TYPE_CHECKING:
         TokenScore,
         Usage,
     )
-    from anchorlm.records._settings import Folder, GenerationSettings, Place, Settings, keys_beside
+    from anchorlm.records._settings import (
+        MOST_STOP_IDS,
+        PAST_THE_END,
+        Folder,
+        GenerationSettings,
+        Place,
+        Settings,
+        keys_beside,
+    )
     from anchorlm.records._sketches import Sketches, asked, likeness, plain, shingles, sketch, sketches
     from anchorlm.records._thoughts import (
         Policy,
@@ -47,7 +55,7 @@ else:
             "_rates": "clustered effective_size wilson",
             "_requests": "Message Messages Request as_messages first_stop prompt_key turn_text",
             "_responses": "Decision Event FinishReason Finished Response TextDelta TokenScore Usage",
-            "_settings": "Folder GenerationSettings Place Settings keys_beside",
+            "_settings": "Folder GenerationSettings MOST_STOP_IDS PAST_THE_END Place Settings keys_beside",
             "_sketches": "Sketches asked likeness plain shingles sketch sketches",
             "_thoughts": "Policy ThoughtDelta ThoughtSettings Thoughts checked_options checked_thoughts",
         },
@@ -58,6 +66,8 @@ else:
     )
 
 __all__ = [
+    "MOST_STOP_IDS",
+    "PAST_THE_END",
     "Access",
     "AnchorLMError",
     "Artifact",

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self, cast, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
 from anchorlm.records._errors import UserError
@@ -130,6 +130,13 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return [found for part in get_args(annotation) for found in _models_in(part)]
 
 
+MOST_STOP_IDS = 64
+"""Tokens that can end an answer besides the model's own."""
+
+PAST_THE_END = "an answer that goes on past its end would defeat the guard"
+"""Why nobody may ignore the token that ends a turn."""
+
+
 class GenerationSettings(Settings):
     """How tokens are chosen, under the Hugging Face names."""
 
@@ -138,9 +145,27 @@ class GenerationSettings(Settings):
     temperature: float = Field(default=1.0, gt=0, description="Divides the logits before sampling.")
     top_p: float = Field(default=1.0, gt=0, le=1, description="Sample from the smallest set of tokens with this mass.")
     top_k: int | None = Field(default=None, ge=1, description="Sample from this many of the most likely tokens.")
+    min_p: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Sample only from tokens with this share of the most likely one's probability.",
+    )
     repetition_penalty: float = Field(
         default=1.0, gt=0, description="Above 1, tokens that were seen before become less likely."
     )
+    presence_penalty: float = Field(
+        default=0.0, ge=-2, le=2, description="Taken from the logit of every token that the answer has already."
+    )
+    frequency_penalty: float = Field(
+        default=0.0, ge=-2, le=2, description="The same, once for each time that the answer has the token."
+    )
+    stop_token_ids: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(),
+        max_length=MOST_STOP_IDS,
+        description="Tokens of the target that end the answer. They are no part of it.",
+    )
+    ignore_eos: bool = Field(default=False, exclude=True, repr=False, description="Must be false.")
     logprobs: int | None = Field(
         default=None,
         ge=0,
@@ -148,3 +173,20 @@ class GenerationSettings(Settings):
         description="Report each token's log-probability, and those of this many most likely ones.",
     )
     seed: int = Field(default=0, ge=0, description="Seed of the sampling. A request's sample depends on nothing else.")
+
+    @field_validator("ignore_eos")
+    @classmethod
+    def _ends(cls, ignore_eos: bool) -> bool:
+        if ignore_eos:
+            raise ValueError(f"{PAST_THE_END}; leave ignore_eos out")
+        return ignore_eos
+
+    def identity(self) -> dict[str, Any]:
+        """What tells these settings from others, as JSON. What was written down with an earlier version stays valid:
+        a setting that came later is named only where it does something.
+        """
+        later = {name for name in _LATER if getattr(self, name) == GenerationSettings.model_fields[name].default}
+        return self.model_dump(mode="json", exclude=later)
+
+
+_LATER = ("min_p", "presence_penalty", "frequency_penalty", "stop_token_ids")

@@ -114,7 +114,7 @@ def take(
     row: TokenSequence, logits: Tensor, sampler: Sampler, stops: frozenset[int], generation: GenerationSettings
 ) -> bool:
     """Adds the next token from logits (V,) to a row; whether it ended the turn."""
-    [token] = choose(logits[None], [sampler], [row.ids])
+    [token] = choose(logits[None], [sampler], [row.ids], [row.prompt_length])
     if token in stops:
         return True
     row.append([token], scored(logits, token, generation))

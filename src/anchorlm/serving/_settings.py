@@ -13,6 +13,17 @@ Bounds = tuple[float, float] | tuple[str, ...]
 """What a client may choose: from the first number to the second, or one of some words."""
 
 
+Sampled = Literal[
+    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"
+]
+"""How a client may sample."""
+
+_SAFE: dict[Sampled, tuple[float, float]] = {"repetition_penalty": (1.0, 1.5)}
+"""Bounds that hold where the operator says nothing: a prompt that lists the words of refusals, with a large penalty on
+what it has said, would forbid them to the model.
+"""
+
+
 class ModelServing(Settings):
     """How one guard is served: the section `serve` of its recipe."""
 
@@ -30,10 +41,10 @@ class ModelServing(Settings):
         default_factory=dict,
         description="Knobs of the defense that a request may set. Each has the interval or the words to choose from.",
     )
-    sampling: dict[Literal["temperature", "top_p"], tuple[float, float]] = Field(
+    sampling: dict[Sampled, tuple[float, float]] = Field(
         default_factory=dict,
         description="Intervals from which a request may choose how it samples. Wilder sampling is less safe. By "
-        "default all that the API knows.",
+        "default all that the API knows, except a `repetition_penalty` outside 1 to 1.5.",
     )
     template: dict[str, tuple[bool | int | str, ...]] = Field(
         default_factory=dict,
@@ -43,6 +54,11 @@ class ModelServing(Settings):
     examples: tuple[str, ...] = Field(
         default=(), description="What the playground offers to ask. By default the probes."
     )
+
+    @property
+    def bounds(self) -> dict[Sampled, tuple[float, float]]:
+        """The intervals that hold."""
+        return _SAFE | self.sampling
 
     @field_validator("limits", "sampling")
     @classmethod

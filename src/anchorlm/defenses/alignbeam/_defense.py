@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
-from anchorlm.defenses._base import Defense, refuse, room_for, stream_target
+from anchorlm.defenses._base import Defense, ends, refuse, room_for, stream_target
 from anchorlm.defenses._flow import Flow
 from anchorlm.defenses._picked import Picks
 from anchorlm.defenses._thinking import Thinking, said
@@ -101,7 +101,7 @@ class AlignBeam(Defense):
             if self.target.access < Access.LOGITS:  # what no server has named is no candidate
                 tokens = [one for one in tokens if one[1] > -inf] or tokens[:1]
             mixtures = [first, *(first.fork() for _ in tokens[1:])]
-            stops = row.stops
+            stops = ends(row, request.generation)
             candidates = [Primed(m, settings.mixed_tokens, stops, *t) for m, t in zip(mixtures, tokens, strict=True)]
             room = room_for(self.target, row.prompt_length, request.generation)
             if settings.release == "blocks":

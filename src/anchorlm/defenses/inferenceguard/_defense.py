@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from anchorlm.defenses._base import Defense, room_for
+from anchorlm.defenses._base import Defense, ends, room_for
 from anchorlm.defenses._thinking import Thinking
 from anchorlm.defenses.alignbeam import CERTAIN, GUIDED_BY, Guidance, Guided, MixtureSettings
 from anchorlm.defenses.inferenceguard._pipeline import (
@@ -319,7 +319,7 @@ class InferenceGuard(Defense):
                 row.begin(answer=True)
             if after is not None:
                 row.append(after.tokens, after.scores)
-            stops = row.stops
+            stops = ends(row, work.request.generation)
             proposal: Proposal = TargetProposal(row, stops)
             if self.guidance is not None and work.reading is None:
                 work.reading = await self.guidance.read(row, self.anchor_for(work.request), work.request, settings)

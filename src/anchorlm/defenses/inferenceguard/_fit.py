@@ -279,4 +279,4 @@ def _table(
 
 def _digest(team: Team, prompts: list[str], each: int, block: int, generation: GenerationSettings) -> str:
     data = [identity(team.target.model), scorers_digest(team), data_digest(prompts), each, block]
-    return hashlib.sha256(json.dumps([data, generation.model_dump()]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([data, generation.identity()]).encode()).hexdigest()[:16]

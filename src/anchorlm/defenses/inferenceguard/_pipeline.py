@@ -90,7 +90,7 @@ def generation_data(generation: GenerationSettings) -> dict[str, Any]:
     """The settings of generation that a calibration holds for; a seed is part of the draw, and being told how likely
     the tokens are changes none of them.
     """
-    return generation.model_dump(mode="json", exclude={"seed", "logprobs"})
+    return {name: value for name, value in generation.identity().items() if name not in ("seed", "logprobs")}
 
 
 def _scorer(team: Team, kind: str) -> list[Any]:
@@ -148,7 +148,8 @@ class Calibrated:
         if self.generation is None:
             return
         given = generation_data(request.generation)
-        other = {name for name, value in given.items() if self.generation.get(name) != value}
+        names = {*given, *self.generation}
+        other = {name for name in names if self.generation.get(name) != given.get(name)}
         other |= {"stop"} if request.stops else set()
         if other or changed:
             what = ", ".join(sorted(other)) or "knobs of the defense"

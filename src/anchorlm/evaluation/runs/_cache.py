@@ -71,7 +71,7 @@ class UndefendedCache:
 
 
 def _key(request: Request) -> str:
-    return _digest([prompt_key(request.prompt), request.generation.model_dump(mode="json")])
+    return _digest([prompt_key(request.prompt), request.generation.identity()])
 
 
 def _digest(data: Any) -> str:

@@ -12,6 +12,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from anchorlm.records import Messages
+from anchorlm.serving._errors import ApiError
 from anchorlm.serving._settings import ServerSettings
 from anchorlm.serving._state import ServerState
 from anchorlm.serving.http._completions import complete
@@ -19,6 +20,8 @@ from anchorlm.serving.http._faults import handle_errors
 from anchorlm.serving.http._messages import conversation
 from anchorlm.serving.http._middleware import Middleware
 from anchorlm.serving.http._reading import describe, described, raw_text, read_body
+from anchorlm.serving.http._response_ask import ResponseAsk
+from anchorlm.serving.http._responses import renamed
 from anchorlm.serving.http._schema import ChatAsk, CompletionAsk
 from anchorlm.serving.session._model import ServedModel
 
@@ -64,7 +67,7 @@ def create_app(served: Iterable[ServedModel], settings: ServerSettings | None = 
     handle_errors(app)
     _add_endpoints(app, state)
     _add_house(app, state)
-    describe(app, ChatAsk, *([CompletionAsk] if state.settings.raw_completions else []))
+    describe(app, ChatAsk, ResponseAsk, *([CompletionAsk] if state.settings.raw_completions else []))
     return app
 
 
@@ -100,6 +103,22 @@ def _add_endpoints(app: FastAPI, state: ServerState) -> None:
 
         ask, prompts = await state.off_the_loop(read)
         return await complete(state, ask, request, prompts, "chat")
+
+    @app.post("/v1/responses", responses=errors, openapi_extra=described(ResponseAsk))
+    async def respond(request: Request) -> Response:
+        """Answers a conversation; nothing of it is kept."""
+        body, kind = await request.body(), request.headers.get("content-type", "")
+
+        def read() -> tuple[ResponseAsk, list[Messages | str]]:
+            ask = read_body(ResponseAsk, body, kind)
+            images = state.model(ask.model).guard.defense.target.model.processor is not None
+            return ask, [conversation(ask.messages, images=images)]
+
+        try:
+            ask, prompts = await state.off_the_loop(read)
+            return await complete(state, ask, request, prompts, "response")
+        except ApiError as error:
+            raise renamed(error) from None
 
     if state.settings.raw_completions:
 
@@ -166,7 +185,7 @@ def _model(served: ServedModel) -> dict[str, Any]:
             "limits": {name: list(bounds) for name, bounds in served.serving.limits.items()},
             "template": {name: list(values) for name, values in served.serving.template.items()},
             "thoughts": served.guard.thoughts.policy,
-            "sampling": {name: list(bounds) for name, bounds in served.serving.sampling.items()},
+            "sampling": {name: list(bounds) for name, bounds in served.serving.bounds.items()},
             "knobs": {name: settings[name] for name in served.serving.limits},
             "examples": list(served.serving.examples) or [served.guard.probes.harmless, served.guard.probes.harmful],
         },

@@ -13,7 +13,8 @@ from anchorlm.records import Messages
 from anchorlm.serving._errors import ApiError
 from anchorlm.serving._settings import ServerSettings
 from anchorlm.serving._state import ServerState
-from anchorlm.serving.http._schema import Ask
+from anchorlm.serving.http._responses import ResponseShape
+from anchorlm.serving.http._schema import Ask, StreamOptions
 from anchorlm.serving.http._shapes import Shape
 from anchorlm.serving.ops._keys import Caller
 from anchorlm.serving.session._model import TRACE
@@ -30,7 +31,7 @@ async def complete(
         ask: The body.
         request: What it came with.
         prompts: Conversations, or texts to go on with.
-        kind: `chat` or `text_completion`.
+        kind: `chat`, `response` or `text_completion`.
 
     Raises:
         ApiError: The request is not in order, over a limit, or could not be answered.
@@ -45,7 +46,7 @@ async def complete(
                        code="too_many_choices")  # fmt: skip
     knobs = {name: value for name, value in ask.own.items() if name != TRACE and value is not None}
     trace = _wants_trace(ask, state, caller)
-    served.check_sampling(temperature=ask.temperature, top_p=ask.top_p)
+    served.check_sampling(**ask.sampling())
     generation = ask.generation()
     if "logprobs" in generation and not state.settings.logprobs:
         raise ApiError(400, "This server gives no log-probabilities: leave logprobs out.", param="logprobs",
@@ -64,17 +65,23 @@ async def complete(
     ]
     id = request.scope["state"]["request_id"]
     session = RequestSession(
-        id, state, served, caller, requests, operation=kind, streamed=bool(ask.stream), trace=trace
-    )
-    shape = Shape(session, kind)
+        id, state, served, caller, requests, operation="chat" if kind == "response" else kind,
+        streamed=bool(ask.stream), trace=trace,
+    )  # fmt: skip
+    shape = ResponseShape(session, ask.metadata) if kind == "response" else Shape(session, kind)
     if not ask.stream:
         if not await _unless_left(request, _whole(session)):
             return Response(status_code=LEFT)
         return JSONResponse(shape.whole())
     if not await _unless_left(request, _opened(session)):
         return Response(status_code=LEFT)
-    usage = ask.stream_options is not None and bool(ask.stream_options.include_usage)
-    return _Stream(session, shape.events(usage=usage), state.settings)
+    wanted = ask.stream_options or StreamOptions()
+    events = (
+        shape.events()
+        if isinstance(shape, ResponseShape)
+        else shape.events(usage=bool(wanted.include_usage), continuous=bool(wanted.continuous_usage_stats))
+    )
+    return _Stream(session, events, state.settings)
 
 
 def _wants_trace(ask: Ask, state: ServerState, caller: Caller) -> bool:

@@ -63,6 +63,11 @@ class RequestObject(BaseModel):
         return {name: value for name, value in data.items() if name in cls.model_fields or not is_empty(value)}
 
 
+def without(data: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:
+    """An object without some of its values."""
+    return {name: value for name, value in data.items() if name not in names}
+
+
 def is_empty(value: Any) -> bool:
     """Whether a value asks for nothing: null, or an empty text, list or object."""
     return value is None or (isinstance(value, str | list | dict) and not value)

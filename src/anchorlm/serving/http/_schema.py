@@ -1,15 +1,19 @@
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
+from anchorlm.records import MOST_STOP_IDS, PAST_THE_END
+from anchorlm.serving._settings import Sampled
 from anchorlm.serving.http._objects import Count, Flag, Number, RequestObject, few_names, unsupported
 from anchorlm.serving.http._turns import ChatMessage, few_turns
 
 Stop = Annotated[str, Field(max_length=200)]
 Name = Annotated[str, Field(max_length=100)]
-TokenIds = Annotated[list[Annotated[int, Field(strict=True, ge=0)]], Field(fail_fast=True, min_length=1)]
+TokenId = Annotated[int, Field(strict=True, ge=0)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1)]
 _UNSERVED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "tools": ("tool calls are not supported", ([],)),
     "tool_choice": ("tool calls are not supported", ("none", "auto", "")),
@@ -23,11 +27,30 @@ _UNSERVED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "suffix": ("insertion is not supported", ("",)),
     "best_of": ("candidates are the defense's matter; use n", (1,)),
     "echo": ("the prompt is not repeated", (False,)),
-    "presence_penalty": ("it would change what the defense has settled on; leave it out", (0, 0.0)),
-    "frequency_penalty": ("it would change what the defense has settled on; leave it out", (0, 0.0)),
+    "ignore_eos": (f"{PAST_THE_END}; leave it out", (False,)),
+    "min_tokens": (f"{PAST_THE_END}; leave it out", (0,)),
+    "add_generation_prompt": ("an answer is always a turn of its own; leave it out", (True,)),
+    "include_stop_str_in_output": ("an answer ends before what stops it; leave it out", (False,)),
+    "skip_special_tokens": ("control tokens are never a part of an answer; leave it out", (True,)),
     "response_format": ("answers are plain text; leave it out", ({"type": "text"},)),
 }
 """Why a setting is not served, and which of its values ask for nothing."""
+
+
+def refuse_unserved(data: Any, unserved: Mapping[str, tuple[str, tuple[Any, ...]]]) -> None:
+    """Looks for what a request may not ask.
+
+    Args:
+        data: The request.
+        unserved: What it may not ask, as `_UNSERVED`.
+
+    Raises:
+        PydanticCustomError: It asks for something of that.
+    """
+    for name, (why, harmless) in unserved.items() if isinstance(data, dict) else ():
+        value = data.get(name)
+        if value is not None and not any(type(value) is type(one) and value == one for one in harmless):
+            raise unsupported(name, f"{name} is not supported here: {why}")
 
 
 class StreamOptions(RequestObject):
@@ -35,6 +58,9 @@ class StreamOptions(RequestObject):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
     include_usage: Flag | None = Field(default=None, description="Send a last chunk that says what the answer cost.")
+    continuous_usage_stats: Flag | None = Field(
+        default=None, description="With include_usage: every chunk says what the answer has cost so far."
+    )
 
 
 class Ask(RequestObject):
@@ -55,8 +81,29 @@ class Ask(RequestObject):
     temperature: Number | None = Field(default=None, ge=0, le=2, description="0 takes the most likely token.")
     top_p: Number | None = Field(default=None, gt=0, le=1, description="Sample from the smallest set with this mass.")
     max_tokens: Count | None = Field(default=None, ge=1, le=2**31, description="Longest answer, in tokens.")
-    presence_penalty: Number | None = Field(default=None, description="Not supported: must be 0.")
-    frequency_penalty: Number | None = Field(default=None, description="Not supported: must be 0.")
+    top_k: Count | None = Field(default=None, ge=-1, le=2**31, description="Sample from this many likeliest tokens; "
+                                "0 and -1: from all.")  # fmt: skip
+    min_p: Number | None = Field(default=None, ge=0, le=1, description="Sample only from tokens with this share of the "
+                                 "likeliest one's probability.")  # fmt: skip
+    repetition_penalty: Number | None = Field(default=None, gt=0, le=100, description="Above 1: tokens seen before, "
+                                              "in the prompt too, become less likely.")  # fmt: skip
+    presence_penalty: Number | None = Field(default=None, ge=-2, le=2, description="Taken from the logit of every "
+                                            "token that the answer has already.")  # fmt: skip
+    frequency_penalty: Number | None = Field(default=None, ge=-2, le=2, description="The same, once for each time that "
+                                             "the answer has the token.")  # fmt: skip
+    stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True, max_length=MOST_STOP_IDS)] | None = Field(
+        default=None, description="Tokens of the target that end the answer; they are no part of it."
+    )
+    ignore_eos: Any = Field(default=None, description="Not supported: must be false.")
+    min_tokens: Any = Field(default=None, description="Not supported: must be 0.")
+    skip_special_tokens: Any = Field(default=None, description="Must be true.")
+    include_stop_str_in_output: Any = Field(default=None, description="Not supported: must be false.")
+    add_generation_prompt: Any = Field(default=None, description="Must be true.")
+    cache_prompt: Any = Field(default=None, description="Ignored.")
+    timings_per_token: Any = Field(default=None, description="Ignored.")
+    reasoning_format: Any = Field(default=None, description="Ignored.")
+    priority: Any = Field(default=None, description="Ignored.")
+    request_id: Any = Field(default=None, description="Ignored: the server gives its own.")
     logit_bias: dict[str, float] | None = Field(default=None, description="Not supported.")
     anchorlm: dict[Name, Any] | None = Field(default=None, description="Knobs of the defense, within the limits that "
                                      "/v1/models shows. The operator may add trace = true.")  # fmt: skip
@@ -78,11 +125,7 @@ class Ask(RequestObject):
     @classmethod
     def _served(cls, data: Any) -> Any:
         """A setting that cannot be honored is refused, not passed over."""
-        if isinstance(data, dict):
-            for name, (why, harmless) in _UNSERVED.items():
-                value = data.get(name)
-                if value is not None and not any(type(value) is type(one) and value == one for one in harmless):
-                    raise unsupported(name, f"{name} is not supported here: {why}")
+        refuse_unserved(data, _UNSERVED)
         return data
 
     @property
@@ -125,7 +168,14 @@ class Ask(RequestObject):
             chosen["top_p"] = self.top_p
             if self.top_p < 1:
                 chosen.setdefault("do_sample", True)
-        return chosen
+        if self.top_k is not None:
+            chosen["top_k"] = self.top_k if self.top_k > 0 else None
+        same = ("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "stop_token_ids")
+        return chosen | {name: value for name in same if (value := getattr(self, name)) is not None}
+
+    def sampling(self) -> dict[str, float | None]:
+        """What the operator may bound, as it was sent."""
+        return {name: getattr(self, name) for name in get_args(Sampled)}
 
 
 class ChatAsk(Ask):

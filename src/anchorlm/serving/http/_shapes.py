@@ -49,24 +49,31 @@ class Shape:
             "anchorlm": choices[0]["anchorlm"],
         }
 
-    async def events(self, *, usage: bool) -> AsyncIterator[dict[str, str]]:
+    async def events(self, *, usage: bool, continuous: bool = False) -> AsyncIterator[dict[str, str]]:
         """The same piece by piece, as server-sent events, up to `[DONE]`.
 
         Args:
             usage: Whether a last chunk says what it cost.
+            continuous: Whether every chunk says what it has cost so far; only with `usage`.
         """
-        blank = {"usage": None} if usage else {}
         status = 200
         try:
+            prompt = await self._exchange.prompt_tokens() if usage and continuous else None
+
+            def cost() -> dict[str, Any]:
+                if prompt is not None:
+                    return {"usage": self._exchange.usage_so_far(prompt)}
+                return {"usage": None} if usage else {}
+
             if self._chat:
                 for index in range(len(self._exchange.answers)):
-                    yield self._chunk(index, {"role": "assistant", "content": ""}, None, blank)
+                    yield self._chunk(index, {"role": "assistant", "content": ""}, None, cost())
             async for index, piece, scores in self._exchange.pieces():
                 answer = self._exchange.answers[index]
-                known = blank | {"logprobs": self._logprobs(answer, scores)}
+                known = cost() | {"logprobs": self._logprobs(answer, scores)}
                 if isinstance(piece, ThoughtPiece):
                     if self._chat:
-                        yield self._chunk(index, {"reasoning_content": str(piece)}, None, dict(blank))
+                        yield self._chunk(index, {"reasoning_content": str(piece)}, None, cost())
                     continue
                 if piece is not None:
                     yield self._chunk(index, {"content": piece}, None, known)
@@ -77,21 +84,14 @@ class Shape:
             if usage:
                 yield _event(self._frame(self._chunk_object) | {"choices": [], "usage": self._exchange.usage()})
         except Exception as error:
-            failure = self._failure(error)
-            status = failure.status
-            yield _event(failure.body())
+            wrong = failure(self._exchange.id, error)
+            status = wrong.status
+            yield _event(wrong.body())
         try:
             await self._exchange.end(status)
         except Exception as error:
-            yield _event(self._failure(error).body())
+            yield _event(failure(self._exchange.id, error).body())
         yield {"data": "[DONE]"}
-
-    def _failure(self, error: Exception) -> ApiError:
-        if isinstance(error, ApiError):
-            return error
-        # Only the kind is logged: what it says may hold a prompt.
-        _log.error("request %s failed unexpectedly: %s", self._exchange.id, type(error).__name__)
-        return unexpected()
 
     @property
     def _chunk_object(self) -> str:
@@ -115,6 +115,15 @@ class Shape:
             "created": self._exchange.created,
             "model": self._exchange.served.id,
         }
+
+
+def failure(request_id: str, error: Exception) -> ApiError:
+    """What a client is told whose stream cannot go on."""
+    if isinstance(error, ApiError):
+        return error
+    # Only the kind is logged: what it says may hold a prompt.
+    _log.error("request %s failed unexpectedly: %s", request_id, type(error).__name__)
+    return unexpected()
 
 
 def _event(data: dict[str, Any]) -> dict[str, str]:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, Field, Tag, field_validator, model_validator
 
-from anchorlm.serving.http._objects import RequestObject, text_or_list, unsupported
+from anchorlm.serving.http._objects import RequestObject, text_or_list, unsupported, without
 
 MOST_TURNS = 2_000
 """Turns of a conversation, and parts of all of them together."""
@@ -19,6 +19,24 @@ _PARTS = {
     "video_url": "video parts",
     "refusal": "refusal parts outside of an assistant's turn",
 }
+
+
+_SAME = {"input_text": "text", "output_text": "text", "input_image": "image_url"}
+"""What other interfaces call a piece."""
+
+_THOUGHTS = ("thinking", "reasoning", "redacted_thinking")
+"""Pieces of an assistant's turn that are no answer: no model reads its earlier thoughts here."""
+
+_BESIDE_A_PART = frozenset({
+    "annotations", "citations", "detail", "extras", "id", "index", "logprobs", "metadata", "phase",
+    "provider_specific_fields",
+})  # fmt: skip
+_BESIDE_A_TURN = frozenset({
+    "additional_kwargs", "citations", "createdAt", "created_at", "finish_reason", "index", "info", "logprobs", "model",
+    "phase", "provider_specific_fields", "response_metadata", "sources", "status", "stop_reason", "thinking",
+    "thinking_blocks", "timestamp", "timings", "token_ids", "usage",
+})  # fmt: skip
+"""What front ends keep with a text. Neither a model nor a guard reads it."""
 
 
 class Part(RequestObject):
@@ -43,9 +61,16 @@ class Part(RequestObject):
     @classmethod
     def _served(cls, data: Any) -> Any:
         """What kind of piece it is is said before what else it holds."""
-        if isinstance(data, dict) and data.get("type") in _PARTS and data["type"] != "refusal":
-            raise unsupported("type", f"{_PARTS[data['type']]} are not supported here: send text", "unsupported_value")
-        return data
+        if not isinstance(data, dict) or not isinstance(kind := data.get("type"), str):
+            return data
+        if kind in _PARTS and kind != "refusal":
+            raise unsupported("type", f"{_PARTS[kind]} are not supported here: send text", "unsupported_value")
+        kept = without(data, _BESIDE_A_PART) | {"type": _SAME.get(kind, kind)}
+        if kept["type"] == "text" and kept.get("text", "") is None:
+            kept["text"] = ""
+        if isinstance(url := kept.get("image_url"), str):
+            kept["image_url"] = {"url": url}
+        return kept
 
 
 Content = Annotated[
@@ -90,6 +115,9 @@ class ChatMessage(RequestObject):
                            ("tool_call_id", "tool calls")):  # fmt: skip
             if data.get(name):
                 raise unsupported(name, f"{what} are not supported here: leave {name} out")
+        data = without(data, _BESIDE_A_TURN)
+        if role == "assistant" and isinstance(content := data.get("content"), list):
+            data["content"] = [part for part in content if not _is_thought(part)]
         return data
 
     @model_validator(mode="after")
@@ -101,9 +129,13 @@ class ChatMessage(RequestObject):
     @property
     def said(self) -> str | list[Part]:
         """Its content; an assistant's without one says its refusal, or nothing, as any other turn without one."""
-        if self.content is None or (self.content == "" and self.refusal):
+        if self.content is None or (not self.content and self.refusal):
             return self.refusal or ""
         return self.content
+
+
+def _is_thought(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") in _THOUGHTS
 
 
 def few_turns(messages: Any) -> Any:

@@ -116,7 +116,7 @@ class Answer:
                 if self._stops.hit and self.finish is None:
                     self.finish = "stop"
                     tokens, own = self._tokens + self._reasoned, self._reasoned
-                    self.usage = Usage(await self._prompt_tokens(), tokens, tokens, own)
+                    self.usage = Usage(await self.prompt_tokens(), tokens, tokens, own)
                     if not self._at_once:
                         break  # what is not written yet need not be
         except ApiError:
@@ -219,7 +219,13 @@ class Answer:
         self.trace.append(Decision("fail_closed", {"why": self._served.public(str(error)), "error": kind}))
         return "" if self.text else self._served.refusal
 
-    async def _prompt_tokens(self) -> int:
+    @property
+    def tokens_so_far(self) -> int:
+        """Tokens of the thought and of the text up to now."""
+        return self._tokens + self._reasoned if self.finish is None else self.usage.completion_tokens
+
+    async def prompt_tokens(self) -> int:
+        """Those of the prompt."""
         model, request = self._served.guard.defense.target.model, self._request
         return len(await asyncio.to_thread(model.encode, request.prompt, request.template))
 

@@ -104,8 +104,8 @@ class ServedModel:
         Raises:
             ApiError: 400, it is out of the operator's bounds.
         """
-        for name, bounds in self.serving.sampling.items():
-            value = asked[name]
+        for name, bounds in self.serving.bounds.items():
+            value = asked.get(name)
             if value is not None and not _within(value, bounds):
                 raise ApiError(
                     400, f"{name} = {value:g} is beyond what this server allows: choose {_words(bounds)}.", param=name,

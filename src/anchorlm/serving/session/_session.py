@@ -234,6 +234,16 @@ class RequestSession:
             usage["generated_tokens"] = sum(one.usage.generated_tokens for one in self.answers)
         return usage
 
+    async def prompt_tokens(self) -> int:
+        """What all prompts come to, before an answer says so."""
+        each = {id(request.messages): answer for request, answer in zip(self._requests, self.answers, strict=True)}
+        return sum([await answer.prompt_tokens() for answer in each.values()])
+
+    def usage_so_far(self, prompt: int) -> dict[str, int]:
+        """What all answers have cost together, while they are being written."""
+        written = sum(answer.tokens_so_far for answer in self.answers)
+        return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
+
     @property
     def _prompts(self) -> list[Messages | str]:
         """Each prompt once, however many answers it gets."""
