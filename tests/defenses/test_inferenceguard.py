@@ -460,6 +460,24 @@ def test_what_a_calibration_holds_back_is_held_back_in_any_batch(target: LocalEn
     assert sum(response.finish_reason != "refusal" for response in strict.generate(prompts)) <= 3
 
 
+def test_few_responses_that_cost_more_when_read_again_count_as_given_and_many_are_an_error(target: LocalEngine) -> None:
+    again: set[str] = set()
+
+    def near(messages: Messages, text: str) -> float:
+        return 0.3 if text in again else -1.0 - chance(text)
+
+    one = guard(target, near, block=9)
+    prompts = [[{"role": "user", "content": f"Tell me of number {number}."}] for number in range(60)]
+    given = [response.text for response in one.generate(prompts)]
+    labels = [Labeled(prompt, text, False) for prompt, text in zip(prompts, given, strict=True)]
+    again.add(next(text for text in given if given.count(text) == 1))
+    artifact = calibrate_inferenceguard(one, labels, risk=0.1)
+    assert artifact.figures["before"]["emitted"] == 60
+    again.update(given)
+    with pytest.raises(UserError, match=r"costs 0\.300, over the budget of 0"):
+        calibrate_inferenceguard(one, labels, risk=0.1)
+
+
 def test_calibration_names_what_is_wrong_with_its_labels(target: LocalEngine, labels: list[Labeled]) -> None:
     one = guard(target, late, block=9)
     with pytest.raises(UserError, match="40 labels cannot show a risk of 0.01: give at least 99,"):
