@@ -13,7 +13,7 @@ from anchorlm.records import GenerationSettings, Request, UserError
         ({"max_new_tokens": 0}, "max_new_tokens = 0 does not fit generation"),
         ({"temperature": 0}, "temperature = 0 does not fit generation"),
         ({"top_p": 1.5}, "top_p = 1.5 does not fit generation"),
-        ({"heat": 1}, "generation has no setting 'heat'; it has: do_sample, logprobs, max_new_tokens"),
+        ({"heat": 1}, "generation has no setting 'heat'; it has: do_sample, frequency_penalty, "),
         ({"seed": "x"}, "seed = 'x' does not fit generation"),
     ],
 )

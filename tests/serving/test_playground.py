@@ -253,7 +253,7 @@ def test_a_late_answer_does_not_land_in_a_new_conversation(
 def test_a_stream_that_ends_too_early_is_an_error_that_is_told(
     page: Browser, slow: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def brief(self: Shape, *, usage: bool) -> AsyncIterator[dict[str, str]]:
+    async def brief(self: Shape, **wanted: bool) -> AsyncIterator[dict[str, str]]:
         yield {"data": "[DONE]"}
 
     page.open(slow.url)
