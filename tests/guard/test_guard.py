@@ -179,7 +179,7 @@ def test_gaps_names_everything_at_once() -> None:
     ("settings", "sentence"),
     [
         ({"temperature": 0}, "temperature = 0 does not fit generation"),
-        ({"max_tokens": 5}, "generation has no setting 'max_tokens'; it has: do_sample, logprobs, max_new_tokens"),
+        ({"max_tokens": 5}, "generation has no setting 'max_tokens'; it has: do_sample, frequency_penalty, "),
         ({"top_p": 1.5}, "top_p = 1.5 does not fit"),
     ],
 )
