@@ -53,6 +53,13 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         assert (page.parent / link).exists(), link
 
 
+def test_every_source_file_that_a_page_names_exists() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")]
+    named = {file for page in pages for file in re.findall(r"`(src/anchorlm/[\w/]+\.py)`", page.read_text("utf-8"))}
+    assert named
+    assert [file for file in sorted(named) if not (ROOT / file).is_file()] == []
+
+
 def test_every_page_stands_in_the_navigation_of_the_site() -> None:
     listed = set(re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE))
     assert listed == {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}
