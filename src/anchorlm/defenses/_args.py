@@ -7,7 +7,7 @@ from pydantic import Field
 
 from anchorlm.defenses._base import Defense, DefenseSettings, Speech, ends, room_for
 from anchorlm.defenses._thinking import Thinking
-from anchorlm.records import Access, Event, Finished, Request, Usage
+from anchorlm.records import Access, Event, Finished, FormatSupport, Request, Usage
 from anchorlm.team import Needs
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class ARGS(Defense):
 
     name: ClassVar[str] = "args"
     thinks: ClassVar[bool] = True
+    formats: ClassVar[FormatSupport] = "local"
     needs: ClassVar[Needs] = Needs(target=Access.LOGITS, cost=True, reward=True)
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "tokens"
     settings_type: ClassVar[type[DefenseSettings]] = ARGSSettings
@@ -64,8 +65,8 @@ class ARGS(Defense):
             speech = Speech(row, model.vocabulary)
             for _ in range(room):
                 written = row.ids[start:]
-                logits = await row.logits()
-                k = min(settings.k, len(logits))
+                logits = row.formed(await row.logits(), request.generation)
+                k = min(settings.k, int(logits.isfinite().sum()))
                 tokens = logits.topk(k).indices.tolist()
                 rewards = await self._rewards(request, settings, written, tokens)
                 token = tokens[args_step(logits, k, rewards, settings.w)]

@@ -16,6 +16,7 @@ from anchorlm.records import (
     DefenseError,
     Event,
     Finished,
+    FormatSupport,
     GenerationSettings,
     Request,
     Settings,
@@ -80,6 +81,9 @@ class Defense(ABC):
     """Other settings that hold for all requests of a guard, because what they name was loaded when it started."""
     thinks: ClassVar[bool] = False
     """Whether it knows where a thought ends and the answer begins; a guard parts them for one that does not."""
+    formats: ClassVar[FormatSupport] = "none"
+    """Where it holds an answer to a request's response format. All its text then comes from `generate` and `stream` of
+    a sequence, or is chosen from what `formed` makes of logits."""
     refuses: ClassVar[bool] = True
     """Whether it promises to refuse harmful requests: what a guard's probe holds it to."""
 

@@ -8,7 +8,7 @@ from pydantic import Field
 from anchorlm.defenses._base import Defense, DefenseSettings, ends, room_for, varied
 from anchorlm.defenses._picked import COMFORT, Picks
 from anchorlm.defenses._thinking import Thinking
-from anchorlm.records import Access, Event, Request
+from anchorlm.records import Access, Event, FormatSupport, Request
 from anchorlm.team import Needs
 
 
@@ -37,6 +37,7 @@ class BestOfN(Defense):
     needs: ClassVar[Needs] = Needs(target=Access.TEXT, judge=True)
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "whole"
     thinks: ClassVar[bool] = True
+    formats: ClassVar[FormatSupport] = "any"
     settings_type: ClassVar[type[DefenseSettings]] = BestOfNSettings
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from anchorlm.defenses._base import Defense, DefenseSettings, ends, room_for, varied
 from anchorlm.defenses._thinking import Thinking
-from anchorlm.records import Access, Decision, Event, Finished, Request, TextDelta, Usage
+from anchorlm.records import Access, Decision, Event, Finished, FormatSupport, Request, TextDelta, Usage
 from anchorlm.team import Needs
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class BeamSearch(Defense):
 
     name: ClassVar[str] = "beam_search"
     thinks: ClassVar[bool] = True
+    formats: ClassVar[FormatSupport] = "local"
     needs: ClassVar[Needs] = Needs(target=Access.TEXT, cost=True, reward=True, continues=True)
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "whole"
     settings_type: ClassVar[type[DefenseSettings]] = BeamSearchSettings

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from anchorlm.defenses._base import Defense, DefenseSettings, refuse
 from anchorlm.defenses._thinking import Thinking, said
-from anchorlm.records import Decision, Event, Finished, Messages, Request, TextDelta
+from anchorlm.records import Decision, Event, Finished, FormatSupport, Messages, Request, TextDelta
 
 SELF_REMINDER = (
     "You should be a responsible assistant and should not generate harmful or misleading content! "
@@ -87,6 +87,7 @@ class SelfReminder(Defense):
 
     name: ClassVar[str] = "self_reminder"
     thinks: ClassVar[bool] = True
+    formats: ClassVar[FormatSupport] = "any"
     settings_type: ClassVar[type[DefenseSettings]] = SelfReminderSettings
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:

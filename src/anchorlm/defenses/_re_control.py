@@ -7,7 +7,7 @@ from pydantic import Field
 
 from anchorlm.defenses._base import Defense, DefenseSettings
 from anchorlm.defenses._thinking import Thinking, said
-from anchorlm.records import Access, Artifact, Decision, Event, Folder, Request
+from anchorlm.records import Access, Artifact, Decision, Event, Folder, FormatSupport, Request
 from anchorlm.team import Needs, Team
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class REControl(Defense):
 
     name: ClassVar[str] = "re_control"
     thinks: ClassVar[bool] = True
+    formats: ClassVar[FormatSupport] = "local"
     needs: ClassVar[Needs] = Needs(target=Access.ACTIVATIONS)
     settings_type: ClassVar[type[DefenseSettings]] = REControlSettings
     artifacts: ClassVar[Mapping[str, str]] = {"critic": "inferenceguard"}

@@ -14,6 +14,7 @@ from anchorlm.records import (
     DefenseError,
     Event,
     Finished,
+    FormatSupport,
     Request,
     TokenScore,
     TooLongError,
@@ -72,6 +73,7 @@ class SafeDecoding(Defense):
 
     name: ClassVar[str] = "safe_decoding"
     thinks: ClassVar[bool] = True
+    formats: ClassVar[FormatSupport] = "local"
     needs: ClassVar[Needs] = Needs(target=Access.LOGITS, anchor=Access.LOGITS)
     settings_type: ClassVar[type[DefenseSettings]] = SafeDecodingSettings
 
@@ -119,7 +121,10 @@ class SafeDecoding(Defense):
             speech, ended = Speech(row, self.target.model.vocabulary), False
             for _ in range(count):
                 logits = await gather(row.logits(), _expert_logits(expert))
-                p, aligned = (part[: self._size].softmax(dim=-1) for part in logits)
+                own, other = row.formed(logits[0], generation)[: self._size], logits[1][: self._size]
+                if generation.response_format is not None:  # both models choose among what may be written
+                    other = other.masked_fill(own == -torch.inf, -torch.inf)
+                p, aligned = own.softmax(dim=-1), other.softmax(dim=-1)
                 tokens, mixed = safe_decoding_step(p, aligned, common=settings.common, strength=settings.strength)
                 best = int(mixed.argmax())
                 token = int(tokens[best])

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from anchorlm.defenses._base import Defense
 from anchorlm.defenses._thinking import Thinking, said
-from anchorlm.records import Event, Request
+from anchorlm.records import Event, FormatSupport, Request
 
 
 class Undefended(Defense):
@@ -14,6 +14,7 @@ class Undefended(Defense):
     name: ClassVar[str] = "undefended"
     refuses: ClassVar[bool] = False
     thinks: ClassVar[bool] = True
+    formats: ClassVar[FormatSupport] = "any"
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Answers as the target would."""

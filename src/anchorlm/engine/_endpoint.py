@@ -17,6 +17,7 @@ from anchorlm.engine._endpoint_bodies import (
     with_turns,
 )
 from anchorlm.engine._endpoint_faults import wrong
+from anchorlm.engine._endpoint_format import as_asked, holds_formats
 from anchorlm.engine._endpoint_http import Caller
 from anchorlm.engine._endpoint_probe import probe
 from anchorlm.engine._endpoint_reading import Reader, Written, answer_of, text_of
@@ -53,6 +54,7 @@ class EndpointEngine:
         self._caller = caller
         self._watch = Watch(caller, settings, found, known)
         self._reader = Reader(model, whole=found.mode != "tokens")
+        self._formats: bool | None = None  # whether it holds to response formats, once that was tried
 
     @classmethod
     def start(cls, settings: EndpointSettings) -> EndpointEngine:
@@ -152,6 +154,7 @@ class EndpointEngine:
             DefenseError: The server gave no whole answer.
         """
         body, begun = self._prompt(ids)
+        await self._check_format(generation, body)
         reply = await self._asked(body | self._asks(generation, room))
         written = self._reader.written(reply, begun)
         finish = self._finish(reply.finish)
@@ -172,6 +175,7 @@ class EndpointEngine:
             written, _ = await self.completed(ids, generation, room)
             yield written
             return
+        await self._check_format(generation, body)
         await self._watch.before()
         finish: str | None = None
         events = self._caller.stream(self.found.path, body | self._asks(generation, room) | {"stream": True})
@@ -197,12 +201,30 @@ class EndpointEngine:
                 "tokenizer, or use stop texts."
             )
         stops = self.model.stop_ids.union(generation.stop_token_ids)
-        body |= ends(self.found, self.model.stop_texts, stops)
+        body |= as_asked(self.found, generation)
+        # A text that begins another turn may stand in a value.
+        body |= ends(self.found, self.model.stop_texts if generation.response_format is None else (), stops)
         wanted = generation.logprobs
         if self.found.top:
             # With its log-probability a token comes with its name, and so the answer in its own tokens.
             body |= likeliest(self.found, min(max(wanted or 0, 1), self.found.top))
         return body
+
+    async def _check_format(self, generation: GenerationSettings, prompt: dict[str, Any]) -> None:
+        """Tries once whether the server holds to response formats, if a request brings one.
+
+        Raises:
+            UserError: It does not.
+        """
+        if generation.response_format is None:
+            return
+        if self._formats is None:
+            self._formats = await holds_formats(self._caller, self.found, prompt)
+        if not self._formats:
+            raise UserError(
+                f"The server of {self.model.name} does not hold to a response_format: leave it out, or load the model "
+                "here."
+            )
 
     async def _asked(self, body: dict[str, Any]) -> Reply:
         await self._watch.before()

@@ -148,6 +148,20 @@ class EndpointSequence:
     def _out_of_reach(self) -> UserError:
         return UserError(f"The activations of {self._engine.model.name} are behind an endpoint: load the model here.")
 
+    def formed(self, logits: Tensor, generation: GenerationSettings) -> Tensor:
+        """See `TokenSequence`.
+
+        Raises:
+            UserError: A response format is asked for: the server alone knows how far its grammar is.
+        """
+        if generation.response_format is not None:
+            raise self._not_whole()
+        return logits
+
+    def forced(self, generation: GenerationSettings) -> bool:
+        """See `TokenSequence`."""
+        return False
+
     def close(self) -> None:
         """See `TokenSequence`."""
         self.closed = True
@@ -166,7 +180,7 @@ class EndpointSequence:
 
     async def generate(self, settings: GenerationSettings) -> Generated:
         """See `TokenSequence`."""
-        self._check()
+        self._check_whole(settings)
         start, ended = len(self.ids), False
         if room := self._room(settings):
             written, finish = await self._engine.completed(self.ids, settings, room)
@@ -177,7 +191,7 @@ class EndpointSequence:
 
     async def stream(self, settings: GenerationSettings) -> AsyncIterator[int]:
         """See `TokenSequence`."""
-        self._check()
+        self._check_whole(settings)
         told = self.prompt_length + self.settled
         ended = not (room := self._room(settings))
         try:
@@ -211,12 +225,23 @@ class EndpointSequence:
                 score = written.scores[place]
                 self._scores[len(self.ids)] = replace(score, top=score.top[:wanted])
             self.ids.append(token)
-            if self.end_turn():
+            if settings.response_format is None and self.end_turn():
                 return True
         return written.ended
 
     def _room(self, settings: GenerationSettings) -> int:
         return max(0, min(settings.max_new_tokens, self._limit - len(self.ids)))
+
+    def _check_whole(self, settings: GenerationSettings) -> None:
+        self._check()
+        if settings.response_format is not None and len(self.ids) > self.prompt_length:
+            raise self._not_whole()
+
+    def _not_whole(self) -> UserError:
+        return UserError(
+            f"The server of {self._engine.model.name} holds only whole answers to a response_format: load the model "
+            "here, or use a defense that lets it write the whole answer."
+        )
 
     def _check(self) -> None:
         if self.closed:

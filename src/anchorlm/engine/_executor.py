@@ -7,11 +7,12 @@ from math import isfinite
 import torch
 from torch import Tensor
 
+from anchorlm.engine._forms import masked
 from anchorlm.engine._pending import PendingCall
 from anchorlm.engine._runner import Capture, Runner
 from anchorlm.engine._sampling import choose, token_scores
 from anchorlm.engine._sequence import LocalSequence
-from anchorlm.records import ModelError, TokenScore
+from anchorlm.records import ModelError, TokenScore, UserError
 
 
 class BatchExecutor:
@@ -47,6 +48,8 @@ class BatchExecutor:
                 ready.append((index, tokens[index]))
             else:
                 shaped.append(index)
+        logits, unfit = _held(logits, batch, calls, shaped)
+        shaped = [index for index in shaped if index not in unfit]
         if shaped:
             samplers = [sampler for index in shaped if (sampler := calls[index].sampler) is not None]
             members = [batch[index] for index in shaped]
@@ -63,6 +66,7 @@ class BatchExecutor:
         call = _call(member)
         if call.sampler is None:
             raise RuntimeError("A sequence that does not generate was started.")
+        logits = member.formed(logits, call.sampler.settings)
         if call.sampler.plain:
             token = int(logits.max(dim=-1).indices)
         else:
@@ -112,6 +116,28 @@ class BatchExecutor:
         for call in calls:
             if call.positions and call.complete and not call.future.done():
                 call.future.set_result(call.activations)
+
+
+def _held(
+    logits: Tensor, batch: list[LocalSequence], calls: list[PendingCall], rows: list[int]
+) -> tuple[Tensor, set[int]]:
+    """Logits under the response formats of some rows, and the rows whose answer cannot go on in theirs."""
+    allowed: dict[int, Tensor] = {}
+    unfit: set[int] = set()
+    for index in rows:
+        sampler = calls[index].sampler
+        try:
+            mask = None if sampler is None else batch[index].allowed(sampler.settings)
+        except UserError as error:
+            calls[index].future.set_exception(error)
+            unfit.add(index)
+            continue
+        if mask is not None:
+            allowed[index] = mask
+    if not allowed:
+        return logits, unfit
+    which = torch.tensor(list(allowed), device=logits.device)
+    return logits.index_copy(0, which, masked(logits[which], list(allowed.values()))), unfit
 
 
 def _logprobs(call: PendingCall) -> int | None:

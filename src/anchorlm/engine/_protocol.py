@@ -59,7 +59,10 @@ class TokenSequence(Protocol):
         ...
 
     def end_turn(self) -> bool:
-        """Cuts the response where its last token completes the beginning of another turn; whether it does."""
+        """Cuts the response where its last token completes the beginning of another turn; whether it has ended.
+
+        A response that is held to a response format ends where its grammar ends.
+        """
         ...
 
     def append(self, ids: Sequence[int], scores: Sequence[TokenScore] = ()) -> None:
@@ -88,6 +91,17 @@ class TokenSequence(Protocol):
 
     async def logits(self) -> Tensor:
         """Logits (V,) in float32 for the token that comes next."""
+        ...
+
+    def formed(self, logits: Tensor, generation: GenerationSettings) -> Tensor:
+        """Logits (V,) under which nothing is chosen but what may come next in the response format of a request.
+
+        Anyone who chooses tokens from `logits` without `generate` and `stream` asks for this first.
+        """
+        ...
+
+    def forced(self, generation: GenerationSettings) -> bool:
+        """Whether the response format of a request leaves no choice of what the next token begins with."""
         ...
 
     async def activations(self, positions: Sequence[int] = (-1,), mean_from: int | None = None) -> Tensor:

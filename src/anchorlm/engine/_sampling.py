@@ -45,7 +45,7 @@ class Sampler:
     @property
     def plain(self) -> bool:
         """Whether the most likely token is taken as it is."""
-        return not self.settings.do_sample and not self.penalized
+        return not self.settings.do_sample and not self.penalized and self.settings.response_format is None
 
     @property
     def penalized(self) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 from anchorlm.engine._batch import SlotRow
+from anchorlm.engine._forms import FormedSequence, Held
 from anchorlm.engine._pending import PendingCall
 from anchorlm.engine._protocol import Generated
 from anchorlm.engine._sampling import Sampler
@@ -38,15 +39,16 @@ class Home(Protocol):
     async def seat_again(self, group: SequenceGroup[LocalSequence]) -> None: ...
 
 
-class LocalSequence:
+class LocalSequence(FormedSequence):
     """A `TokenSequence` in a slot of a `LocalEngine`."""
 
-    __slots__ = ("_engine", "_last", "_scores", "answers", "call", "closed", "group", "prompt_length", "row")
+    __slots__ = ("_engine", "_held", "_last", "_scores", "answers", "call", "closed", "group", "prompt_length", "row")
 
     def __init__(self, engine: Home, group: SequenceGroup[LocalSequence], row: SlotRow, prompt_length: int) -> None:
         self._engine = engine
         self._last: Tensor | None = None
         self._scores: dict[int, TokenScore] = {}
+        self._held = Held()
         self.answers = False
         self.closed = False
         self.group = group
@@ -75,6 +77,7 @@ class LocalSequence:
         self._check_resting()
         self.prompt_length = len(self.row.tokens)
         self.answers = answer
+        self._held = Held()
 
     @property
     def stops(self) -> frozenset[int]:
@@ -101,6 +104,7 @@ class LocalSequence:
         other = self._engine.fork(self)
         other._last = self._last
         other._scores = dict(self._scores)
+        other._held = self._held.fork()
         other.answers = self.answers
         return other
 
@@ -113,15 +117,18 @@ class LocalSequence:
     @property
     def settled(self) -> int:
         """How many tokens of the response stay whatever follows: the others may begin another turn."""
-        return self._ends.settled(self.row.tokens[self.prompt_length :])
+        response = self.row.tokens[self.prompt_length :]
+        return len(response) if self._held.form is not None else self._ends.settled(response)
 
     def end_turn(self) -> bool:
-        """Cuts the response where its last token completes the beginning of another turn; whether it does."""
+        """Cuts the response where its last token completes the beginning of another turn; whether it has ended."""
         self._check_resting()
         return self.cut()
 
     def cut(self) -> bool:
-        """`end_turn`, for the engine."""
+        """`end_turn`, for the engine. What is held to a grammar ends where that ends."""
+        if self._held.form is not None:
+            return self._held.form.complete(self.row.tokens[self.prompt_length :])
         found = self._ends.cut(self.row.tokens[self.prompt_length :])
         if found is None:
             return False

@@ -51,7 +51,8 @@ class ThoughtWriter:
         self, row: TokenSequence, model: CausalModel, channel: Channel, generation: GenerationSettings
     ) -> None:
         self._row, self._model, self._channel = row, model, channel
-        generation = generation.model_copy(update={"stop_token_ids": ()})  # they end the answer
+        # What ends the answer, and what it must be, is no matter of the thought.
+        generation = generation.model_copy(update={"stop_token_ids": (), "response_format": None})
         self._generation = generation
         self._closing = channel.closing.encode()
         self._sampler = Sampler(generation)

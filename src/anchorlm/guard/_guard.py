@@ -11,6 +11,7 @@ from anchorlm.defenses import Defense
 from anchorlm.engine import as_done, runtime
 from anchorlm.guard._check import Chosen, chosen, tell_once
 from anchorlm.guard._conversation import asked, check_conversation, checked_system, prepare, several
+from anchorlm.guard._formats import check_format
 from anchorlm.guard._outgoing import Outgoing, whole
 from anchorlm.guard._probe import Probe, probe
 from anchorlm.guard._recipe import ProbeSettings, Recipe
@@ -220,6 +221,7 @@ class Guard:
             UserError: An unknown setting or a value out of range.
         """
         settings = self.generation.replace(generation, where="generation")
+        check_format(self.defense, settings)
         try:
             options = checked_options(template or {})
         except ValueError as error:

@@ -25,7 +25,7 @@ from anchorlm.models._settings import ModelSettings
 from anchorlm.models._template import ChatWriter, chosen_template, encode_text, response_lead
 from anchorlm.models._tokenizers import load_tokenizer
 from anchorlm.records import Messages, UserError
-from anchorlm.tokens import ByteVocabulary
+from anchorlm.tokens import ByteVocabulary, Grammars
 
 _log = logging.getLogger("anchorlm")
 
@@ -268,6 +268,11 @@ class CausalModel:
         channel = self.channel()
         texts = [] if channel is None else [each for each in (channel.opening, channel.closing) if each]
         return TurnEnds(self.vocabulary, [*self._chat.markers.stop_texts, *texts])
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """The schemas that its answers can be held to."""
+        return Grammars(self.vocabulary, self.vocab_size, self.answer_stops)
 
     def without_control_tokens(self, text: str) -> str:
         """A text with which no one can write a turn in another's name."""

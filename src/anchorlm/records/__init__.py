@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         UnreadableError,
         UserError,
     )
+    from anchorlm.records._formats import FormatSupport, schema_of
     from anchorlm.records._rates import clustered, effective_size, wilson
     from anchorlm.records._requests import Message, Messages, Request, as_messages, first_stop, prompt_key, turn_text
     from anchorlm.records._responses import (
@@ -52,6 +53,7 @@ else:
             "_access": "Access",
             "_artifacts": "Artifact ModelStamp data_digest instruments prompts_digest",
             "_errors": "AnchorLMError DefenseError ModelError TooLongError UnreadableError UserError",
+            "_formats": "FormatSupport schema_of",
             "_rates": "clustered effective_size wilson",
             "_requests": "Message Messages Request as_messages first_stop prompt_key turn_text",
             "_responses": "Decision Event FinishReason Finished Response TextDelta TokenScore Usage",
@@ -77,6 +79,7 @@ __all__ = [
     "FinishReason",
     "Finished",
     "Folder",
+    "FormatSupport",
     "GenerationSettings",
     "Message",
     "Messages",
@@ -111,6 +114,7 @@ __all__ = [
     "plain",
     "prompt_key",
     "prompts_digest",
+    "schema_of",
     "shingles",
     "sketch",
     "sketches",

@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.fields import FieldInfo
 
 from anchorlm.records._errors import UserError
+from anchorlm.records._formats import Format
 
 
 class Settings(BaseModel):
@@ -165,6 +166,11 @@ class GenerationSettings(Settings):
         max_length=MOST_STOP_IDS,
         description="Tokens of the target that end the answer. They are no part of it.",
     )
+    response_format: Format = Field(
+        default=None,
+        description="What the answer must be: `{ type = \"json_object\" }`, or `json_schema` with a schema. By default "
+        "any text.",
+    )
     ignore_eos: bool = Field(default=False, exclude=True, repr=False, description="Must be false.")
     logprobs: int | None = Field(
         default=None,
@@ -189,4 +195,4 @@ class GenerationSettings(Settings):
         return self.model_dump(mode="json", exclude=later)
 
 
-_LATER = ("min_p", "presence_penalty", "frequency_penalty", "stop_token_ids")
+_LATER = ("min_p", "presence_penalty", "frequency_penalty", "stop_token_ids", "response_format")

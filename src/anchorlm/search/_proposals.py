@@ -114,6 +114,7 @@ def take(
     row: TokenSequence, logits: Tensor, sampler: Sampler, stops: frozenset[int], generation: GenerationSettings
 ) -> bool:
     """Adds the next token from logits (V,) to a row; whether it ended the turn."""
+    logits = row.formed(logits, generation)
     [token] = choose(logits[None], [sampler], [row.ids], [row.prompt_length])
     if token in stops:
         return True

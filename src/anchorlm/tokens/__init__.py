@@ -6,6 +6,7 @@ from anchorlm._lazy import lazily
 
 if TYPE_CHECKING:
     from anchorlm.tokens._exact import ExactProjection, exact_projection
+    from anchorlm.tokens._grammar import Form, Grammars
     from anchorlm.tokens._kinds import Kind
     from anchorlm.tokens._pieces import PieceVocabulary, in_pieces, piece_bytes, prompt_ids, prompt_of
     from anchorlm.tokens._projection import Projection, ProjectionReport
@@ -17,6 +18,7 @@ else:
         __name__,
         {
             "_exact": "ExactProjection exact_projection",
+            "_grammar": "Form Grammars",
             "_kinds": "Kind",
             "_pieces": "PieceVocabulary in_pieces piece_bytes prompt_ids prompt_of",
             "_projection": "Projection ProjectionReport",
@@ -30,6 +32,8 @@ __all__ = [
     "ByteVocabulary",
     "Encoded",
     "ExactProjection",
+    "Form",
+    "Grammars",
     "Kind",
     "PieceVocabulary",
     "Projection",

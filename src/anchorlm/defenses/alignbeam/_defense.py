@@ -12,7 +12,7 @@ from anchorlm.defenses._picked import Picks
 from anchorlm.defenses._thinking import Thinking, said
 from anchorlm.defenses.alignbeam._guidance import CERTAIN, GUIDED_BY, Guidance, Guided
 from anchorlm.defenses.alignbeam._settings import AlignBeamSettings, MixtureSettings
-from anchorlm.records import Access, Decision, Event, GenerationSettings, Request
+from anchorlm.records import Access, Decision, Event, FormatSupport, GenerationSettings, Request
 from anchorlm.team import Needs, Team
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class AlignBeam(Defense):
 
     name: ClassVar[str] = "alignbeam"
     thinks: ClassVar[bool] = True
+    formats: ClassVar[FormatSupport] = "local"
     needs: ClassVar[Needs] = Needs(target=Access.LOGPROBS, anchor=Access.LOGPROBS, judge=True, continues=True)
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "whole"
     settings_type: ClassVar[type[MixtureSettings]] = AlignBeamSettings
@@ -97,13 +98,15 @@ class AlignBeam(Defense):
                 async for event in rest:
                     yield event
                 return
+            room = room_for(self.target, row.prompt_length, request.generation)
+            await first.lead(room - 1)
             tokens = (await first.mixture()).top(settings.candidates)
-            if self.target.access < Access.LOGITS:  # what no server has named is no candidate
+            # What no server has named is no candidate, nor is what the response format forbids.
+            if self.target.access < Access.LOGITS or request.generation.response_format is not None:
                 tokens = [one for one in tokens if one[1] > -inf] or tokens[:1]
             mixtures = [first, *(first.fork() for _ in tokens[1:])]
             stops = ends(row, request.generation)
             candidates = [Primed(m, settings.mixed_tokens, stops, *t) for m, t in zip(mixtures, tokens, strict=True)]
-            room = room_for(self.target, row.prompt_length, request.generation)
             if settings.release == "blocks":
                 async for event in self._in_blocks(candidates, request, settings, room, len(prompt)):
                     yield event
@@ -232,10 +235,10 @@ class Primed(Guided):
 
     async def open(self, generation: GenerationSettings) -> bool:
         """Writes the mixed tokens; whether the turn ended among them."""
-        token, count = self._first, min(max(self._tokens, 1), generation.max_new_tokens)
+        token, guided, room = self._first, max(self._tokens, 1), generation.max_new_tokens
         while not (ended := token in self._stops):
             self.mixed.append(token)
-            if (ended := self.row.end_turn()) or len(self.response) == count:
+            if (ended := self.row.end_turn()) or self.mixed.guided >= guided or len(self.response) >= room:
                 break
             token, further = (await self.mixed.mixture()).top(1)[0]
             self.log_probability += further

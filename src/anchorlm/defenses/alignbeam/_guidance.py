@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -197,7 +198,7 @@ class Guidance:
         if alpha > 0:
             ids = anchor.model.encode(request.prompt_text, closed=True)  # an anchor does not think
             sequence = await stack.enter_async_context(
-                anchor.open(ids, rows=_rows(rows, settings), room=_room(settings))
+                anchor.open(ids, rows=_rows(rows, settings), room=_room(settings, request.generation))
             )
             guide = Guide(sequence, self.translator(settings))
         return MixedSequence(
@@ -207,7 +208,7 @@ class Guidance:
             alpha=alpha,
             mix_at=settings.mix_at,
             trace_top=trace_top,
-            logprobs=request.generation.logprobs,
+            generation=request.generation,
         )
 
     async def think(
@@ -228,17 +229,17 @@ class Guidance:
             seen: What was read of the prompt; the thought is guided where the answer is.
         """
         guides = settings.guide_thought and thinking.room > 0 and (seen is None or seen.open)
+        free = thinking.request.generation.model_copy(update={"response_format": None})
+        asked = replace(thinking.request, generation=free)
         async with AsyncExitStack() as stack:
-            guide = (
-                await self.open(stack, row, anchor, thinking.request, settings, rows=1, seen=seen) if guides else None
-            )
+            guide = await self.open(stack, row, anchor, asked, settings, rows=1, seen=seen) if guides else None
             async for piece in thinking.write(row, guide, settings.mixed_tokens):
                 yield piece
 
     def needs(self, request: Request, settings: MixtureSettings, rows: int) -> tuple[int, int]:
         """The rows, and tokens of each, that the anchor's engine must hold to guide so many responses at once."""
         model = self._defense.anchor.model
-        length = len(model.encode(request.prompt_text, closed=True)) + _room(settings)
+        length = len(model.encode(request.prompt_text, closed=True)) + _room(settings, request.generation)
         return _rows(rows, settings), min(length, model.context_length)
 
     def translator(self, settings: MixtureSettings) -> Translator:
@@ -267,8 +268,10 @@ def _rows(guided: int, settings: MixtureSettings) -> int:
     return guided + (LOOKAHEAD_ROWS if settings.projection == "lookahead" else 0)
 
 
-def _room(settings: MixtureSettings) -> int:
-    return settings.mixed_tokens * _ANCHOR_TOKENS_PER_TARGET_TOKEN
+def _room(settings: MixtureSettings, generation: GenerationSettings) -> int:
+    """Tokens of the anchor: for those that it guides, and for what a response format forces between them."""
+    forced = 0 if generation.response_format is None else generation.max_new_tokens
+    return settings.mixed_tokens * _ANCHOR_TOKENS_PER_TARGET_TOKEN + forced
 
 
 class Guided:
@@ -308,11 +311,11 @@ class Guided:
         from anchorlm.engine import Sampler, stepwise
         from anchorlm.search import take
 
-        if len(self.response) >= self._tokens:
+        if self.mixed.guided >= self._tokens:
             self.mixed.release_guide()  # nothing crops a response behind the start of its last block
         sampler = Sampler(generation)
         for step in range(generation.max_new_tokens):
-            mixing = len(self.response) < self._tokens
+            mixing = self.mixed.guided < self._tokens
             if not mixing and (diversity is None or not stepwise(self.row)):
                 rest = {"max_new_tokens": generation.max_new_tokens - step, "seed": generation.seed + step}
                 return (await self.row.generate(generation.model_copy(update=rest))).finish_reason == "stop"

@@ -5,12 +5,13 @@ from asyncio import gather
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from anchorlm.defenses.alignbeam._guide import Guide
 from anchorlm.defenses.alignbeam._settings import MixAt
 from anchorlm.engine import TokenSequence, token_scores, unnamed
-from anchorlm.records import DefenseError
+from anchorlm.records import DefenseError, GenerationSettings
 from anchorlm.tokens import ByteVocabulary, token_text
 
 
@@ -84,6 +85,8 @@ class MixedSequence:
         target: The target's sequence.
         guide: The anchor's view; None where there is no guidance (alpha = 0).
         steps: A summary of each step, if asked for.
+        generation: How tokens are chosen. In a response format each model's distribution is that of what may be
+            written: an anchor that would rather refuse in prose keeps its weight.
 
     Args:
         target: The target's sequence.
@@ -92,7 +95,7 @@ class MixedSequence:
         alpha: Weight of the anchor.
         mix_at: Where tokens are mixed.
         trace_top: Tokens per distribution in each step's summary; 0: no summaries.
-        logprobs: Likeliest tokens that are noted with each one; None: nothing is.
+        generation: See above. Its `logprobs` likeliest tokens are noted with each one; None: nothing is.
     """
 
     def __init__(
@@ -104,7 +107,7 @@ class MixedSequence:
         alpha: float,
         mix_at: MixAt = "every",
         trace_top: int = 0,
-        logprobs: int | None = None,
+        generation: GenerationSettings,
     ) -> None:
         self.target = target
         self.guide = guide
@@ -113,7 +116,8 @@ class MixedSequence:
         self._alpha = alpha
         self._mix_at = mix_at
         self._trace_top = trace_top
-        self._logprobs = logprobs
+        self.generation = generation
+        self._forced: set[int] = set()
         self._last: Mixture | None = None
 
     def fork(self) -> MixedSequence:
@@ -125,8 +129,9 @@ class MixedSequence:
             alpha=self._alpha,
             mix_at=self._mix_at,
             trace_top=self._trace_top,
-            logprobs=self._logprobs,
+            generation=self.generation,
         )
+        other._forced = set(self._forced)
         other.steps = list(self.steps)
         other._last = self._last
         return other
@@ -136,18 +141,31 @@ class MixedSequence:
         """The response's tokens so far."""
         return self.target.ids[self.target.prompt_length :]
 
+    @property
+    def guided(self) -> int:
+        """Tokens of the response that were a choice: what a response format forces is none of either model."""
+        return len(self.response) - sum(place < len(self.target.ids) for place in self._forced)
+
+    async def lead(self, room: int) -> None:
+        """Writes what the response format forces, up to the first choice or `room` tokens of the response."""
+        while len(self.response) < room and self.target.forced(self.generation):
+            self.append((await self.mixture()).top(1)[0][0])
+
     async def mixture(self) -> Mixture:
         """The distribution of the next token: both models read at the same time."""
         tokens = self.response
         response = self._vocabulary.decode(tokens)
-        guide = self.guide
-        if guide is None or (self._mix_at == "boundaries" and not guide.at_boundary(response)):
-            p = (await self.target.logits()).softmax(dim=-1)
+        guide, place = self.guide, len(self.target.ids)
+        self._forced = {each for each in self._forced if each < place}
+        if forced := self.target.forced(self.generation):
+            self._forced.add(place)
+        if guide is None or forced or (self._mix_at == "boundaries" and not guide.at_boundary(response)):
+            p = self.target.formed(await self.target.logits(), self.generation).softmax(dim=-1)
             step = Mixture(p, p, None, 0.0, unnamed=unnamed(self.target))
         else:
             logits, q = await gather(self.target.logits(), guide.distribution(response, tokens))
-            p = logits.softmax(dim=-1)
-            q = q.to(p.device)
+            p = self.target.formed(logits, self.generation).softmax(dim=-1)
+            q = self._formed(q.to(p.device), p)
             rest = (1 - self._alpha) * unnamed(self.target) + self._alpha * guide.unnamed
             step = Mixture(mix(p, q, self._alpha), p, q, self._alpha, guide.remark, rest)
         if self._trace_top:
@@ -155,12 +173,21 @@ class MixedSequence:
         self._last = step
         return step
 
+    def _formed(self, q: Tensor, p: Tensor) -> Tensor:
+        """The anchor's distribution of what may be written; the target's where it leaves no mass to any of that."""
+        if self.generation.response_format is None:
+            return q
+        allowed = q.where(self.target.formed(torch.zeros_like(q), self.generation) == 0, torch.zeros_like(q))
+        total = allowed.sum()
+        return p if total == 0 else allowed / total
+
     def append(self, token: int) -> None:
         """Chooses the next token, from the last mixture."""
-        if self._logprobs is None or self._last is None:
+        wanted = self.generation.logprobs
+        if wanted is None or self._last is None:
             self.target.append([token])
         else:
-            self.target.append([token], token_scores(self._last.f.log()[None], [token], self._logprobs))
+            self.target.append([token], token_scores(self._last.f.log()[None], [token], wanted))
 
     def release_guide(self) -> None:
         """From here on the target goes alone: the anchor's row is free."""

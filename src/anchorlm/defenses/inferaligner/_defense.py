@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from anchorlm.defenses._base import Defense, DefenseSettings, refuse
 from anchorlm.defenses._thinking import Thinking, said
 from anchorlm.defenses.inferaligner._settings import InferAlignerSettings, SteeringSettings
-from anchorlm.records import Access, Decision, Event, Request, UserError
+from anchorlm.records import Access, Decision, Event, FormatSupport, Request, UserError
 from anchorlm.steering import answer_of
 from anchorlm.team import Needs, Team
 
@@ -22,6 +22,7 @@ class SteeringDefense(Defense):
     """
 
     thinks: ClassVar[bool] = True
+    formats: ClassVar[FormatSupport] = "local"
     needs: ClassVar[Needs] = Needs(target=Access.ACTIVATIONS)
     settings_type: ClassVar[type[DefenseSettings]] = SteeringSettings
     artifacts: ClassVar[Mapping[str, str]] = {"artifact": "inferaligner"}
@@ -120,10 +121,12 @@ class InferAligner(SteeringDefense):
         """As calibrated, whatever the other knobs: a request for another strength must not do away with the refusal.
 
         A shift is calibrated on answers that the target begins itself. Where the request may have begun one, in a raw
-        text or in a last turn of the assistant's, nothing shows that it refuses, so the fixed refusal is given.
+        text, in a last turn of the assistant's or by a response format, nothing shows that it refuses, so the fixed
+        refusal is given.
         """
         turns, calibrated = request.messages, self.aligner.artifact.settings
-        if isinstance(turns, str) or turns[-1]["role"] != "user":
+        begun = request.generation.response_format is not None
+        if begun or isinstance(turns, str) or turns[-1]["role"] != "user":
             return "refuse"
         if settings.answer is not None:
             return settings.answer

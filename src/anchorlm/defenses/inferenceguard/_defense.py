@@ -26,6 +26,7 @@ from anchorlm.records import (
     Artifact,
     Decision,
     Event,
+    FormatSupport,
     Request,
     ThoughtDelta,
     UserError,
@@ -50,6 +51,7 @@ class InferenceGuard(Defense):
 
     name: ClassVar[str] = "inferenceguard"
     thinks: ClassVar[bool] = True
+    formats: ClassVar[FormatSupport] = "local"
     needs: ClassVar[Needs] = Needs(
         target=Access.TEXT,
         anchor=Access.LOGPROBS,
