@@ -70,6 +70,9 @@ class CAST(_Steered):
         self, row: TokenSequence, request: Request, settings: CASTSettings
     ) -> tuple[Steering | None, Decision]:
         reading = await self.aligner.read_cosine(request.messages, self.target, row=row, threshold=settings.threshold)
+        if not reading.open and (turn := request.schema_turn):
+            other = await self.aligner.read_cosine(turn, self.target, threshold=settings.threshold)
+            reading = other if other.open else reading
         steering = self.aligner.steering(alpha=settings.alpha, layers=settings.layers, positions=settings.positions)
         return (steering if reading.open else None), Decision("gate", reading.data)
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 from anchorlm.defenses import Defense, find_defense
 from anchorlm.guard._check import faults
 from anchorlm.guard._findings import Findings
+from anchorlm.guard._formats import check_format, format_gap
 from anchorlm.guard._look import look_at_thoughts
 from anchorlm.guard._outline import rehearse
 from anchorlm.guard._recipe import Recipe
 from anchorlm.judging import Judge, Scorer
 from anchorlm.models import EndpointSettings, ModelSettings
-from anchorlm.records import Artifact
+from anchorlm.records import Artifact, GenerationSettings
 from anchorlm.steering import uncalibrated
 from anchorlm.team import JudgeSettings, ScorerSettings, Team, build_judge, build_scorer
 
@@ -99,7 +100,19 @@ def _defense(
     built = found.attempt("defense", lambda: defense(team, **knobs))
     if built is not None:
         found.facts += [f"defense: {fact}" for fact in built.facts]
+        _formats(found, built, recipe.generation)
         found.attempt("engine", lambda: asyncio.run(rehearse(built, judge, outline, recipe.generation)))
+
+
+def _formats(found: Findings, defense: Defense, generation: GenerationSettings) -> None:
+    """Whether answers can be held to a response format, and to that of the recipe, if it has one."""
+    gap = format_gap(defense)
+    if generation.response_format is not None:
+        found.attempt("generation", lambda: check_format(defense, generation))
+    elif gap is not None:
+        found.notes.append(f"response_format: {gap}")
+    if gap is None:
+        found.facts.append("response_format: every answer can be held to json_object and json_schema")
 
 
 def _scorer(settings: ScorerSettings, found: Findings, recipe: Recipe, role: str) -> Scorer | None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         UnreadableError,
         UserError,
     )
-    from anchorlm.records._formats import FormatSupport, schema_of
+    from anchorlm.records._formats import FormatSupport, checked_format, forced_words, schema_of
     from anchorlm.records._rates import clustered, effective_size, wilson
     from anchorlm.records._requests import Message, Messages, Request, as_messages, first_stop, prompt_key, turn_text
     from anchorlm.records._responses import (
@@ -53,7 +53,7 @@ else:
             "_access": "Access",
             "_artifacts": "Artifact ModelStamp data_digest instruments prompts_digest",
             "_errors": "AnchorLMError DefenseError ModelError TooLongError UnreadableError UserError",
-            "_formats": "FormatSupport schema_of",
+            "_formats": "FormatSupport checked_format forced_words schema_of",
             "_rates": "clustered effective_size wilson",
             "_requests": "Message Messages Request as_messages first_stop prompt_key turn_text",
             "_responses": "Decision Event FinishReason Finished Response TextDelta TokenScore Usage",
@@ -102,12 +102,14 @@ __all__ = [
     "UserError",
     "as_messages",
     "asked",
+    "checked_format",
     "checked_options",
     "checked_thoughts",
     "clustered",
     "data_digest",
     "effective_size",
     "first_stop",
+    "forced_words",
     "instruments",
     "keys_beside",
     "likeness",

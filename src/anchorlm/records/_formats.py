@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator
@@ -9,6 +9,9 @@ from pydantic import BaseModel, BeforeValidator
 _KINDS = ("text", "json_object", "json_schema")
 _LONGEST = 64_000
 """Characters of a schema, written as JSON."""
+
+_NAMED = ("properties", "patternProperties")
+_FIXED = ("const", "enum", "pattern", "required")
 
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
@@ -55,6 +58,35 @@ def schema_of(format: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON schema that an answer in a checked format fits."""
     found: dict[str, Any] = format["json_schema"]["schema"] if format["type"] == "json_schema" else _ANY_OBJECT
     return found
+
+
+def forced_words(format: Mapping[str, Any] | None) -> str:
+    """What a schema may write into an answer in the client's own words: names, fixed values, patterns; on lines.
+
+    Judges read them in the answer. A gate, which reads the request alone, must be shown them.
+    """
+    return "" if format is None else "\n".join(dict.fromkeys(filter(None, _words(schema_of(format)))))
+
+
+def _words(schema: Any) -> Iterator[str]:
+    if isinstance(schema, list):
+        for each in schema:
+            yield from _words(each)
+    for name, value in schema.items() if isinstance(schema, dict) else ():
+        if name in _NAMED and isinstance(value, dict):
+            yield from map(str, value)
+            yield from _words(list(value.values()))
+        elif name in _FIXED:
+            yield from _texts(value)
+        else:
+            yield from _words(value)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    for each in value if isinstance(value, list) else [*value, *value.values()] if isinstance(value, dict) else ():
+        yield from _texts(each)
 
 
 Format = Annotated[dict[str, Any] | None, BeforeValidator(checked_format)]

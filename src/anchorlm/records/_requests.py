@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from anchorlm.records._formats import forced_words
 from anchorlm.records._settings import GenerationSettings
 
 if TYPE_CHECKING:
@@ -77,6 +78,12 @@ class Request:
         if len(talk) > 1 and talk[-1]["role"] == "assistant":
             return [(talk, ""), (talk[:-1], f"{talk[-1]['content']} ")]
         return [(talk, "")]
+
+    @property
+    def schema_turn(self) -> Messages:
+        """What the client writes into the answer by a schema, as a user's turn; nothing where it writes nothing."""
+        words = forced_words(self.generation.response_format)
+        return [{"role": "user", "content": words}] if words else []
 
     @property
     def prompt(self) -> Messages | str:

@@ -168,7 +168,7 @@ class GenerationSettings(Settings):
     )
     response_format: Format = Field(
         default=None,
-        description="What the answer must be: `{ type = \"json_object\" }`, or `json_schema` with a schema. By default "
+        description='What the answer must be: `{ type = "json_object" }`, or `json_schema` with a schema. By default '
         "any text.",
     )
     ignore_eos: bool = Field(default=False, exclude=True, repr=False, description="Must be false.")

@@ -124,9 +124,7 @@ class Grammars:
             grammar = library.LLMatcher.grammar_from_json_schema(schema, overrides=_STYLE)
         except ValueError as error:
             raise _unfit(str(error)) from None
-        matcher = library.LLMatcher(
-            self._tokenizer, grammar, log_level=0, limits=library.LLParserLimits(**limits)
-        )
+        matcher = library.LLMatcher(self._tokenizer, grammar, log_level=0, limits=library.LLParserLimits(**limits))
         if matcher.is_error():
             raise _unfit(matcher.get_error())
         return Form(matcher, self._size)
@@ -135,9 +133,7 @@ class Grammars:
     def _tokenizer(self) -> Any:
         """The vocabulary as the library knows it: rows of the embeddings that are no token can never be written."""
         library, vocabulary, stops = _library(), self._vocabulary, set(self._stops)
-        tokens = [
-            vocabulary.token_bytes(index) if index not in stops else b"" for index in range(self._size)
-        ]
+        tokens = [vocabulary.token_bytes(index) if index not in stops else b"" for index in range(self._size)]
         silent = [index for index, data in enumerate(tokens) if not data]
         for index in silent:
             tokens[index] = _SPECIAL + f"<{index}>".encode()

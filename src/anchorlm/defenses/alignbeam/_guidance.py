@@ -146,6 +146,17 @@ class Guidance:
         """
         if settings.gate == "always":
             return None
+        seen = await self._read(row, anchor, request, settings)
+        if seen is None or seen.open or not (turn := request.schema_turn):
+            return seen
+        target = self._defense.target
+        async with target.open(target.model.encode(turn)) as other:
+            found = await self._read(other, anchor, replace(request, messages=turn), settings)
+        return found if found is not None and found.open else seen
+
+    async def _read(
+        self, row: TokenSequence, anchor: Engine, request: Request, settings: MixtureSettings
+    ) -> Reading | Seen | None:
         target = self._defense.target
         if self.evidence is not None and settings.gate == "auto":
             return await self.evidence.read(row, target, anchor, request, settings.evidence_bias)

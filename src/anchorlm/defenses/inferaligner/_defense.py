@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from anchorlm.defenses._base import Defense, DefenseSettings, refuse
 from anchorlm.defenses._thinking import Thinking, said
 from anchorlm.defenses.inferaligner._settings import InferAlignerSettings, SteeringSettings
-from anchorlm.records import Access, Decision, Event, FormatSupport, Request, UserError
+from anchorlm.records import Access, Decision, Event, FormatSupport, Messages, Request, UserError
 from anchorlm.steering import answer_of
 from anchorlm.team import Needs, Team
 
 if TYPE_CHECKING:
     from anchorlm.defenses.inferaligner._aligner import Aligner
+    from anchorlm.engine import TokenSequence
+    from anchorlm.steering import Reading
 
 
 class SteeringDefense(Defense):
@@ -87,15 +89,10 @@ class InferAligner(SteeringDefense):
             opened = settings.gate == "open"
             if settings.gate == "auto":
                 async with thinking.as_fitted(row) as plain:  # before the thought, in which the request may be weighed
-                    reading = await self.aligner.read(
-                        request.messages,
-                        settings.reader,
-                        self.target,
-                        None if self.team.anchor is None else self.anchor_for(request),
-                        row=plain,
-                        bias=settings.bias,
-                        layers=settings.gate_layers,
-                    )
+                    reading = await self._read(request, request.messages, settings, plain)
+                if not reading.open and request.schema_turn:
+                    other = await self._read(request, request.schema_turn, settings)
+                    reading = other if other.open else reading
                 opened = reading.open
                 yield Decision("gate", reading.data)
             else:
@@ -116,6 +113,24 @@ class InferAligner(SteeringDefense):
                 yield Decision("steer", {"layers": list(steering.edits), "alpha": steering.strength})
             async for event in said(thinking, row, self.target, settings.refusal):
                 yield event
+
+    async def _read(
+        self,
+        request: Request,
+        messages: Messages | str,
+        settings: InferAlignerSettings,
+        row: TokenSequence | None = None,
+    ) -> Reading:
+        """What the gate says of what a client wrote."""
+        return await self.aligner.read(
+            messages,
+            settings.reader,
+            self.target,
+            None if self.team.anchor is None else self.anchor_for(request),
+            row=row,
+            bias=settings.bias,
+            layers=settings.gate_layers,
+        )
 
     def _answer(self, settings: InferAlignerSettings, request: Request) -> str:
         """As calibrated, whatever the other knobs: a request for another strength must not do away with the refusal.

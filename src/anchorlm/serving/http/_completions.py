@@ -10,6 +10,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
 
 from anchorlm.records import Messages
+from anchorlm.records import Request as Asked
 from anchorlm.serving._errors import ApiError
 from anchorlm.serving._settings import ServerSettings
 from anchorlm.serving._state import ServerState
@@ -56,13 +57,18 @@ async def complete(
         raise ApiError(400, f"An answer has at most {longest} tokens here: ask for no more.", param="max_tokens",
                        code="out_of_bounds")  # fmt: skip
     seed = generation.get("seed", served.guard.generation.seed)
-    requests = [
-        served.request(
-            prompt, knobs, generation | {"seed": (seed + index) % 2**63}, ask.stops, ask.template, silent=ask.silent
-        )
-        for prompt in prompts
-        for index in range(ask.choices)
-    ]
+
+    def made() -> list[Asked]:
+        return [
+            served.request(
+                prompt, knobs, generation | {"seed": (seed + index) % 2**63}, ask.stops, ask.template, silent=ask.silent
+            )
+            for prompt in prompts
+            for index in range(ask.choices)
+        ]
+
+    # A schema is compiled for it.
+    requests = await state.off_the_loop(made) if generation.get("response_format") else made()
     id = request.scope["state"]["request_id"]
     session = RequestSession(
         id, state, served, caller, requests, operation="chat" if kind == "response" else kind,

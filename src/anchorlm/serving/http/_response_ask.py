@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from anchorlm.serving.http._formats import TextFormat, as_chosen
 from anchorlm.serving.http._objects import Count, RequestObject, few_names, unsupported
 from anchorlm.serving.http._schema import Ask, Name, refuse_unserved
 from anchorlm.serving.http._turns import ChatMessage, few_turns
@@ -38,14 +39,8 @@ class TextOptions(RequestObject):
     """How a text is to be."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
-    format: Any = Field(default=None, description="Not supported, but for plain text.")
-
-    @field_validator("format")
-    @classmethod
-    def _plain(cls, format: Any) -> Any:
-        if format not in (None, {}, {"type": "text"}):
-            raise unsupported("", "answers are plain text: leave text.format out")
-        return format
+    format: TextFormat = Field(default=None, description="Hold the answer to JSON: of type json_object, or json_schema "
+                               "with a schema.")  # fmt: skip
 
 
 class ResponseAsk(Ask):
@@ -60,7 +55,7 @@ class ResponseAsk(Ask):
                                        f"if include has {_LOGPROBS}.")  # fmt: skip
     include: list[Name] | None = Field(default=None, max_length=20, description=f"{_LOGPROBS}; others are ignored.")
     reasoning: Reasoning | None = Field(default=None, description="How the model is to think.")
-    text: TextOptions | None = Field(default=None, description="Only plain text.")
+    text: TextOptions | None = Field(default=None, description="How the text is to be.")
     chat_template_kwargs: dict[Name, Any] | None = Field(default=None, description="Variables of the chat template, "
         "such as enable_thinking, within the limits that /v1/models shows.")  # fmt: skip
     previous_response_id: Any = Field(default=None, description="Not supported.")
@@ -114,7 +109,7 @@ class ResponseAsk(Ask):
             chosen["max_new_tokens"] = self.max_output_tokens
         if _LOGPROBS in (self.include or ()):
             chosen["logprobs"] = self.top_logprobs or 0
-        return chosen
+        return chosen if self.text is None else chosen | as_chosen(self.text, "format", self.text.format)
 
 
 def _is_thought(item: Any) -> bool:

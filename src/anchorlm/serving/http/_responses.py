@@ -7,7 +7,8 @@ from typing import Any
 from anchorlm.records import TokenScore
 from anchorlm.serving._errors import ApiError
 from anchorlm.serving.http._shapes import failure
-from anchorlm.serving.session._answers import Answer, ThoughtPiece
+from anchorlm.serving.session._answers import Answer
+from anchorlm.serving.session._pieces import RefusalPiece, ThoughtPiece
 from anchorlm.serving.session._session import RequestSession
 
 _NAMES = {"messages": "input", "max_tokens": "max_output_tokens"}
@@ -39,7 +40,7 @@ class ResponseShape:
             self._items.append(self._thought(answer.thought))
         refuses = answer.decision != "answer"
         scores = answer.logprobs.chat(answer.due() or [])["content"] if answer.logprobs is not None else []
-        self._items.append(self._message(_refusal(answer.text) if refuses else _text(answer.text, scores)))
+        self._items.append(self._message(_refusal(answer.said) if refuses else _text(answer.text, scores)))
         return self._ended(answer, refuses=refuses)
 
     async def events(self) -> AsyncIterator[Event]:
@@ -74,6 +75,8 @@ class ResponseShape:
             if thinks and len(self._items) == 0:
                 for event in self._thought_ended(answer.thought):
                     yield event
+            if isinstance(piece, RefusalPiece):
+                continue  # is told whole, at the end
             if piece is not None or scores:
                 held.append((piece or "", scores or []))
             refuses = piece is None and not text and answer.decision != "answer"
@@ -89,7 +92,7 @@ class ResponseShape:
                 told.append(known)
                 text += part
             held = []
-        for event in self._said(answer.text if refuses else text, refuses, [one for each in told for one in each]):
+        for event in self._said(answer.said if refuses else text, refuses, [one for each in told for one in each]):
             yield event
         body = self._ended(answer, refuses=refuses)
         yield self._event(f"response.{body['status']}", {"response": body})

@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, mod
 
 from anchorlm.records import MOST_STOP_IDS, PAST_THE_END
 from anchorlm.serving._settings import Sampled
+from anchorlm.serving.http._formats import ResponseFormat, as_chosen
 from anchorlm.serving.http._objects import Count, Flag, Number, RequestObject, few_names, unsupported
 from anchorlm.serving.http._turns import ChatMessage, few_turns
 
@@ -32,7 +33,6 @@ _UNSERVED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "add_generation_prompt": ("an answer is always a turn of its own; leave it out", (True,)),
     "include_stop_str_in_output": ("an answer ends before what stops it; leave it out", (False,)),
     "skip_special_tokens": ("control tokens are never a part of an answer; leave it out", (True,)),
-    "response_format": ("answers are plain text; leave it out", ({"type": "text"},)),
 }
 """Why a setting is not served, and which of its values ask for nothing."""
 
@@ -193,7 +193,8 @@ class ChatAsk(Ask):
     )
     _few_turns = field_validator("messages", mode="before")(few_turns)
 
-    response_format: Any = Field(default=None, description="Only plain text is supported.")
+    response_format: ResponseFormat = Field(default=None, description="Hold the answer to JSON: of type json_object, "
+        "or json_schema with a schema.")  # fmt: skip
     tools: Any = Field(default=None, description="Not supported.")
     tool_choice: Any = Field(default=None, description="Not supported.")
     parallel_tool_calls: Any = Field(default=None, description="Ignored.")
@@ -233,7 +234,7 @@ class ChatAsk(Ask):
             chosen["max_new_tokens"] = self.max_completion_tokens
         if self.logprobs:
             chosen["logprobs"] = self.top_logprobs or 0
-        return chosen
+        return chosen | as_chosen(self, "response_format", self.response_format)
 
     @model_validator(mode="after")
     def _together(self) -> Self:

@@ -7,7 +7,8 @@ from typing import Any
 
 from anchorlm.records import TokenScore
 from anchorlm.serving._errors import ApiError, unexpected
-from anchorlm.serving.session._answers import Answer, ThoughtPiece
+from anchorlm.serving.session._answers import Answer
+from anchorlm.serving.session._pieces import RefusalPiece, ThoughtPiece
 from anchorlm.serving.session._session import RequestSession
 
 _log = logging.getLogger("anchorlm")
@@ -33,11 +34,13 @@ class Shape:
         """The body of an answer that came at once."""
         choices = []
         for index, answer in enumerate(self._exchange.answers):
-            # The content stays, too: most clients show nothing else.
+            # The content stays, too: most clients show nothing else. With a schema they take it for JSON.
             content = {"role": "assistant", "content": answer.text, "refusal": answer.text if answer.refused else None}
+            if answer.refusal:
+                content |= {"content": None, "refusal": answer.refusal}
             if answer.thought:
                 content["reasoning_content"] = answer.thought
-            said = {"message": content} if self._chat else {"text": answer.text}
+            said = {"message": content} if self._chat else {"text": answer.said}
             choices.append(
                 {"index": index, **said, "logprobs": self._logprobs(answer, answer.due())}
                 | {"finish_reason": answer.finish}
@@ -76,10 +79,11 @@ class Shape:
                         yield self._chunk(index, {"reasoning_content": str(piece)}, None, cost())
                     continue
                 if piece is not None:
-                    yield self._chunk(index, {"content": piece}, None, known)
+                    part = "refusal" if self._chat and isinstance(piece, RefusalPiece) else "content"
+                    yield self._chunk(index, {part: str(piece)}, None, known)
                     continue
                 told = {"anchorlm": self._exchange.told(index)}
-                refusal = {"refusal": answer.text} if self._chat and answer.refused else {}
+                refusal = {"refusal": answer.text} if self._chat and answer.refused and not answer.refusal else {}
                 yield self._chunk(index, refusal, answer.finish, known | told)
             if usage:
                 yield _event(self._frame(self._chunk_object) | {"choices": [], "usage": self._exchange.usage()})

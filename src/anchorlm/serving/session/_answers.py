@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import replace
-from math import isfinite
 from time import monotonic
 from typing import Any, Literal
 
@@ -25,19 +24,15 @@ from anchorlm.records import (
 from anchorlm.serving._errors import ApiError
 from anchorlm.serving.session._logprobs import LogProbs
 from anchorlm.serving.session._model import ServedModel
+from anchorlm.serving.session._pieces import RefusalPiece, ThoughtPiece
 from anchorlm.serving.session._runs import Run
 from anchorlm.serving.session._stops import StopText
+from anchorlm.serving.session._told import candidate_scores, plain_json
 
 Verdict = Literal["answer", "refusal", "fail_closed"]
 """`refusal`: the configured refusal was given. `fail_closed`: the same, because the defense could not do its work."""
 
 _log = logging.getLogger("anchorlm")
-
-
-class ThoughtPiece(str):
-    """A piece of the thought before an answer, among the pieces of its text."""
-
-    __slots__ = ()
 
 
 class Answer:
@@ -46,6 +41,7 @@ class Answer:
     Attributes:
         text: What has gone out.
         thought: What has gone out of the thought before it; empty where thoughts are hidden.
+        refusal: The configured refusal, where it came in place of an answer in a response format.
         finish: Why it ended, in OpenAI's words; None while it has not.
         decision: What became of it.
         usage: What it cost.
@@ -74,6 +70,9 @@ class Answer:
         self._reasoned = 0
         self.text = ""
         self.thought = ""
+        self.refusal = ""
+        self._formed = request.generation.response_format is not None
+        self._fell = self._declines = False
         self.finish: Literal["stop", "length", "content_filter"] | None = None
         self.decision: Verdict = "answer"
         self.usage = Usage(0, 0, 0)
@@ -138,6 +137,8 @@ class Answer:
             self.text = self._served.refusal
         if self.decision != "answer":
             self.thought = ""
+            if self._formed:
+                self.text, self.refusal = "", self.refusal or self.text
 
     def due(self) -> list[TokenScore] | None:
         """How likely the tokens were that went out since the last call; None where no one asked."""
@@ -163,8 +164,11 @@ class Answer:
                 self._reasoned += int(event.data["tokens"])
             if event.kind == "fallback":
                 self._stops.off()
+                self._fell = self._formed
+                return self._stops.flush() if self._formed else ""
             return ""
         if isinstance(event, TextDelta):
+            self._declines = self._fell
             self._tokens += self._counted(event)
             if self.logprobs is not None:
                 self.logprobs.add(event.scores)
@@ -175,10 +179,20 @@ class Answer:
             if self._stops.hit:  # all was written before it was known that it would be cut
                 self.usage = replace(event.usage, completion_tokens=self._tokens + event.usage.reasoning_tokens)
                 return ""
-            self.finish = "content_filter" if event.reason == "refusal" else event.reason
+            self.finish = self._filtered if event.reason == "refusal" else event.reason
             self.usage = event.usage
             return self._stops.flush()
         return ""
+
+    @property
+    def _filtered(self) -> Literal["stop", "content_filter"]:
+        """How a refusal ends. With a schema clients look for `refusal` in an answer that has ended as others do."""
+        return "stop" if self._formed and not self.text else "content_filter"
+
+    @property
+    def said(self) -> str:
+        """All that went out but the thought."""
+        return self.text + self.refusal
 
     @property
     def _at_once(self) -> bool:
@@ -208,6 +222,10 @@ class Answer:
     def _out(self, text: str) -> str:
         if self.first is None:
             self.first = self._run.at - self._start
+        if self._declines:
+            text = text if self.refusal else text.lstrip()  # it stands apart from what came before
+            self.refusal += text
+            return RefusalPiece(text)
         self.text += text
         return text
 
@@ -215,7 +233,8 @@ class Answer:
         # Only the kind is logged: what a third party's error says may hold a prompt or a path.
         kind = type(error.__cause__ or error).__name__
         _log.error("request %s failed closed: %s in the defense %s", self._id, kind, self._served.guard.defense.name)
-        self.decision, self.finish = "fail_closed", "content_filter"
+        self.decision, self.finish = "fail_closed", self._filtered
+        self._declines = self._formed
         self.trace.append(Decision("fail_closed", {"why": self._served.public(str(error)), "error": kind}))
         return "" if self.text else self._served.refusal
 
@@ -232,8 +251,8 @@ class Answer:
     @property
     def refused(self) -> bool:
         """Whether what went out is a refusal: the configured one, or in the words of the model itself."""
-        if self.decision != "answer":
-            return True
+        if self.decision != "answer" or self._formed:
+            return self.decision != "answer"
         if self._refuses is None or self.finish is None:
             self._refuses = RefusalMatcher().is_refusal(self.text)
         return self._refuses
@@ -256,41 +275,21 @@ class Answer:
             "decision": self.decision,
             "refused": self.refused,
             "gate": None if gate is None else {name: gate[name] for name in _GATE if name in gate},
-            "scores": _scores(self.trace),
+            "scores": candidate_scores(self.trace),
             "chosen": by_kind.get("chosen", {}).get("index"),
             "fallback": "the defense could not do its work" if failed else why,
             "request_id": self._id,
         }
         if not scores:
             told |= {"gate": gate and {"open": bool(gate.get("open"))}, "scores": None, "chosen": None}
-        return {name: _plain(value) for name, value in told.items()}
+        return {name: plain_json(value) for name, value in told.items()}
 
     def full_trace(self) -> list[dict[str, Any]]:
         """Everything that was decided, for the operator."""
-        return [{"kind": decision.kind, **_plain(decision.data)} for decision in self.trace]
+        return [{"kind": decision.kind, **plain_json(decision.data)} for decision in self.trace]
 
 
 _GATE = ("open", "score", "threshold")
 
 _NOTHING_SAFE = "the defense found nothing safe to say"
 """Stands for a reason that may hold figures."""
-
-
-def _scores(trace: Sequence[Decision]) -> list[float | None] | None:
-    """What each candidate was graded when they were last looked at: its harm, or its cost where that is counted."""
-    for decision in reversed(trace):
-        candidates = decision.data.get("candidates") or decision.data.get("responses")
-        if isinstance(candidates, list):
-            return [next((one[name] for name in ("harm", "cost") if name in one), None) for one in candidates]
-    return None
-
-
-def _plain(value: Any) -> Any:
-    """JSON knows no infinity."""
-    if isinstance(value, float):
-        return value if isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {name: _plain(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return value

@@ -153,7 +153,8 @@ class ServedModel:
             request = replace(request, stops=tuple(stops), patience=self.patience)
             return replace(request, thoughts=unshown(request.thoughts)) if silent else request
         except UserError as error:
-            raise ApiError(400, self.public(str(error)), code="invalid_value") from None
+            param = "response_format" if "response_format" in str(error) else None
+            raise ApiError(400, self.public(str(error)), param=param, code="invalid_value") from None
 
 
 def _text(prompt: Messages | str) -> str:

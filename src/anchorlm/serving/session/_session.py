@@ -280,7 +280,7 @@ class RequestSession:
         if answer.finish is None:
             shown["decision"] = "abandoned"
         tokens = {"prompt_tokens": answer.usage.prompt_tokens, "completion_tokens": answer.usage.completion_tokens}
-        return shown | {"finish_reason": answer.finish} | tokens | self._desk.audited("response", answer.text)
+        return shown | {"finish_reason": answer.finish} | tokens | self._desk.audited("response", answer.said)
 
     async def _failed(self, error: BaseException) -> None:
         if not isinstance(error, ApiError):
