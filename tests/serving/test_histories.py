@@ -162,7 +162,7 @@ PART = {"type": "text", "text": "x"}
         ({"web_search_options": {}}, "web_search_options", "unsupported_parameter", "searches"),
         ({"presence_penalty": 3}, "presence_penalty", "invalid_value", "less than or equal to 2"),
         ({"frequency_penalty": -3}, "frequency_penalty", "invalid_value", "greater than or equal to -2"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter", "plain text"),
+        ({"response_format": {"type": "xml"}}, "response_format", "invalid_value", "json_object or json_schema"),
         ({"top_logprobs": 3}, "top_logprobs", "invalid_value", "needs logprobs"),
         ({"magic": 1}, "magic", "unknown_parameter", "max_tokens"),
         ({"stream_options": {"include_usage": 3}}, "stream_options.include_usage", "invalid_value", "boolean"),

@@ -173,7 +173,7 @@ def test_a_shown_thought_is_an_item_before_the_message(thinking: Live) -> None:
         ({"background": True}, "background", "at once"),
         ({"truncation": "auto"}, "truncation", "never shortened"),
         ({"tools": [{"type": "web_search"}]}, "tools", "tool calls"),
-        ({"text": {"format": {"type": "json_object"}}}, "text.format", "plain text"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format", "json_object or json_schema"),
         ({"n": 2}, "n", "one answer"),
         ({"input": [{"type": "function_call_output", "call_id": "x", "output": "y"}]}, "input.0.type", "tool calls"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0.type", "whole conversation"),

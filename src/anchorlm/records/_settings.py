@@ -10,6 +10,9 @@ from pydantic.fields import FieldInfo
 from anchorlm.records._errors import UserError
 from anchorlm.records._formats import Format
 
+_SHOWN = 200
+"""Characters of a value that an error repeats."""
+
 
 class Settings(BaseModel):
     """A frozen set of named values; an unknown name or a value out of range is a `UserError`."""
@@ -105,7 +108,9 @@ def _one_sentence(cls: type[Settings], error: ValidationError, where: str) -> st
         told = f": {field.description.rstrip('.')}" if field is not None and field.description else ""
         return f"{where[:1].upper()}{where[1:]} lacks {name}{told or ': give it'}."
     message = first["msg"].removeprefix("Value error, ")
-    return f"{name} = {first['input']!r} does not fit {where}: {message[:1].lower()}{message[1:].rstrip('.')}."
+    given = repr(first["input"])
+    given = given if len(given) <= _SHOWN else f"{given[:_SHOWN]}..."
+    return f"{name} = {given} does not fit {where}: {message[:1].lower()}{message[1:].rstrip('.')}."
 
 
 def keys_beside(cls: type[BaseModel], place: Sequence[int | str]) -> list[str]:

@@ -47,6 +47,8 @@ class Form:
     def allowed(self, ids: Sequence[int]) -> Tensor:
         """The tokens that may follow an answer (V,), as bool on the CPU.
 
+        Where the grammar forces what follows, that is the token with which the tokenizer itself goes on.
+
         Raises:
             UserError: None may, or the grammar has become too large on the way.
         """
@@ -132,14 +134,17 @@ class Grammars:
     @cached_property
     def _tokenizer(self) -> Any:
         """The vocabulary as the library knows it: rows of the embeddings that are no token can never be written."""
-        library, vocabulary, stops = _library(), self._vocabulary, set(self._stops)
-        tokens = [vocabulary.token_bytes(index) if index not in stops else b"" for index in range(self._size)]
+        library, vocabulary = _library(), self._vocabulary
+        tokens = [vocabulary.token_bytes(index) if index not in self._stops else b"" for index in range(self._size)]
+        stops = self._stops or [len(tokens)]
+        if not self._stops:  # the library wants an end, also of a model that has none
+            tokens.append(b"")
         silent = [index for index, data in enumerate(tokens) if not data]
         for index in silent:
             tokens[index] = _SPECIAL + f"<{index}>".encode()
-        source = _Source(vocabulary, tokens, silent, self._stops[0] if self._stops else 0)
+        source = _Source(vocabulary, tokens, silent, stops[0])
         return library.LLTokenizer(
-            library.TokenizerWrapper(source), n_vocab=self._size, eos_token=self._stops,
+            library.TokenizerWrapper(source), n_vocab=len(tokens), eos_token=stops,
             slices=library.LLTokenizer.json_slices(),
         )  # fmt: skip
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import AsyncExitStack, aclosing, suppress
 from time import monotonic, time
@@ -92,7 +93,7 @@ class RequestSession:
                 "request",
                 self._who()
                 | {"choices": len(self._requests), "knobs": dict(request.knobs)}
-                | {"generation": request.generation.model_dump()}
+                | {"generation": request.generation.model_dump(exclude={"response_format"})}
                 | asked,
                 self._deadline,
             )
@@ -264,7 +265,9 @@ class RequestSession:
         load_images(images)
         for prompt in self._prompts:
             self.served.check_length(prompt)
-        return self._desk.audited("prompt", "\n".join(dict.fromkeys(map(prompt_key, self._prompts))))
+        format = self._requests[0].generation.response_format
+        schema = {} if format is None else self._desk.audited("response_format", json.dumps(format))
+        return schema | self._desk.audited("prompt", "\n".join(dict.fromkeys(map(prompt_key, self._prompts))))
 
     def _who(self) -> dict[str, Any]:
         return {
