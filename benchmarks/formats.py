@@ -42,7 +42,7 @@ def per_token(engine: LocalEngine, tokens: int, runs: int) -> tuple[float, float
     """Median milliseconds per token, free and held."""
     free, held = settings(tokens, None), settings(tokens, FORMAT)
     counts = [len(runtime().run(written(engine, own))) for own in (free, held)]
-    times = alternate(runs, *(lambda own=own: runtime().run(written(engine, own)) for own in (free, held)))  # type: ignore[misc]
+    times = alternate(runs, *(lambda own=own: runtime().run(written(engine, own)) for own in (free, held)))
     return tuple(1e3 * statistics.median(each) / count for each, count in zip(times, counts, strict=True))  # type: ignore[return-value]
 
 

@@ -24,6 +24,7 @@ SHOWN = {
         r"stream:   tokens go up from 0 to \d+: True",
         r"response: \S.*\nstreamed: the same: True",
         r"refusal:  I'm sorry, but I can't help with that\.",
+        r"schema:   kind='(question|order)' polite=(True|False)\nschema:   I'm sorry, but I can't help with that\.",
     ),
     "compare_two_recipes": (r"bare +refuses 0 of 8 harmful", r"safe decoding +refuses [6-8] of 8 harmful"),
 }

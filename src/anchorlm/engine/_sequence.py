@@ -42,6 +42,7 @@ class Home(Protocol):
 class LocalSequence(FormedSequence):
     """A `TokenSequence` in a slot of a `LocalEngine`."""
 
+    _engine: Home
     __slots__ = ("_engine", "_held", "_last", "_scores", "answers", "call", "closed", "group", "prompt_length", "row")
 
     def __init__(self, engine: Home, group: SequenceGroup[LocalSequence], row: SlotRow, prompt_length: int) -> None:

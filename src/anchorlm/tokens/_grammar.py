@@ -30,17 +30,17 @@ class Form:
 
     Args:
         matcher: The library's, nothing read.
-        size: Width V of the logits.
+        known: The tokens (V,) that are text, or end an answer. Where nothing fits the library names any other one.
     """
 
-    def __init__(self, matcher: Any, size: int) -> None:
+    def __init__(self, matcher: Any, known: Tensor) -> None:
         self._matcher = matcher
-        self._size = size
+        self._known = known
         self._read: list[int] = []
 
     def fork(self) -> Form:
         """For a second answer that goes on from here."""
-        other = Form(self._matcher.deep_copy(), self._size)
+        other = Form(self._matcher.deep_copy(), self._known)
         other._read = list(self._read)
         return other
 
@@ -54,7 +54,8 @@ class Form:
         """
         self._follow(ids)
         bits = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8)
-        mask = (bits[:, None] >> torch.arange(8, dtype=torch.uint8) & 1).flatten()[: self._size].bool()
+        mask = (bits[:, None] >> torch.arange(8, dtype=torch.uint8) & 1).flatten()[: len(self._known)].bool()
+        mask &= self._known
         if self._matcher.is_error() or not bool(mask.any()):
             raise UserError(
                 "The answer cannot go on in this response_format: its schema has no end, is too large, or needs "
@@ -100,7 +101,7 @@ class Grammars:
         self._vocabulary = vocabulary
         self._size = size
         self._stops = sorted(stop for stop in stops if stop < size)
-        self._known: OrderedDict[str, Form] = OrderedDict()
+        self._compiled: OrderedDict[str, Form] = OrderedDict()
         self._lock = Lock()
 
     def form(self, format: Mapping[str, Any]) -> Form:
@@ -111,16 +112,16 @@ class Grammars:
         """
         key = json.dumps(schema_of(format))
         with self._lock:
-            known = self._known.get(key)
-        known = known or self._compiled(key)  # may take long, and holds no one up
+            known = self._compiled.get(key)
+        known = known or self._compile(key)  # may take long, and holds no one up
         with self._lock:
-            self._known[key] = known
-            self._known.move_to_end(key)
-            if len(self._known) > _REMEMBERED:
-                self._known.popitem(last=False)
+            self._compiled[key] = known
+            self._compiled.move_to_end(key)
+            if len(self._compiled) > _REMEMBERED:
+                self._compiled.popitem(last=False)
             return known.fork()
 
-    def _compiled(self, schema: str) -> Form:
+    def _compile(self, schema: str) -> Form:
         library, limits = _library(), {"verbose_errors": False}
         try:
             grammar = library.LLMatcher.grammar_from_json_schema(schema, overrides=_STYLE)
@@ -129,7 +130,13 @@ class Grammars:
         matcher = library.LLMatcher(self._tokenizer, grammar, log_level=0, limits=library.LLParserLimits(**limits))
         if matcher.is_error():
             raise _unfit(matcher.get_error())
-        return Form(matcher, self._size)
+        return Form(matcher, self._spoken)
+
+    @cached_property
+    def _spoken(self) -> Tensor:
+        """The tokens (V,) that are text, or end an answer."""
+        ends = set(self._stops)
+        return torch.tensor([index in ends or bool(self._vocabulary.token_bytes(index)) for index in range(self._size)])
 
     @cached_property
     def _tokenizer(self) -> Any:

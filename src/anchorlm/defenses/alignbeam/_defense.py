@@ -17,7 +17,6 @@ from anchorlm.team import Needs, Team
 
 if TYPE_CHECKING:
     from anchorlm.defenses.alignbeam._mixture import MixedSequence
-    from anchorlm.engine import TokenSequence
     from anchorlm.judging import Grade
     from anchorlm.search import Beam, Diversity, SearchPlan
     from anchorlm.tokens import ByteVocabulary
@@ -106,7 +105,9 @@ class AlignBeam(Defense):
                 tokens = [one for one in tokens if one[1] > -inf] or tokens[:1]
             mixtures = [first, *(first.fork() for _ in tokens[1:])]
             stops = ends(row, request.generation)
-            candidates = [Primed(m, settings.mixed_tokens, stops, *t) for m, t in zip(mixtures, tokens, strict=True)]
+            candidates = [
+                Primed(m, settings.mixed_tokens, stops, room, *t) for m, t in zip(mixtures, tokens, strict=True)
+            ]
             if settings.release == "blocks":
                 async for event in self._in_blocks(candidates, request, settings, room, len(prompt)):
                     yield event
@@ -114,7 +115,7 @@ class AlignBeam(Defense):
             plan = SearchPlan(beams=len(tokens), keep=len(tokens), block=room, room=room)
             beams = [Beam(candidate, SafetyState(0.0)) for candidate in candidates]
             if lazy := settings.candidates_written == "lazy" and len(beams) > 1:
-                order = await self._openings(beams, request.generation, room)
+                order = await self._openings(beams)
                 await write(beams[order[0]], plan, request.generation, order[0])
             else:
                 order = list(range(len(beams)))
@@ -141,8 +142,7 @@ class AlignBeam(Defense):
         """Chooses by the beginnings of the candidates, the likeliest first, and lets the chosen one flow."""
         from anchorlm.search import Candidate, blank, release, select_safest
 
-        first = request.generation.model_copy(update={"max_new_tokens": room})
-        await gather(*(one.open(first) for one in openings))
+        await gather(*(one.open() for one in openings))
         flows: list[Flow] = []
         found: list[Candidate] = []
         grades: list[Grade] = []
@@ -168,15 +168,14 @@ class AlignBeam(Defense):
             async for event in chosen:
                 yield event
 
-    async def _openings(self, beams: Sequence[Beam], generation: GenerationSettings, room: int) -> list[int]:
+    async def _openings(self, beams: Sequence[Beam]) -> list[int]:
         """Writes the mixed tokens of all candidates, and gives back all rows but the likeliest's.
 
         Returns:
             The candidates by likelihood; of those that open with the same text only the first.
         """
         openings = [cast(Primed, beam.proposal) for beam in beams]
-        first = generation.model_copy(update={"max_new_tokens": room})
-        await gather(*(one.open(first) for one in openings))
+        await gather(*(one.open() for one in openings))
         order = sorted(range(len(beams)), key=lambda index: -openings[index].log_probability)
         decode = self.target.model.vocabulary.decode
         texts = {decode(openings[index].response): index for index in reversed(order)}
@@ -209,7 +208,8 @@ class Primed(Guided):
         mixed: Both models before the response.
         tokens: N: how many tokens are mixed, the first among them.
         stops: The tokens that end the target's turn.
-        first: The first token.
+        room: Most tokens of the response; some may be there already, where a response format forces them.
+        first: The first token that is a choice.
         log_probability: Of the first token in the mixture.
 
     Attributes:
@@ -217,9 +217,10 @@ class Primed(Guided):
     """
 
     def __init__(
-        self, mixed: MixedSequence, tokens: int, stops: frozenset[int], first: int, log_probability: float
+        self, mixed: MixedSequence, tokens: int, stops: frozenset[int], room: int, first: int, log_probability: float
     ) -> None:
         super().__init__(mixed, tokens, stops)
+        self._room = room
         self.log_probability = log_probability
         self._first = first
         self._ended: bool | None = None
@@ -231,14 +232,14 @@ class Primed(Guided):
 
     def fork(self) -> Primed:
         """See `Proposal`."""
-        return Primed(self.mixed.fork(), self._tokens, self._stops, self._first, self.log_probability)
+        return Primed(self.mixed.fork(), self._tokens, self._stops, self._room, self._first, self.log_probability)
 
-    async def open(self, generation: GenerationSettings) -> bool:
+    async def open(self) -> bool:
         """Writes the mixed tokens; whether the turn ended among them."""
-        token, guided, room = self._first, max(self._tokens, 1), generation.max_new_tokens
+        token, guided = self._first, max(self._tokens, 1)
         while not (ended := token in self._stops):
             self.mixed.append(token)
-            if (ended := self.row.end_turn()) or self.mixed.guided >= guided or len(self.response) >= room:
+            if (ended := self.row.end_turn()) or self.mixed.guided >= guided or len(self.response) >= self._room:
                 break
             token, further = (await self.mixed.mixture()).top(1)[0]
             self.log_probability += further
@@ -247,9 +248,13 @@ class Primed(Guided):
         return ended
 
     async def extend(self, generation: GenerationSettings, diversity: Diversity | None = None) -> bool:
-        """See `Proposal`."""
-        ended = await self.open(generation) if self._ended is None else self._ended
-        return ended or await _rest(self.row, generation)
+        """See `Proposal`; all of the response that there is room for."""
+        if await self.open() if self._ended is None else self._ended:
+            return True
+        left = self._room - len(self.response)
+        if left <= 0:
+            return False
+        return (await self.row.generate(generation.model_copy(update={"max_new_tokens": left}))).finish_reason == "stop"
 
 
 def _distinct(openings: Sequence[Primed], vocabulary: ByteVocabulary) -> list[Primed]:
@@ -257,11 +262,3 @@ def _distinct(openings: Sequence[Primed], vocabulary: ByteVocabulary) -> list[Pr
     order = sorted(openings, key=lambda one: -one.log_probability)
     texts = {vocabulary.decode(one.response): one for one in reversed(order)}
     return [one for one in order if one in texts.values()]
-
-
-async def _rest(row: TokenSequence, generation: GenerationSettings) -> bool:
-    """Goes on to the end of a response of so many tokens; whether the turn ended."""
-    left = generation.max_new_tokens - (len(row.ids) - row.prompt_length)
-    if left <= 0:
-        return False
-    return (await row.generate(generation.model_copy(update={"max_new_tokens": left}))).finish_reason == "stop"

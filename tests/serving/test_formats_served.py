@@ -57,9 +57,9 @@ def test_a_response_is_parsed_too(client: Any, model: str) -> None:
 
 def test_the_server_says_what_the_guard_says_in_python(live: Live, plain: Guard) -> None:
     expected = plain.chat(TURN, response_format=FORMAT, max_new_tokens=ROOM).text
-    sent = {"response_format": FORMAT, "max_tokens": ROOM}
+    sent: dict[str, Any] = {"response_format": FORMAT, "max_tokens": ROOM}
     assert post(live, **sent).json()["choices"][0]["message"]["content"] == expected
-    text = {"text": {"format": FLAT}, "max_output_tokens": ROOM}
+    text: dict[str, Any] = {"text": {"format": FLAT}, "max_output_tokens": ROOM}
     assert post(live, "responses", **text).json()["output"][0]["content"][0]["text"] == expected
 
 
@@ -117,7 +117,7 @@ def test_a_refusal_behind_the_first_blocks_stands_apart_too(
     live = start_live([ServedModel.of("flowing", guard)])
     schema = {"type": "object", "properties": {"a": {"type": "string", "minLength": 60}}, "required": ["a"]}
     long = {"type": "json_schema", "json_schema": {"name": "long", "schema": schema}}
-    sent = {"model": "flowing", "response_format": long, "max_tokens": ROOM}
+    sent: dict[str, Any] = {"model": "flowing", "response_format": long, "max_tokens": ROOM}
     whole = post(live, **sent).json()["choices"][0]
     assert (whole["message"]["content"], whole["message"]["refusal"]) == (None, REFUSAL)
     chunks = [
@@ -191,7 +191,7 @@ def test_a_format_of_the_recipe_holds_until_a_client_asks_for_text(
 ) -> None:
     guard = Guard(target, generation={"max_new_tokens": ROOM, "response_format": FORMAT})
     live = start_live([ServedModel.of("loaves", guard)])
-    said = [post(live, model="loaves", **more).json()["choices"][0]["message"]["content"] for more in
-            ({}, {"response_format": {"type": "text"}})]  # fmt: skip
+    ways: list[dict[str, Any]] = [{}, {"response_format": {"type": "text"}}]
+    said = [post(live, model="loaves", **more).json()["choices"][0]["message"]["content"] for more in ways]
     assert Loaf.model_validate_json(said[0])
     assert said[1] == Guard(target, generation={"max_new_tokens": ROOM}).chat(TURN).text
