@@ -58,7 +58,7 @@ def test_the_python_blocks_of_a_page_run_one_after_another(
     names: dict[str, Any] = {"__name__": "documented", **prompts()}
     for block in blocks(page, "python"):
         with staged(block, tmp_path, names) as code:
-            exec(compile(code, page, "exec"), names)
+            exec(compile(code, page, "exec", dont_inherit=True), names)
     if page == "README.md":
         said = re.findall(r"(?m)^print\(.*\) +# (.*)$", blocks(page, "python")[0])
         out = capsys.readouterr().out.splitlines()
