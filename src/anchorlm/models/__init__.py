@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from anchorlm.models._loading import load_classifier, load_model, load_outline
     from anchorlm.models._markers import TurnMarkers, find_markers
     from anchorlm.models._paths import check_paths
+    from anchorlm.models._prepacked import prepack
     from anchorlm.models._rendering import TemplateFailedError, TemplateRefusedError, rendered, template_names
     from anchorlm.models._settings import ModelSettings
     from anchorlm.models._specials import control_texts, without_specials
@@ -41,6 +42,7 @@ else:
             "_loading": "load_classifier load_model load_outline",
             "_markers": "TurnMarkers find_markers",
             "_paths": "check_paths",
+            "_prepacked": "prepack",
             "_rendering": "TemplateFailedError TemplateRefusedError rendered template_names",
             "_settings": "ModelSettings",
             "_specials": "control_texts without_specials",
@@ -87,6 +89,7 @@ __all__ = [
     "located",
     "message_parts",
     "model_settings",
+    "prepack",
     "rendered",
     "stamp",
     "template_names",
