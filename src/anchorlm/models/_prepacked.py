@@ -130,12 +130,12 @@ def _gains(model: PreTrainedModel, smallest: int) -> bool:
         return False
     if any(parameter.device.type != "cpu" for parameter in model.parameters()):
         return False
-    return sum(each.weight.numel() for each in model.modules() if _fits(each)) >= smallest
+    return int(sum(each.weight.numel() for each in model.modules() if _fits(each))) >= smallest
 
 
 def _fits(layer: Any) -> bool:
     """Whether it is a plain layer in a number format that is read faster."""
-    return type(layer) is nn.Linear and not layer._forward_hooks and bool(layer.weight.dtype in _ALIKE)
+    return type(layer) is nn.Linear and layer.weight.dtype in _ALIKE and not layer._forward_hooks
 
 
 def _stacked(layers: Sequence[nn.Linear]) -> _Stack | None:
