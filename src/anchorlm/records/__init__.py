@@ -45,6 +45,17 @@ if TYPE_CHECKING:
         checked_options,
         checked_thoughts,
     )
+    from anchorlm.records._tools import (
+        ToolCall,
+        ToolUse,
+        call_text,
+        calls_of,
+        checked_calls,
+        checked_tools,
+        readable,
+        told,
+        uses_tools,
+    )
 else:
     __getattr__, __dir__ = lazily(
         __name__,
@@ -58,6 +69,7 @@ else:
             "_settings": "Folder GenerationSettings MOST_STOP_IDS PAST_THE_END Place Settings keys_beside",
             "_sketches": "Sketches asked likeness plain shingles sketch sketches",
             "_thoughts": "Policy ThoughtDelta ThoughtSettings Thoughts checked_options checked_thoughts",
+            "_tools": "ToolCall ToolUse call_text calls_of checked_calls checked_tools readable told uses_tools",
         },
         moved={
             "anchorlm.files": "BadRow Journal Row=PromptRow append_line cache_folder hold lock read_journal read_rows "
@@ -94,13 +106,19 @@ __all__ = [
     "Thoughts",
     "TokenScore",
     "TooLongError",
+    "ToolCall",
+    "ToolUse",
     "UnreadableError",
     "Usage",
     "UserError",
     "as_messages",
     "asked",
+    "call_text",
+    "calls_of",
+    "checked_calls",
     "checked_options",
     "checked_thoughts",
+    "checked_tools",
     "clustered",
     "data_digest",
     "effective_size",
@@ -111,9 +129,12 @@ __all__ = [
     "plain",
     "prompt_key",
     "prompts_digest",
+    "readable",
     "shingles",
     "sketch",
     "sketches",
+    "told",
     "turn_text",
+    "uses_tools",
     "wilson",
 ]
