@@ -227,7 +227,7 @@ class Answer:
     async def prompt_tokens(self) -> int:
         """Those of the prompt."""
         model, request = self._served.guard.defense.target.model, self._request
-        return len(await asyncio.to_thread(model.encode, request.prompt, request.template))
+        return len(await asyncio.to_thread(model.encode, request.prompt, request.options))
 
     @property
     def refused(self) -> bool:
