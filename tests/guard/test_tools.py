@@ -98,6 +98,13 @@ def test_what_is_no_call_stays_text(said: str) -> None:
     assert "".join(one.text for one in guard.stream(ASKED, tools=TOOLS) if isinstance(one, TextDelta)) == said
 
 
+def test_half_a_character_in_a_call_can_be_sent() -> None:
+    [made] = caller(call(city="\ud800")).chat(ASKED, tools=TOOLS).calls
+    assert made.arguments.encode().isascii()
+    assert json.loads(made.arguments) == {"city": "\ud800"}
+    assert made.text.encode()
+
+
 def test_text_streams_until_a_call_may_begin() -> None:
     pieces = [one.text for one in caller("One two <b> three.").stream(ASKED, tools=TOOLS) if isinstance(one, TextDelta)]
     assert len(pieces) > 5

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import secrets
 import string
 from collections.abc import Iterator, Sequence
@@ -8,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from anchorlm.models import CallForm
-from anchorlm.records import Decision, Event, Finished, TextDelta, ToolCall, ToolUse, first_stop
+from anchorlm.records import Decision, Event, Finished, TextDelta, ToolCall, ToolUse, first_stop, json_text
 
 _SIGNS = string.ascii_letters + string.digits
 
@@ -64,7 +63,7 @@ class Calls:
             yield TextDelta(lead + self._plain(content))
         yield Decision("calls", {"tools": [name for name, _ in found], "given": len(given)})
         for name, arguments in given:
-            yield ToolCall(new_id(), name, json.dumps(arguments, ensure_ascii=False))
+            yield ToolCall(new_id(), name, json_text(arguments))
         yield replace(finished, reason="tool_calls")
 
     @property

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from anchorlm.defenses import Defense
 from anchorlm.guard._calling import Calls
 from anchorlm.models import no_tools
-from anchorlm.records import MOST_STOP_IDS, Event, Finished, Request, TextDelta, UserError
+from anchorlm.records import MOST_STOP_IDS, Event, Finished, NoToolsError, Request, TextDelta, UserError
 
 if TYPE_CHECKING:
     from anchorlm.guard._findings import Findings
@@ -35,7 +35,7 @@ def offered(defense: Defense, request: Request, settings: Any) -> Request:
     if model.tools.form is None:
         raise no_tools(model.tools)
     if not defense.vouches(settings):
-        raise UserError(cannot_vouch(defense.name))
+        raise NoToolsError(cannot_vouch(defense.name))
     ends = model.marks.first(*model.tools.stops) - model.stop_ids
     own = request.generation.stop_token_ids
     stops = tuple(dict.fromkeys([*own, *sorted(ends)]))[:MOST_STOP_IDS]

@@ -8,19 +8,19 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from anchorlm.models._find_calls import ToolTemplate
-from anchorlm.records import UserError, calls_of
+from anchorlm.records import NoToolsError, calls_of
 
 Clean = Callable[[str], str]
 
 
-def no_tools(found: ToolTemplate) -> UserError:
+def no_tools(found: ToolTemplate) -> NoToolsError:
     """What is said where a template does not do what tools need."""
     if found.kind == "reads":
-        return UserError(
+        return NoToolsError(
             "The model's chat template shows tools to the model, but does not write calls in a way that can be read "
             "here: send no tools, or give another chat_template."
         )
-    return UserError("The model's chat template takes no tools: send none, or give another chat_template.")
+    return NoToolsError("The model's chat template takes no tools: send none, or give another chat_template.")
 
 
 def cleaned(value: Any, clean: Clean) -> Any:

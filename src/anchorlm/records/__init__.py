@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         AnchorLMError,
         DefenseError,
         ModelError,
+        NoToolsError,
         TooLongError,
         UnreadableError,
         UserError,
@@ -46,12 +47,14 @@ if TYPE_CHECKING:
         checked_thoughts,
     )
     from anchorlm.records._tools import (
+        MOST_TOOLS,
         ToolCall,
         ToolUse,
         call_text,
         calls_of,
         checked_calls,
         checked_tools,
+        json_text,
         readable,
         told,
         uses_tools,
@@ -62,14 +65,14 @@ else:
         {
             "_access": "Access",
             "_artifacts": "Artifact ModelStamp data_digest instruments prompts_digest",
-            "_errors": "AnchorLMError DefenseError ModelError TooLongError UnreadableError UserError",
+            "_errors": "AnchorLMError DefenseError ModelError NoToolsError TooLongError UnreadableError UserError",
             "_rates": "clustered effective_size wilson",
             "_requests": "Message Messages Request as_messages first_stop prompt_key turn_text",
             "_responses": "Decision Event FinishReason Finished Response TextDelta TokenScore Usage",
             "_settings": "Folder GenerationSettings MOST_STOP_IDS PAST_THE_END Place Settings keys_beside",
             "_sketches": "Sketches asked likeness plain shingles sketch sketches",
             "_thoughts": "Policy ThoughtDelta ThoughtSettings Thoughts checked_options checked_thoughts",
-            "_tools": "ToolCall ToolUse call_text calls_of checked_calls checked_tools readable told uses_tools",
+            "_tools": "MOST_TOOLS ToolCall ToolUse call_text calls_of checked_calls checked_tools json_text readable told uses_tools",
         },
         moved={
             "anchorlm.files": "BadRow Journal Row=PromptRow append_line cache_folder hold lock read_journal read_rows "
@@ -79,6 +82,7 @@ else:
 
 __all__ = [
     "MOST_STOP_IDS",
+    "MOST_TOOLS",
     "PAST_THE_END",
     "Access",
     "AnchorLMError",
@@ -94,6 +98,7 @@ __all__ = [
     "Messages",
     "ModelError",
     "ModelStamp",
+    "NoToolsError",
     "Place",
     "Policy",
     "Request",
@@ -124,6 +129,7 @@ __all__ = [
     "effective_size",
     "first_stop",
     "instruments",
+    "json_text",
     "keys_beside",
     "likeness",
     "plain",

@@ -99,9 +99,25 @@ def _checked(tool: Any) -> dict[str, Any]:
     schema = function.get("parameters")
     if not isinstance(about, str | None) or not isinstance(schema, Mapping | None):
         raise UserError(f"The tool {name} needs a text as its description and a JSON schema as its parameters.")
+    if not _is_unicode(json.dumps([about, schema], ensure_ascii=False)):
+        raise UserError(f"The tool {name} is not described in valid Unicode: mend its description and its schema.")
     # Templates read all three, whether they are there or not.
     given = dict(schema) if schema else {"type": "object", "properties": {}}
     return {"type": "function", "function": {"name": name, "description": about or "", "parameters": given}}
+
+
+def json_text(value: Any) -> str:
+    """Arguments as JSON that can be sent, half of a character among them as an escape."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if _is_unicode(text) else json.dumps(value)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def call_text(name: str, arguments: str) -> str:
@@ -173,6 +189,8 @@ def _call(call: Any, number: int) -> dict[str, Any]:
     if not isinstance(arguments, dict):
         raise UserError(f"The arguments of an earlier call of {name} are no JSON object: send them as they came.")
     own = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
+    if not _is_unicode(own["arguments"]):
+        raise UserError(f"The arguments of an earlier call of {name} are not valid Unicode: mend them.")
     return {"id": str(call.get("id") or f"call{number:05d}"), "type": "function", "function": own}
 
 
