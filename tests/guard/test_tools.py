@@ -4,63 +4,14 @@ import json
 from typing import Any
 
 import pytest
+from callers import ASKED, MISTRAL, REFUSAL, THINKS, TOOLS, call, caller, judge
 from factories import tiny_model, tiny_tokenizer
-from scripted import MARKS, OPEN, scripted
+from scripted import MARKS, OPEN
 
 from anchorlm.engine import LocalEngine
 from anchorlm.guard import Guard
-from anchorlm.judging import CallableJudge, CallableScorer
+from anchorlm.judging import CallableScorer
 from anchorlm.records import Decision, TextDelta, ToolCall, UserError
-
-HERMES = (
-    "{% if tools %}<|start|>system\n{{ tools | tojson }}<|end|>\n{% endif %}"
-    "{% for m in messages %}<|start|>{{ m.role }}\n{% if m.role == 'tool' %}<tool_response>\n{{ m.content }}\n"
-    "</tool_response>{% else %}{{ m.content }}{% endif %}{% for c in m.tool_calls or [] %}\n<tool_call>\n"
-    '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}\n</tool_call>{% endfor %}'
-    "<|end|>\n{% endfor %}{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
-)
-"""A template in the manner of Hermes' and Qwen's."""
-
-MISTRAL = HERMES.replace("\n<tool_call>\n", "[TOOL_CALLS]").replace("\n</tool_call>", "")
-"""Its call begins with a control token."""
-
-THINKS = HERMES.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}").replace(
-    "{{ m.content }}{% endif %}", "{% if m.role == 'assistant' %}<think>\n{{ m.reasoning_content or '' }}\n</think>\n\n"
-    "{% endif %}{{ m.content }}{% endif %}"
-)  # fmt: skip
-"""Its prompt ends inside a thought."""
-
-SPECIALS = (*MARKS, "[TOOL_CALLS]")
-ASKED = [{"role": "user", "content": "hi"}]
-SCHEMA = {"type": "object", "properties": {"city": {"type": "string", "description": "Where."}}}
-TOOLS = [
-    {"type": "function", "function": {"name": name, "description": "Does it.", "parameters": SCHEMA}}
-    for name in ("weather", "mail")
-]
-REFUSAL = "I'm sorry, but I can't help with that."
-
-
-def caller(write: str, template: str = HERMES, **options: Any) -> Any:
-    """A model that writes a text where it is offered the tools."""
-    tokenizer = tiny_tokenizer(specials=SPECIALS, chat_template=template)
-    model = scripted(tokenizer, lambda model: model.encode(ASKED, Guarded.options()), write, 1024)
-    return Guard(LocalEngine(model), **{"generation": {"max_new_tokens": 200}, **options})
-
-
-class Guarded:
-    """The variables of a template that offers the tools, as a guard gives them."""
-
-    @staticmethod
-    def options() -> dict[str, Any]:
-        from anchorlm.records import checked_tools
-
-        use = checked_tools(TOOLS)
-        assert use is not None
-        return {"tools": list(use.tools)}
-
-
-def call(name: str = "weather", **arguments: Any) -> str:
-    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
 
 
 def test_a_call_comes_apart_from_the_text_before_it_whole_and_streamed() -> None:
@@ -115,14 +66,6 @@ def test_one_call_is_given_where_several_are_not_wanted() -> None:
     assert [one.name for one in response.calls] == ["weather"]
     [told] = [one.data for one in response.trace if isinstance(one, Decision) and one.kind == "calls"]
     assert told == {"tools": ["weather", "mail"], "given": 1}
-
-
-def judge(seen: list[str], bad: str = "bomb") -> CallableJudge:
-    def grade(messages: Any, response: str) -> float:
-        seen.append(response)
-        return float(bad in response)
-
-    return CallableJudge(grade)
 
 
 def costs(seen: list[str]) -> Any:

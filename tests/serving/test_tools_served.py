@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from guard.test_tools import ASKED, MISTRAL, REFUSAL, THINKS, TOOLS, call, caller, judge
+from callers import ASKED, MISTRAL, REFUSAL, THINKS, TOOLS, call, caller, judge
 from serving.servers import Live
 
 from anchorlm.guard import Guard

@@ -72,7 +72,8 @@ else:
             "_settings": "Folder GenerationSettings MOST_STOP_IDS PAST_THE_END Place Settings keys_beside",
             "_sketches": "Sketches asked likeness plain shingles sketch sketches",
             "_thoughts": "Policy ThoughtDelta ThoughtSettings Thoughts checked_options checked_thoughts",
-            "_tools": "MOST_TOOLS ToolCall ToolUse call_text calls_of checked_calls checked_tools json_text readable told uses_tools",
+            "_tools": "MOST_TOOLS ToolCall ToolUse call_text calls_of checked_calls checked_tools json_text readable "
+            "told uses_tools",
         },
         moved={
             "anchorlm.files": "BadRow Journal Row=PromptRow append_line cache_folder hold lock read_journal read_rows "

@@ -65,7 +65,7 @@ async def complete(
             ask.template,
             silent=ask.silent,
             offer=ask.offer,
-        )  # fmt: skip
+        )
         for prompt in prompts
         for index in range(ask.choices)
     ]
