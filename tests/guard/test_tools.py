@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
-from callers import ASKED, MISTRAL, REFUSAL, THINKS, TOOLS, call, caller, judge
+from callers import ASKED, HERMES, MISTRAL, REFUSAL, SPECIALS, THINKS, TOOLS, call, caller, judge
 from factories import tiny_model, tiny_tokenizer
 from scripted import MARKS, OPEN
 
+from anchorlm.cli._generate import _answer, _Tally
+from anchorlm.cli._output import Output
 from anchorlm.engine import LocalEngine
-from anchorlm.guard import Guard
+from anchorlm.files import PromptRow, read_rows
+from anchorlm.guard import Guard, Recipe
 from anchorlm.judging import CallableScorer
 from anchorlm.records import Decision, TextDelta, ToolCall, UserError
 
@@ -188,3 +192,35 @@ def test_a_template_that_takes_no_tools_is_one_sentence() -> None:
         Guard(LocalEngine(tiny_model(tokenizer=tiny_tokenizer(chat_template=OPEN, specials=MARKS)))).chat(
             ASKED, tools=TOOLS
         )
+
+
+def test_check_says_what_the_template_does_with_tools_and_who_cannot_vouch(tmp_path: Path) -> None:
+    caller("x").defense.target.model.model.save_pretrained(tmp_path / "calls")
+    tiny_tokenizer(specials=SPECIALS, chat_template=HERMES).save_pretrained(tmp_path / "calls")
+    tiny_model().model.save_pretrained(tmp_path / "plain")
+    tiny_tokenizer().save_pretrained(tmp_path / "plain")
+    for folder, kind, defense in (("calls", "calls", "undefended"), ("calls", "calls", "self_reminder"),
+                                  ("plain", "none", "self_reminder")):  # fmt: skip
+        made = {"target": str(tmp_path / folder), "defense": {"name": defense}, "generation": {"max_new_tokens": 8}}
+        recipe = Recipe.parse(made, where="a test")
+        found = Guard.check(recipe)
+        assert found.gaps == []
+        assert found.thoughts["tools"] == kind
+        assert any("tools are called (<tool_call>" in fact for fact in found.facts) == (kind == "calls")
+        refuses = any("cannot vouch for calls of tools" in note for note in found.notes)
+        assert refuses == (kind == "calls" and defense == "self_reminder")
+
+
+def test_rows_of_a_file_may_have_tools_and_turns_of_tools(tmp_path: Path) -> None:
+    turns = [*ASKED, {"role": "assistant", "content": None,
+                      "tool_calls": [{"id": "a", "type": "function", "function": {"name": "mail", "arguments": "{}"}}]},
+             {"role": "tool", "tool_call_id": "a", "content": "Sent."}]  # fmt: skip
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"messages": one, "tools": TOOLS}) + "\n" for one in (ASKED, turns)), "utf-8")
+    guard, pending = caller(call(city="Oslo")), [row for row in read_rows(str(file)) if isinstance(row, PromptRow)]
+    assert len(pending) == 2
+    with Output(str(tmp_path / "out.jsonl"), pending, "x", overwrite=False, trace=False) as output:
+        _answer(guard, pending, output, _Tally(), skip_bad=False, concurrency=2)
+    written = {one["index"]: one for one in map(json.loads, (tmp_path / "out.jsonl").read_text("utf-8").splitlines())}
+    assert written[0]["tool_calls"][0]["function"] == {"name": "weather", "arguments": '{"city": "Oslo"}'}
+    assert written[1]["usage"]["prompt_tokens"] > written[0]["usage"]["prompt_tokens"]
