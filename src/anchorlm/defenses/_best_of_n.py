@@ -37,6 +37,7 @@ class BestOfN(Defense):
     needs: ClassVar[Needs] = Needs(target=Access.TEXT, judge=True)
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "whole"
     thinks: ClassVar[bool] = True
+    calls: ClassVar[bool] = True
     settings_type: ClassVar[type[DefenseSettings]] = BestOfNSettings
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:

@@ -69,7 +69,7 @@ class CAST(_Steered):
     async def _steering(
         self, row: TokenSequence, request: Request, settings: CASTSettings
     ) -> tuple[Steering | None, Decision]:
-        reading = await self.aligner.read_cosine(request.messages, self.target, row=row, threshold=settings.threshold)
+        reading = await self.aligner.read_cosine(request.plain, self.target, row=row, threshold=settings.threshold)
         steering = self.aligner.steering(alpha=settings.alpha, layers=settings.layers, positions=settings.positions)
         return (steering if reading.open else None), Decision("gate", reading.data)
 

@@ -14,6 +14,7 @@ class Undefended(Defense):
     name: ClassVar[str] = "undefended"
     refuses: ClassVar[bool] = False
     thinks: ClassVar[bool] = True
+    calls: ClassVar[bool] = True
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Answers as the target would."""

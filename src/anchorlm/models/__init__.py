@@ -6,6 +6,7 @@ from anchorlm._lazy import lazily
 
 if TYPE_CHECKING:
     from anchorlm.models._bases import BASES, REAL, SHIPPED, PackagedBase, base_named, located
+    from anchorlm.models._calls import CallForm
     from anchorlm.models._causal import CausalModel
     from anchorlm.models._channel import Channel
     from anchorlm.models._convert import check_conversion, convert
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from anchorlm.models._endpoint_model import EndpointModel
     from anchorlm.models._endpoint_settings import EndpointSettings, ModelSource, model_settings
     from anchorlm.models._ends import TurnEnds
+    from anchorlm.models._find_calls import ToolTemplate, find_tools
     from anchorlm.models._find_channel import find_channel
     from anchorlm.models._images import PromptIds
     from anchorlm.models._loading import load_classifier, load_model, load_outline
@@ -25,11 +27,13 @@ if TYPE_CHECKING:
     from anchorlm.models._stamp import contents, identity, stamp
     from anchorlm.models._template import PLAIN_TEMPLATE, chosen_template, encode_text, message_parts
     from anchorlm.models._tokenizers import load_tokenizer
+    from anchorlm.models._tool_turns import no_tools
 else:
     __getattr__, __dir__ = lazily(
         __name__,
         {
             "_bases": "BASES REAL SHIPPED PackagedBase base_named located",
+            "_calls": "CallForm",
             "_causal": "CausalModel",
             "_channel": "Channel",
             "_convert": "check_conversion convert",
@@ -37,6 +41,7 @@ else:
             "_endpoint_model": "EndpointModel",
             "_endpoint_settings": "EndpointSettings ModelSource model_settings",
             "_ends": "TurnEnds",
+            "_find_calls": "ToolTemplate find_tools",
             "_find_channel": "find_channel",
             "_images": "PromptIds",
             "_loading": "load_classifier load_model load_outline",
@@ -49,6 +54,7 @@ else:
             "_stamp": "contents identity stamp",
             "_template": "PLAIN_TEMPLATE chosen_template encode_text message_parts",
             "_tokenizers": "load_tokenizer",
+            "_tool_turns": "no_tools",
         },
     )
 
@@ -57,6 +63,7 @@ __all__ = [
     "PLAIN_TEMPLATE",
     "REAL",
     "SHIPPED",
+    "CallForm",
     "CausalModel",
     "Channel",
     "EndpointModel",
@@ -67,6 +74,7 @@ __all__ = [
     "PromptIds",
     "TemplateFailedError",
     "TemplateRefusedError",
+    "ToolTemplate",
     "TurnEnds",
     "TurnMarkers",
     "accelerator",
@@ -81,6 +89,7 @@ __all__ = [
     "encode_text",
     "find_channel",
     "find_markers",
+    "find_tools",
     "identity",
     "load_classifier",
     "load_model",
@@ -89,6 +98,7 @@ __all__ = [
     "located",
     "message_parts",
     "model_settings",
+    "no_tools",
     "prepack",
     "rendered",
     "stamp",

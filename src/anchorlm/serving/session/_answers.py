@@ -18,6 +18,7 @@ from anchorlm.records import (
     TextDelta,
     ThoughtDelta,
     TokenScore,
+    ToolCall,
     Usage,
     UserError,
     first_stop,
@@ -40,12 +41,33 @@ class ThoughtPiece(str):
     __slots__ = ()
 
 
+class CallPiece(str):
+    """A call of a tool among the pieces of an answer's text.
+
+    Attributes:
+        call: The call.
+        place: Its place among the calls.
+    """
+
+    __slots__ = ("call", "place")
+    call: ToolCall
+    place: int
+
+    @classmethod
+    def of(cls, call: ToolCall, place: int) -> CallPiece:
+        """The piece of one call."""
+        piece = cls(call.text)
+        piece.call, piece.place = call, place
+        return piece
+
+
 class Answer:
     """One answer in the making: its text as it may go out, and what was decided about it.
 
     Attributes:
         text: What has gone out.
         thought: What has gone out of the thought before it; empty where thoughts are hidden.
+        calls: The tools that it calls.
         finish: Why it ended, in OpenAI's words; None while it has not.
         decision: What became of it.
         usage: What it cost.
@@ -74,7 +96,8 @@ class Answer:
         self._reasoned = 0
         self.text = ""
         self.thought = ""
-        self.finish: Literal["stop", "length", "content_filter"] | None = None
+        self.calls: list[ToolCall] = []
+        self.finish: Literal["stop", "length", "content_filter", "tool_calls"] | None = None
         self.decision: Verdict = "answer"
         self.usage = Usage(0, 0, 0)
         self.trace: list[Decision] = []
@@ -111,6 +134,11 @@ class Answer:
                 if isinstance(event, ThoughtDelta):
                     yield self._think(event.text)
                     continue
+                if isinstance(event, ToolCall):
+                    if text := self._stops.flush():
+                        yield self._out(text)
+                    yield self._call(event)
+                    continue
                 if text := self._take(event):
                     yield self._out(text)
                 if self._stops.hit and self.finish is None:
@@ -137,7 +165,7 @@ class Answer:
         if self.decision == "fail_closed":
             self.text = self._served.refusal
         if self.decision != "answer":
-            self.thought = ""
+            self.thought, self.calls = "", []
 
     def due(self) -> list[TokenScore] | None:
         """How likely the tokens were that went out since the last call; None where no one asked."""
@@ -205,6 +233,17 @@ class Answer:
         self.thought += text
         return ThoughtPiece(text)
 
+    def _call(self, call: ToolCall) -> CallPiece:
+        if self.first is None:
+            self.first = self._run.at - self._start
+        self.calls.append(call)
+        return CallPiece.of(call, len(self.calls) - 1)
+
+    @property
+    def said(self) -> str:
+        """Text and calls, for those who read texts."""
+        return "\n".join(filter(None, [self.text, *(call.text for call in self.calls)]))
+
     def _out(self, text: str) -> str:
         if self.first is None:
             self.first = self._run.at - self._start
@@ -227,7 +266,7 @@ class Answer:
     async def prompt_tokens(self) -> int:
         """Those of the prompt."""
         model, request = self._served.guard.defense.target.model, self._request
-        return len(await asyncio.to_thread(model.encode, request.prompt, request.template))
+        return len(await asyncio.to_thread(model.encode, request.prompt, request.options))
 
     @property
     def refused(self) -> bool:
@@ -235,7 +274,7 @@ class Answer:
         if self.decision != "answer":
             return True
         if self._refuses is None or self.finish is None:
-            self._refuses = RefusalMatcher().is_refusal(self.text)
+            self._refuses = RefusalMatcher().is_refusal(self.said)
         return self._refuses
 
     def summary(self, *, scores: bool = True) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import AsyncExitStack, aclosing, suppress
 from time import monotonic, time
@@ -262,9 +263,12 @@ class RequestSession:
         They are turned down here if they are too long: on the engines' thread everyone would wait for that.
         """
         load_images(images)
-        for prompt in self._prompts:
-            self.served.check_length(prompt)
-        return self._desk.audited("prompt", "\n".join(dict.fromkeys(map(prompt_key, self._prompts))))
+        for request in {id(one.messages): one for one in self._requests}.values():
+            self.served.check_length(request)
+        asked = list(dict.fromkeys(map(prompt_key, self._prompts)))
+        if (use := self._requests[0].tools) is not None:
+            asked.append(json.dumps(use.tools, ensure_ascii=False))
+        return self._desk.audited("prompt", "\n".join(asked))
 
     def _who(self) -> dict[str, Any]:
         return {
@@ -280,7 +284,7 @@ class RequestSession:
         if answer.finish is None:
             shown["decision"] = "abandoned"
         tokens = {"prompt_tokens": answer.usage.prompt_tokens, "completion_tokens": answer.usage.completion_tokens}
-        return shown | {"finish_reason": answer.finish} | tokens | self._desk.audited("response", answer.text)
+        return shown | {"finish_reason": answer.finish} | tokens | self._desk.audited("response", answer.said)
 
     async def _failed(self, error: BaseException) -> None:
         if not isinstance(error, ApiError):
