@@ -175,7 +175,8 @@ def test_turns_of_tools_that_do_not_fit_are_one_sentence(turns: list[dict[str, A
 def test_without_tools_or_with_none_wanted_a_call_is_a_text() -> None:
     guard = caller(call(city="Oslo"))
     model = guard.defense.target.model
-    for options in ({}, {"tools": TOOLS, "tool_choice": "none"}, {"tools": []}):
+    without: list[dict[str, Any]] = [{}, {"tools": TOOLS, "tool_choice": "none"}, {"tools": []}]
+    for options in without:
         request = guard.request(ASKED, **options)
         assert request.tools is None
         assert "weather" not in model.tokenizer.decode(model.encode(request.prompt, request.options))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import openai
@@ -15,7 +15,7 @@ from serving.servers import Live
 from anchorlm.guard import Guard
 from anchorlm.serving import ServedModel
 
-FLAT = [{"type": "function", **tool["function"], "strict": True} for tool in TOOLS]
+FLAT: list[Any] = [{"type": "function", **cast("dict[str, Any]", tool["function"]), "strict": True} for tool in TOOLS]
 TEXT = f"Let me see.\n{call(city='Oslo')}\n{call('mail', city='Rome')}"
 CALLS = [("weather", {"city": "Oslo"}), ("mail", {"city": "Rome"})]
 
