@@ -154,6 +154,7 @@ def test_a_printed_recipe_of_a_real_model_describes_a_guard(invoke: Invoke, tmp_
         return
     file.write_text(printed.stdout, encoding="utf-8")
     assert Recipe.load(file).defense["name"] == defense
+    assert Guard.check(file).gaps == []
 
 
 @real

@@ -25,6 +25,7 @@ COST, REWARD = "real-cost", "real-reward"
 """What a response costs, and what it is worth."""
 
 KNOBS: dict[str, dict[str, Any]] = {
+    "inferaligner": {"reader": "both"},
     "alignbeam": {"max_harm": 0.45},
     "inferenceguard": {"proposal": "alignbeam", "max_harm": 0.45, "block": 16, "beams": [4, 16], "evidence_bias": 0.75},
 }
