@@ -9,7 +9,7 @@ from typing import Any, Literal
 from anchorlm import Guard
 from anchorlm.engine import LocalEngine
 from anchorlm.judging import RubricJudge
-from anchorlm.models import CausalModel
+from anchorlm.models import CausalModel, prepack
 from anchorlm.records import AnchorLMError
 from benchmarks._speed import Figure, Measure, Row
 from tools.zoo_real import data
@@ -21,7 +21,9 @@ AT_ONCE = 16
 
 @cache
 def engine(name: str) -> LocalEngine:
-    return LocalEngine(CausalModel.from_pretrained(name))
+    loaded = CausalModel.from_pretrained(name)
+    prepack(loaded.model)
+    return LocalEngine(loaded)
 
 
 def prompts(kind: Literal["mixed", "harmless"]) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from anchorlm.engine import LocalEngine, Sampler, choose, runtime
-from anchorlm.models import CausalModel
+from anchorlm.models import CausalModel, prepack
 from anchorlm.records import GenerationSettings
 from benchmarks._speed import Figure, Measure, Row
 from benchmarks.engine import LENGTHS, with_engine, with_generate
@@ -39,6 +39,14 @@ def model(dtype: str = "float32") -> CausalModel:
     return CausalModel.from_pretrained(REAL, dtype=dtype)
 
 
+@cache
+def served(dtype: str = "float32") -> CausalModel:
+    """The model as a guard loads it."""
+    loaded = CausalModel.from_pretrained(REAL, dtype=dtype)
+    prepack(loaded.model)
+    return loaded
+
+
 def prompts(lengths: Sequence[int], seed: int = 1) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(100, 40_000, (length,), generator=generator).tolist() for length in lengths]
@@ -51,7 +59,7 @@ def words(number: int) -> str:
 
 
 def decode(rows: int, measure: Measure) -> Figure:
-    engine, asked = LocalEngine(model(), prefix_tokens=0), prompts(LENGTHS[-rows:] if rows > 1 else LENGTHS[3:4])
+    engine, asked = LocalEngine(served(), prefix_tokens=0), prompts(LENGTHS[-rows:] if rows > 1 else LENGTHS[3:4])
     texts: dict[str, list[list[int]]] = {}
 
     def theirs() -> None:
@@ -67,13 +75,13 @@ def decode(rows: int, measure: Measure) -> Figure:
 
 _BUILD = """
 import asyncio, json, sys
-from anchorlm.engine import LocalEngine, runtime
-from anchorlm.models import CausalModel
+from anchorlm.engine import runtime
 from anchorlm.records import GenerationSettings
+from anchorlm.team import EngineSettings, start_engine
 import time, torch
 if int(sys.argv[3]): torch.set_num_threads(int(sys.argv[3]))
 clock = time.perf_counter if sys.argv[4] == "wall" else time.process_time
-engine = LocalEngine(CausalModel.from_pretrained(sys.argv[1], dtype="float32"))
+engine = start_engine({"path": sys.argv[1], "dtype": "float32"}, EngineSettings(), [])
 new = int(sys.argv[2])
 async def one(prompt):
     async with engine.open(prompt, room=new) as sequence:
@@ -151,7 +159,7 @@ def clients() -> list[list[int]]:
 
 
 def second_turn(measure: Measure) -> Figure:
-    engines = [LocalEngine(model(), prefix_tokens=size) for size in (8192, 0)]
+    engines = [LocalEngine(served(), prefix_tokens=size) for size in (8192, 0)]
     texts: list[list[int]] = [[], []]
 
     async def turn(which: int, ids: list[int], new: int) -> list[int]:
@@ -180,7 +188,7 @@ def second_turn(measure: Measure) -> Figure:
 
 def shared_system(measure: Measure) -> Figure:
     """Throughput with what was read once, over a build that reads it for each client (`prefix_tokens = 0`)."""
-    engines = [LocalEngine(model(), prefix_tokens=size) for size in (8192, 0)]
+    engines = [LocalEngine(served(), prefix_tokens=size) for size in (8192, 0)]
     texts: dict[int, list[list[int]]] = {}
     state: list[list[list[int]]] = []
 
@@ -213,16 +221,19 @@ def sampling(measure: Measure) -> Figure:
 
 _MEMORY = """
 import asyncio, json, sys, torch
-from anchorlm.engine import LocalEngine, runtime
-from anchorlm.models import CausalModel
+from anchorlm.engine import runtime
+from anchorlm.models._prepacked import PrepackedLinear
 from anchorlm.records import GenerationSettings
-model = CausalModel.from_pretrained(sys.argv[1], dtype="float32")
-engine = LocalEngine(model)
+from anchorlm.team import EngineSettings, start_engine
+engine = start_engine({"path": sys.argv[1], "dtype": "float32"}, EngineSettings(), [])
+model = engine.model
 def peak():
     return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024
 def now():
     return int(next(l for l in open("/proc/self/status") if l.startswith("VmRSS")).split()[1]) * 1024
-weights = sum(p.numel() * p.element_size() for p in model.model.parameters())
+layers = [each for each in model.model.modules() if isinstance(each, PrepackedLinear)]
+held = 4 * sum(each.numel() for each in [*model.model.parameters(), *(layer.weight for layer in layers)])
+weights = held - 4 * sum(layer.weight.numel() for layer in layers if layer.tied)
 before = now()
 open("/proc/self/clear_refs", "w").write("5")
 async def one(n):
@@ -235,7 +246,7 @@ runtime().run(together())
 config = model.text_config
 size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 states = 64 * 256 * config.num_hidden_layers * 2 * config.num_key_value_heads * size * 4
-print(json.dumps([weights, states, peak() - before]))
+print(json.dumps([held, weights, states, peak() - before]))
 """
 
 
@@ -244,8 +255,8 @@ def memory(measure: Measure) -> Figure:
     ratios = []
     for _ in range(measure.runs):
         found = subprocess.run([sys.executable, "-c", _MEMORY, REAL], check=True, capture_output=True, text=True)
-        weights, states, grown = json.loads(found.stdout.strip().splitlines()[-1])
-        ratios.append((weights + grown) / (weights + states))
+        held, weights, states, grown = json.loads(found.stdout.strip().splitlines()[-1])
+        ratios.append((held + grown) / (weights + states))
     return Figure(ratios, "one run is one process")
 
 
@@ -256,7 +267,7 @@ def questions(rows: int) -> list[list[int]]:
 
 def int8(rows: int, measure: Measure) -> Figure:
     """Weights of one byte over float32, and what that changes of greedy text."""
-    engines = {dtype: LocalEngine(model(dtype), prefix_tokens=0) for dtype in ("float32", "int8")}
+    engines = {dtype: LocalEngine(served(dtype), prefix_tokens=0) for dtype in ("float32", "int8")}
     asked = questions(rows)
     texts: dict[str, list[list[int]]] = {}
 

@@ -130,7 +130,7 @@ class Contrasted(MixedSequence):
     """A response under the contrast of two guides."""
 
     def __init__(self, aligned: MixedSequence, other: MixedSequence, weight: float) -> None:
-        super().__init__(aligned.target, aligned.guide, aligned._vocabulary, alpha=1.0)
+        super().__init__(aligned.target, aligned.guide, aligned._vocabulary, alpha=1.0, generation=aligned.generation)
         self.other, self.weight = other, weight
 
     def fork(self) -> Contrasted:

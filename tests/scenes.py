@@ -37,6 +37,16 @@ label = "harmful"
 max_new_tokens = 32
 """
 
+WEATHER = [{
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Says what the weather is like.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}]  # fmt: skip
+"""The tool of the page on serving."""
+
 ADDRESS = "http://127.0.0.1:8000"
 """Of the server that the page on serving starts."""
 
@@ -78,8 +88,15 @@ def staged(block: str, folder: Path, names: dict[str, Any]) -> Iterator[str]:
 
     from anchorlm.serving import ModelServing, ServedModel
 
-    guard = Guard("a-medicine", "alignbeam", anchor="b-chat", judge={"kind": "refusal"}, gate="always")
-    live = Live([ServedModel.of("a-medicine", guard, ModelServing(limits={"alpha": [0.0, 1.0]}))])
+    if "tools=" in block:  # no embedded model calls any
+        from callers import call, caller
+
+        question = [{"role": "user", "content": "What is the weather in Oslo?"}]
+        calls = caller(call("weather", city="Oslo"), tools=WEATHER, asked=question)
+        live = Live([ServedModel.of("my-model", calls)])
+    else:
+        guard = Guard("a-medicine", "alignbeam", anchor="b-chat", judge={"kind": "refusal"}, gate="always")
+        live = Live([ServedModel.of("a-medicine", guard, ModelServing(limits={"alpha": [0.0, 1.0]}))])
     try:
         yield block.replace(ADDRESS, live.url)
     finally:

@@ -303,4 +303,4 @@ def test_whether_a_template_knows_thoughts_is_said_to_people_and_machines(
     assert template["prompt"] == "inside a thought"
     plain = tmp_path / "plain.toml"
     plain.write_text(f'target = "{target}"\n[defense]\nname = "undefended"\n[generation]\nmax_new_tokens = 8\n')
-    assert json.loads(invoke("check", plain, "--json").stdout)["template"] == {"thoughts": "none"}
+    assert json.loads(invoke("check", plain, "--json").stdout)["template"] == {"thoughts": "none", "tools": "none"}

@@ -10,7 +10,8 @@ from typer.testing import Result
 from anchorlm.cli._demo_figures import Cell, ratio, table
 from anchorlm.cli._demo_real import run as run_real
 from anchorlm.cli._demo_real import shown
-from anchorlm.guard import Recipe
+from anchorlm.cli._real import COMPOSED, recipe
+from anchorlm.guard import Guard, Recipe
 from anchorlm.zoo import SPLITS, members, path, real_members
 
 pytestmark = pytest.mark.slow
@@ -153,3 +154,12 @@ def test_a_printed_recipe_of_a_real_model_describes_a_guard(invoke: Invoke, tmp_
         return
     file.write_text(printed.stdout, encoding="utf-8")
     assert Recipe.load(file).defense["name"] == defense
+    assert Guard.check(file).gaps == []
+
+
+@real
+def test_the_composed_recipe_of_a_real_model_passes_its_own_probe(tmp_path: Path) -> None:
+    file = tmp_path / "my.toml"
+    file.write_text(recipe("real-finance", COMPOSED), encoding="utf-8")
+    found = Guard.from_recipe(file).probe()
+    assert [finding.said for finding in found.findings if not finding.passed] == []

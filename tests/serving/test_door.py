@@ -223,7 +223,7 @@ def test_what_a_completion_cannot_honor_is_refused(client: Any, sent: dict[str, 
 
 @pytest.mark.parametrize("sent", [{"tools": True}, {"tools": "none"}, {"tool_choice": 1}, {"modalities": "auto"}])
 def test_what_a_chat_cannot_honor_is_refused(client: Any, sent: dict[str, Any]) -> None:
-    with pytest.raises(openai.BadRequestError, match=f"{next(iter(sent))} is not supported"):
+    with pytest.raises(openai.BadRequestError, match=next(iter(sent))):
         client.chat.completions.create(model="plain", messages=TURN, max_tokens=1, extra_body=sent)
 
 

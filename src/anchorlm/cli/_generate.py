@@ -17,6 +17,9 @@ from anchorlm.records import AnchorLMError, DefenseError, UserError, as_messages
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+_TOOLS = ("tools", "tool_choice")
+"""What a row may say of tools, next to its messages."""
+
 _NAMED = 10
 """How many skipped rows are explained one by one at the end."""
 
@@ -75,7 +78,8 @@ def _answer(
     guard: Guard, pending: Sequence[PromptRow], output: Output, tally: _Tally, *, skip_bad: bool, concurrency: int
 ) -> None:
     output.pipeline = getattr(guard.defense, "pipeline", None)
-    requests = (guard.request(as_messages(row.prompt)) for row in pending)
+    offers = [{name: row.fields[name] for name in _TOOLS if row.fields.get(name)} for row in pending]
+    requests = (guard.request(as_messages(row.prompt), **offer) for row, offer in zip(pending, offers, strict=True))
     with _progress() as progress:
         task = progress.add_task("Answering", total=len(pending))
         for position, outcome in guard.map(requests, concurrency=concurrency):

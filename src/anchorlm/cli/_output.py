@@ -100,6 +100,8 @@ class Output:
             "usage": asdict(response.usage),
             "recipe": self._recipe,
         }
+        if response.calls:
+            record["tool_calls"] = [call.data for call in response.calls]
         if response.failed:
             record["failed"] = True
         if self.pipeline is not None:

@@ -84,6 +84,8 @@ class Defense(ABC):
     formats: ClassVar[FormatSupport] = "none"
     """Where it holds an answer to a request's response format. All its text then comes from `generate` and `stream` of
     a sequence, or is chosen from what `formed` makes of logits."""
+    calls: ClassVar[bool] = False
+    """Whether it can vouch for calls of tools: it has seen the whole answer, call and all, before anything goes out."""
     refuses: ClassVar[bool] = True
     """Whether it promises to refuse harmful requests: what a guard's probe holds it to."""
 
@@ -132,6 +134,10 @@ class Defense(ABC):
         """What it found out about its models when it was made, a phrase each, for `anchorlm check`."""
         return ()
 
+    def vouches(self, settings: Any) -> bool:
+        """Whether it can vouch for calls of tools under the settings of a request."""
+        return self.calls
+
     async def start(self) -> None:  # noqa: B027 (most defenses have nothing to do here)
         """Run once on the engines' thread, before the first request: what must be known of the models by then.
 
@@ -156,7 +162,7 @@ class Defense(ABC):
             found = await gather(
                 *(
                     in_time(
-                        checked_scores(scorer, talk, [*(begun + request.cut(text) for text in texts), *thoughts]),
+                        checked_scores(scorer, talk, [*(begun + request.judged(text) for text in texts), *thoughts]),
                         scorer.name,
                         request.patience,
                     )
@@ -179,7 +185,7 @@ class Defense(ABC):
             found = await gather(
                 *(
                     in_time(
-                        self.judge(talk, [_with(thought, begun + request.cut(text)) for text in texts]),
+                        self.judge(talk, [_with(thought, begun + request.judged(text)) for text in texts]),
                         self.judge.name,
                         request.patience,
                     )

@@ -38,6 +38,7 @@ class BestOfN(Defense):
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "whole"
     thinks: ClassVar[bool] = True
     formats: ClassVar[FormatSupport] = "any"
+    calls: ClassVar[bool] = True
     settings_type: ClassVar[type[DefenseSettings]] = BestOfNSettings
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:

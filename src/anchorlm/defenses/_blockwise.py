@@ -47,6 +47,7 @@ class BeamSearch(Defense):
     name: ClassVar[str] = "beam_search"
     thinks: ClassVar[bool] = True
     formats: ClassVar[FormatSupport] = "local"
+    calls: ClassVar[bool] = True
     needs: ClassVar[Needs] = Needs(target=Access.TEXT, cost=True, reward=True, continues=True)
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "whole"
     settings_type: ClassVar[type[DefenseSettings]] = BeamSearchSettings

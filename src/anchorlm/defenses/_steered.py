@@ -69,7 +69,7 @@ class CAST(_Steered):
     async def _steering(
         self, row: TokenSequence, request: Request, settings: CASTSettings
     ) -> tuple[Steering | None, Decision]:
-        reading = await self.aligner.read_cosine(request.messages, self.target, row=row, threshold=settings.threshold)
+        reading = await self.aligner.read_cosine(request.plain, self.target, row=row, threshold=settings.threshold)
         if not reading.open and (turn := request.schema_turn):
             other = await self.aligner.read_cosine(turn, self.target, threshold=settings.threshold)
             reading = other if other.open else reading

@@ -45,8 +45,8 @@ class Thinking:
         model, settings = target.model, request.thoughts or ThoughtSettings()
         self._target = target
         self.request = request
-        self.prompt = model.encode(request.prompt, request.template, closed=settings.policy == "off")
-        self._channel: Channel | None = model.channel(request.template)
+        self.prompt = model.encode(request.prompt, request.options, closed=settings.policy == "off")
+        self._channel: Channel | None = model.channel(request.options)
         self._budget = 0
         self._written: list[int] = []
         self.room = 0
@@ -65,7 +65,10 @@ class Thinking:
         Args:
             row: Of the target, nothing but the prompt read.
         """
-        plain = self.prompt if self._channel is None else self._target.model.encode(self.request.prompt)
+        if self.request.with_tools:  # no gate was fitted on tools: it reads calls and results as texts
+            plain = self._target.model.encode(self.request.prompt_text)
+        else:
+            plain = self.prompt if self._channel is None else self._target.model.encode(self.request.prompt)
         if plain == self.prompt:
             yield row
             return

@@ -15,6 +15,7 @@ class Undefended(Defense):
     refuses: ClassVar[bool] = False
     thinks: ClassVar[bool] = True
     formats: ClassVar[FormatSupport] = "any"
+    calls: ClassVar[bool] = True
 
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Answers as the target would."""

@@ -260,6 +260,8 @@ def _checked(prompt: object) -> Messages | str:
 def _readable(message: Mapping[str, Any]) -> bool:
     """Whether its content is a text, or a list of texts and images (files, or base64)."""
     content = message.get("content")
+    if content is None and message.get("tool_calls"):
+        return True
     return isinstance(content, str) or (
         isinstance(content, list)
         and bool(content)

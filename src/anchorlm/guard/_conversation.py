@@ -56,7 +56,7 @@ async def prepare(team: Team, request: Request) -> None:
     if isinstance(request.messages, str) or not _is_long(request.messages):
         return
     closed = request.thoughts is not None and request.thoughts.policy == "off"
-    await asyncio.to_thread(team.target.model.encode, request.prompt, request.template, closed=closed)
+    await asyncio.to_thread(team.target.model.encode, request.prompt, request.options, closed=closed)
     if team.anchor is not None:
         with suppress(UserError):  # which the defense tells, if it asks its anchor at all
             await asyncio.to_thread(team.anchor.model.encode, request.prompt_text, closed=True)

@@ -12,6 +12,7 @@ from anchorlm.guard._formats import check_format, format_gap
 from anchorlm.guard._look import look_at_thoughts
 from anchorlm.guard._outline import rehearse
 from anchorlm.guard._recipe import Recipe
+from anchorlm.guard._tools import cannot_vouch, look_at_tools
 from anchorlm.judging import Judge, Scorer
 from anchorlm.models import EndpointSettings, ModelSettings
 from anchorlm.records import Artifact, GenerationSettings
@@ -43,6 +44,7 @@ def examine(recipe: Recipe, ready: Callable[[], None] = lambda: None) -> Finding
     judge = _judge(found, recipe, recipe.judge) if recipe.judge else None
     if target is not None:
         look_at_thoughts(found, target, recipe.thoughts)
+        look_at_tools(found, target)
     _defense(found, recipe, find_defense(recipe.defense["name"]), target, anchor, judge)
     lengths(found, recipe.generation.max_new_tokens, target=target, anchor=anchor)
     return found
@@ -101,6 +103,8 @@ def _defense(
     if built is not None:
         found.facts += [f"defense: {fact}" for fact in built.facts]
         _formats(found, built, recipe.generation)
+        if found.thoughts.get("tools") == "calls" and not built.vouches(built.settings):
+            found.notes.append(f"tools: {cannot_vouch(built.name)}")
         found.attempt("engine", lambda: asyncio.run(rehearse(built, judge, outline, recipe.generation)))
 
 

@@ -15,6 +15,7 @@ from anchorlm.guard._formats import check_format
 from anchorlm.guard._outgoing import Outgoing, whole
 from anchorlm.guard._probe import Probe, probe
 from anchorlm.guard._recipe import ProbeSettings, Recipe
+from anchorlm.guard._tools import offered, told_apart
 from anchorlm.records import (
     Decision,
     DefenseError,
@@ -30,8 +31,10 @@ from anchorlm.records import (
     Usage,
     UserError,
     as_messages,
+    checked_calls,
     checked_options,
     checked_thoughts,
+    checked_tools,
 )
 from anchorlm.team import (
     EngineSettings,
@@ -207,6 +210,10 @@ class Guard:
         messages: Messages | str,
         knobs: Mapping[str, Any] | None = None,
         template: Mapping[str, Any] | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: Any = None,
+        parallel_tool_calls: bool = True,
         **generation: Any,
     ) -> Request:
         """A request with this guard's defaults; all kinds of settings are checked here.
@@ -215,10 +222,14 @@ class Guard:
             messages: The conversation, or a raw prompt.
             knobs: Settings of the defense for this request only.
             template: Variables of the target's chat template, likewise.
+            tools: What the target may call, in OpenAI's form.
+            tool_choice: "auto" or "none".
+            parallel_tool_calls: Whether one response may hold several calls.
             **generation: How tokens are chosen.
 
         Raises:
-            UserError: An unknown setting or a value out of range.
+            UserError: An unknown setting or a value out of range; or tools that the target's chat template or the
+                defense does not take.
         """
         settings = self.generation.replace(generation, where="generation")
         check_format(self.defense, settings)
@@ -226,10 +237,14 @@ class Guard:
             options = checked_options(template or {})
         except ValueError as error:
             raise UserError(f"The variables of the chat template do not fit: {error}.") from None
+        use = checked_tools(tools, tool_choice, several=parallel_tool_calls)
         request = Request(
-            messages, settings, dict(knobs or {}), system=self.system, template=options, thoughts=self.thoughts
-        )
-        return replace(request, parsed=(request.knobs, self.defense.settings, self.defense.settings_for(request)))
+            checked_calls(messages), settings, dict(knobs or {}), system=self.system, template=options,
+            thoughts=self.thoughts, tools=use,
+        )  # fmt: skip
+        own = self.defense.settings_for(request)
+        request = replace(request, parsed=(request.knobs, self.defense.settings, own))
+        return offered(self.defense, request, own)
 
     async def events(self, request: Request) -> AsyncIterator[Event]:
         """What the defense says and decides, on the engines' thread: every other face of the guard drains this."""
@@ -237,7 +252,7 @@ class Guard:
         await prepare(self.defense.team, request)
         outgoing = Outgoing(self.defense, request, request.thoughts or self.thoughts)
         try:
-            async for event in outgoing.events():
+            async for event in told_apart(outgoing.events(), self.defense, request):
                 yield event
         except DefenseError as error:
             # Text that is out cannot be taken back: then only the error is honest.
@@ -270,7 +285,8 @@ class Guard:
             raw: The text is no turn: it goes to the model as it stands, without a chat template.
             knobs: Settings of the defense for this request only.
             template: Variables of the target's chat template for this request only, such as `enable_thinking`.
-            **generation: Settings of `GenerationSettings`, such as `max_new_tokens`, `do_sample` and `temperature`.
+            **generation: Settings of `GenerationSettings`, such as `max_new_tokens`, `do_sample` and `temperature`; and
+                `tools`, `tool_choice` and `parallel_tool_calls`, as `request` takes them.
 
         Raises:
             UserError: A mistake in the arguments, or a prompt that is empty or too long.

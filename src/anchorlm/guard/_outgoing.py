@@ -15,6 +15,7 @@ from anchorlm.records import (
     ThoughtDelta,
     ThoughtSettings,
     TokenScore,
+    ToolCall,
     Usage,
 )
 
@@ -67,6 +68,8 @@ class Outgoing:
             yield from self._thoughts.release()
             yield from self._held
             yield self._thoughts.counted(event)
+        elif isinstance(event, ToolCall):  # a defense's own
+            yield event
         else:
             if event.kind == "fallback" and not self.spoken:
                 self._thoughts.drop()
@@ -80,6 +83,7 @@ async def whole(events: AsyncIterator[Event], request: Request) -> Response:
     scores: list[TokenScore] = []
     trace: list[Decision] = []
     thought: list[str] = []
+    calls: list[ToolCall] = []
     finished = Finished("refusal", Usage(0, 0, 0))  # the events end with one
     async for event in events:
         if isinstance(event, TextDelta):
@@ -88,10 +92,13 @@ async def whole(events: AsyncIterator[Event], request: Request) -> Response:
             scores.extend(event.scores)
         elif isinstance(event, ThoughtDelta):
             thought.append(event.text)
+        elif isinstance(event, ToolCall):
+            calls.append(event)
         elif isinstance(event, Decision):
             trace.append(event)
         else:
             finished = event
     known = tuple(scores) if request.generation.logprobs is not None and len(scores) == len(tokens) else None
     shown = "".join(thought) or None
-    return Response("".join(text), tuple(tokens), finished.reason, finished.usage, tuple(trace), known, shown)
+    said = "".join(text)
+    return Response(said, tuple(tokens), finished.reason, finished.usage, tuple(trace), known, shown, tuple(calls))

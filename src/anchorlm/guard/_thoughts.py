@@ -65,12 +65,12 @@ async def parted(defense: Defense, request: Request) -> AsyncIterator[Event]:
     all is held back until the end of the thought is known.
     """
     model = defense.target.model
-    channel = model.channel(request.template) if not defense.thinks else None
+    channel = model.channel(request.options) if not defense.thinks else None
     if channel is None:
         async for event in defense.respond(request):
             yield event
         return
-    prompt = model.encode(request.prompt)
+    prompt = model.encode(request.prompt, request.options)
     inside = channel.inside(model.marks.text(prompt[-_END:]))
     said: list[TextDelta] = []
     async for event in defense.respond(request):

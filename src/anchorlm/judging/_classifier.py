@@ -33,6 +33,7 @@ from anchorlm.models import (
     control_texts,
     find_markers,
     load_classifier,
+    prepack,
     rendered,
 )
 from anchorlm.records import DefenseError, Messages, UnreadableError, UserError
@@ -149,7 +150,8 @@ class ClassifierJudge(Judge):
             weights: Without them nothing can be graded, but all settings are checked.
             **options: Keyword arguments of the class.
         """
-        return cls(*load_classifier(settings, weights=weights), name=settings.path, **options)
+        model, tokenizer = load_classifier(settings, weights=weights)
+        return cls(prepack(model) if weights else model, tokenizer, name=settings.path, **options)
 
     @property
     def name(self) -> str:

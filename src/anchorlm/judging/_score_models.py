@@ -15,7 +15,7 @@ from transformers import (
 
 from anchorlm.judging._classifier import ClassifierJudge, Layout
 from anchorlm.judging._scores import Scorer
-from anchorlm.models import ModelSettings, load_model, load_outline, load_tokenizer
+from anchorlm.models import ModelSettings, load_model, load_outline, load_tokenizer, prepack
 from anchorlm.records import Messages, UserError
 
 SAFE_RLHF_TEMPLATE = (
@@ -89,7 +89,7 @@ class ClassifierScorer(Scorer):
             # Safe-RLHF reads the end of text, which transformers would take for padding: any other token will do.
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(1 if tokenizer.eos_token_id == 0 else 0)
         kind = AutoModelForSequenceClassification if published is None else _SafeRLHF(published)
-        model = (load_model if weights else load_outline)(settings, kind)
+        model = prepack(load_model(settings, kind)) if weights else load_outline(settings, kind)
         if published is not None:
             model.config.pad_token_id = tokenizer.pad_token_id
         return cls(model, tokenizer, name=settings.path, **options)

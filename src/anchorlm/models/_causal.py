@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from anchorlm.models._bases import is_shipped, known_as
 from anchorlm.models._channel import Channel
 from anchorlm.models._ends import TurnEnds
+from anchorlm.models._find_calls import ToolTemplate, usable
 from anchorlm.models._images import ImageReader
 from anchorlm.models._int8 import has_int8_weights
 from anchorlm.models._loading import load_model, load_outline, load_processor
@@ -24,7 +25,8 @@ from anchorlm.models._places import Origin, origin
 from anchorlm.models._settings import ModelSettings
 from anchorlm.models._template import ChatWriter, chosen_template, encode_text, response_lead
 from anchorlm.models._tokenizers import load_tokenizer
-from anchorlm.records import Messages, UserError
+from anchorlm.models._tool_turns import no_tools, turn_key
+from anchorlm.records import Messages, UserError, uses_tools
 from anchorlm.tokens import ByteVocabulary, Grammars
 
 _log = logging.getLogger("anchorlm")
@@ -252,6 +254,12 @@ class CausalModel:
         return self._writer(options or {}).channel
 
     @cached_property
+    def tools(self) -> ToolTemplate:
+        """What this model's chat template does with tools. A processor, which writes images, knows none."""
+        own = self.processor is None or not self.processor.chat_template
+        return usable(self._chat.tools, self.marks, self.answer_stops) if own else ToolTemplate()
+
+    @cached_property
     def marks(self) -> Marks:
         """Texts with control tokens in them, as token ids and back."""
         return Marks(self.tokenizer, self.vocabulary)
@@ -300,10 +308,12 @@ class CausalModel:
         if closed and chat.channel is not None and chat.channel.off is not None:
             chat = self._writer({**(options or {}), **chat.channel.off})
         if self.processor is not None and self.processor.chat_template:
+            if uses_tools(messages) or chat.options.get("tools"):
+                raise no_tools(self.tools)
             ids = self._images.encode(messages, self._clean)
             return self._shut(ids) if closed else ids
         turns = chat.turns(messages)
-        key = (self.tokenizer.chat_template, chat.key, closed, *((turn["role"], turn["content"]) for turn in turns))
+        key = (self.tokenizer.chat_template, chat.key, closed, *map(turn_key, turns))
         with self._lock:
             known = self._encoded.get(key)
         if known is None:

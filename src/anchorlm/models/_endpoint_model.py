@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 from anchorlm.models._channel import Channel
 from anchorlm.models._endpoint_settings import EndpointSettings
 from anchorlm.models._ends import TurnEnds
+from anchorlm.models._find_calls import ToolTemplate, usable
 from anchorlm.models._marks import Marks
 from anchorlm.models._specials import without_specials
 from anchorlm.models._template import ChatWriter, chosen_template, encode_text, message_parts, response_lead
 from anchorlm.models._tokenizers import load_tokenizer
-from anchorlm.records import Messages, UserError, turn_text
+from anchorlm.models._tool_turns import no_tools, turn_key
+from anchorlm.records import Messages, UserError, turn_text, uses_tools
 from anchorlm.tokens import ByteVocabulary, PieceVocabulary, prompt_ids
 
 if TYPE_CHECKING:
@@ -146,6 +148,13 @@ class EndpointModel:
         return None if self.templated else self._writer(options).channel
 
     @cached_property
+    def tools(self) -> ToolTemplate:
+        """See `CausalModel.tools`; none where the server writes conversations, for it would part the calls itself."""
+        if self.templated or not self.spelled:
+            return ToolTemplate()
+        return usable(self._chat.tools, self.marks, self.answer_stops)
+
+    @cached_property
     def marks(self) -> Marks:
         """Texts with control tokens in them, as token ids and back."""
         return Marks(self.tokenizer, self.vocabulary)
@@ -210,6 +219,8 @@ class EndpointModel:
             turns = chat.turns(messages)
             return self._remembered((chat.key, closed), turns, lambda: chat.encode(turns, closed=closed))
         variables = {**self.options, **(options or {})}
+        if variables.pop("tools", None) or uses_tools(messages):
+            raise no_tools(self.tools)
         body: dict[str, Any] = {"messages": self._turns(messages)}
         return prompt_ids(body | ({"chat_template_kwargs": variables} if variables else {}))
 
@@ -223,8 +234,8 @@ class EndpointModel:
             raise UserError("The prompt is empty: give at least one message with some text.")
         return turns
 
-    def _remembered(self, way: Any, turns: list[dict[str, str]], write: Callable[[], list[int]]) -> list[int]:
-        key = (way, *((turn["role"], turn["content"]) for turn in turns))
+    def _remembered(self, way: Any, turns: list[dict[str, Any]], write: Callable[[], list[int]]) -> list[int]:
+        key = (way, *map(turn_key, turns))
         with self._lock:
             ids = self._encoded.get(key)
         if ids is None:

@@ -41,6 +41,14 @@ class Marks:
         """Some tokens as one text."""
         return b"".join(map(self.data, tokens)).decode("utf-8", errors="replace")
 
+    def plain(self, text: str) -> str:
+        """A text without the names of control tokens."""
+        return "".join(piece for piece in self._cuts.split(text) if self._ids.get(piece) not in self._silent)
+
+    @cached_property
+    def _silent(self) -> frozenset[int]:
+        return frozenset(index for index in self._added if not self._vocabulary.token_bytes(index))
+
     def ids(self, text: str) -> list[int]:
         """The tokens of a text that goes on from another one; names of control tokens are these tokens."""
         found: list[int] = []

@@ -68,7 +68,8 @@ def rendered(
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if not isinstance(token, list)}
     lists = {name: [str(one) for one in token] for name, token in tokenizer.special_tokens_map.items()
              if isinstance(token, list)}  # fmt: skip
-    variables = {"messages": list(turns), "tools": None, "documents": None, "add_generation_prompt": opens}
+    tools = (options or {}).get("tools")
+    variables = {"messages": list(turns), "tools": tools, "documents": None, "add_generation_prompt": opens}
     known = {**(options or {}), **special, **lists, **variables}
     answer = _asked({"template": template or tokenizer.chat_template, "variables": known})
     if "refuses" in answer:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from anchorlm.models._causal import CausalModel
 from anchorlm.models._endpoint_model import EndpointModel
 from anchorlm.models._int8 import Int8Linear, has_int8_weights
+from anchorlm.models._prepacked import weights
 from anchorlm.records import ModelStamp, UserError
 
 _VOLATILE = ("_name_or_path", "_commit_hash", "transformers_version", "architectures", "dtype", "torch_dtype")
@@ -34,7 +36,7 @@ def stamp(model: CausalModel | EndpointModel) -> ModelStamp:
 
 
 def _stamp(model: CausalModel, files: str) -> ModelStamp:
-    parameters = sorted(model.model.named_parameters())
+    parameters = sorted(weights(model.model), key=itemgetter(0))
     sample: list[float] = []
     for _, parameter in parameters:
         if parameter.device.type != "meta":
@@ -73,7 +75,11 @@ def contents(module: nn.Module) -> str:
     """A short digest of all weights of a model of transformers, and of its configuration."""
     config: Any = module.config
     settings = {name: value for name, value in config.to_diff_dict().items() if name not in _VOLATILE}
-    sums = [(name, _checksum(each.detach())) for name, each in sorted(module.named_parameters()) if not each.is_meta]
+    sums = [
+        (name, _checksum(each.detach()))
+        for name, each in sorted(weights(module), key=itemgetter(0))
+        if not each.is_meta
+    ]
     small = [(name, each.parts) for name, each in module.named_modules() if isinstance(each, Int8Linear)]
     sums += [(name, _checksum(part)) for name, parts in small for part in parts]
     return _digest([settings, sums])

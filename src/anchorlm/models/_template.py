@@ -9,11 +9,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from anchorlm.models._channel import Channel
+from anchorlm.models._find_calls import ToolTemplate, find_tools
 from anchorlm.models._find_channel import find_channel
 from anchorlm.models._markers import TurnMarkers, find_markers
 from anchorlm.models._rendering import EndlessTemplateError, TemplateFailedError, TemplateRefusedError, rendered
 from anchorlm.models._specials import control_texts, without_specials
-from anchorlm.records import Messages, UserError, turn_text
+from anchorlm.models._tool_turns import cleaned, no_tools, rendered_turn, turn_shape, written
+from anchorlm.records import Messages, UserError, turn_text, uses_tools
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,7 +30,7 @@ PLAIN_TEMPLATE = (
 )
 """What a conversation looks like to a model whose tokenizer brings no chat template."""
 
-_ROLES = ("system", "user", "assistant")
+_ROLES = ("system", "user", "assistant", "tool")
 
 _SHAPES = 64
 """Sequences of roles of which is known how the template takes them."""
@@ -57,7 +59,7 @@ class ChatWriter:
         self.options = dict(options or {})
         self.key = json.dumps(self.options, sort_keys=True, default=str)
         self._tokenizer = tokenizer
-        self._shapes: dict[tuple[str, ...], Callable[[Turns], Turns]] = {}
+        self._shapes: dict[tuple[Any, ...], Callable[[Turns], Turns]] = {}
 
     @cached_property
     def markers(self) -> TurnMarkers:
@@ -68,7 +70,14 @@ class ChatWriter:
         """The same with other variables; what the template writes between turns, and around a thought, stays known."""
         other = ChatWriter(self._tokenizer, self.template, {**self.options, **options})
         other.__dict__["markers"], other.__dict__["channel"] = self.markers, self.channel
+        if "tools" in self.__dict__:
+            other.__dict__["tools"] = self.tools
         return other
+
+    @cached_property
+    def tools(self) -> ToolTemplate:
+        """What the template does with tools."""
+        return ToolTemplate() if self.template is None else find_tools(self._tokenizer, self.template, self.options)
 
     @cached_property
     def channel(self) -> Channel | None:
@@ -89,14 +98,19 @@ class ChatWriter:
         """
         return self.markers.neutral(without_specials(text, (*further, *self._specials)))
 
-    def turns(self, messages: Messages) -> list[dict[str, str]]:
+    def turns(self, messages: Messages) -> Turns:
         """The turns of a conversation of texts, cleaned.
 
         Raises:
-            UserError: A message without a known role or text, no message at all, or an empty last turn.
+            UserError: A message without a known role or text, no message at all, or an empty last turn; or calls of
+                tools that the template does not write.
         """
         turns = [self._turn(message) for message in messages]
-        if not turns or not turns[-1]["content"].strip():
+        if (with_tools := uses_tools(messages)) or self.options.get("tools"):
+            if self.tools.form is None:
+                raise no_tools(self.tools)
+            turns = [self._with_calls(turn, message) for turn, message in zip(turns, messages, strict=True)]
+        if not turns or not (turns[-1]["content"].strip() or (with_tools and turns[-1]["role"] == "tool")):
             raise UserError("The prompt is empty: give at least one message with some text.")
         return turns
 
@@ -105,7 +119,18 @@ class ChatWriter:
         # Joined first: no one makes a marker out of two parts.
         return {"role": message["role"], "content": self.clean(turn_text({"content": parts}))}
 
-    def encode(self, turns: list[dict[str, str]], *, closed: bool = False) -> list[int]:
+    def _with_calls(self, turn: dict[str, Any], message: Any) -> dict[str, Any]:
+        return rendered_turn({**turn, "content": self._plain(turn["content"])}, message, self.tools, self._plain)
+
+    def _plain(self, text: str) -> str:
+        """A text of a conversation with tools: nobody writes a call, or the end of a result, in it."""
+        return self._around_calls.neutral(self.clean(text))
+
+    @cached_property
+    def _around_calls(self) -> TurnMarkers:
+        return TurnMarkers(tags=self.tools.marks - self.markers.tags - self.markers.controls)
+
+    def encode(self, turns: Turns, *, closed: bool = False) -> list[int]:
         """The token ids of clean turns, ready for the model's answer.
 
         Args:
@@ -123,7 +148,7 @@ class ChatWriter:
             return encode_text(self._tokenizer, text)
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def write(self, turns: list[dict[str, str]]) -> str:
+    def write(self, turns: Turns) -> str:
         """The text of a conversation: every word of every turn is in it.
 
         A template without a system role gets the system text at the head of the next turn, or as a turn of the user
@@ -132,7 +157,7 @@ class ChatWriter:
         Raises:
             UserError: See `encode`.
         """
-        form = self._form(tuple(turn["role"] for turn in turns))
+        form = self._form(turns)
         try:
             text = self._rendered(form(turns))
             if _holds(text, turns):
@@ -146,13 +171,14 @@ class ChatWriter:
             raise _left_out()
         return text
 
-    def _form(self, roles: tuple[str, ...]) -> Callable[[Turns], Turns]:
+    def _form(self, turns: Turns) -> Callable[[Turns], Turns]:
         """In which form the template writes all turns of such a conversation, tried with words that no one writes."""
-        if (known := self._shapes.get(roles)) is not None:
+        shape = tuple(map(turn_shape, turns))
+        if (known := self._shapes.get(shape)) is not None:
             return known
-        words = [{"role": role, "content": f"Xq{index}zv"} for index, role in enumerate(roles)]
+        words = [{**turn, "content": f"Xq{index}zv"} for index, turn in enumerate(turns)]
         first: Exception | None = None
-        for form in _forms(roles):
+        for form in _forms(tuple(turn["role"] for turn in turns)):
             try:
                 text = self._rendered(form(words))
             except EndlessTemplateError as error:
@@ -160,15 +186,20 @@ class ChatWriter:
             except (TemplateRefusedError, TemplateFailedError) as error:
                 first = first or error
                 continue
-            if all(turn["content"] in text for turn in words):
+            if all(word in text for turn in words for word in written(turn)):
                 if len(self._shapes) >= _SHAPES:
                     self._shapes.clear()
-                self._shapes[roles] = form
+                self._shapes[shape] = form
                 return form
         raise _left_out() if first is None else _sentence(first)
 
     def _rendered(self, turns: Turns) -> str:
-        return rendered(self._tokenizer, turns, template=self.template or PLAIN_TEMPLATE, options=self.options)
+        return rendered(self._tokenizer, turns, template=self.template or PLAIN_TEMPLATE, options=self._variables)
+
+    @cached_property
+    def _variables(self) -> dict[str, Any]:
+        tools = self.options.get("tools")
+        return {**self.options, "tools": cleaned(tools, self._plain)} if tools else self.options
 
 
 def _forms(roles: tuple[str, ...]) -> list[Callable[[Turns], Turns]]:
@@ -200,19 +231,21 @@ def _in_parts(form: Callable[[Turns], Turns]) -> Callable[[Turns], Turns]:
 _TAGS = re.compile(r"(</?)([\w|\-]*\w[\w|\-]*)(/?>)")
 
 
-def _holds(text: str, turns: list[dict[str, str]]) -> bool:
+def _holds(text: str, turns: Turns) -> bool:
     """Whether all words are there: as they stand, or at least each as often."""
     at = 0
-    for turn in turns:
-        words = turn["content"].strip()
+    said = [words for turn in turns for words in written(turn)]
+    for words in map(str.strip, said):
         if (place := text.find(words, at)) < 0:
             break
         at = place + len(words)
     else:
         return True
+    if any(turn["role"] == "tool" for turn in turns):  # a template may write a result as JSON
+        text += " ".join(words for words in said if json.dumps(words, ensure_ascii=False)[1:-1] in text)
     count = Counter(re.findall(r"\w+", text))
-    return all(count[word] >= need for word, need in
-               Counter(word for turn in turns for word in re.findall(r"\w+", turn["content"])).items())  # fmt: skip
+    need = Counter(word for words in said for word in re.findall(r"\w+", words))
+    return all(count[word] >= often for word, often in need.items())
 
 
 def _left_out() -> UserError:

@@ -13,6 +13,10 @@ class ModelError(UserError):
     """A model could not do its work on a request that was in order: no numbers came out, or its memory ran out."""
 
 
+class NoToolsError(UserError):
+    """Tools are offered where no one can call them, or no one vouches for the calls."""
+
+
 class TooLongError(UserError):
     """A prompt that a model, or an engine's memory, cannot hold together with its answer."""
 

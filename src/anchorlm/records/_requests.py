@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from anchorlm.records._formats import forced_words
 from anchorlm.records._settings import GenerationSettings
+from anchorlm.records._tools import ToolUse, readable, told, uses_tools
 
 if TYPE_CHECKING:
     from anchorlm.records._thoughts import ThoughtSettings
 
 Message = Mapping[str, Any]
-"""One turn of a conversation: `{"role": "system" | "user" | "assistant", "content": text}`.
+"""One turn of a conversation: `{"role": "system" | "user" | "assistant" | "tool", "content": text}`.
+
+As in OpenAI's interface, a turn of the assistant may hold `tool_calls`, and one of a tool its `tool_call_id`.
 
 As in transformers, content may also be a list of parts: `{"type": "text", "text": ...}`, and for models that see,
 `{"type": "image", "image": ...}` with a PIL image, a file, or base64.
@@ -43,6 +46,7 @@ class Request:
         template: Variables of the target's chat template for this request only.
         thoughts: What becomes of the target's thought; None: as `ThoughtSettings` has it.
         thought: What the target has thought before its answer, once that is known.
+        tools: The tools that the target may call; None: none.
     """
 
     messages: Messages | str
@@ -55,10 +59,31 @@ class Request:
     template: Mapping[str, Any] = field(default_factory=dict)
     thoughts: ThoughtSettings | None = None
     thought: str | None = None
+    tools: ToolUse | None = None
 
     def cut(self, text: str) -> str:
         """What is left of a response."""
         return text[: first_stop(text, self.stops)]
+
+    def judged(self, text: str) -> str:
+        """What judges and cost models read of a response: where tools may be called, no word hides in an escape."""
+        text = self.cut(text)
+        return text if self.tools is None else readable(text)
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Variables of the target's chat template, the tools among them."""
+        return self.template if self.tools is None else {**self.template, "tools": list(self.tools.tools)}
+
+    @property
+    def with_tools(self) -> bool:
+        """Whether tools are offered, or were called."""
+        return self.tools is not None or uses_tools(self.messages)
+
+    @property
+    def plain(self) -> Messages | str:
+        """The messages, in which calls of tools and their results are texts: what gates read."""
+        return self.messages if isinstance(self.messages, str) or not uses_tools(self.messages) else told(self.messages)
 
     @property
     def conversation(self) -> Messages:
@@ -110,9 +135,10 @@ class Request:
 
 
 def _as_text(prompt: Messages | str) -> Messages:
+    turns = as_messages(prompt)
     return [
         turn if isinstance(turn["content"], str) else {**turn, "content": turn_text(turn)}
-        for turn in as_messages(prompt)
+        for turn in (told(turns) if uses_tools(turns) else turns)
     ]
 
 

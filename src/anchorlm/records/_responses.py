@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from anchorlm.records._thoughts import ThoughtDelta
+from anchorlm.records._tools import ToolCall
 
-FinishReason = Literal["stop", "length", "refusal"]
-"""`stop`: the model ended its turn; `length`: `max_new_tokens` reached; `refusal`: the configured refusal was given."""
+FinishReason = Literal["stop", "length", "refusal", "tool_calls"]
+"""`stop`: the model ended its turn; `length`: `max_new_tokens` reached; `refusal`: the configured refusal was given;
+`tool_calls`: the model calls tools, and waits for their results.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ class Finished:
     usage: Usage
 
 
-Event = TextDelta | ThoughtDelta | Decision | Finished
+Event = TextDelta | ThoughtDelta | ToolCall | Decision | Finished
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,7 @@ class Response:
         trace: What the defense decided, in order.
         scores: One for each of `token_ids`, if `logprobs` asked for them; None if not, or if the defense knows none.
         thought: What the model thought before it answered, where the guard shows thoughts; else None.
+        calls: The tools that the model calls.
     """
 
     text: str
@@ -105,6 +109,13 @@ class Response:
     trace: tuple[Decision, ...]
     scores: tuple[TokenScore, ...] | None = None
     thought: str | None = None
+    calls: tuple[ToolCall, ...] = ()
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The response as a turn of the conversation that goes on."""
+        calls = {"tool_calls": [call.data for call in self.calls]} if self.calls else {}
+        return {"role": "assistant", "content": self.text, **calls}
 
     @property
     def failed(self) -> bool:

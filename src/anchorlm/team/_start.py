@@ -33,7 +33,7 @@ def start_engine(model: ModelLike, limits: EngineSettings, started: Started) -> 
     if isinstance(model, EndpointSettings):
         return _start_endpoint(model, limits, started)
     from anchorlm.engine import LocalEngine  # settings that do not fit are told before it is loaded
-    from anchorlm.models import CausalModel
+    from anchorlm.models import CausalModel, prepack
 
     if isinstance(model, CausalModel):
         return LocalEngine(model, **limits.model_dump())
@@ -48,8 +48,12 @@ def start_engine(model: ModelLike, limits: EngineSettings, started: Started) -> 
     for bounds, engine in alike:
         if bounds == limits:
             return cast("Engine", engine)
-    weights = cast("CausalModel", alike[0][1].model) if alike else CausalModel.load(model)
-    engine = LocalEngine(weights, **limits.model_dump())
+    if alike:
+        loaded = cast("CausalModel", alike[0][1].model)
+    else:
+        loaded = CausalModel.load(model)
+        prepack(loaded.model)
+    engine = LocalEngine(loaded, **limits.model_dump())
     started.append((model, limits, engine))
     return engine
 

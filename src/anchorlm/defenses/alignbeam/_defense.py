@@ -28,6 +28,7 @@ class AlignBeam(Defense):
     name: ClassVar[str] = "alignbeam"
     thinks: ClassVar[bool] = True
     formats: ClassVar[FormatSupport] = "local"
+    calls: ClassVar[bool] = True
     needs: ClassVar[Needs] = Needs(target=Access.LOGPROBS, anchor=Access.LOGPROBS, judge=True, continues=True)
     streams: ClassVar[Literal["tokens", "blocks", "whole"]] = "whole"
     settings_type: ClassVar[type[MixtureSettings]] = AlignBeamSettings

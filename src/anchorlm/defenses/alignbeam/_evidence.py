@@ -203,12 +203,12 @@ class Evidence:
 
         gate = None
         if self.aligner is not None:
-            gate = await self.aligner.read(request.messages, self.readers, target, anchor, row=row, heard=heard)
+            gate = await self.aligner.read(request.plain, self.readers, target, anchor, row=row, heard=heard)
         if not known and self.artifact.settings["opening_weight"] >= 0:
             worst = self.combined(gate, self.opening.most, bias)
             if not worst.open:
                 return replace(worst, opening=None)
-        return self.combined(gate, await opening_score(self.opening, anchor, request.messages, known), bias)
+        return self.combined(gate, await opening_score(self.opening, anchor, request.plain, known), bias)
 
     def combined(self, gate: Reading | None, opening: float, bias: float = 0.0) -> Seen:
         """Both in one, as it was fitted."""

@@ -162,9 +162,7 @@ class Guidance:
             return await self.evidence.read(row, target, anchor, request, settings.evidence_bias)
         if self.aligner is None:
             return None
-        return await self.aligner.read(
-            request.messages, self._readers, target, anchor, row=row, bias=settings.gate_bias
-        )
+        return await self.aligner.read(request.plain, self._readers, target, anchor, row=row, bias=settings.gate_bias)
 
     @staticmethod
     def refuses(seen: Reading | Seen | None, settings: MixtureSettings) -> bool:

@@ -80,6 +80,12 @@ class InferAligner(SteeringDefense):
                 if settings.reader in (reader, "both"):
                     self.aligner.check_layers(settings.gate_layers, reader)
 
+    def vouches(self, settings: Any) -> bool:
+        """See `Defense`: a gate that refuses has judged the request, whatever the answer would be; a shift has not."""
+        mine: InferAlignerSettings = settings
+        answer = mine.answer if mine.answer is not None else answer_of(self.aligner.artifact)
+        return mine.gate == "auto" and answer == "refuse"
+
     async def respond(self, request: Request) -> AsyncIterator[Event]:
         """Reads the gate on the unsteered prompt; only if it opens the prompt is read again, shifted."""
         settings: InferAlignerSettings = self.settings_for(request)
@@ -89,7 +95,7 @@ class InferAligner(SteeringDefense):
             opened = settings.gate == "open"
             if settings.gate == "auto":
                 async with thinking.as_fitted(row) as plain:  # before the thought, in which the request may be weighed
-                    reading = await self._read(request, request.messages, settings, plain)
+                    reading = await self._read(request, request.plain, settings, plain)
                 if not reading.open and request.schema_turn:
                     other = await self._read(request, request.schema_turn, settings)
                     reading = other if other.open else reading

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from anchorlm.defenses.inferaligner._across import RidgeMap, matching_layer, ridge_map
+from anchorlm.defenses.inferaligner._activations import end_gate, prompt_gate, read_fitting, read_held_out
 from anchorlm.defenses.inferaligner._measured import (
     accuracy,
     best_layers,
@@ -28,16 +29,12 @@ from anchorlm.steering import (
     KIND,
     Directions,
     Gate,
-    Moments,
     Pooling,
     PromptSets,
     Split,
     Whitening,
     cosine_scores,
     established,
-    fisher_directions,
-    harm_directions,
-    prompt_activations,
     split_prompts,
     with_activations,
 )
@@ -56,20 +53,6 @@ Told = Callable[[int, int], None]
 
 def _untold(done: int, total: int) -> None:
     """Where no one is told."""
-
-
-@dataclass(slots=True)
-class _Reading:
-    """What one model's activations on the fitting prompts gave."""
-
-    harmful: Moments
-    harmless: Moments
-    means: tuple[Moments, Moments] | None  # of the means over prompts, where the gate reads these, too
-    kept: list[Tensor]  # (L, H) of every harmless prompt, where a map between two models is fitted on them
-
-    @property
-    def directions(self) -> Directions:
-        return harm_directions(self.harmful, self.harmless)
 
 
 def fit_inferaligner(
@@ -162,19 +145,19 @@ async def _fitted(
         done += 1
         progress(done, total)
 
-    reading = await _read(target, split, pooling, mapped, tick)
-    source = await _read(anchor, split, pooling, mapped, tick)
+    reading = await read_fitting(target, split, pooling, mapped, tick)
+    source = await read_fitting(anchor, split, pooling, mapped, tick)
     own, theirs = reading.directions, source.directions
-    gate, second_gate = _gate(reading, whitening), _gate(source, whitening)
-    along = _end_gate(source, "none")  # the vectors that steer
+    gate, second_gate = prompt_gate(reading, whitening), prompt_gate(source, whitening)
+    along = end_gate(source, "none")  # the vectors that steer
     cosine = partial(cosine_scores, condition=own.unit)
-    held = await _held_out(target, split, pooling, tick, gate.scores, cosine)
-    their_held = await _held_out(anchor, split, pooling, tick, second_gate.scores, along.scores)
+    held = await read_held_out(target, split, pooling, tick, gate.scores, cosine)
+    their_held = await read_held_out(anchor, split, pooling, tick, second_gate.scores, along.scores)
     measured, apart = accuracy(*held.scores[0]), accuracy(*their_held.scores[1])
     second = their_held.scores[0]
     if reader is not None:
-        second_gate = _gate(await _read(reader, split, pooling, False, tick), whitening)
-        second = (await _held_out(reader, split, pooling, tick, second_gate.scores)).scores[0]
+        second_gate = prompt_gate(await read_fitting(reader, split, pooling, False, tick), whitening)
+        second = (await read_held_out(reader, split, pooling, tick, second_gate.scores)).scores[0]
     maps: list[RidgeMap] = []
     places = [matching_layer(layer, len(own.length), len(theirs.length)) for layer in range(len(own.length))]
     shift = Directions(theirs.unit[places], theirs.length[places])
@@ -272,86 +255,6 @@ def _mapped(target: Engine, anchor: Engine, across: str) -> bool:
     return across == "always" or (across == "auto" and not same)
 
 
-async def _read(engine: Engine, split: Split, pooling: Pooling, keep: bool, tick: Callable[[], None]) -> _Reading:
-    means = (Moments(0), Moments(1)) if pooling == "both" else None
-    reading = _Reading(Moments(0), Moments(1), means, [])
-    for harmless, (moments, prompts) in enumerate(
-        ((reading.harmful, split.harmful), (reading.harmless, split.harmless))
-    ):
-        async for activations in prompt_activations(engine, prompts, pooling):
-            end = _end(activations, pooling)
-            _add(moments, end, engine)
-            if means is not None:
-                _add(means[harmless], activations[:, end.shape[1] :], engine)
-            # A map that had seen both classes would carry one's mean onto the other's, whatever the anchor knows.
-            if keep and harmless:
-                reading.kept.append(end.float())
-            tick()
-    if (reading.directions.length <= 1e-5 * reading.harmless.mean.norm(dim=-1)).all():
-        raise UserError(
-            f"{engine.model.name} reads harmful and harmless prompts alike: check that its chat template shows them."
-        )
-    return reading
-
-
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """What the held-out prompts say.
-
-    Attributes:
-        directions: Theirs.
-        names: Of the set of each harmful and of each harmless prompt.
-        scores: By each scorer in turn, those of the harmful prompts (n, L) and of the harmless ones (m, L).
-    """
-
-    directions: Directions
-    names: tuple[list[str], list[str]]
-    scores: list[tuple[Tensor, Tensor]]
-
-
-async def _held_out(
-    engine: Engine,
-    split: Split,
-    pooling: Pooling,
-    tick: Callable[[], None],
-    gate: Callable[[Tensor], Tensor],
-    *scorers: Callable[[Tensor], Tensor],
-) -> _Held:
-    """Scores the held-out prompts as they come, so no activations pile up: by the gate, and by what reads their
-    last token alone.
-    """
-    moments = Moments(0), Moments(1)
-    scores: list[list[Tensor]] = []
-    names: tuple[list[str], list[str]] = ([], [])
-    for own, sets, known in zip(moments, (split.held_harmful, split.held_harmless), names, strict=True):
-        rows: list[list[Tensor]] = [[] for _ in (gate, *scorers)]
-        known += [name for name, prompts in sets.items() for _ in prompts]
-        given = [each for prompts in sets.values() for each in prompts]
-        async for activations in prompt_activations(engine, given, pooling):
-            end = _end(activations, pooling)
-            _add(own, end, engine)
-            for kept, score in zip(rows, (gate(activations), *(scorer(end) for scorer in scorers)), strict=True):
-                kept.append(score)
-            tick()
-        scores.append([torch.stack(kept) for kept in rows])
-    return _Held(harm_directions(*moments), names, list(zip(*scores, strict=True)))
-
-
-def _end(activations: Tensor, pooling: Pooling) -> Tensor:
-    """Those at the last token (L, H)."""
-    return activations[:, : activations.shape[1] // 2] if pooling == "both" else activations
-
-
-def _add(moments: Moments, activations: Tensor, engine: Engine) -> None:
-    try:
-        moments.add(activations)
-    except ValueError:
-        raise UserError(
-            f"{engine.model.name} has activations that are not numbers: check its weights, or load it in bfloat16 or "
-            "float32."
-        ) from None
-
-
 def _chance(maps: Sequence[RidgeMap], own: Tensor, generator: torch.Generator) -> list[float]:
     """Per layer, how near random directions of the anchor come to the target's own once they are mapped: a map keeps
     what varies, so even they do.
@@ -360,23 +263,6 @@ def _chance(maps: Sequence[RidgeMap], own: Tensor, generator: torch.Generator) -
         round(float((found(torch.randn(_DRAWS, len(found.matrix), generator=generator)) @ unit).abs().max()), 4)
         for found, unit in zip(maps, own, strict=False)
     ]
-
-
-def _gate(reading: _Reading, whitening: Whitening) -> Gate:
-    """The gate on one model's activations."""
-    end = _end_gate(reading, whitening)
-    return end if reading.means is None else Gate.joined(end, _fitted_gate(*reading.means, whitening))
-
-
-def _end_gate(reading: _Reading, whitening: Whitening) -> Gate:
-    """The one that reads the last token alone."""
-    return _fitted_gate(reading.harmful, reading.harmless, whitening)
-
-
-def _fitted_gate(harmful: Moments, harmless: Moments, whitening: Whitening) -> Gate:
-    plain = whitening == "none"
-    unit = harm_directions(harmful, harmless).unit if plain else fisher_directions(harmful, harmless)
-    return Gate.fit(unit, harmful.mean, harmless.mean)
 
 
 def _gate_tensors(name: str, gate: Gate) -> dict[str, Tensor]:

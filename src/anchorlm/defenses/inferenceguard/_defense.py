@@ -52,6 +52,7 @@ class InferenceGuard(Defense):
     name: ClassVar[str] = "inferenceguard"
     thinks: ClassVar[bool] = True
     formats: ClassVar[FormatSupport] = "local"
+    calls: ClassVar[bool] = True
     needs: ClassVar[Needs] = Needs(
         target=Access.TEXT,
         anchor=Access.LOGPROBS,
@@ -324,7 +325,9 @@ class InferenceGuard(Defense):
             stops = ends(row, work.request.generation)
             proposal: Proposal = TargetProposal(row, stops)
             if self.guidance is not None and work.reading is None:
-                work.reading = await self.guidance.read(row, self.anchor_for(work.request), work.request, settings)
+                anchor = self.anchor_for(work.request)
+                async with work.thinking.as_fitted(row) as plain:
+                    work.reading = await self.guidance.read(plain, anchor, work.request, settings)
                 work.guided = work.reading is None or work.reading.open
             if self._certain(work):
                 return Found([])

@@ -98,7 +98,7 @@ def _add_endpoints(app: FastAPI, state: ServerState) -> None:
 
         def read() -> tuple[ChatAsk, list[Messages | str]]:
             ask = read_body(ChatAsk, body, kind)
-            images = state.model(ask.model).guard.defense.target.model.processor is not None
+            images = _images_of(state, ask)
             return ask, [conversation(ask.messages, images=images)]
 
         ask, prompts = await state.off_the_loop(read)
@@ -111,7 +111,7 @@ def _add_endpoints(app: FastAPI, state: ServerState) -> None:
 
         def read() -> tuple[ResponseAsk, list[Messages | str]]:
             ask = read_body(ResponseAsk, body, kind)
-            images = state.model(ask.model).guard.defense.target.model.processor is not None
+            images = _images_of(state, ask)
             return ask, [conversation(ask.messages, images=images)]
 
         try:
@@ -134,6 +134,14 @@ def _add_endpoints(app: FastAPI, state: ServerState) -> None:
 
             ask, prompts = await state.off_the_loop(read)
             return await complete(state, ask, request, prompts, "text_completion")
+
+
+def _images_of(state: ServerState, ask: ChatAsk | ResponseAsk) -> bool:
+    """Whether the model of a request takes images. How it calls tools is looked for now, off the loop."""
+    model = state.model(ask.model).guard.defense.target.model
+    if ask.tools:
+        _ = model.tools
+    return model.processor is not None
 
 
 def _add_house(app: FastAPI, state: ServerState) -> None:

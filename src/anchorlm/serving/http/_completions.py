@@ -61,7 +61,13 @@ async def complete(
     def made() -> list[Asked]:
         return [
             served.request(
-                prompt, knobs, generation | {"seed": (seed + index) % 2**63}, ask.stops, ask.template, silent=ask.silent
+                prompt,
+                knobs,
+                generation | {"seed": (seed + index) % 2**63},
+                ask.stops,
+                ask.template,
+                silent=ask.silent,
+                offer=ask.offer,
             )
             for prompt in prompts
             for index in range(ask.choices)
@@ -74,7 +80,7 @@ async def complete(
         id, state, served, caller, requests, operation="chat" if kind == "response" else kind,
         streamed=bool(ask.stream), trace=trace,
     )  # fmt: skip
-    shape = ResponseShape(session, ask.metadata) if kind == "response" else Shape(session, kind)
+    shape = ResponseShape(session, ask.metadata, ask.offer) if kind == "response" else Shape(session, kind)
     if not ask.stream:
         if not await _unless_left(request, _whole(session)):
             return Response(status_code=LEFT)

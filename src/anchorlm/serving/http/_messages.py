@@ -36,6 +36,9 @@ def conversation(messages: list[ChatMessage], *, images: bool) -> Messages:
     messages = _begun(messages)
     parts = [part for message in messages if isinstance(message.said, list) for part in message.said]
     last = len(messages) - 1
+    if messages[last].calls.get("tool_calls"):
+        raise ApiError(400, "The conversation ends with a call of a tool: give its result in a turn of the role tool.",
+                       param="messages", code="no_tool_result")  # fmt: skip
     if messages[last].content is None and not messages[last].said:  # nothing is answered with something
         raise ApiError(400, f"messages.{last}.content: input should be a valid string.",
                        param=f"messages.{last}.content", code="invalid_value")  # fmt: skip
@@ -52,7 +55,7 @@ def conversation(messages: list[ChatMessage], *, images: bool) -> Messages:
             400, f"A request may hold {_MOST_IMAGES} images: send fewer.", param="messages", code="too_many_images"
         )
     turns = [
-        {"role": _ROLES.get(message.role, message.role), "content": _content(message, index)}
+        {"role": _ROLES.get(message.role, message.role), "content": _content(message, index), **message.calls}
         for index, message in enumerate(messages)
     ]
     if sum(image.width * image.height for image in pictures(turns)) > _MOST_MEGAPIXELS * 1_000_000:
@@ -68,7 +71,7 @@ def conversation(messages: list[ChatMessage], *, images: bool) -> Messages:
 def _begun(messages: list[ChatMessage]) -> list[ChatMessage]:
     """The conversation without empty turns behind the user's: front ends put one there for the answer to fill."""
     end = len(messages)
-    while messages[end - 1].role != "user" and not messages[end - 1].said and end > 1:
+    while not (messages[end - 1].role == "user" or messages[end - 1].said or messages[end - 1].calls) and end > 1:
         end -= 1
     return messages[:end] if messages[end - 1].role == "user" else messages
 

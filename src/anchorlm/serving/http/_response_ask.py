@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from anchorlm.serving.http._formats import TextFormat, as_chosen
 from anchorlm.serving.http._objects import Count, RequestObject, few_names, unsupported
 from anchorlm.serving.http._schema import Ask, Name, refuse_unserved
+from anchorlm.serving.http._tool_fields import ToolFields
 from anchorlm.serving.http._turns import ChatMessage, few_turns
 
 _STATELESS = "this server keeps no responses; send the whole conversation as input"
@@ -43,7 +44,7 @@ class TextOptions(RequestObject):
                                "with a schema.")  # fmt: skip
 
 
-class ResponseAsk(Ask):
+class ResponseAsk(ToolFields, Ask):
     """The body of /v1/responses."""
 
     input: Annotated[list[ChatMessage], Field(fail_fast=True)] = Field(
@@ -63,9 +64,6 @@ class ResponseAsk(Ask):
     prompt: Any = Field(default=None, description="Not supported.")
     background: Any = Field(default=None, description="Not supported: must be false.")
     truncation: Any = Field(default=None, description="Not supported: must be disabled.")
-    tools: Any = Field(default=None, description="Not supported.")
-    tool_choice: Any = Field(default=None, description="Not supported.")
-    parallel_tool_calls: Any = Field(default=None, description="Ignored.")
     max_tool_calls: Any = Field(default=None, description="Ignored.")
     safety_identifier: Any = Field(default=None, description="Ignored.")
     prompt_cache_key: Any = Field(default=None, description="Ignored.")
@@ -87,7 +85,7 @@ class ResponseAsk(Ask):
         if not isinstance(items, list):
             raise unsupported("", "should be a text or a list of messages", "invalid_value")
         few_turns(items)
-        return [_turn(item, place) for place, item in enumerate(items) if not _is_thought(item)]
+        return _joined([_turn(item, place) for place, item in enumerate(items) if not _is_thought(item)])
 
     @property
     def messages(self) -> list[ChatMessage]:
@@ -112,6 +110,19 @@ class ResponseAsk(Ask):
         return chosen if self.text is None else chosen | as_chosen(self.text, "format", self.text.format)
 
 
+def _joined(turns: list[Any]) -> list[Any]:
+    """The turns, calls that follow each other in one of them, with the text before them."""
+    found: list[Any] = []
+    for turn in turns:
+        last = found[-1] if found else None
+        calls = turn.get("tool_calls") if isinstance(turn, dict) else None
+        if calls and isinstance(last, dict) and last.get("role") == "assistant":
+            found[-1] = {**last, "tool_calls": [*(last.get("tool_calls") or []), *calls]}
+        else:
+            found.append(turn)
+    return found
+
+
 def _is_thought(item: Any) -> bool:
     return isinstance(item, Mapping) and item.get("type") == _THOUGHT
 
@@ -125,8 +136,18 @@ def _turn(item: Any, place: int) -> Any:
     if not isinstance(item, dict):
         return item
     kind = item.get("type", "message")
+    if kind == "function_call":
+        function = {"name": item.get("name"), "arguments": item.get("arguments")}
+        call = {"id": item.get("call_id"), "type": "function", "function": function}
+        return {"role": "assistant", "content": None, "tool_calls": [call]}
+    if kind == "function_call_output":
+        return {"role": "tool", "tool_call_id": item.get("call_id"), "content": item.get("output")}
     if kind != "message":
-        what = "tool calls" if isinstance(kind, str) and kind.endswith(_TOOLS) else f"items of type {kind!r:.40}"
+        what = (
+            "calls of other tools than functions"
+            if isinstance(kind, str) and kind.endswith(_TOOLS)
+            else f"items of type {kind!r:.40}"
+        )
         why = _STATELESS if kind == "item_reference" else "send messages"
         raise unsupported(f"{place}.type", f"{what} are not supported here: {why}", "unsupported_value")
     return {name: value for name, value in item.items() if name != "type"}

@@ -6,9 +6,10 @@ from typing import Any
 
 from anchorlm.records import TokenScore
 from anchorlm.serving._errors import ApiError
+from anchorlm.serving.http._response_items import call_events, call_item, offered, refusal_part, text_part
 from anchorlm.serving.http._shapes import failure
 from anchorlm.serving.session._answers import Answer
-from anchorlm.serving.session._pieces import RefusalPiece, ThoughtPiece
+from anchorlm.serving.session._pieces import CallPiece, RefusalPiece, ThoughtPiece
 from anchorlm.serving.session._session import RequestSession
 
 _NAMES = {"messages": "input", "max_tokens": "max_output_tokens"}
@@ -25,9 +26,11 @@ class ResponseShape:
     Args:
         session: The session, with one answer.
         metadata: What the client wants back.
+        offer: The tools that it offers.
     """
 
-    def __init__(self, session: RequestSession, metadata: Any = None) -> None:
+    def __init__(self, session: RequestSession, metadata: Any = None, offer: Mapping[str, Any] | None = None) -> None:
+        self._offer = offer or {}
         self._session = session
         self._metadata = metadata if isinstance(metadata, Mapping) else {}
         self._number = 0
@@ -40,7 +43,9 @@ class ResponseShape:
             self._items.append(self._thought(answer.thought))
         refuses = answer.decision != "answer"
         scores = answer.logprobs.chat(answer.due() or [])["content"] if answer.logprobs is not None else []
-        self._items.append(self._message(_refusal(answer.said) if refuses else _text(answer.text, scores)))
+        if answer.text or not answer.calls:
+            self._items.append(self._message(refusal_part(answer.said) if refuses else text_part(answer.text, scores)))
+        self._items += map(call_item, answer.calls)
         return self._ended(answer, refuses=refuses)
 
     async def events(self) -> AsyncIterator[Event]:
@@ -77,6 +82,11 @@ class ResponseShape:
                     yield event
             if isinstance(piece, RefusalPiece):
                 continue  # is told whole, at the end
+            if isinstance(piece, CallPiece):
+                for event in self._calls(piece, held, text, told):
+                    yield event
+                held = []
+                continue
             if piece is not None or scores:
                 held.append((piece or "", scores or []))
             refuses = piece is None and not text and answer.decision != "answer"
@@ -92,10 +102,27 @@ class ResponseShape:
                 told.append(known)
                 text += part
             held = []
-        for event in self._said(answer.said if refuses else text, refuses, [one for each in told for one in each]):
-            yield event
+        if not answer.calls:
+            whole = answer.said if refuses else text
+            for event in self._said(whole, refuses, [one for each in told for one in each]):
+                yield event
         body = self._ended(answer, refuses=refuses)
         yield self._event(f"response.{body['status']}", {"response": body})
+
+    def _calls(
+        self, piece: CallPiece, held: Sequence[tuple[str, list[TokenScore]]], text: str, told: list[Any]
+    ) -> Iterator[Event]:
+        """A call, and before the first one the end of the text."""
+        if piece.place == 0 and (text or any(part for part, _ in held)):
+            for part, _ in held:
+                yield from self._says(part, [], begins=not told)
+                told.append([])
+            text += "".join(part for part, _ in held)
+            yield from self._said(text, refuses=False, scores=[one for each in told for one in each])
+        item = call_item(piece.call)
+        for kind, data in call_events(item, len(self._items)):
+            yield self._event(kind, data)
+        self._items.append(item)
 
     def _thinks(self, text: str, *, begins: bool) -> Iterator[Event]:
         place = {"item_id": self._id("rs"), "output_index": 0}
@@ -115,14 +142,14 @@ class ResponseShape:
 
     def _says(self, text: str, scores: Sequence[Any], *, begins: bool) -> Iterator[Event]:
         if begins:
-            yield from self._begins(_text("", []))
+            yield from self._begins(text_part("", []))
         yield self._event("response.output_text.delta", self._place | {"delta": text, "logprobs": list(scores)})
 
     def _said(self, text: str, refuses: bool, scores: Sequence[Any]) -> Iterator[Event]:
         """The end of the answer, with its beginning if nothing of it is out yet."""
-        part = _refusal(text) if refuses else _text(text, scores)
+        part = refusal_part(text) if refuses else text_part(text, scores)
         if refuses or not text:
-            yield from self._begins(_refusal("") if refuses else part)
+            yield from self._begins(refusal_part("") if refuses else part)
         if refuses:
             yield self._event("response.refusal.delta", self._place | {"delta": text})
             yield self._event("response.refusal.done", self._place | {"refusal": text})
@@ -199,9 +226,7 @@ class ResponseShape:
             "incomplete_details": None,
             "model": self._session.served.id,
             "output": [],
-            "parallel_tool_calls": False,
-            "tool_choice": "none",
-            "tools": [],
+            **offered(self._offer),
             "store": False,
             "metadata": dict(self._metadata),
         }
@@ -214,11 +239,3 @@ def renamed(error: ApiError) -> ApiError:
         message = error.message.replace(error.param or "", f"{_NAMES[first]}{dot}{rest}")
         error.message, error.param = message, f"{_NAMES[first]}{dot}{rest}"
     return error
-
-
-def _text(text: str, scores: Sequence[Any]) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(scores)}
-
-
-def _refusal(text: str) -> dict[str, Any]:
-    return {"type": "refusal", "refusal": text}

@@ -9,6 +9,7 @@ from anchorlm.records import MOST_STOP_IDS, PAST_THE_END
 from anchorlm.serving._settings import Sampled
 from anchorlm.serving.http._formats import ResponseFormat, as_chosen
 from anchorlm.serving.http._objects import Count, Flag, Number, RequestObject, few_names, unsupported
+from anchorlm.serving.http._tool_fields import TOOL_FIELDS, ToolFields
 from anchorlm.serving.http._turns import ChatMessage, few_turns
 
 Stop = Annotated[str, Field(max_length=200)]
@@ -16,10 +17,10 @@ Name = Annotated[str, Field(max_length=100)]
 TokenId = Annotated[int, Field(strict=True, ge=0)]
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1)]
 _UNSERVED: dict[str, tuple[str, tuple[Any, ...]]] = {
-    "tools": ("tool calls are not supported", ([],)),
-    "tool_choice": ("tool calls are not supported", ("none", "auto", "")),
-    "functions": ("tool calls are not supported", ([],)),
-    "function_call": ("tool calls are not supported", ("none", "auto", "", {})),
+    "tools": ("a raw text offers no tools; use /v1/chat/completions", ([],)),
+    "tool_choice": ("a raw text offers no tools; use /v1/chat/completions", ("none", "auto", "")),
+    "functions": ("this is the old form of tools; use tools", ([],)),
+    "function_call": ("this is the old form of tools; use tools", ("none", "auto", "", {})),
     "logit_bias": ("it could undo the defense", ({},)),
     "modalities": ("answers are text", (["text"], [])),
     "audio": ("answers are text", ({},)),
@@ -125,7 +126,8 @@ class Ask(RequestObject):
     @classmethod
     def _served(cls, data: Any) -> Any:
         """A setting that cannot be honored is refused, not passed over."""
-        refuse_unserved(data, _UNSERVED)
+        served = cls.model_fields.keys() & TOOL_FIELDS
+        refuse_unserved(data, {name: why for name, why in _UNSERVED.items() if name not in served})
         return data
 
     @property
@@ -146,6 +148,11 @@ class Ask(RequestObject):
     @property
     def template(self) -> dict[str, Any]:
         """Variables of the chat template."""
+        return {}
+
+    @property
+    def offer(self) -> dict[str, Any]:
+        """The tools as a guard takes them; empty where there are none."""
         return {}
 
     @property
@@ -178,7 +185,7 @@ class Ask(RequestObject):
         return {name: getattr(self, name) for name in get_args(Sampled)}
 
 
-class ChatAsk(Ask):
+class ChatAsk(ToolFields, Ask):
     """The body of /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Field(fail_fast=True)] = Field(
@@ -195,9 +202,6 @@ class ChatAsk(Ask):
 
     response_format: ResponseFormat = Field(default=None, description="Hold the answer to JSON: of type json_object, "
         "or json_schema with a schema.")  # fmt: skip
-    tools: Any = Field(default=None, description="Not supported.")
-    tool_choice: Any = Field(default=None, description="Not supported.")
-    parallel_tool_calls: Any = Field(default=None, description="Ignored.")
     functions: Any = Field(default=None, description="Not supported.")
     function_call: Any = Field(default=None, description="Not supported.")
     modalities: Any = Field(default=None, description="Only text.")

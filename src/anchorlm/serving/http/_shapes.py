@@ -8,7 +8,7 @@ from typing import Any
 from anchorlm.records import TokenScore
 from anchorlm.serving._errors import ApiError, unexpected
 from anchorlm.serving.session._answers import Answer
-from anchorlm.serving.session._pieces import RefusalPiece, ThoughtPiece
+from anchorlm.serving.session._pieces import CallPiece, RefusalPiece, ThoughtPiece
 from anchorlm.serving.session._session import RequestSession
 
 _log = logging.getLogger("anchorlm")
@@ -35,9 +35,16 @@ class Shape:
         choices = []
         for index, answer in enumerate(self._exchange.answers):
             # The content stays, too: most clients show nothing else. With a schema they take it for JSON.
-            content = {"role": "assistant", "content": answer.text, "refusal": answer.text if answer.refused else None}
+            content: dict[str, Any] = {
+                "role": "assistant",
+                "content": answer.text,
+                "refusal": answer.text if answer.refused else None,
+            }
             if answer.refusal:
                 content |= {"content": None, "refusal": answer.refusal}
+            if answer.calls:
+                content["tool_calls"] = [call.data for call in answer.calls]
+                content["content"] = answer.text or None
             if answer.thought:
                 content["reasoning_content"] = answer.thought
             said = {"message": content} if self._chat else {"text": answer.said}
@@ -78,6 +85,10 @@ class Shape:
                     if self._chat:
                         yield self._chunk(index, {"reasoning_content": str(piece)}, None, cost())
                     continue
+                if isinstance(piece, CallPiece):
+                    call = {"index": piece.place, **piece.call.data}
+                    yield self._chunk(index, {"tool_calls": [call]}, None, known)
+                    continue
                 if piece is not None:
                     part = "refusal" if self._chat and isinstance(piece, RefusalPiece) else "content"
                     yield self._chunk(index, {part: str(piece)}, None, known)
@@ -107,7 +118,7 @@ class Shape:
             return None
         return answer.logprobs.chat(scores) if self._chat else answer.logprobs.text(scores)
 
-    def _chunk(self, index: int, delta: dict[str, str], finish: str | None, more: dict[str, Any]) -> dict[str, str]:
+    def _chunk(self, index: int, delta: dict[str, Any], finish: str | None, more: dict[str, Any]) -> dict[str, str]:
         said = {"delta": delta} if self._chat else {"text": delta.get("content", "")}
         choice = {"index": index, **said, "logprobs": more.pop("logprobs", None), "finish_reason": finish}
         return _event(self._frame(self._chunk_object) | {"choices": [choice]} | more)

@@ -6,11 +6,14 @@ from pydantic import ConfigDict, Field, Tag, field_validator, model_validator
 
 from anchorlm.serving.http._objects import RequestObject, text_or_list, unsupported, without
 
+MOST_CALLS = 128
+"""Calls of tools in one turn."""
+
 MOST_TURNS = 2_000
 """Turns of a conversation, and parts of all of them together."""
 
-_ROLES = ("system", "developer", "user", "assistant")
-_TURNS = {"tool": "tool turns", "function": "function turns"}
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+_TURNS = {"function": "function turns"}
 _PARTS = {
     "input_audio": "audio parts",
     "audio": "audio parts",
@@ -84,7 +87,7 @@ class ChatMessage(RequestObject):
     """One turn. What other servers and front ends write into a history next to its text is passed over."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    role: str = Field(description="system, developer, user or assistant.")
+    role: str = Field(description="system, developer, user, assistant or tool.")
     content: Content | None = Field(default=None, description="Its text, or a list of parts.")
     name: Any = Field(default=None, description="Ignored.")
     refusal: str | None = Field(default=None, description="What an assistant's turn without content says.")
@@ -96,8 +99,9 @@ class ChatMessage(RequestObject):
     cache_control: Any = Field(default=None, description="Ignored.")
     audio: Any = Field(default=None, description="Not supported.")
     function_call: Any = Field(default=None, description="Not supported.")
-    tool_calls: Any = Field(default=None, description="Not supported, but for an empty list.")
-    tool_call_id: Any = Field(default=None, description="Not supported, but for an empty one.")
+    tool_calls: Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=MOST_CALLS)] | None = Field(
+        default=None, description="What an assistant's turn has called.")  # fmt: skip
+    tool_call_id: str | None = Field(default=None, max_length=200, description="The call that a tool's turn answers.")
     id: Any = Field(default=None, description="Ignored.")
     anchorlm: Any = Field(default=None, description="Ignored: what this server said of an answer.")
 
@@ -111,8 +115,11 @@ class ChatMessage(RequestObject):
         if isinstance(role, str) and role not in _ROLES:
             named = _TURNS.get(role, f"turns of {role!r:.40}")
             raise unsupported("role", f"{named} are not supported here: leave them out", "unsupported_value")
-        for name, what in (("tool_calls", "tool calls"), ("function_call", "function calls"), ("audio", "audio"),
-                           ("tool_call_id", "tool calls")):  # fmt: skip
+        elsewhere = [("tool_calls", "assistant"), ("tool_call_id", "tool")]
+        for name, only in elsewhere:
+            if data.get(name) and role != only:
+                raise unsupported(name, f"only turns of the role {only} have {name}: leave it out of the others")
+        for name, what in (("function_call", "function calls"), ("audio", "audio")):
             if data.get(name):
                 raise unsupported(name, f"{what} are not supported here: leave {name} out")
         data = without(data, _BESIDE_A_TURN)
@@ -125,6 +132,13 @@ class ChatMessage(RequestObject):
         if self.content is None and self.role == "user":
             raise unsupported("content", "should be a text or a list of parts", "invalid_value")
         return self
+
+    @property
+    def calls(self) -> dict[str, Any]:
+        """What it says of calls of tools."""
+        if self.role == "tool":
+            return {"tool_call_id": self.tool_call_id}
+        return {"tool_calls": self.tool_calls} if self.tool_calls else {}
 
     @property
     def said(self) -> str | list[Part]:

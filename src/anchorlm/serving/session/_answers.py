@@ -17,6 +17,7 @@ from anchorlm.records import (
     TextDelta,
     ThoughtDelta,
     TokenScore,
+    ToolCall,
     Usage,
     UserError,
     first_stop,
@@ -24,7 +25,7 @@ from anchorlm.records import (
 from anchorlm.serving._errors import ApiError
 from anchorlm.serving.session._logprobs import LogProbs
 from anchorlm.serving.session._model import ServedModel
-from anchorlm.serving.session._pieces import RefusalPiece, ThoughtPiece
+from anchorlm.serving.session._pieces import CallPiece, RefusalPiece, ThoughtPiece
 from anchorlm.serving.session._runs import Run
 from anchorlm.serving.session._stops import StopText
 from anchorlm.serving.session._told import candidate_scores, plain_json
@@ -42,6 +43,7 @@ class Answer:
         text: What has gone out.
         thought: What has gone out of the thought before it; empty where thoughts are hidden.
         refusal: The configured refusal, where it came in place of an answer in a response format.
+        calls: The tools that it calls.
         finish: Why it ended, in OpenAI's words; None while it has not.
         decision: What became of it.
         usage: What it cost.
@@ -70,10 +72,11 @@ class Answer:
         self._reasoned = 0
         self.text = ""
         self.thought = ""
+        self.calls: list[ToolCall] = []
         self.refusal = ""
         self._formed = request.generation.response_format is not None
         self._fell = self._declines = False
-        self.finish: Literal["stop", "length", "content_filter"] | None = None
+        self.finish: Literal["stop", "length", "content_filter", "tool_calls"] | None = None
         self.decision: Verdict = "answer"
         self.usage = Usage(0, 0, 0)
         self.trace: list[Decision] = []
@@ -110,6 +113,11 @@ class Answer:
                 if isinstance(event, ThoughtDelta):
                     yield self._think(event.text)
                     continue
+                if isinstance(event, ToolCall):
+                    if text := self._stops.flush():
+                        yield self._out(text)
+                    yield self._call(event)
+                    continue
                 if text := self._take(event):
                     yield self._out(text)
                 if self._stops.hit and self.finish is None:
@@ -136,7 +144,7 @@ class Answer:
         if self.decision == "fail_closed":
             self.text = self._served.refusal
         if self.decision != "answer":
-            self.thought = ""
+            self.thought, self.calls = "", []
             if self._formed:
                 self.text, self.refusal = "", self.refusal or self.text
 
@@ -190,11 +198,6 @@ class Answer:
         return "stop" if self._formed and not self.text else "content_filter"
 
     @property
-    def said(self) -> str:
-        """All that went out but the thought."""
-        return self.text + self.refusal
-
-    @property
     def _at_once(self) -> bool:
         """Whether text comes only when all of it is written."""
         defense = self._served.guard.defense
@@ -218,6 +221,17 @@ class Answer:
             self.first = self._run.at - self._start
         self.thought += text
         return ThoughtPiece(text)
+
+    def _call(self, call: ToolCall) -> CallPiece:
+        if self.first is None:
+            self.first = self._run.at - self._start
+        self.calls.append(call)
+        return CallPiece.of(call, len(self.calls) - 1)
+
+    @property
+    def said(self) -> str:
+        """All that went out but the thought, for those who read texts: the calls, too."""
+        return "\n".join(filter(None, [self.text + self.refusal, *(call.text for call in self.calls)]))
 
     def _out(self, text: str) -> str:
         if self.first is None:
@@ -246,7 +260,7 @@ class Answer:
     async def prompt_tokens(self) -> int:
         """Those of the prompt."""
         model, request = self._served.guard.defense.target.model, self._request
-        return len(await asyncio.to_thread(model.encode, request.prompt, request.template))
+        return len(await asyncio.to_thread(model.encode, request.prompt, request.options))
 
     @property
     def refused(self) -> bool:
@@ -254,7 +268,7 @@ class Answer:
         if self.decision != "answer" or self._formed:
             return self.decision != "answer"
         if self._refuses is None or self.finish is None:
-            self._refuses = RefusalMatcher().is_refusal(self.text)
+            self._refuses = RefusalMatcher().is_refusal(self.said)
         return self._refuses
 
     def summary(self, *, scores: bool = True) -> dict[str, Any]:

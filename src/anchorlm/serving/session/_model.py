@@ -1,12 +1,22 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from anchorlm.guard import Guard
-from anchorlm.records import Messages, Request, TooLongError, UserError, as_messages, turn_text
+from anchorlm.records import (
+    Messages,
+    NoToolsError,
+    Request,
+    TooLongError,
+    UserError,
+    as_messages,
+    calls_of,
+    turn_text,
+)
 from anchorlm.serving._errors import ApiError, without_paths
 from anchorlm.serving._settings import Bounds, ModelServing
 from anchorlm.serving.session._pictures import pictures
@@ -78,18 +88,19 @@ class ServedModel:
         code = "context_length_exceeded" if isinstance(error, TooLongError) else "invalid_prompt"
         return ApiError(400, self.public(str(error)), param=_param(prompt), code=code)
 
-    def check_length(self, prompt: Messages | str) -> None:
+    def check_length(self, request: Request) -> None:
         """Finds a prompt's tokens, which the model remembers.
 
         Raises:
             ApiError: 400, they are more than the model's context.
         """
+        prompt = request.messages
         model = self.guard.defense.target.model
         try:
             # Without a look at its tokens, if even the longest ones would be too many.
             least = len(_text(prompt).encode()) // model.vocabulary.longest
             known = least >= model.context_length or pictures(prompt)  # what images are read as takes a forward
-            count = least if known else len(model.encode(Request(prompt, system=self.guard.system).prompt))
+            count = least if known else len(model.encode(request.prompt, request.options))
         except UserError as error:
             raise self.unfit(error, prompt) from None
         if count >= model.context_length:
@@ -121,6 +132,7 @@ class ServedModel:
         template: Mapping[str, Any] | None = None,
         *,
         silent: bool = False,
+        offer: Mapping[str, Any] | None = None,
     ) -> Request:
         """A request with knobs, and variables of the chat template, that its client may set.
 
@@ -141,7 +153,7 @@ class ServedModel:
                     param=f"anchorlm.{name}", code="knob_out_of_bounds",
                 )  # fmt: skip
         try:
-            _text(messages).encode()
+            (_text(messages) + _tools_text(messages, offer)).encode()
         except UnicodeEncodeError:
             raise ApiError(
                 400, "The prompt is not valid Unicode: half of a surrogate pair stands alone.", param=_param(messages),
@@ -149,9 +161,11 @@ class ServedModel:
             ) from None  # fmt: skip
         try:
             options = allowed_options(self.id, self.guard.defense.target.model, self.serving.template, template or {})
-            request = self.guard.request(messages, knobs, options, **generation)
+            request = self.guard.request(messages, knobs, options, **(offer or {}), **generation)
             request = replace(request, stops=tuple(stops), patience=self.patience)
             return replace(request, thoughts=unshown(request.thoughts)) if silent else request
+        except NoToolsError as error:
+            raise ApiError(400, self.public(str(error)), param="tools", code="unsupported_parameter") from None
         except UserError as error:
             param = "response_format" if "response_format" in str(error) else None
             raise ApiError(400, self.public(str(error)), param=param, code="invalid_value") from None
@@ -159,6 +173,18 @@ class ServedModel:
 
 def _text(prompt: Messages | str) -> str:
     return "".join(map(turn_text, as_messages(prompt)))
+
+
+def _tools_text(prompt: Messages | str, offer: Mapping[str, Any] | None) -> str:
+    """All that a request says of tools."""
+    calls = [] if isinstance(prompt, str) else [calls_of(turn) for turn in prompt if _has_calls(turn)]
+    return json.dumps([calls, (offer or {}).get("tools")], ensure_ascii=False)
+
+
+def _has_calls(turn: Any) -> bool:
+    """Whether all its calls are such; others are told of where they are read."""
+    return all(isinstance(call.get("function"), Mapping) and "name" in call["function"]
+               for call in turn.get("tool_calls") or ())  # fmt: skip
 
 
 def _param(prompt: Messages | str) -> str:

@@ -263,11 +263,14 @@ class RequestSession:
         They are turned down here if they are too long: on the engines' thread everyone would wait for that.
         """
         load_images(images)
-        for prompt in self._prompts:
-            self.served.check_length(prompt)
+        for request in {id(one.messages): one for one in self._requests}.values():
+            self.served.check_length(request)
+        asked = list(dict.fromkeys(map(prompt_key, self._prompts)))
+        if (use := self._requests[0].tools) is not None:
+            asked.append(json.dumps(use.tools, ensure_ascii=False))
         format = self._requests[0].generation.response_format
         schema = {} if format is None else self._desk.audited("response_format", json.dumps(format))
-        return schema | self._desk.audited("prompt", "\n".join(dict.fromkeys(map(prompt_key, self._prompts))))
+        return schema | self._desk.audited("prompt", "\n".join(asked))
 
     def _who(self) -> dict[str, Any]:
         return {

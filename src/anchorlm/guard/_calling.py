@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import secrets
+import string
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from anchorlm.models import CallForm
+from anchorlm.records import Decision, Event, Finished, TextDelta, ToolCall, ToolUse, first_stop, json_text
+
+_SIGNS = string.ascii_letters + string.digits
+
+
+class Calls:
+    """Tells the calls of tools in a response from its text: what may be a call is held until the response has ended.
+
+    Args:
+        form: How the model writes calls.
+        marks: The model's tokens as text, control tokens by their names.
+        use: The tools that the request offers.
+        stops: Texts at which the answer is cut. No one has judged what stands behind them, so it holds no call.
+    """
+
+    def __init__(self, form: CallForm, marks: Any, use: ToolUse, stops: Sequence[str] = ()) -> None:
+        self._form, self._marks, self._use, self._stops = form, marks, use, stops
+        self._plain_text = ""
+        self._held: list[TextDelta] = []
+        self._tokens: list[int] = []
+        self._loose = ""  # what came without tokens
+        self._out = 0  # of the text, control tokens by their names
+
+    def take(self, piece: TextDelta) -> Iterator[TextDelta]:
+        """A piece of the response, and what may go out now."""
+        self._held.append(piece)
+        self._plain_text += piece.text
+        if not piece.token_ids:
+            self._loose += piece.text
+            return
+        self._tokens += piece.token_ids
+        until = self._form.pending(self._text)
+        while self._held and self._out + len(said := self._said(self._held[0])) <= until:
+            self._out += len(said)
+            yield self._held.pop(0)
+
+    def ended(self, finished: Finished) -> Iterator[Event]:
+        """What is left, and the calls, if there are any. A refusal is no call, whatever was begun before it."""
+        held, self._held = self._held, []
+        if finished.reason == "refusal":
+            refusal = [piece for piece in held if not piece.token_ids]
+            yield from refusal or held
+            yield finished
+            return
+        text = self._text[self._out :]
+        content, found = self._form.parse(text, self._use.schemas) if self._whole else (text, [])
+        if not found:
+            yield from held
+            yield finished
+            return
+        given = found if self._use.several else found[:1]
+        if content:
+            lead = text[: len(text) - len(text.lstrip())] if self._out else ""
+            yield TextDelta(lead + self._plain(content))
+        yield Decision("calls", {"tools": [name for name, _ in found], "given": len(given)})
+        for name, arguments in given:
+            yield ToolCall(new_id(), name, json_text(arguments))
+        yield replace(finished, reason="tool_calls")
+
+    @property
+    def _whole(self) -> bool:
+        """Whether a call may be in what is left: it is not cut, and a call without a mark has no text before it."""
+        return first_stop(self._plain_text, self._stops) is None and not (self._out and not self._form.opening)
+
+    @property
+    def _text(self) -> str:
+        return str(self._marks.text(self._tokens)) + self._loose
+
+    def _said(self, piece: TextDelta) -> str:
+        return str(self._marks.text(piece.token_ids)) if piece.token_ids else piece.text
+
+    def _plain(self, content: str) -> str:
+        """A text without the names of control tokens."""
+        return str(self._marks.plain(content))
+
+
+def new_id() -> str:
+    """The id of a call: nine letters and digits, because some templates take no others."""
+    return "".join(secrets.choice(_SIGNS) for _ in range(9))
