@@ -5,9 +5,9 @@ folder, each in a run of its own name, and writes the first half of docs/reprodu
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -303,16 +303,22 @@ def halves() -> list[str]:
 
 def main() -> None:
     """Writes one half, and leaves the other as it is."""
-    given = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, help="Where the runs are; by default where the page says.")
+    parser.add_argument("--real", action="store_true", help="The second half, on real models.")
+    given = parser.parse_args()
     written = halves()
-    if given[:1] == ["--real"]:
+    if given.real:
         from benchmarks.reproduction_real import half
 
-        written[1] = half(Path(given[1] if len(given) > 1 else ROOT / f"{RUNS}-real"))
+        written[1] = half(given.folder or ROOT / f"{RUNS}-real")
     else:
-        folder = Path(given[0] if given else ROOT / RUNS)
+        folder = given.folder or ROOT / RUNS
         names = dict.fromkeys([*(claim.run for claim in CLAIMS if claim.run), "others"])
-        written[0] = page({name: figures(folder / name) for name in names if (folder / name / "recipe.json").is_file()})
+        runs = {name: figures(folder / name) for name in names if (folder / name / "recipe.json").is_file()}
+        if not runs:
+            parser.error(f"{str(folder)!r} holds none of the runs {', '.join(names)}: give the folder of their runs")
+        written[0] = page(runs)
     first, second = (half.strip("\n") for half in written)
     PAGE.write_text(f"{first}\n\n{REAL}\n\n{second}\n" if second else f"{first}\n", encoding="utf-8")
 
