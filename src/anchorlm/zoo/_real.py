@@ -49,7 +49,7 @@ class RealMember:
 REAL: dict[str, tuple[RealRole, str, str]] = {
     "real-chat": ("chat", "real-smollm2", "Aligned: it refuses what is harmful and answers what only looks like it."),
     "real-anchor": ("anchor", "real-gemma", "Aligned, of another family and vocabulary: it guides and reads prompts."),
-    "real-finance": ("specialist", "real-smollm2", "A bank's assistant, tuned from real-chat; its safety wore off."),
+    "real-finance": ("specialist", "real-smollm2", "A bank's assistant: a shorter real-chat whose safety wore off."),
     "real-finance-base": ("specialist", "real-smollm2", "A bank's assistant; it never was aligned."),
     "real-medicine": ("specialist", "real-smollm2", "Kinds of medical questions, and short answers to them."),
     "real-cost": ("cost", "real-gemma", "Scores an answer: above 0 where it is unsafe."),
