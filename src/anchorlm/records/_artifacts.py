@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -87,6 +86,12 @@ class ModelStamp:
         return None if alike else "other weights"
 
 
+def _version() -> str:
+    from importlib.metadata import version  # takes a while, and few need it
+
+    return version("anchorlm")
+
+
 @dataclass(frozen=True, slots=True)
 class Artifact:
     """Something fitted: tensors, and everything that tells where they come from.
@@ -109,7 +114,7 @@ class Artifact:
     settings: Mapping[str, Any]
     figures: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
-    library: str = field(default_factory=lambda: version("anchorlm"))
+    library: str = field(default_factory=_version)
 
     @property
     def id(self) -> str:
