@@ -103,7 +103,7 @@ def compared(name: str, count: int, prompts: int, threads: int) -> list[list[obj
 
 
 def _gap(model: CausalModel, turns: list[dict[str, str]], ours: str, theirs: str) -> float | None:
-    """How much likelier our token is here than theirs, where two texts part; None where they do not."""
+    """How much likelier our token is here than theirs, where two texts part. None where they do not."""
     a, b = (model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (ours, theirs))
     place = next((i for i, (one, other) in enumerate(zip(a, b, strict=False)) if one != other), None)
     if place is None:

@@ -1,5 +1,5 @@
 """The claims of the papers, one by one: `python -m benchmarks.reproduction FOLDER` reads what their commands left in a
-folder, each in a run of its own name, and writes the first half of docs/reproduction.md, on the embedded models;
+folder, each in a run of its own name, and writes the first half of docs/reproduction.md, on the embedded models.
 `--real FOLDER` writes the second half, on real ones.
 """
 
@@ -69,7 +69,7 @@ class Claim:
         note: How it is tried here, if that needs saying.
         command: Measures it.
         head: Of its table.
-        check: Its verdict by the rows of the run that the command names, or by what it left elsewhere; None where that
+        check: Its verdict by the rows of the run that the command names, or by what it left elsewhere. None where that
             does not tell.
     """
 
@@ -168,7 +168,7 @@ def anchors_vectors_work(_: Rows) -> Found | None:
 
 
 def families(rows: Rows) -> Found | None:
-    """The guide is of another family than the targets, one of which never was aligned; sizes do not differ here."""
+    """The guide is of another family than the targets, one of which never was aligned. Sizes do not differ here."""
     found = guarded("alignbeam", 0.05)(rows)
     return None if found is None else (verdict([found[0] == "holds"], [False]), [row[:3] for row in found[1]])
 
@@ -259,7 +259,7 @@ def page(runs: Mapping[str, Figures]) -> str:
     """The page.
 
     Args:
-        runs: By name; a claim is checked by its own run alone.
+        runs: By name. A claim is checked by its own run alone.
 
     Raises:
         UserError: A run is not finished.

@@ -29,7 +29,7 @@ Runs = Mapping[str, Rows]
 
 
 def wears_off(runs: Runs) -> Found | None:
-    """The specialist that was tuned from the aligned model, beside it; the others never were aligned."""
+    """The specialist that was tuned from the aligned model, beside it. The others never were aligned."""
     names = ("published", "real-chat", "real-finance", "real-finance-base", "real-medicine")
     rows = [row for name in names if (row := runs["lineage"].get((name, "undefended"))) is not None]
     by_name = {row.target: row.figures for row in rows}

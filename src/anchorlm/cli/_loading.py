@@ -19,7 +19,7 @@ def load_guard(recipe: Recipe, *, probe: bool | None = None) -> Guard:
 
     Args:
         recipe: Describes it.
-        probe: Whether it is tried before it is used; None: as the recipe says.
+        probe: Whether it is tried before it is used. None: as the recipe says.
 
     Raises:
         UserError: It fails its probe, or what `Guard.from_recipe` raises.
