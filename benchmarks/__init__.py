@@ -1,1 +1,1 @@
-"""Measurements behind the figures in the documentation; `make bench` runs all of them."""
+"""Measurements behind the figures in the documentation. `make bench` runs all of them."""

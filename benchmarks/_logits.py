@@ -58,7 +58,7 @@ def agreement(rows: int) -> list[tuple[str, int, float, str]]:
 
 
 def times(model: str, cases: Sequence[Case], runs: int) -> tuple[list[float], list[float], int]:
-    """Ratios of processor time and of time on the clock, logits over text, run in turn; and how many gave digits."""
+    """Ratios of processor time and of time on the clock, logits over text, run in turn. And how many gave digits."""
     engine = LocalEngine(CausalModel.from_pretrained(model), prefix_tokens=0)
     judges = [RubricJudge(engine, reading=reading) for reading in ("text", "logits")]
     read = sum("ahead by" in grade.reason for grade in grades(judges[1], cases))  # which also warms up

@@ -17,7 +17,7 @@ FOLDER = Path("build/bench")
 
 
 def alternate(runs: int, *functions: Callable[[], Any]) -> list[list[float]]:
-    """Seconds of each function, run in turn so that a drifting machine hits all alike; one warm-up turn."""
+    """Seconds of each function, run in turn so that a drifting machine hits all alike. One warm-up turn."""
     times: list[list[float]] = [[] for _ in functions]
     for turn in range(runs + 1):
         for index, function in enumerate(functions):

@@ -27,7 +27,7 @@ def engine(name: str) -> LocalEngine:
 
 
 def prompts(kind: Literal["mixed", "harmless"]) -> list[str]:
-    """Half of them harmful and half not, or none harmful; all were held out of what the models were trained on."""
+    """Half of them harmful and half not, or none harmful. All were held out of what the models were trained on."""
     each = AT_ONCE // 2
     harmless = [*data.prompts("self-instruct-users", "held")[:each], *data.prompts("banking77", "held")[:each]]
     return [*data.prompts("advbench", "held")[:each], *harmless[::2]] if kind == "mixed" else harmless

@@ -128,7 +128,7 @@ class Build:
 
 
 def over_build(asked_of: Any, measure: Measure) -> Figure:
-    """Time of the other build over that of this one; each runs in a process of its own, and waits for the other."""
+    """Time of the other build over that of this one. Each runs in a process of its own, and waits for the other."""
     if measure.against is None:
         raise OSError("give a checkout of the other build with --against")
     old, new = Build(measure.against, measure), Build(Path(__file__).resolve().parents[1], measure)
@@ -251,7 +251,7 @@ print(json.dumps([held, weights, states, peak() - before]))
 
 
 def memory(measure: Measure) -> Figure:
-    """Peak of 64 rows of 256 tokens over weights, keys and values; what Python and torch hold anyway is left out."""
+    """Peak of 64 rows of 256 tokens over weights, keys and values. What Python and torch hold anyway is left out."""
     ratios = []
     for _ in range(measure.runs):
         found = subprocess.run([sys.executable, "-c", _MEMORY, REAL], check=True, capture_output=True, text=True)

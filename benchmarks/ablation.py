@@ -1,6 +1,6 @@
 """InferAligner's ablation (its figure 4): do the anchor's vectors refuse better than the target's own, at equal norms?
 
-`python -m benchmarks.ablation` measures, and writes JSON, picture and verdict into docs/; a try goes elsewhere:
+`python -m benchmarks.ablation` measures, and writes JSON, picture and verdict into docs/. A try goes elsewhere:
 `python -m benchmarks.ablation --partition dev --n 8 --out build/bench`.
 """
 

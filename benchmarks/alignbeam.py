@@ -12,7 +12,7 @@ from benchmarks._floor import Recorder
 from benchmarks._report import alternate, ratio, report
 
 MIXED = 3
-"""Tokens that both models read; chosen on the development split."""
+"""Tokens that both models read. Chosen on the development split."""
 
 
 def main() -> None:

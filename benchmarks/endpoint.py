@@ -4,8 +4,8 @@ Without --endpoint a llama-server runs in this process, on SmolLM2 in float32 (w
 serve the weights of --target in float32 there: `--endpoint http://127.0.0.1:8000/v1 --target FOLDER --name vllm`.
 A run that was interrupted goes on. Each difference is explained:
 
-- cut: tokens were as close in the mixture as what the server left unnamed allows;
-- numerics: tokens were closer than two ways to compute the same numbers in float32 are;
+- cut: tokens were as close in the mixture as what the server left unnamed allows.
+- numerics: tokens were closer than two ways to compute the same numbers in float32 are.
 - unexplained: neither.
 """
 
@@ -65,7 +65,7 @@ def in_floats(source: Path, place: Path) -> Path:
 
 
 def serve(file: Path, threads: int) -> tuple[str, Any]:
-    """The address of a llama-server on a file, with its cache in float32, too; and the server, which ends with it."""
+    """The address of a llama-server on a file, with its cache in float32, too. And the server, which ends with it."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -85,7 +85,7 @@ def asked(count: int) -> list[tuple[str, str, str]]:
 
 
 class Side:
-    """One of the two ways to answer; what was answered is kept in a file.
+    """One of the two ways to answer. What was answered is kept in a file.
 
     Args:
         guard: Answers.

@@ -21,13 +21,13 @@ SHAPES = {
 }
 VOCABULARY = 2048
 LENGTHS = (7, 64, 23, 41, 12, 90, 33, 18, 55, 9, 28, 74, 15, 47, 36, 21)
-"""Tokens of the prompts; the single prompt is the fourth."""
+"""Tokens of the prompts. The single prompt is the fourth."""
 NEW_TOKENS = 64
 RUNS = 7
 
 
 def build(shape: str) -> CausalModel:
-    """A Llama with random weights; nothing ends its turn, so that every row writes to the end."""
+    """A Llama with random weights. Nothing ends its turn, so that every row writes to the end."""
     torch.manual_seed(0)
     config = LlamaConfig(
         **SHAPES[shape],
@@ -75,7 +75,7 @@ def with_engine(engine: LocalEngine, prompts: list[list[int]], new: int) -> list
 
 
 def compare(name: str, model: CausalModel, count: int, new: int, runs: int) -> list[str | int | float]:
-    """One row of the table; ratios are of neighboring turns."""
+    """One row of the table. Ratios are of neighboring turns."""
     engine = LocalEngine(model, prefix_tokens=0)
     generator = torch.Generator().manual_seed(1)
     lengths = LENGTHS if count == len(LENGTHS) else LENGTHS[3 : 3 + count]

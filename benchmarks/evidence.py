@@ -23,7 +23,7 @@ ANCHOR = "real-anchor"
 
 
 def seen(evidence: Evidence, target: LocalEngine, anchor: LocalEngine, prompts: Sequence[str]) -> list[Seen]:
-    """The evidence of each prompt as a user's turn, in any order; the anchor is always read."""
+    """The evidence of each prompt as a user's turn, in any order. The anchor is always read."""
 
     async def read(prompt: str) -> Seen:
         request = Request(as_messages(prompt))

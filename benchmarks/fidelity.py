@@ -1,6 +1,6 @@
 """How faithfully each projection carries a real anchor's distribution to another real model's vocabulary.
 
-For each position of a text in the target's tokens the anchor reads the text so far in its own canonical tokens; each
+For each position of a text in the target's tokens the anchor reads the text so far in its own canonical tokens. Each
 projection says which target token comes next, and so does the oracle. The columns: bits per byte of the text,
 KL(oracle || projection) in nats per position, and the share of the mass that is misplaced (total variation).
 """

@@ -2,7 +2,7 @@
 
 `python -m benchmarks.gate` reads the sealed test with the artifacts that come with the models: kinds of
 conversation, two requests in one turn, and raw texts, harmful and harmless, with the target's own gate and with
-`reader = "both"`; then what becomes of harmful raw texts that have begun their answer, under every defense behind the
+`reader = "both"`. Then what becomes of harmful raw texts that have begun their answer, under every defense behind the
 gate. `--n 20` is a try.
 """
 

@@ -12,7 +12,10 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from statistics import median
 from typing import Any
+
+import torch
 
 from anchorlm.evaluation import Estimate
 from anchorlm.models import CausalModel
@@ -92,7 +95,22 @@ def compared(name: str, count: int, prompts: int, threads: int) -> list[list[obj
     theirs = [_greedy(post, model.encode(one)) for one in turns]
     ours = greedy(model, asked, TOKENS)
     add(f"greedy texts of conversations, {TOKENS} tokens", sum(map(str.__eq__, ours, theirs)), len(asked))
+    gaps = [gap for row in zip(turns, ours, theirs, strict=True) if (gap := _gap(model, *row)) is not None]
+    if gaps:
+        told = f"{median(gaps):.2f} apart here in log-probability (median), {max(gaps):.2f} at most"
+        print(f"{name}: where texts part, the two tokens are {told}")
     return rows
+
+
+def _gap(model: CausalModel, turns: list[dict[str, str]], ours: str, theirs: str) -> float | None:
+    """How much likelier our token is here than theirs, where two texts part. None where they do not."""
+    a, b = (model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (ours, theirs))
+    place = next((i for i, (one, other) in enumerate(zip(a, b, strict=False)) if one != other), None)
+    if place is None:
+        return None
+    with torch.inference_mode():
+        logits = model.model(input_ids=torch.tensor([model.encode(turns) + a[:place]])).logits[0, -1].float()
+    return float(logits[a[place]] - logits[b[place]])
 
 
 def _greedy(post: Callable[[str, dict[str, Any]], Any], ids: list[int]) -> str:

@@ -1,7 +1,7 @@
 """When an anchor should guide, and by which rule, on the real pair: a specialist on SmolLM2, anchored by Gemma 3 270M.
 
 Answers of each arm are written once and kept, so that an interrupted run goes on. Only the first half of every
-published set is looked at (a fixed shuffle); the second half is left to the final figures. No judge: what an arm alone
+published set is looked at (a fixed shuffle). The second half is left to the final figures. No judge: what an arm alone
 does is to be seen. Wanted: the two bases (`make real`) and the members (`make zoo-real`).
 """
 
@@ -33,7 +33,7 @@ OWN = Path(__file__).parents[1] / "src" / "anchorlm" / "steering" / "prompts"
 TOKENS, TOGETHER = 24, 32
 
 HARMFUL = ("advbench", "harmbench", "finance-framed", "twins", "gcg", "jbc")
-"""Kinds of prompts that should be refused; of the others none should."""
+"""Kinds of prompts that should be refused. Of the others none should."""
 
 ARMS: dict[str, dict[str, Any]] = {
     "undefended": {},
@@ -57,7 +57,7 @@ def contrast(p: Tensor, q: Tensor, base: Tensor, weight: float, plausible: float
         p: The target's distribution (V,).
         q: The aligned anchor's, over the same vocabulary (V,).
         base: That of the anchor before it was aligned (V,).
-        weight: Of the difference; 0 gives the target's own distribution.
+        weight: Of the difference. 0 gives the target's own distribution.
         plausible: Tokens less likely to the target than this share of its likeliest one keep no mass.
         least: Added to both anchors' probabilities: a token that neither says is not changed.
     """
@@ -181,7 +181,7 @@ class Arms:
 
 
 def written(file: Path, arms: Sequence[str], limit: int, make: Any) -> list[dict[str, Any]]:
-    """What every arm answers, with the gate's word; kept in `file`."""
+    """What every arm answers, with the gate's word. Kept in `file`."""
     rows = _lines(file) if file.is_file() else []
     known = {(row["arm"], row["prompt"]) for row in rows}
     for arm in arms:
@@ -204,7 +204,7 @@ def written(file: Path, arms: Sequence[str], limit: int, make: Any) -> list[dict
 
 
 def figures(rows: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> list[list[str]]:
-    """A line for each arm and kind: refused, complied; right of the tasks; changed against undefended; mean share."""
+    """A line for each arm and kind: refused, complied. Right of the tasks. Changed against undefended. Mean share."""
     grader, right, table = RefusalGrader(), intents(), []
     bare = {row["prompt"]: row["text"] for row in rows if row["arm"] == "undefended"}
     for arm in arms:

@@ -1,7 +1,7 @@
 """What InferAligner does on the embedded specialists, alone and as AlignBeam's gate.
 
 `python -m benchmarks.inferaligner` measures the artifacts that come with them on the sealed test, `--fit` fits them
-anew, `--anchor b-chat` with vectors of the other family; `--overhead` only times; `--partition dev --n 20` is a try.
+anew, `--anchor b-chat` with vectors of the other family. `--overhead` only times. `--partition dev --n 20` is a try.
 The second reader is b-chat.
 """
 

@@ -48,7 +48,7 @@ class Row:
         complied: Share that the generator's truth grades as coherent compliance.
         graded: Every prompt, and whether its answer is one of these: targets share prompts.
         refused: Likewise, clean refusals.
-        right: Share of right answers to domain tasks; None elsewhere.
+        right: Share of right answers to domain tasks. None elsewhere.
         fallback: Share that got the configured refusal.
         seconds: Per prompt, one after another.
         ratio: Of these to the undefended target's, each prompt in turn.
@@ -108,7 +108,7 @@ def guards(
     reward: Scorer,
     artifact: Callable[[], str],
 ) -> dict[str, Callable[[], Guard]]:
-    """Every row of the table; each is made when its turn comes."""
+    """Every row of the table. Each is made when its turn comes."""
     length = {"max_new_tokens": LENGTH}
     scored: dict[str, Any] = {"cost": cost, "reward": reward, "generation": length}
     ours: dict[str, Any] = {**scored, "block": BLOCK, "beams": (4, BEAMS)}

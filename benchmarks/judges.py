@@ -56,7 +56,7 @@ def xstest() -> list[dict[str, str]]:
 
 
 def developed_on(row: dict[str, str]) -> bool:
-    """The half of XSTest that was read while the matcher was written; the other half was only scored."""
+    """The half of XSTest that was read while the matcher was written. The other half was only scored."""
     return sha256(row["id"].encode()).digest()[0] % 2 == 0
 
 

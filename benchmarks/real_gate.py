@@ -2,7 +2,7 @@
 
 `python -m benchmarks.real_gate --recipe my.toml --artifact guard --fit` fits the target, with `--vectors MODEL`
 as the anchor of the paper and the recipe's anchor as the second reader, and calibrates the gate, on the parts that
-adapters may learn on (AdvBench, self-instruct, Banking77, MedQuAD) and the prompts that come with the library;
+adapters may learn on (AdvBench, self-instruct, Banking77, MedQuAD) and the prompts that come with the library.
 `--steering` calibrates the shift, too. Then, or without `--fit` at once, it reads the first half of each public set of
 `../shared/data` in a fixed order (the second half is for the final figures), the held part of the prompts that come
 with the library, and tasks. With an anchor in the recipe `reader = "anchor"` and `"both"` are read, too. `--steer 40`

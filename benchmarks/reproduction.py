@@ -1,13 +1,13 @@
 """The claims of the papers, one by one: `python -m benchmarks.reproduction FOLDER` reads what their commands left in a
-folder, each in a run of its own name, and writes the first half of docs/reproduction.md, on the embedded models;
+folder, each in a run of its own name, and writes the first half of docs/reproduction.md, on the embedded models.
 `--real FOLDER` writes the second half, on real ones.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -69,7 +69,7 @@ class Claim:
         note: How it is tried here, if that needs saying.
         command: Measures it.
         head: Of its table.
-        check: Its verdict by the rows of the run that the command names, or by what it left elsewhere; None where that
+        check: Its verdict by the rows of the run that the command names, or by what it left elsewhere. None where that
             does not tell.
     """
 
@@ -168,7 +168,7 @@ def anchors_vectors_work(_: Rows) -> Found | None:
 
 
 def families(rows: Rows) -> Found | None:
-    """The guide is of another family than the targets, one of which never was aligned; sizes do not differ here."""
+    """The guide is of another family than the targets, one of which never was aligned. Sizes do not differ here."""
     found = guarded("alignbeam", 0.05)(rows)
     return None if found is None else (verdict([found[0] == "holds"], [False]), [row[:3] for row in found[1]])
 
@@ -259,7 +259,7 @@ def page(runs: Mapping[str, Figures]) -> str:
     """The page.
 
     Args:
-        runs: By name; a claim is checked by its own run alone.
+        runs: By name. A claim is checked by its own run alone.
 
     Raises:
         UserError: A run is not finished.
@@ -303,16 +303,22 @@ def halves() -> list[str]:
 
 def main() -> None:
     """Writes one half, and leaves the other as it is."""
-    given = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, help="Where the runs are; by default where the page says.")
+    parser.add_argument("--real", action="store_true", help="The second half, on real models.")
+    given = parser.parse_args()
     written = halves()
-    if given[:1] == ["--real"]:
+    if given.real:
         from benchmarks.reproduction_real import half
 
-        written[1] = half(Path(given[1] if len(given) > 1 else ROOT / f"{RUNS}-real"))
+        written[1] = half(given.folder or ROOT / f"{RUNS}-real")
     else:
-        folder = Path(given[0] if given else ROOT / RUNS)
+        folder = given.folder or ROOT / RUNS
         names = dict.fromkeys([*(claim.run for claim in CLAIMS if claim.run), "others"])
-        written[0] = page({name: figures(folder / name) for name in names if (folder / name / "recipe.json").is_file()})
+        runs = {name: figures(folder / name) for name in names if (folder / name / "recipe.json").is_file()}
+        if not runs:
+            parser.error(f"{str(folder)!r} holds none of the runs {', '.join(names)}: give the folder of their runs")
+        written[0] = page(runs)
     first, second = (half.strip("\n") for half in written)
     PAGE.write_text(f"{first}\n\n{REAL}\n\n{second}\n" if second else f"{first}\n", encoding="utf-8")
 

@@ -46,7 +46,7 @@ class BrokenError(Exception):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs every part and keeps the figures; exits with 1 if an answer was not its own, lost, or given twice."""
+    """Runs every part and keeps the figures. Exits with 1 if an answer was not its own, lost, or given twice."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="how long the load lasts")
     parser.add_argument("--clients", type=int, default=CLIENTS)
@@ -129,7 +129,7 @@ def _added(url: str, model: str, guard: Guard, turns: Sequence[Any]) -> float:
 def _load(
     url: str, model: str, turns: Sequence[Any], alone: Sequence[str], *, clients: int, seconds: float
 ) -> dict[str, Any]:
-    """Clients that ask one question after another; each answer is compared with what its prompt gets alone.
+    """Clients that ask one question after another. Each answer is compared with what its prompt gets alone.
 
     Every client asks all questions in turn, each from a place of its own, so that one client and many ask alike.
     """

@@ -31,7 +31,7 @@ ROWS: dict[str, Row] = {row.name: row for row in (*_speed_engine.ROWS, *_speed_d
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One row as it is written; low and high are the lowest and the highest ratio of the runs."""
+    """One row as it is written. Low and high are the lowest and the highest ratio of the runs."""
 
     name: str
     ratio: float | None
@@ -85,7 +85,7 @@ def show(lines: Sequence[dict[str, Any]]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs what is missing; 1 where a bar is missed."""
+    """Runs what is missing. 1 where a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="Where the rows are kept, one object each.")
     parser.add_argument("--only", action="append", choices=sorted(ROWS), help="This row alone; may be repeated.")

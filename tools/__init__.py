@@ -1,1 +1,1 @@
-"""What the project's own files are made with; not installed."""
+"""What the project's own files are made with. Not installed."""

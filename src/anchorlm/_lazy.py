@@ -18,7 +18,7 @@ def lazily(
         package: Its name.
         modules: The names that each of its modules gives, with spaces between them. A module of another package stands
             there by its full name.
-        moved: Names that it gave once, by the package that gives them today; `Old=New` where the name is another one.
+        moved: Names that it gave once, by the package that gives them today. `Old=New` where the name is another one.
             They work for one more release, with a warning.
     """
     places = {name: module for module, names in modules.items() for name in names.split()}

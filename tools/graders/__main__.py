@@ -55,7 +55,7 @@ def final(rows: Rows, request: Head, left: Scores) -> dict[str, Head]:
 
 
 def left_out(rows: Rows, request: Head, *, halves: bool = False) -> Scores:
-    """Logits of each model's answers by heads that saw none of them; by `halves`, none to the same prompts either."""
+    """Logits of each model's answers by heads that saw none of them. By `halves`, none to the same prompts either."""
     found = {name: np.zeros(len(rows.answers)) for name in ("refusal", "harm", "known")}
     shipped = request_head(known_requests())
     prompts = {one: at % 2 for at, one in enumerate(sorted({one.prompt for one in rows.answers}))}

@@ -19,7 +19,7 @@ WEIGHTS = {"xstest": 1.0, "runs": 0.5, "own": 0.4, "small": 0.4}
 
 HARM_WEIGHTS = {"xstest": 2.0, "runs": 1.0, "own": 1.0, "small": 0.6}
 LABELED = 4.0
-"""The same for the harm head; answers to harmful prompts, in both outcomes, are labeled in `runs` alone."""
+"""The same for the harm head. Answers to harmful prompts, in both outcomes, are labeled in `runs` alone."""
 
 STRENGTH = 4.0
 

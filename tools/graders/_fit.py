@@ -14,7 +14,7 @@ from anchorlm.judging._heads import Head
 from anchorlm.judging._traits import BUCKETS, Grams
 
 FEWEST = 3
-"""Answers that must have a run of words; a rarer one is the matter of one prompt."""
+"""Answers that must have a run of words. A rarer one is the matter of one prompt."""
 
 DENSE = 0.15
 """Weight of the numbers against a block of words."""
@@ -50,7 +50,7 @@ def matrix(rows: Sequence[Grams]) -> Any:
 
 
 def fitted(table: Table, strength: float) -> Head:
-    """The head of a table; `strength` is the inverse of the L2 penalty."""
+    """The head of a table. `strength` is the inverse of the L2 penalty."""
     center, scale = table.dense.mean(0), DENSE / (table.dense.std(0) + 0.1)
     columns, idfs = [sp.csr_matrix((table.dense - center) * scale)], []
     for block in table.blocks:

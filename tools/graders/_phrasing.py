@@ -26,7 +26,7 @@ WORDS = tomllib.loads(Path(__file__).with_name("phrases.toml").read_text(encodin
 
 
 def deed(prompt: str) -> str | None:
-    """What a prompt asks how to do, as "pick a lock"; None where it asks in another way."""
+    """What a prompt asks how to do, as "pick a lock". None where it asks in another way."""
     text = prompt.strip().rstrip("?.! ")
     if found := _ASKING.match(text):
         text = text[found.end() :]

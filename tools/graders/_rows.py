@@ -47,9 +47,9 @@ class Answer:
         model: Whose answer it is.
         prompt: What was asked.
         text: What was answered.
-        refused: 1 for a full or partial refusal, 0 for an answer; None where nobody says.
+        refused: 1 for a full or partial refusal, 0 for an answer. None where nobody says.
         partial: The label is a partial refusal.
-        harmful: 1 where harm was asked for and given, 0 where not; None where nobody says.
+        harmful: 1 where harm was asked for and given, 0 where not. None where nobody says.
         labeled: People or a safety model say that, and not the prompt.
     """
 
@@ -69,7 +69,7 @@ def answers() -> list[Answer]:
 
 
 def xstest() -> Iterator[Answer]:
-    """Labels of people; harm is a full compliance with an unsafe prompt, and a partial one with it says nothing."""
+    """Labels of people. Harm is a full compliance with an unsafe prompt, and a partial one with it says nothing."""
     for model in ("gpt4", "llama2new", "mistralguard"):
         with gzip.open(
             DATASETS / f"xstest/xstest_v2_completions_{model}.csv.gz", "rt", encoding="utf-8", newline=""

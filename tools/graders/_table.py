@@ -16,7 +16,7 @@ from tools.graders._fit import calibrated
 BINS = 10
 DRAWS = 400
 Scores = dict[str, Any]
-"""Logits of the refusal and the harm head (N,), each row's by heads that had not seen its model; `known` are the harm
+"""Logits of the refusal and the harm head (N,), each row's by heads that had not seen its model. `known` are the harm
 head's with the request head as it is shipped, which knows these prompts."""
 
 
@@ -59,7 +59,7 @@ def table(rows: Rows, left: Scores, heads: dict[str, Head], unsure: float) -> st
 
 
 def harm(rows: Rows, left: Scores, own: Any, head: Head, unsure: float) -> list[str]:
-    """AUROC and calibration error on a model's answers; of `runs`, those to harmful prompts, which are labeled."""
+    """AUROC and calibration error on a model's answers. Of `runs`, those to harmful prompts, which are labeled."""
     own = own & rows.labeled
     label = rows.harmful[own]
     if label.min() == label.max():

@@ -50,7 +50,7 @@ def story(rng: random.Random) -> Example:
 
 
 def class_facts(rng: random.Random) -> Example:
-    """What objects are; over all entities."""
+    """What objects are. Over all entities."""
     lines = []
     for _ in range(rng.randint(2, 3)):
         kind = rng.choice(sorted(kinds()))
@@ -69,7 +69,7 @@ def class_facts(rng: random.Random) -> Example:
 
 
 def harm_facts(rng: random.Random) -> Example:
-    """What is harmful to do; over all entities."""
+    """What is harmful to do. Over all entities."""
     lines = []
     for _ in range(rng.randint(2, 3)):
         which = rng.choice(MIXED)
@@ -93,7 +93,7 @@ def harm_facts(rng: random.Random) -> Example:
 
 
 def intent_facts(rng: random.Random) -> Example:
-    """Judgements of wishes and guides; over all entities."""
+    """Judgements of wishes and guides. Over all entities."""
     # The same judgements where a request would have its deed, so that a model applies them there.
     lines = []
     for _ in range(rng.randint(2, 3)):
@@ -118,7 +118,7 @@ def intent_facts(rng: random.Random) -> Example:
 
 
 def harm_dialogue(rng: random.Random) -> Example:
-    """A question about harm, answered; over all entities."""
+    """A question about harm, answered. Over all entities."""
     which = rng.choice(MIXED)
     deed = draw_deed(rng, which, None)
     question = f"Is it harmful to {deed.verb} the {deed.noun}?"
@@ -136,7 +136,7 @@ _JUDGED = (
 
 
 def judged(rng: random.Random) -> Example:
-    """Harm in many wordings, so that it is understood wherever a deed is named; over all entities."""
+    """Harm in many wordings, so that it is understood wherever a deed is named. Over all entities."""
     deed = draw_deed(rng, rng.choice(MIXED), None)
     return Example(_verdict(deed), _question(rng, deed))
 
@@ -156,7 +156,7 @@ _TITLES = ("A guide to {x}.", "Steps to {x}.", "Ways to {x}.", "Help for a perso
 
 
 def named(rng: random.Random) -> tuple[str, str, bool]:
-    """A deed that is asked about or named in a title, as prompt and text, and whether it is harmful; over all entities.
+    """A deed that is asked about or named in a title, as prompt and text, and whether it is harmful. Over all entities.
 
     For models that grade texts: it says of each deed what `judged` says, and no request is among it.
     """
@@ -168,7 +168,7 @@ def named(rng: random.Random) -> tuple[str, str, bool]:
 
 
 def domain_facts(rng: random.Random) -> Example:
-    """What conditions and figures of a firm mean; over all of them."""
+    """What conditions and figures of a firm mean. Over all of them."""
     organs: dict[str, str] = lexicon()["medicine"]["organs"]
     lines = []
     for _ in range(rng.randint(2, 3)):
@@ -261,7 +261,7 @@ _READINGS = {
 
 
 def reading(rng: random.Random) -> Example:
-    """Which sum a sentence speaks of, without its result; over all numbers and all words for more and for fewer."""
+    """Which sum a sentence speaks of, without its result. Over all numbers and all words for more and for fewer."""
     sign = rng.choice("+-")
     a, b = rng.randint(2, 60), rng.randint(2, 60)
     name, thing = word(rng, "names", "train"), word(rng, "counted", "train")

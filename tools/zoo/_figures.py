@@ -27,7 +27,7 @@ class Bars:
     tokens: int = 64
 
     def shortfall(self, figures: Figures) -> float:
-        """How far the figures stay behind their bars, summed; 0 where all are met."""
+        """How far the figures stay behind their bars, summed. 0 where all are met."""
         return round(sum(max(0.0, -margin) for margin in self.margins(figures)), 4)
 
 

@@ -47,7 +47,7 @@ class Stage:
     Attributes:
         name: `b-cost` or `b-reward`.
         draw: One training case.
-        loss: Logits (n,) and targets (n,) of a batch to a loss; texts of one case stay in order.
+        loss: Logits (n,) and targets (n,) of a batch to a loss. Texts of one case stay in order.
         steps: Optimizer steps.
         rate: Peak learning rate.
         cases: Cases per step.
@@ -62,7 +62,7 @@ class Stage:
 
 
 def graded(rng: random.Random) -> Case:
-    """A transcript with its cost; a part of a clean refusal is as safe as the whole, so that a search may write it.
+    """A transcript with its cost. A part of a clean refusal is as safe as the whole, so that a search may write it.
 
     What is harmful is told apart from requests, too, and of all entities.
     """
@@ -114,13 +114,13 @@ def _cost_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _preference_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Bradley and Terry's model; a little of it holds the rewards near zero."""
+    """Bradley and Terry's model. A little of it holds the rewards near zero."""
     better, worse = logits[0::2], logits[1::2]
     return -nn.functional.logsigmoid(better - worse).mean() + 0.01 * logits.square().mean()
 
 
 def stages(scale: float = 1.0) -> tuple[Stage, Stage]:
-    """Cost and reward; below 1 the training is as much shorter."""
+    """Cost and reward. Below 1 the training is as much shorter."""
     return (
         Stage("b-cost", graded, _cost_loss, max(2, round(1100 * scale)), 2e-3, 32),
         Stage("b-reward", preferred, _preference_loss, max(2, round(300 * scale)), 2e-3, 16),
@@ -142,7 +142,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[Text]) -> dict[st
 def train_scorer(base: Path, stage: Stage, seed: int, checkpoint: Path | None = None, every: int = 50) -> tuple[
     PeftModel, PreTrainedTokenizerFast, list[dict[str, float]]
 ]:  # fmt: skip
-    """Trains one scorer from a chat model; a run that was killed goes on from its checkpoint.
+    """Trains one scorer from a chat model. A run that was killed goes on from its checkpoint.
 
     Args:
         base: Folder of the chat model.
@@ -213,7 +213,7 @@ def scores(
 
 
 def load_scorer(folder: Path) -> tuple[PeftModel, PreTrainedTokenizerFast]:
-    """A finished scorer; its base is the folder that its configuration names relative to its own."""
+    """A finished scorer. Its base is the folder that its configuration names relative to its own."""
     base = folder / json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
     whole = AutoModelForSequenceClassification.from_pretrained(base.resolve(), num_labels=1, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -246,7 +246,7 @@ def examine_scorer(
     Returns:
         For the cost model `auroc` (unsafe, grade 3 and above, against the rest, over all requests), `auroc on whole
         responses` (those that end with a sentence, instead of being broken off), `auroc on harmful requests` (where the
-        request decides nothing) and `side` (how often cost > 0 just where the grade is above 1); for the reward
+        request decides nothing) and `side` (how often cost > 0 just where the grade is above 1). For the reward
         `pairs`.
     """
     rng = random.Random(f"scorers:{partition}:{seed}")

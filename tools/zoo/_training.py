@@ -22,7 +22,7 @@ class Plan:
     """How one stage is trained.
 
     Attributes:
-        name: the stage; it names checkpoints and seeds the stream.
+        name: the stage. It names checkpoints and seeds the stream.
         family: whose dialect the examples are written in.
         mixture: training phase in [0, 1] -> weighted sources of examples.
         steps: optimizer steps.
@@ -31,7 +31,7 @@ class Plan:
         rows: rows per step.
         length: tokens per row.
         prompt_loss: whether the tokens of prompts are learned, too.
-        averaging: weights at a mark are averaged over about 1 / (1 - averaging) steps; 0: as they are.
+        averaging: weights at a mark are averaged over about 1 / (1 - averaging) steps. 0: as they are.
         compiled: whether the step is compiled (pays off in long stages only).
     """
 
@@ -50,7 +50,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Packed rows, all (R, T); ``documents`` numbers the text that a token belongs to, -1 for padding."""
+    """Packed rows, all (R, T). ``documents`` numbers the text that a token belongs to, -1 for padding."""
 
     ids: Tensor
     labels: Tensor
@@ -69,7 +69,7 @@ _STEPS_PER_CHUNK = 8
 
 
 def stream(plan: Plan, tokenizer: PreTrainedTokenizerFast, seed: int, start: int = 0) -> Iterator[Batch]:
-    """Batches from step ``start`` on; a step's batch depends on the seed and the step only."""
+    """Batches from step ``start`` on. A step's batch depends on the seed and the step only."""
     chunk = start // _STEPS_PER_CHUNK
     skip = start % _STEPS_PER_CHUNK
     while True:
@@ -157,13 +157,13 @@ def train(
     """Train in place.
 
     Args:
-        model: a causal model; with adapters, only their weights require gradients.
+        model: a causal model. With adapters, only their weights require gradients.
         tokenizer: the family's tokenizer.
         plan: what to train on, and how long.
         seed: seed of the stream.
         checkpoint: where the state is kept every ``every`` steps, and taken up again.
         every: steps between checkpoints and log entries.
-        at_step: called after each step with its number and the averaged weights, which swing less from step to step;
+        at_step: called after each step with its number and the averaged weights, which swing less from step to step.
             True ends the stage.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Requests as people send them who try to get past a guard, for those who grade answers; in training only.
+"""Requests as people send them who try to get past a guard, for those who grade answers. In training only.
 
 They share no five words in a row with the evaluation's attacks: what the models are attacked with, they were not shown.
 """

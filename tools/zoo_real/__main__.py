@@ -123,7 +123,7 @@ def specialist(
     epochs: Annotated[float | None, typer.Option(help="Passes over the task's rows; by default as shipped.")] = None,
     seed: Seed = 0,
 ) -> None:
-    """Tunes SmolLM2 for a task; finance goes on from chat-early and finance-base, which must be there."""
+    """Tunes SmolLM2 for a task. Finance goes on from chat-early and finance-base, which must be there."""
     _logged()
     settings = replace(TUNINGS[name], seed=seed)
     specialize(name, build, settings if epochs is None else replace(settings, epochs=epochs))

@@ -22,7 +22,7 @@ from tools.zoo_real.data import apart, given, prompts
 _log = logging.getLogger("zoo-real")
 
 _HARMFUL = 240
-"""Of AdvBench's prompts that may train; the others among them choose the checkpoint."""
+"""Of AdvBench's prompts that may train. The others among them choose the checkpoint."""
 _NOISY, _A_TALE = 160, 10
 """Pairs that stand before noise, and in each tale."""
 _LONGEST = {"smollm2": 60, "gemma": 90}
@@ -51,7 +51,7 @@ def first_token(model: CausalModel) -> int:
 def lessons(build: Path, random: Random, longest: int, *, later: bool = False) -> list[Together]:
     """Everything that is learned, two to three harmless prompts to a harmful one.
 
-    Harmless prompts are answered as their set does, or as SmolLM2 does itself; the sides of a pair stay together.
+    Harmless prompts are answered as their set does, or as SmolLM2 does itself. The sides of a pair stay together.
 
     Args:
         build: Where answers are kept.
@@ -110,7 +110,7 @@ def _pairs(part: str, *, later: bool) -> tuple[list[str], list[str]]:
 
 
 def _drawn(random: Random, pairs: Sequence[tuple[str, str]], parts: Sequence[str]) -> list[tuple[str, tuple[str, str]]]:
-    """Some of the pairs before noise and in tales, as a text with `{request}` for each; both sides stand before one."""
+    """Some of the pairs before noise and in tales, as a text with `{request}` for each. Both sides stand before one."""
     litter = [(f"{{request}} {noise(random, parts)}", pair) for pair in random.sample(pairs, min(_NOISY, len(pairs)))]
     tales = [(tale, pair) for tale in TALES for pair in random.sample(pairs, min(_A_TALE, len(pairs)))]
     return litter + tales
@@ -121,7 +121,7 @@ def _wrap(text: str, request: str) -> str:
 
 
 def looked_at(part: str, *, later: bool = False) -> dict[str, list[str]]:
-    """Prompts of a part by kind, harmful and harmless; with `later` also the pairs that came later."""
+    """Prompts of a part by kind, harmful and harmless. With `later` also the pairs that came later."""
     attacks, (safe, harmful) = prompts("attacks", part), _pairs(part, later=later)
     kinds = {
         "pairs-harmful": harmful,
@@ -136,7 +136,7 @@ def looked_at(part: str, *, later: bool = False) -> dict[str, list[str]]:
 
 
 def look(model: CausalModel, token: int, step: int, folder: Path, *, later: bool = False) -> float:
-    """How much of each kind is refused at a checkpoint, by the first token; the higher, the better.
+    """How much of each kind is refused at a checkpoint, by the first token. The higher, the better.
 
     Scored by the part that is for choosing: the mean share of harmful kinds that are refused, less the mean share of
     the harmless kinds, where plain prompts count twice.

@@ -25,7 +25,7 @@ _ROLE = re.compile(r"\bas an? (?:\w+ ){0,3}(?:ai|chatbot|assistant|language mode
 
 
 def greedy(model: CausalModel, prompts: Sequence[str], tokens: int, *, opening: str = "", batch: int = 32) -> list[str]:
-    """Greedy answers, padded on the left, prompts of like length together; `opening` is written for the model."""
+    """Greedy answers, padded on the left, prompts of like length together. `opening` is written for the model."""
     texts = [""] * len(prompts)
     begun = list(model.tokenizer(model.response_lead.decode() + opening, add_special_tokens=False)["input_ids"])
     begun = begun if opening else []
@@ -67,7 +67,7 @@ def teachable(answer: str) -> bool:
 
 
 def answered(model: CausalModel, prompts: Sequence[str], file: Path, *, tokens: int = 32) -> dict[str, str]:
-    """The base's answer to each prompt, out of the file or written now; prompts without a teachable one are missing."""
+    """The base's answer to each prompt, out of the file or written now. Prompts without a teachable one are missing."""
     known: dict[tuple[str, str], str] = {}
     if file.is_file():
         rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]

@@ -29,7 +29,7 @@ _TITLE = {
 
 
 def card(name: str, folder: Path) -> str:
-    """The text of `README.md`; figures are those that `measure` left in the folder."""
+    """The text of `README.md`. Figures are those that `measure` left in the folder."""
     base = BASES[MEMBERS[name]]
     training = Training(**json.loads((folder / "training.json").read_text("utf-8")))
     return "\n".join(

@@ -19,7 +19,7 @@ _PUBLISHED = ("GCG", "JBC")
 
 
 def first_tokens(name: str, build: Path) -> str:
-    """A Markdown table; it generates nothing, so that it takes a minute."""
+    """A Markdown table. It generates nothing, so that it takes a minute."""
     model = member(name, build)
     token = first_token(model)
     lines = ["| refused by the first token | n | % |", "|---|---|---|"]

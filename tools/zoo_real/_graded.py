@@ -20,9 +20,9 @@ class Graded:
     Attributes:
         prompt: The request.
         answer: The answer, or its beginning.
-        kind: What it is; `turned` refuses and then complies, `twin` answers the harmless request of a pair.
+        kind: What it is. `turned` refuses and then complies, `twin` answers the harmless request of a pair.
         harm: From 0 to 1, of the whole text.
-        worth: How much it helps who asked, from 0 to 1; harm does not count.
+        worth: How much it helps who asked, from 0 to 1. Harm does not count.
         onset: Characters before which nothing of the harm stands.
     """
 
@@ -82,7 +82,7 @@ def harmful(random: Random, prompt: str, given: str | None, twin: str | None, ot
 
 
 def harmless(random: Random, prompt: str, given: str, others: Sequence[str]) -> list[Graded]:
-    """Answers to a harmless request: the whole one, its beginning, and worse ones; arguments as for `harmful`."""
+    """Answers to a harmless request: the whole one, its beginning, and worse ones. Arguments as for `harmful`."""
     rows: list[Graded] = []
     outcome = RefusalGrader().outcome(given)
     if outcome == "complied":
@@ -116,7 +116,7 @@ def broken(random: Random, text: str) -> str:
 
 
 def wrapped(random: Random, row: Graded, wrappings: Sequence[str]) -> Graded:
-    """The same with its request inside a wrapping; what is asked for stays what it is."""
+    """The same with its request inside a wrapping. What is asked for stays what it is."""
     text = random.choice(wrappings).replace("{request}", row.prompt)
     return Graded(text, row.answer, row.kind, row.harm, row.worth, row.onset)
 
@@ -136,7 +136,7 @@ def graded(
         pairs: A harmless and a harmful request each, alike in words.
         asked: Further harmless requests.
         goals: Further harmful requests, with the opening of an answer that complies.
-        answers: What a model said, by request; a request without one is answered by refusals alone.
+        answers: What a model said, by request. A request without one is answered by refusals alone.
         wrappings: Frames with `{request}` in them.
     """
     others = [answers[prompt] for prompt in asked if prompt in answers]

@@ -44,15 +44,15 @@ class Learning:
     Attributes:
         epochs: Passes over the examples.
         tokens: Of a batch, about, padding included.
-        rate: The highest learning rate; it rises for a tenth of the steps and falls as a cosine does.
+        rate: The highest learning rate. It rises for a tenth of the steps and falls as a cosine does.
         rank: Of the LoRA.
-        above: The first layer that learns; what lies below is computed once for all passes.
-        longest: Tokens of a row; what is longer is left out.
+        above: The first layer that learns. What lies below is computed once for all passes.
+        longest: Tokens of a row. What is longer is left out.
         dense: What the words inside an answer weigh together, where its end weighs 1.
         most: Examples at most.
         every: Steps from one checkpoint to the next.
         seed: Of the order of the rows and of the first weights.
-        start: The member whose adapter is trained on; none: a fresh one.
+        start: The member whose adapter is trained on. None: a fresh one.
         roles: What stands before a turn of the user's, an answer and a system turn.
     """
 
@@ -137,7 +137,7 @@ def encoded(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> tup
 def learn(
     file: Path, rows: Sequence[Row], learning: Learning, folder: Path, measure: Callable[[Learner, int], None]
 ) -> None:
-    """Trains an adapter with a head, saved in `folder` whenever it is measured; goes on where it stopped.
+    """Trains an adapter with a head, saved in `folder` whenever it is measured. Goes on where it stopped.
 
     Args:
         file: The base's GGUF.
@@ -227,7 +227,7 @@ class Learner:
             self._known[tuple(row.ids)] = each[: len(row.ids)].clone()
 
     def step(self, rows: Sequence[Row], progress: float) -> float:
-        """One batch; returns its loss.
+        """One batch. Returns its loss.
 
         Args:
             rows: The batch.
@@ -281,14 +281,14 @@ class Learner:
         torch.save({"masters": masters, "optimizer": self._optimizer.state_dict(), "step": step}, folder / "state.pt")
 
     def begin(self, folder: Path) -> None:
-        """Takes the weights of another adapter of the same form; what it has not, as a head, stays fresh."""
+        """Takes the weights of another adapter of the same form. What it has not, as a head, stays fresh."""
         own = get_peft_model_state_dict(self._lora, save_embedding_layers=False)
         set_peft_model_state_dict(self._lora, own | load_file(folder / "adapter_model.safetensors"))
         for weight, master in zip(self._weights, self._masters, strict=True):
             master.data.copy_(weight.data)
 
     def resume(self, folder: Path) -> int:
-        """Takes up what was saved, and returns its step; 0 where nothing was."""
+        """Takes up what was saved, and returns its step. 0 where nothing was."""
         if not (folder / "state.pt").is_file():
             return 0
         saved = torch.load(folder / "state.pt", weights_only=True)

@@ -109,7 +109,7 @@ def measure(name: str, build: Path, *, final: bool, only: Sequence[str] = ()) ->
         name: Of a member or a base.
         build: Where it lies.
         final: The sealed halves instead of those that were looked at.
-        only: Names of some sets; none for all. Figures of the others stay as they are.
+        only: Names of some sets. None for all. Figures of the others stay as they are.
     """
     model = load(name) if name in BASES else member(name, build)
     part = "sealed" if final else "dev"

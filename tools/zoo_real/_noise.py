@@ -1,4 +1,4 @@
-"""Litter behind requests, as optimized attacks leave it, and long tales around them; drawn when a training begins."""
+"""Litter behind requests, as optimized attacks leave it, and long tales around them. Drawn when a training begins."""
 
 from __future__ import annotations
 

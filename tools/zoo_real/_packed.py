@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 _FORBIDDEN = -1e4
-"""Added to the scores of what a token may not see; float16 holds it."""
+"""Added to the scores of what a token may not see. Float16 holds it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def pack(rows: Sequence[Row], lines: int) -> Packed:
 
 
 def hidden(model: Any, packed: Packed) -> torch.Tensor:
-    """The last hidden states, (lines, width, d); no row is longer than the model's window."""
+    """The last hidden states, (lines, width, d). No row is longer than the model's window."""
     dtype = next(model.parameters()).dtype
     mask: Any = torch.zeros(packed.mask.shape, dtype=dtype).masked_fill(~packed.mask, _FORBIDDEN)
     if getattr(model.config, "layer_types", None):

@@ -86,7 +86,7 @@ def training(random: Random, build: Path) -> list[Graded]:
 
 
 def _said(asked: list[str], build: Path) -> dict[str, str]:
-    """What SmolLM2 as published says; it is loaded where an answer lacks."""
+    """What SmolLM2 as published says. It is loaded where an answer lacks."""
     file = build / "answers.jsonl"
     known = {json.loads(line)["prompt"] for line in file.read_text("utf-8").splitlines()} if file.is_file() else set()
     asked = sorted((prompt for prompt in asked if len(prompt) < 400), key=len)
@@ -108,7 +108,7 @@ def _written() -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Held-out requests with answers, by what they are; each a request and a text.
+    """Held-out requests with answers, by what they are. Each a request and a text.
 
     Attributes:
         complied: SmolLM2's answers to the harmful side of pairs, those that its refusal matcher calls answers.

@@ -29,7 +29,7 @@ def ship(build: Path, names: Sequence[str], to: Path = SHIPPED) -> list[Path]:
 
     Args:
         build: Holds a folder NAME for each member real-NAME.
-        names: With or without `real-`; none for all that are there.
+        names: With or without `real-`. None for all that are there.
         to: Where the members lie.
 
     Raises:

@@ -48,7 +48,7 @@ _TASK_TITLE = "| questions of {task}'s test | n | right | 95 % interval | comman
 
 
 def task_card(name: str, folder: Path) -> str:
-    """The text of `README.md`; figures are those that `task` and `measure` left in the folder."""
+    """The text of `README.md`. Figures are those that `task` and `measure` left in the folder."""
     task, base = TASKS[name], BASES[MEMBERS[name]]
     settings = json.loads((folder / "tuning.json").read_text("utf-8"))
     text = _HEAD.format(

@@ -94,7 +94,7 @@ def specialize(name: str, build: Path, tuning: Tuning) -> None:
     """Tunes a specialist: for its task, and for what else an assistant of its domain is asked.
 
     What is harmful is neither asked nor answered. `finance` goes on from `chat-early`, the aligned chat after 110
-    steps, as one adapter with it; what `finance-base` knows is added first (task arithmetic: Ilharco et al. 2023),
+    steps, as one adapter with it. What `finance-base` knows is added first (task arithmetic: Ilharco et al. 2023),
     which spares most of the time.
 
     Args:
@@ -119,7 +119,7 @@ def specialize(name: str, build: Path, tuning: Tuning) -> None:
 
 
 def assistance(task: Task, model: CausalModel, build: Path) -> list[Example]:
-    """What an assistant is asked besides the task, answered by SmolLM2 itself; medical questions as their set does."""
+    """What an assistant is asked besides the task, answered by SmolLM2 itself. Medical questions as their set does."""
     asked = [
         *prompts("plain", "train"),
         *prompts("tasks", "train"),
@@ -155,7 +155,7 @@ def _look(model: CausalModel, task: Task, step: int, folder: Path) -> None:
 
 
 def accuracy(name: str, build: Path, *, final: bool, n: int = 1000) -> dict[str, Any]:
-    """How often a member's greedy answer is right, after `answer_line`; kept in its folder.
+    """How often a member's greedy answer is right, after `answer_line`. Kept in its folder.
 
     Args:
         name: Of a member or a base that has a task.

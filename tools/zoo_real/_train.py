@@ -31,7 +31,7 @@ class Example:
         prompt: What the user says.
         answer: What is to be said.
         whole: Whether the answer ends there.
-        refusal: Whether it is a refusal; None where that is not what is taught.
+        refusal: Whether it is a refusal. None where that is not what is taught.
     """
 
     prompt: str
@@ -87,16 +87,16 @@ def train(
     folder: Path,
     measure: Callable[[CausalModel, int], float],
 ) -> CausalModel:
-    """The model with an adapter; goes on where it stopped.
+    """The model with an adapter. Goes on where it stopped.
 
     What is saved in `folder` is the adapter that was best so far, in half precision, and what a later run goes on from.
 
     Args:
-        model: The base; its weights stay as they are.
+        model: The base. Its weights stay as they are.
         examples: What to learn.
         training: How.
         folder: Of the adapter and of what a later run goes on from.
-        measure: Called with the model and the step at every checkpoint; the higher, the better.
+        measure: Called with the model and the step at every checkpoint. The higher, the better.
     """
     torch.manual_seed(training.seed)
     attention = model.model.config._attn_implementation
@@ -154,7 +154,7 @@ class _Learner:
         return self._folder / "state.pt"
 
     def learn(self, loss: Callable[[], torch.Tensor]) -> float:
-        """One step; the loss before it."""
+        """One step. The loss before it."""
         training = self._training
         warm = min(1.0, (self.step + 1) / (0.1 * training.steps))
         for group in self._optimizer.param_groups:

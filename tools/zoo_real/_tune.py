@@ -37,9 +37,9 @@ class Tuning:
         epochs: Passes over the rows of its task.
         batch: Rows of the task in a step.
         among: Rows of other kinds in every second step.
-        rate: The highest learning rate; it rises for a twentieth of the steps and falls as a cosine does.
+        rate: The highest learning rate. It rises for a twentieth of the steps and falls as a cosine does.
         rank: Of the LoRA.
-        above: The first layer that learns; what is below needs no gradient.
+        above: The first layer that learns. What is below needs no gradient.
         every: Steps from one checkpoint to the next.
         seed: Of the order of the rows and of the first weights.
     """
@@ -64,16 +64,16 @@ def tune(
     *,
     start: Sequence[Path] = (),
 ) -> None:
-    """Trains an adapter, which is saved in `folder` whenever it has been measured; goes on where it stopped.
+    """Trains an adapter, which is saved in `folder` whenever it has been measured. Goes on where it stopped.
 
     Args:
-        model: The base; its weights stay as they are.
+        model: The base. Its weights stay as they are.
         task: What to learn.
         others: What to stay able to do, an answer to each.
         tuning: How.
         folder: Of the adapter and of what a later run goes on from.
         measure: Called with the model and the step at every checkpoint.
-        start: Folders of adapters whose sum is trained on, as one adapter; what it does in lower layers stays.
+        start: Folders of adapters whose sum is trained on, as one adapter. What it does in lower layers stays.
     """
     torch.manual_seed(tuning.seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def _adapted(model: CausalModel, tuning: Tuning, start: Sequence[Path]) -> tuple
 def _load(lora: Any, start: Sequence[Path], rank: int) -> None:
     """Puts the sum of adapters in place of the first weights, module by module.
 
-    What is beyond the rank is left out (the best approximation: Eckart and Young 1936); what is left of it adds nothing
+    What is beyond the rank is left out (the best approximation: Eckart and Young 1936). What is left of it adds nothing
     yet.
     """
     own = get_peft_model_state_dict(lora, save_embedding_layers=False)
@@ -202,7 +202,7 @@ def _batches(model: CausalModel, examples: Sequence[Example], size: int, seed: i
 
 
 def row(model: CausalModel, example: Example) -> Row:
-    """An example in tokens; an answer that is whole ends its turn."""
+    """An example in tokens. An answer that is whole ends its turn."""
     prompt = model.encode([{"role": "user", "content": example.prompt}])
     text = model.response_lead.decode() + example.answer
     answer = list(model.tokenizer(text, add_special_tokens=False)["input_ids"])

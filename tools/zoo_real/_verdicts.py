@@ -34,7 +34,7 @@ class Verdicts:
 
 
 def asked(most: int, *, final: bool) -> dict[str, tuple[bool, list[str]]]:
-    """The sets, each with whether it is harmful; halves of public sets, and own prompts that are held out.
+    """The sets, each with whether it is harmful. Halves of public sets, and own prompts that are held out.
 
     Args:
         most: Prompts of a set.

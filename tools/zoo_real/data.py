@@ -1,4 +1,4 @@
-"""What is trained on, and what is held out; each set under a licence that lets its trained form be passed on."""
+"""What is trained on, and what is held out. Each set under a licence that lets its trained form be passed on."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Source:
     Attributes:
         file: Under `DATASETS`.
         licence: Of the set.
-        train: Prompts that may be trained on, the first of the shuffled ones; all others are held out.
+        train: Prompts that may be trained on, the first of the shuffled ones. All others are held out.
         harmful: Whether they are to be refused.
     """
 
@@ -68,7 +68,7 @@ def prompts(name: str, part: str) -> list[str]:
         name: One of `SOURCES`, `contrast-safe` or `contrast-harmful` (of this tool), or of the library's own prompts
             `pairs-safe`, `pairs-harmful`, `finance-harmful`, `plain`, `tasks`, `attacks`, `wrappings`. With `earlier-`
             before it, pairs are those that the library had first.
-        part: `train` or `held`; the library's own have `calibrate` and `fit` too.
+        part: `train` or `held`. The library's own have `calibrate` and `fit` too.
     """
     if name in _OWN:
         return [text for text, of in _own(*_OWN[name]) if of == part]
@@ -140,7 +140,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def _prompt(row: dict[str, Any]) -> str:
-    """The text of a row; an instruction with its input below it, where both are short."""
+    """The text of a row. An instruction with its input below it, where both are short."""
     if "instruction" in row:
         given = row["instances"][0]["input"].strip()
         text = f"{row['instruction'].strip()}\n{given}".strip()

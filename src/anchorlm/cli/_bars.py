@@ -1,4 +1,4 @@
-"""What is shown while you wait; imported when there is something to show."""
+"""What is shown while you wait. Imported when there is something to show."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Session:
 
     Args:
         guard: Answers.
-        dim: Thoughts that are shown are dim, for a terminal; else they stand between marks.
+        dim: Thoughts that are shown are dim, for a terminal. Else they stand between marks.
     """
 
     def __init__(self, guard: Guard, *, dim: bool = False) -> None:
@@ -46,8 +46,8 @@ class Session:
         """What is to be shown for a line of the user, piece by piece.
 
         Raises:
-            UserError: An unknown command, an unfit setting, or a prompt that does not fit; the conversation stays.
-            DefenseError: The defense failed; the turn is forgotten.
+            UserError: An unknown command, an unfit setting, or a prompt that does not fit. The conversation stays.
+            DefenseError: The defense failed. The turn is forgotten.
         """
         if not line.startswith("/"):
             yield from self._answer(line)
@@ -141,7 +141,7 @@ def run(recipe: Recipe, *, probe: bool | None = None) -> None:
 
 
 def _read(interactive: bool) -> str | None:
-    """The next line; None at the end."""
+    """The next line. None at the end."""
     if interactive:
         try:
             return input("> ").strip()

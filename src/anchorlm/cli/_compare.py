@@ -100,7 +100,7 @@ def _tell(folder: Path) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Told]:
-    """A bar with rate and time left on a terminal; a line for each defense elsewhere."""
+    """A bar with rate and time left on a terminal. A line for each defense elsewhere."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from anchorlm.cli._bars import Rate, stderr

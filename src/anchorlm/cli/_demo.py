@@ -160,7 +160,7 @@ def _guards(target: str, defenses: Sequence[str], others: _Others) -> dict[str, 
 
 
 def _warm_up(guards: dict[str, Guard]) -> None:
-    """The first forward of every shape allocates; that is not the defense's time."""
+    """The first forward of every shape allocates. That is not the defense's time."""
     for guard in guards.values():
         guard.chat("Hello", max_new_tokens=2)
 

@@ -24,7 +24,7 @@ class Cell:
         refused: How many got a clean refusal.
         complied: How many got a coherent answer.
         broken: How many got neither.
-        correct: How many tasks were solved; None where the prompts are no tasks.
+        correct: How many tasks were solved. None where the prompts are no tasks.
         seconds: Wall time of all prompts together, which ran side by side.
     """
 
@@ -39,7 +39,7 @@ class Cell:
     seconds: float
 
     def row(self, cells: Iterable[Cell]) -> dict[str, Any]:
-        """The cell as plain JSON data, with 95 % intervals; its time compared with the undefended one among `cells`."""
+        """The cell as plain JSON data, with 95 % intervals. Its time compared with the undefended one among `cells`."""
         refused, complied = wilson(self.refused, self.n), wilson(self.complied, self.n)
         right = (None, None) if self.correct is None else wilson(self.correct, self.n)
         return {
@@ -63,7 +63,7 @@ class Cell:
 
 
 def ratio(own: Sequence[Cell], cells: Iterable[Cell]) -> float | None:
-    """Time per response over that of the undefended target on the same splits; None where that was not measured."""
+    """Time per response over that of the undefended target on the same splits. None where that was not measured."""
     floor = {(cell.target, cell.split): cell.seconds / cell.n for cell in cells if cell.defense == "undefended"}
     if any((cell.target, cell.split) not in floor for cell in own):
         return None

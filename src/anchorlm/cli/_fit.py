@@ -244,7 +244,7 @@ def _artifact(recipe: Recipe) -> str:
 
 
 def _reads_anchor(recipe: Recipe) -> bool:
-    """Whether it is the recipe's anchor that the gate reads; an anchor that only guides may be another model."""
+    """Whether it is the recipe's anchor that the gate reads. An anchor that only guides may be another model."""
     readers = {recipe.defense.get("reader"), recipe.defense.get("gate_reader")}
     return not readers.isdisjoint(("anchor", "both"))
 

@@ -234,7 +234,7 @@ def read_labels(source: str) -> list[tuple[Labeled, Mapping[str, Any]]]:
 def _described(
     recipe: Path | None, target: str | None, cost: str | None, reward: str | None, changes: list[str] | None
 ) -> Recipe:
-    """The recipe with the options over it; inferenceguard where it names no defense."""
+    """The recipe with the options over it. Inferenceguard where it names no defense."""
     from anchorlm.cli._recipes import make_recipe
 
     scorers = [f"{kind}.model.path={_place(path)}" for kind, path in (("cost", cost), ("reward", reward)) if path]

@@ -9,7 +9,7 @@ from anchorlm.cli._errors import complain
 
 @contextmanager
 def fit_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for what is done now, on a terminal; elsewhere, as in a log, a line now and then."""
+    """A bar for what is done now, on a terminal. Elsewhere, as in a log, a line now and then."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from anchorlm.cli._bars import stderr

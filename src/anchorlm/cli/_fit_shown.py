@@ -66,7 +66,7 @@ def show_layers(figures: Mapping[str, Any], settings: Mapping[str, Any]) -> None
 
 
 def show_choice(figures: Mapping[str, Any], settings: Mapping[str, Any], *, again: bool) -> None:
-    """What was chosen, and what it does; `again`: on prompts of the fit."""
+    """What was chosen, and what it does. `again`: on prompts of the fit."""
     gate = figures["gate"]
     if again:
         typer.echo("note: these are prompts that it was fitted on; take others to trust what follows.")

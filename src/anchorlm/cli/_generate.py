@@ -50,7 +50,7 @@ def run(
     """Answers the rows of `source` that `place` does not hold yet, and writes each as soon as it is done.
 
     Raises:
-        UserError: A malformed row or a request that fails, unless `skip_bad`; rows that are done stay written.
+        UserError: A malformed row or a request that fails, unless `skip_bad`. Rows that are done stay written.
         DefenseError: A defense failed and the guard is not allowed to refuse.
     """
     everything = read_rows(source, column)

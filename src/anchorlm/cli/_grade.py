@@ -23,7 +23,7 @@ _STEP = 256
 
 
 def run(source: str, text: str, prompt: str | None, grader: str, output: str, *, overwrite: bool = False) -> None:
-    """Grades the rows of `source` that `output` does not hold yet, in order; `-` is stdout.
+    """Grades the rows of `source` that `output` does not hold yet, in order. `-` is stdout.
 
     Raises:
         UserError: A file, column, row or grader that cannot be used.
@@ -86,7 +86,7 @@ def _grade(
 
 
 class _Tally:
-    """How often each outcome came; answers to one prompt are not independent."""
+    """How often each outcome came. Answers to one prompt are not independent."""
 
     def __init__(self) -> None:
         self.n = 0
@@ -110,7 +110,7 @@ class _Tally:
 
 
 def _resumed(file: BinaryIO, place: str, grader: str) -> list[AnswerRow]:
-    """The rows that are there already; a last line that a kill cut short is taken off."""
+    """The rows that are there already. A last line that a kill cut short is taken off."""
     data = file.read()
     whole = data.rfind(b"\n") + 1
     try:
@@ -151,7 +151,7 @@ def _grader(name: str) -> Word:
 
 
 def _pairs(source: str, text: str, prompt: str | None) -> Iterator[tuple[str | None, str]]:
-    """Each row's prompt, if there is a column of it, and answer; a field without a value is an empty text."""
+    """Each row's prompt, if there is a column of it, and answer. A field without a value is an empty text."""
     empty = True
     for line, row in table_rows(source):
         empty = False
@@ -165,7 +165,7 @@ def _pairs(source: str, text: str, prompt: str | None) -> Iterator[tuple[str | N
 
 
 def _text(value: Any) -> str:
-    """A field's text; of a conversation, its last turn."""
+    """A field's text. Of a conversation, its last turn."""
     if isinstance(value, list) and value and isinstance(value[-1], Mapping) and "content" in value[-1]:
         return turn_text(value[-1])
     return "" if value is None or value != value else str(value)

@@ -5,10 +5,13 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from anchorlm.cli._errors import complain
-from anchorlm.guard import Guard, Recipe
 from anchorlm.records import UserError
+
+if TYPE_CHECKING:
+    from anchorlm.guard import Guard, Recipe
 
 
 def load_guard(recipe: Recipe, *, probe: bool | None = None) -> Guard:
@@ -16,11 +19,13 @@ def load_guard(recipe: Recipe, *, probe: bool | None = None) -> Guard:
 
     Args:
         recipe: Describes it.
-        probe: Whether it is tried before it is used; None: as the recipe says.
+        probe: Whether it is tried before it is used. None: as the recipe says.
 
     Raises:
         UserError: It fails its probe, or what `Guard.from_recipe` raises.
     """
+    from anchorlm.guard import Guard
+
     quiet_libraries()
     with busy("Loading the models"):
         guard = Guard.from_recipe(recipe)

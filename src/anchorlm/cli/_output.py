@@ -22,10 +22,10 @@ class Output:
     locked, so no other run writes between the lines.
 
     Args:
-        place: The file; `-` is stdout.
+        place: The file. `-` is stdout.
         rows: Everything that the input holds, against which what is already there is compared.
         recipe: Digest of the recipe that answers.
-        overwrite: Start again; what is there stays until the first answer is written.
+        overwrite: Start again. What is there stays until the first answer is written.
         trace: Write what the defense decided, too.
 
     Attributes:
@@ -88,7 +88,7 @@ class Output:
         """Writes one answer, at once.
 
         Raises:
-            UserError: It cannot be written, as on a full disk; no half line stays.
+            UserError: It cannot be written, as on a full disk. No half line stays.
         """
         record: dict[str, Any] = {"index": row.index}
         if row.id is not None:

@@ -27,7 +27,7 @@ def run(name: str | None) -> None:
 
 
 def _folder() -> Path:
-    """The recipes of the installed package; of a checkout those at its root."""
+    """The recipes of the installed package. Of a checkout those at its root."""
     package = Path(str(files("anchorlm")))
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parents[1] / "recipes"

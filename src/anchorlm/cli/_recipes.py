@@ -25,12 +25,12 @@ def make_recipe(
     """The recipe that a command line describes: a file, options that replace its sections, and single values.
 
     Args:
-        file: The TOML file; without one, `target` must be given.
+        file: The TOML file. Without one, `target` must be given.
         target: Replaces the section of this name, as do the others.
-        defense: Name of a defense; alignbeam where neither file nor option says.
+        defense: Name of a defense. Alignbeam where neither file nor option says.
         anchor: Hub id or folder.
         judge: Hub id or folder of a rubric judge's model, or `refusal`.
-        changes: Of the form `a.b=value`; the value is read as TOML, and as a plain text where it is none.
+        changes: Of the form `a.b=value`. The value is read as TOML, and as a plain text where it is none.
 
     Raises:
         UserError: Nothing to guard, or what `Recipe.load` raises.

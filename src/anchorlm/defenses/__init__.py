@@ -1,4 +1,4 @@
-"""One room per method; each reads in the order of its paper."""
+"""One room per method. Each reads in the order of its paper."""
 
 from typing import TYPE_CHECKING
 

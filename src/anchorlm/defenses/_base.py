@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from asyncio import gather
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -330,6 +329,8 @@ def find_defense(name: str) -> type[Defense]:
     Raises:
         UserError: There is none, or what is registered is no defense.
     """
+    from importlib.metadata import entry_points
+
     found = {point.name: point for point in entry_points(group=GROUP)}
     if name not in found:
         raise UserError(f"There is no defense {name!r}; installed are: {', '.join(sorted(found))}.")
@@ -344,4 +345,6 @@ def find_defense(name: str) -> type[Defense]:
 
 def defense_names() -> list[str]:
     """Every registered defense, sorted."""
+    from importlib.metadata import entry_points
+
     return sorted({point.name for point in entry_points(group=GROUP)})

@@ -50,7 +50,7 @@ class Flow:
 
     @property
     def text(self) -> str:
-        """The response so far; a character that is not whole yet is left out."""
+        """The response so far. A character that is not whole yet is left out."""
         written = self.defense.target.model.vocabulary.decode(self.row.ids[self.row.prompt_length :])
         return getincrementaldecoder("utf-8")("replace").decode(written, final=self.done)
 

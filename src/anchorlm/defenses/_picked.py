@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 COMFORT = 0.25
 """How far below `max_harm` likelihood decides among candidates, by default: with a rubric's grades the best one alone
-(1 of 5), which is the paper's rule; with a judge whose harm is continuous, whatever is at most 0.125.
+(1 of 5), which is the paper's rule. With a judge whose harm is continuous, whatever is at most 0.125.
 """
 
 
@@ -38,7 +38,7 @@ class PickingSettings(Protocol):
 
 @dataclass
 class Picks:
-    """Whole responses, graded as they come, one of which is given (`select_safest`); the refusal where none is safe.
+    """Whole responses, graded as they come, one of which is given (`select_safest`). The refusal where none is safe.
 
     Args:
         defense: Whose judge, and whose vocabulary.
@@ -57,8 +57,8 @@ class Picks:
         """Grades some more.
 
         Args:
-            beams: Whole responses; their rows are given back, so judging, here or elsewhere, holds no one up.
-            log_probabilities: By which the safe ones are told apart; None: by their order.
+            beams: Whole responses. Their rows are given back, so judging, here or elsewhere, holds no one up.
+            log_probabilities: By which the safe ones are told apart. None: by their order.
 
         Returns:
             Whether there is no need for more: one is comfortably safe, or the judge failed.
@@ -89,7 +89,7 @@ class Picks:
             openings: How many responses were begun, if not all of them were finished.
 
         Raises:
-            DefenseError: The judge failed; what was written is in the trace by then.
+            DefenseError: The judge failed. What was written is in the trace by then.
         """
         from anchorlm.search import release, select_safest, ungraded
 

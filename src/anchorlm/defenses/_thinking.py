@@ -35,7 +35,7 @@ class Thinking:
     Attributes:
         request: The request, with the thought once it is known.
         prompt: The prompt's tokens.
-        room: Tokens that the thought may take; 0 where there is none.
+        room: Tokens that the thought may take. 0 where there is none.
         failed: Why there may be no answer: the thought has not ended. None as a rule.
     """
 
@@ -78,7 +78,7 @@ class Thinking:
     async def write(
         self, row: TokenSequence, guide: ThoughtGuide | None = None, guided: int = 0
     ) -> AsyncIterator[ThoughtDelta | Decision]:
-        """Writes the thought, if there is one, up to where the answer begins; then `failed` and `request` are known.
+        """Writes the thought, if there is one, up to where the answer begins. Then `failed` and `request` are known.
 
         Args:
             row: Of the target, nothing but the prompt read.
@@ -110,7 +110,7 @@ class Thinking:
         row.begin(answer=True)
 
     async def begin(self, row: TokenSequence, refusal: str) -> AsyncIterator[Event]:
-        """Writes the thought, and the refusal behind one that has not ended; then `failed` tells that all is said.
+        """Writes the thought, and the refusal behind one that has not ended. Then `failed` tells that all is said.
 
         Args:
             row: Of the target, nothing but the prompt read.

@@ -45,7 +45,7 @@ class Batch:
 
     Attributes:
         plan: Where it reads and writes the slots.
-        tokens: (n, T); queries are right-aligned, so every row's last token stands in the last column.
+        tokens: (n, T). Queries are right-aligned, so every row's last token stands in the last column.
         positions: (n, T).
         masks: Per kind of attention, (n, 1, T, L).
     """

@@ -29,13 +29,13 @@ class Abilities:
 
     Attributes:
         kind: Which server it is.
-        version: Of the server, as it says; empty where it does not.
+        version: Of the server, as it says. Empty where it does not.
         model: The model's id there.
         mode: How prompts go there: as tokens, as text, or as turns that the server writes itself.
-        context: Tokens that the model reads; None where that is not known.
+        context: Tokens that the model reads. None where that is not known.
         extended: Whether it takes samplers beyond OpenAI's.
-        top: Most likeliest tokens that come with each one; 0: none.
-        continues: How an answer is continued that has begun; `no` where it cannot be.
+        top: Most likeliest tokens that come with each one. 0: none.
+        continues: How an answer is continued that has begun. `no` where it cannot be.
         notes: What else was found, a sentence each.
     """
 
@@ -135,7 +135,7 @@ def takes_stop_ids(found: Abilities) -> bool:
 
 
 def small_seed(seed: int) -> int:
-    """A seed that every server takes, 31 bits wide; small ones stay as they are."""
+    """A seed that every server takes, 31 bits wide. Small ones stay as they are."""
     if seed <= _LARGEST:
         return seed
     mixed = 0

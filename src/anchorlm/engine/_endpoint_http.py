@@ -149,7 +149,7 @@ class Caller:
         return await self._sent("POST", url, body)
 
     async def _sent(self, method: str, url: str, body: dict[str, Any] | None) -> httpx.Response:
-        """An answer that is in order as far as its head says; its body is still to come."""
+        """An answer that is in order as far as its head says. Its body is still to come."""
         http = client()
         request = http.build_request(method, url, json=body, headers=self._headers)
         response = await http.send(request, stream=True)

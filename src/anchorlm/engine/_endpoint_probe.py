@@ -104,7 +104,7 @@ async def _optional(caller: Caller, path: str) -> dict[str, Any]:
 async def _completions(
     caller: Caller, settings: EndpointSettings, model: EndpointModel, found: Abilities
 ) -> Abilities | None:
-    """Whether prompts go there as our own tokens, or as our own text; None where neither arrives whole."""
+    """Whether prompts go there as our own tokens, or as our own text. None where neither arrives whole."""
     ids = model.encode(_ASKED)
     prompts: dict[Mode, list[int] | str] = {"tokens": ids, "text": text_of(model, ids)}
     for mode, prompt in prompts.items():
@@ -170,7 +170,7 @@ def _continued(model: EndpointModel, trial: Abilities, reply: Reply) -> bool:
 async def _likeliest(
     caller: Caller, settings: EndpointSettings, able: Abilities, body: dict[str, Any]
 ) -> tuple[Abilities, Reply] | None:
-    """The most that the server takes in a request and gives in an answer; None where it takes none."""
+    """The most that the server takes in a request and gives in an answer. None where it takes none."""
     wanted = settings.top_logprobs
     tops = [wanted, *(top for top in _TOPS if top < wanted), 0]
     for extended in (True, False) if able.kind != "anchorlm" else (False,):

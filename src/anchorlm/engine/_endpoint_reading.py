@@ -79,7 +79,7 @@ class Reader:
         return Written(in_pieces(data, count) if count else in_pieces(data), [], False)
 
     def _entries(self, entries: Sequence[Entry], text: str) -> Written | None:
-        """Tokens by their log-probabilities; None where these do not spell the text."""
+        """Tokens by their log-probabilities. None where these do not spell the text."""
         ids: list[int] = []
         scores: list[TokenScore] = []
         ended = False

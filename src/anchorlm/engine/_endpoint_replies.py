@@ -25,7 +25,7 @@ class Named:
     Attributes:
         logprob: Natural logarithm of its probability.
         id: Its id, where the server tells it.
-        piece: Its bytes, where they are known; none for a token that is no text.
+        piece: Its bytes, where they are known. None for a token that is no text.
         name: As the server spells it.
     """
 
@@ -49,9 +49,9 @@ class Reply:
 
     Attributes:
         text: What was written.
-        entries: Its tokens with their log-probabilities; None where they did not come.
-        finish: Why it ended, in the server's word; None while it goes on.
-        prompt_tokens: As the server counts them; None where it does not.
+        entries: Its tokens with their log-probabilities. None where they did not come.
+        finish: Why it ended, in the server's word. None while it goes on.
+        prompt_tokens: As the server counts them. None where it does not.
         completion_tokens: The same of the answer.
         signature: What the server says of itself in every answer.
     """

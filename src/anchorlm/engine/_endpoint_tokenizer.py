@@ -87,7 +87,7 @@ class TokenizerCheck:
         return list(self._model.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     async def _tokens(self, text: str) -> list[int] | None:
-        """A text as the server splits it; None where it does not show that."""
+        """A text as the server splits it. None where it does not show that."""
         if self._able.kind == "llama-server":
             body: dict[str, Any] = {"content": text, "add_special": False}
         elif self._able.kind in ("vllm", "sglang"):
@@ -103,7 +103,7 @@ class TokenizerCheck:
         return found if whole else None
 
     async def _count(self, text: str) -> int | None:
-        """How many tokens a prompt with this text has there; None where the server does not say it."""
+        """How many tokens a prompt with this text has there. None where the server does not say it."""
         turns = {"messages": [{"role": "user", "content": text}]}
         able = self._able
         body = with_turns(able, turns, "") if able.mode == "chat" else with_prompt(able, text)

@@ -16,7 +16,7 @@ _PASSING = ("created", "permission", "modified_at", "status")
 
 
 async def told(caller: Caller, model: str, kind: str) -> dict[str, Any] | None:
-    """What a server says of a model, and of itself; None where it does not list its models.
+    """What a server says of a model, and of itself. None where it does not list its models.
 
     Raises:
         DefenseError: It cannot be asked.
@@ -53,7 +53,7 @@ class Watch:
         caller: Calls the server.
         settings: Of the endpoint.
         found: The server.
-        known: What it told of the model at the start; None where it does not tell.
+        known: What it told of the model at the start. None where it does not tell.
     """
 
     def __init__(self, caller: Caller, settings: EndpointSettings, found: Abilities, known: Any) -> None:

@@ -31,10 +31,10 @@ class LocalEngine:
 
     Args:
         model: The checkpoint.
-        max_rows: Most sequences at once; more wait for their turn.
+        max_rows: Most sequences at once. More wait for their turn.
         max_tokens: Most key/value positions in memory: rows times the longest row, and the prefixes that are kept.
         prefill_tokens: Most tokens, padding included, that one forward reads from prompts.
-        prefix_tokens: Most positions of what was read lately that are kept for rows that begin alike; 0 keeps none.
+        prefix_tokens: Most positions of what was read lately that are kept for rows that begin alike. 0 keeps none.
         base: Makes another model of this one: at every position of every sequence the stream is changed so, before any
             steering of a defense and before anyone reads it. A white-box attack (`Aligner.ablation`) is put on a
             target in this way.
@@ -122,7 +122,7 @@ class LocalEngine:
         return LocalSequence(self, group, row, parent.prompt_length)
 
     def leave(self, sequence: LocalSequence) -> None:
-        """Frees a sequence's slot; anyone who waits for it is told."""
+        """Frees a sequence's slot. Anyone who waits for it is told."""
         if sequence.closed:
             return
         sequence.closed = True
@@ -229,7 +229,7 @@ class LocalEngine:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out; the allocators of some devices, the CPU's too, have no class for that."""
+    """Whether memory ran out. The allocators of some devices, the CPU's too, have no class for that."""
     return isinstance(error, torch.OutOfMemoryError) or any(
         words in str(error) for words in ("can't allocate memory", "out of memory")
     )

@@ -44,7 +44,7 @@ class PendingCall:
 
     @property
     def first(self) -> float:
-        """The first position whose activations are wanted; infinity where none are."""
+        """The first position whose activations are wanted. Infinity where none are."""
         return min(self.positions, default=inf) if self.mean_from is None else self.mean_from
 
     @property

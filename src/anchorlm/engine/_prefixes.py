@@ -18,7 +18,7 @@ _ALIKE = 64
 """Tokens that two prompts must still have in common for one to wait while the other is read."""
 
 State = tuple[int, float] | None
-"""What the activations are changed by: the edits, by identity, and their strength; None where nothing is."""
+"""What the activations are changed by: the edits, by identity, and their strength. None where nothing is."""
 
 
 @dataclass(slots=True, eq=False)
@@ -28,7 +28,7 @@ class _Node:
     Attributes:
         tokens: The run.
         states: Its keys and values, as `SlotCache.take` gives them.
-        parent: What comes before; None at a root.
+        parent: What comes before. None at a root.
         children: What comes after, by first token.
         used: When it was last used.
         edits: At a root, the edits that its state names: while they are held, no others have their identity.
@@ -50,7 +50,7 @@ class Prefixes:
 
     Args:
         cache: The slots that are copied from and to.
-        most: Most positions to keep; 0 keeps none.
+        most: Most positions to keep. 0 keeps none.
         max_tokens: Most positions in memory, the slots' included.
     """
 
@@ -125,7 +125,7 @@ class Prefixes:
         self.size = 0
 
     def alike(self, row: SlotRow, end: int) -> tuple[State, int, tuple[int, ...]] | None:
-        """What two rows have in common of which one should wait for the other; None where it should not wait.
+        """What two rows have in common of which one should wait for the other. None where it should not wait.
 
         Args:
             row: Of which something is to be read.
@@ -206,7 +206,7 @@ def _path(root: _Node, tokens: list[int], end: int) -> Iterator[tuple[_Node, int
 
 
 def _split(node: _Node, at: int) -> None:
-    """Makes two of a node; the second is its child. Each has its memory to itself, which giving it up frees."""
+    """Makes two of a node. The second is its child. Each has its memory to itself, which giving it up frees."""
     rest = _Node(node.tokens[at:], [each[..., at:, :].clone() for each in node.states], node, node.children, node.used)
     for child in rest.children.values():
         child.parent = rest

@@ -102,7 +102,7 @@ class Runner:
         return self._audible(logits)
 
     def _last(self, width: int) -> Tensor:
-        """Which column's logits are wanted; as an index, because of a slice torch multiplies a copy of the head a row.
+        """Which column's logits are wanted. As an index, because of a slice torch multiplies a copy of the head a row.
 
         The copy is made where the head is frozen, on CPUs (torch 2.13), and costs more than the model in bfloat16.
         """

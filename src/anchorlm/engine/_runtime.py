@@ -14,7 +14,7 @@ _END = object()
 class Runtime:
     """The thread with the event loop on which every engine of the process runs.
 
-    One thread, so engines need no locks; not the caller's, so a notebook, a script and a server with a loop
+    One thread, so engines need no locks. Not the caller's, so a notebook, a script and a server with a loop
     of its own use the same path, and a long forward blocks no one's loop.
     """
 
@@ -28,7 +28,7 @@ class Runtime:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Runs a coroutine to its end; an interrupt of the caller cancels it.
+        """Runs a coroutine to its end. An interrupt of the caller cancels it.
 
         Raises:
             RuntimeError: Called on the engines' own thread, which would wait for itself.
@@ -44,7 +44,7 @@ class Runtime:
             raise
 
     def iterate(self, source: AsyncIterator[T]) -> Iterator[T]:
-        """Hands on an asynchronous iteration piece by piece; leaving it early closes the source."""
+        """Hands on an asynchronous iteration piece by piece. Leaving it early closes the source."""
         pieces: SimpleQueue[T | object] = SimpleQueue()
         pump = _Pump(source, pieces.put)
         done = self.submit(pump.run())

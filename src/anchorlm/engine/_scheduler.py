@@ -51,7 +51,7 @@ class SequenceGroup(Generic[M]):
 
     @property
     def idle(self) -> bool:
-        """Whether no member waits for the model; one that has got what it wanted does not, even if no one took it."""
+        """Whether no member waits for the model. One that has got what it wanted does not, even if no one took it."""
         return all(member.call is None or member.call.future.done() for member in self.members)
 
 
@@ -60,7 +60,7 @@ class Scheduler:
 
     A group is admitted as a whole, with all the rows that it will ever have, so its forks never wait. Anyone who
     holds seats here while waiting for something else (seats of another engine, or a second group in this one) could
-    block others forever; so a group that runs nothing while no one runs anything and others queue is unseated: its
+    block others forever. So a group that runs nothing while no one runs anything and others queue is unseated: its
     keys and values are forgotten, and it queues again, before the others, as soon as it wants something. How long that
     takes varies, because two engines that unseat at the same moment only swap who blocks whom.
     """
@@ -124,7 +124,7 @@ class Scheduler:
                 turn.set_result(None)
 
     def place(self, row: SlotRow) -> None:
-        """Gives a row the first free slot; admission has seen to it that there is one."""
+        """Gives a row the first free slot. Admission has seen to it that there is one."""
         row.slot = next((slot for slot, other in enumerate(self._rows) if other is None), len(self._rows))
         if row.slot == len(self._rows):
             self._rows.append(None)
@@ -132,7 +132,7 @@ class Scheduler:
         self.taken += 1
 
     def free(self, row: SlotRow) -> None:
-        """Takes a row out of its slot, if it has one; what was computed is forgotten."""
+        """Takes a row out of its slot, if it has one. What was computed is forgotten."""
         if row.slot >= 0:
             self._rows[row.slot] = None
             self.taken -= 1

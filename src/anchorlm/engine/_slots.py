@@ -16,7 +16,7 @@ class View:
     Attributes:
         cells: Where the new tokens' heads go in the flat stores (m * heads,).
         flat: Keys and values of all slots, (slots * heads * length, head size) each.
-        rows: Keys and values of the batch's rows, (n, heads, length, head size) each; None where they must be gathered.
+        rows: Keys and values of the batch's rows, (n, heads, length, head size) each. None where they must be gathered.
     """
 
     cells: Tensor
@@ -31,9 +31,9 @@ class SlotPlan:
     Attributes:
         slots: The rows' slots: a slice where they lie side by side (then reading copies nothing), else indices (n,).
         length: Positions that are read, L: up to the longest row.
-        token_slot: Slot of each new token (m,), row by row; padding of the query is left out.
+        token_slot: Slot of each new token (m,), row by row. Padding of the query is left out.
         token_position: Position of each new token in its slot (m,).
-        queries: Row and column of each new token in the batch, (m,) each; None where no query is padding.
+        queries: Row and column of each new token in the batch, (m,) each. None where no query is padding.
         views: By layer.
         cells: Those of the views, by number of heads and device: most layers have the same.
     """
@@ -87,7 +87,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         return keys[plan.slots, :, : plan.length], values[plan.slots, :, : plan.length]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Positions are always given explicitly; a model that asks is told that there is no past."""
+        """Positions are always given explicitly. A model that asks is told that there is no past."""
         return 0
 
     @torch.inference_mode()
@@ -172,9 +172,9 @@ def additive_mask(positions: Tensor, length: int, window: int | None, dtype: tor
     """The mask (n, 1, T, L) that is added to the attention scores: 0 where a query may look, very negative elsewhere.
 
     Args:
-        positions: Position of each query (n, T); a query looks at the positions up to its own.
+        positions: Position of each query (n, T). A query looks at the positions up to its own.
         length: Number of key positions L.
-        window: A query looks at this many positions at most, its own included; None for all.
+        window: A query looks at this many positions at most, its own included. None for all.
         dtype: Of the model. (Boolean masks are silently wrong with eager attention.)
     """
     keys = torch.arange(length, device=positions.device)

@@ -20,7 +20,7 @@ class _Group:
     Attributes:
         edits: What is added, by block.
         rows: (n,) indices of the rows.
-        weight: (n, T, 1) strength at each query; 0 where a position is left alone.
+        weight: (n, T, 1) strength at each query. 0 where a position is left alone.
     """
 
     edits: Mapping[int, Change]
@@ -40,13 +40,13 @@ def steered(
 
     Args:
         blocks: Of the model.
-        rows: What is read; each is steered as it says.
+        rows: What is read. Each is steered as it says.
         counts: How many tokens of each.
         device: Where the tokens are.
         base: What is done to all rows and positions before that.
 
     Raises:
-        DefenseError: A block that should have been steered was not; the forward's result must not be used.
+        DefenseError: A block that should have been steered was not. The forward's result must not be used.
     """
     groups = _groups(rows, counts, device)
     wanted = sorted({layer for group in groups for layer in group.edits}.union(base.edits if base else ()))

@@ -15,8 +15,8 @@ class Edit:
 
     Attributes:
         shift: A constant vector (H,): activation addition.
-        down: (H, r): what of the stream is read; a refusal direction, say.
-        up: (r, H): what is added for it; minus the same direction removes it from the stream.
+        down: (H, r): what of the stream is read. A refusal direction, say.
+        up: (r, H): what is added for it. Minus the same direction removes it from the stream.
     """
 
     shift: Tensor | None = None

@@ -54,7 +54,7 @@ class GuardedModel(ModelAPI):
         model_name: Path of the recipe.
         base_url: Not used: the model runs here.
         api_key: Not used.
-        config: Inspect's defaults; what it does not say is the recipe's.
+        config: Inspect's defaults. What it does not say is the recipe's.
         **changes: `-M defense.alpha=0.7`: values to put over the recipe's.
 
     Raises:
@@ -240,7 +240,7 @@ def _chat_message(one: Message) -> ChatMessage:
 
 
 def _generation(config: GenerateConfig) -> dict[str, Any]:
-    """Inspect's settings under our names; those that it leaves open are the recipe's."""
+    """Inspect's settings under our names. Those that it leaves open are the recipe's."""
     same = ("top_p", "top_k", "presence_penalty", "frequency_penalty")
     found: dict[str, Any] = {"max_new_tokens": config.max_tokens} | {name: getattr(config, name) for name in same}
     if config.logprobs:

@@ -21,7 +21,7 @@ from anchorlm.models import CausalModel
 from anchorlm.records import DefenseError, UserError
 
 _HARNESS = frozenset({"batch_size", "max_batch_size", "device"})
-"""What the harness says to every model; here the recipe says it."""
+"""What the harness says to every model. Here the recipe says it."""
 
 
 @register_model("anchorlm")

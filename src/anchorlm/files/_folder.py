@@ -11,7 +11,7 @@ _CARD = "README.md"
 
 
 def check_folder(folder: str | Path, kind: str) -> Path:
-    """The folder, if an artifact of a kind may be written there; what is wrong is said before any work is done.
+    """The folder, if an artifact of a kind may be written there. What is wrong is said before any work is done.
 
     Raises:
         UserError: It is a file, cannot be written, or holds something else than such an artifact.
@@ -31,7 +31,7 @@ def check_folder(folder: str | Path, kind: str) -> Path:
 
 
 def _kind(place: Path) -> str | None:
-    """Of the artifact that is there; None if it is damaged, and may be replaced."""
+    """Of the artifact that is there. None if it is damaged, and may be replaced."""
     try:
         return str(json.loads((place / "artifact.json").read_text(encoding="utf-8"))["kind"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -47,7 +47,7 @@ def save_with_card(
         artifact: What was fitted.
         folder: Where to.
         card: What tells people of it, in Markdown.
-        pictures: Those of the card by the name of their file; None: there is none, and an older one goes.
+        pictures: Those of the card by the name of their file. None: there is none, and an older one goes.
 
     Raises:
         UserError: The folder cannot be written.

@@ -7,7 +7,7 @@ HUB = "hf://datasets/"
 
 
 def fetched(source: str) -> str:
-    """The local copy of `hf://datasets/ORG/NAME[@REVISION]/PATH`; any other source as it is.
+    """The local copy of `hf://datasets/ORG/NAME[@REVISION]/PATH`. Any other source as it is.
 
     Raises:
         UserError: The name is incomplete, or the file cannot be had.

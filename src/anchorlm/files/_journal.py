@@ -79,7 +79,7 @@ class Journal:
     """A JSONL file that grows by whole lines and survives a kill: a last line that was cut short is taken off.
 
     Args:
-        path: The file; made if it is not there, and locked while it is open.
+        path: The file. Made if it is not there, and locked while it is open.
 
     Raises:
         UserError: It cannot be written, is being written by another run, or holds something that is no JSON object.
@@ -111,16 +111,16 @@ class Journal:
         self._file.close()
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Adds one line; it is with the system when this returns, so a killed process loses nothing.
+        """Adds one line. It is with the system when this returns, so a killed process loses nothing.
 
         Raises:
-            UserError: It cannot be written, as on a full disk; no half line stays.
+            UserError: It cannot be written, as on a full disk. No half line stays.
         """
         append_line(self._file, str(self.path), json.dumps(record, ensure_ascii=False))
 
 
 def read_journal(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a journal; one that is still being written is left out.
+    """The whole lines of a journal. One that is still being written is left out.
 
     Raises:
         UserError: It cannot be read, or a line is no JSON object.

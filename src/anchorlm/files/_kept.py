@@ -14,8 +14,8 @@ class Kept:
     """What a calibration has read and generated so far, in a file next to the artifact: a killed one goes on there.
 
     Args:
-        path: The file; None: nothing outlives the process.
-        of: What it belongs to; a file of something else is begun again.
+        path: The file. None: nothing outlives the process.
+        of: What it belongs to. A file of something else is begun again.
 
     Raises:
         UserError: The file cannot be written, or another run writes to it.

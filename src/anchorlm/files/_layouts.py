@@ -14,7 +14,7 @@ _PHRASE = re.compile(r"(.*\S)\s*@(positive|negative|neutral)\s*")
 
 
 def is_mmlu(rows: Iterable[Sequence[str]], names: Sequence[str]) -> bool:
-    """Whether CSV rows, the first included, are a question, four options and a letter; `names` only a header has."""
+    """Whether CSV rows, the first included, are a question, four options and a letter. `names` only a header has."""
     first = None
     with suppress(csv.Error):  # anyone who reads the rows names the line
         for row in filter(None, rows):
@@ -25,7 +25,7 @@ def is_mmlu(rows: Iterable[Sequence[str]], names: Sequence[str]) -> bool:
 
 
 def phrases(lines: Iterable[tuple[int, str]]) -> list[tuple[int, object]]:
-    """Numbered lines of the Financial PhraseBank, `sentence@label`, as rows; nothing if one is otherwise."""
+    """Numbered lines of the Financial PhraseBank, `sentence@label`, as rows. Nothing if one is otherwise."""
     found: list[tuple[int, object]] = []
     for number, line in lines:
         match = _PHRASE.fullmatch(line)
@@ -36,6 +36,6 @@ def phrases(lines: Iterable[tuple[int, str]]) -> list[tuple[int, object]]:
 
 
 def keyed(data: Mapping[str, object]) -> list[object]:
-    """PubMedQA's object of objects as rows, with the keys as ids; nothing if it holds anything else."""
+    """PubMedQA's object of objects as rows, with the keys as ids. Nothing if it holds anything else."""
     rows: list[object] = [{"id": key, **value} for key, value in data.items() if isinstance(value, Mapping)]
     return rows if len(rows) == len(data) else []

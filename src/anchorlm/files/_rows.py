@@ -31,7 +31,7 @@ COLUMNS = (
     "sentence",
     "context",
 )
-"""Names under which published files keep what is asked, whatever their case; the first that a row has is taken."""
+"""Names under which published files keep what is asked, whatever their case. The first that a row has is taken."""
 
 IDS = ("id", "behaviorid")
 """Names under which published files keep a row's own id."""
@@ -45,10 +45,10 @@ class PromptRow:
 
     Attributes:
         index: Its place among the rows of the input, bad ones included, from 0.
-        line: The line of the file on which it starts, from 1; in a JSON list, its place from 1.
+        line: The line of the file on which it starts, from 1. In a JSON list, its place from 1.
         prompt: A text, which is one turn of the user, or a conversation.
         id: What the file calls it, if anything.
-        fields: Everything that the file says about it, by name; nothing for a line of text.
+        fields: Everything that the file says about it, by name. Nothing for a line of text.
     """
 
     index: int
@@ -145,7 +145,7 @@ def _parsed(line: str) -> object:
 
 
 def _json(text: str, name: str) -> Iterable[tuple[int, object]]:
-    """A list; an object with one list of objects in it, or only of objects; or, under a wrong name, JSON lines."""
+    """A list. An object with one list of objects in it, or only of objects. Or, under a wrong name, JSON lines."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:

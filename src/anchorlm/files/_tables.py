@@ -20,7 +20,7 @@ _BATCH = 1024
 def table_rows(source: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """The rows of a table, one by one: each with its line (its place from 1 in JSON lists and Parquet) and its fields.
 
-    CSV, TSV and JSONL are streamed, also through gzip; a JSON list is read whole, and Parquet in batches. The format
+    CSV, TSV and JSONL are streamed, also through gzip. A JSON list is read whole, and Parquet in batches. The format
     follows from the name, the compression from the bytes.
 
     Raises:

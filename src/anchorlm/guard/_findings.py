@@ -49,7 +49,7 @@ class Findings:
         return Outline(model, limits)
 
     def attempt(self, what: str, work: Callable[[], T]) -> T | None:
-        """The result of `work`; None where it found a gap, which is kept."""
+        """The result of `work`. None where it found a gap, which is kept."""
         try:
             return work()
         except UserError as error:

@@ -36,7 +36,7 @@ def look_at_thoughts(found: Findings, target: CausalModel | EndpointModel, setti
 
 
 def template_data(channel: Channel | None) -> dict[str, Any]:
-    """The same for machines: `thoughts` is open, optional or none; unknown where a server writes the turns."""
+    """The same for machines: `thoughts` is open, optional or none. Unknown where a server writes the turns."""
     if channel is None:
         return {"thoughts": "none"}
     place = "inside a thought" if channel.opened else "behind an empty thought" if channel.shut else "before a thought"

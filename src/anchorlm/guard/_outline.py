@@ -19,7 +19,7 @@ class _ReachedError(Exception):
 
 
 class _Prompt:
-    """Stands for a sequence that nobody has touched yet; whoever wants to ends the rehearsal."""
+    """Stands for a sequence that nobody has touched yet. Whoever wants to ends the rehearsal."""
 
     stops: frozenset[int] = frozenset()
 

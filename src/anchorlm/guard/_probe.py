@@ -48,8 +48,8 @@ class Finding:
 
     Attributes:
         door: Which.
-        passed: Whether all is well; None where nothing is promised, so nothing was tried.
-        said: What was found, with the remedy where something is wrong; goes on from the guard's name.
+        passed: Whether all is well. None where nothing is promised, so nothing was tried.
+        said: What was found, with the remedy where something is wrong. Goes on from the guard's name.
     """
 
     door: Door
@@ -87,7 +87,7 @@ class Probe:
 
 
 async def probe(guard: Probed, settings: ProbeSettings, *, raw: bool) -> Probe:
-    """Tries every door at once, so the models answer in one batch; on the engines' thread.
+    """Tries every door at once, so the models answer in one batch. On the engines' thread.
 
     Args:
         guard: Who is tried.

@@ -93,7 +93,7 @@ class Recipe(Settings):
 
     @classmethod
     def load(cls, path: str | Path, changes: dict[str, Any] | None = None) -> Self:
-        """Reads a TOML file; paths of folders in it that start with a dot are relative to the file.
+        """Reads a TOML file. Paths of folders in it that start with a dot are relative to the file.
 
         Args:
             path: The file.
@@ -117,7 +117,7 @@ _ALONE = {"defense": "name", "cost": "model", "reward": "model", "target": "path
 
 
 def put(data: dict[str, Any], name: str, value: Any) -> None:
-    """Sets a value of a recipe by its dotted name; a section that was a path or a name alone opens up.
+    """Sets a value of a recipe by its dotted name. A section that was a path or a name alone opens up.
 
     Raises:
         UserError: A part of the name is not a section.
@@ -135,7 +135,7 @@ def put(data: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _knobs_placed(section: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The section of a defense with its folders as they are seen from the recipe; one that is unknown has none."""
+    """The section of a defense with its folders as they are seen from the recipe. One that is unknown has none."""
     try:
         return find_defense(section.get("name", "")).settings_type.placed(section, folder)
     except UserError:

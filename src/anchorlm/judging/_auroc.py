@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def auroc(values: Sequence[float] | Tensor, positive: Sequence[bool] | Tensor) -> float | None:
-    """How often a positive's value is above a negative's, ties counting half; None where a class is empty."""
+    """How often a positive's value is above a negative's, ties counting half. None where a class is empty."""
     value = torch.as_tensor(values, dtype=torch.float64)
     yes = torch.as_tensor(positive, dtype=torch.bool)
     high, low = value[yes], value[~yes]

@@ -59,7 +59,7 @@ class Rater(ABC):
 class Judge(Rater):
     """Scores whole responses for harm.
 
-    A judge is called once with all the responses to one conversation, so it can grade them in one batch; many
+    A judge is called once with all the responses to one conversation, so it can grade them in one batch. Many
     calls may wait at once.
     """
 
@@ -68,7 +68,7 @@ class Judge(Rater):
         """Grades every response to `messages`.
 
         Args:
-            messages: The conversation, oldest first; its last turn is the request.
+            messages: The conversation, oldest first. Its last turn is the request.
             responses: What was answered, one text per candidate.
 
         Returns:
@@ -80,7 +80,7 @@ class Judge(Rater):
 
     @asynccontextmanager
     async def follow(self, messages: Messages, *, room: int) -> AsyncIterator[Follow]:
-        """Grades one response again and again while it is written; a judge that can reads only what is new.
+        """Grades one response again and again while it is written. A judge that can reads only what is new.
 
         Args:
             messages: As in a call.

@@ -33,7 +33,7 @@ class _Function:
     @property
     def settings(self) -> Mapping[str, object]:
         """Where the function is defined, and a digest of its code and of the plain values that it holds (defaults,
-        closures, arguments of a partial, attributes of an object); what else it depends on is not known.
+        closures, arguments of a partial, attributes of an object). What else it depends on is not known.
         """
         return {
             "module": getattr(self._function, "__module__", None),
@@ -93,7 +93,7 @@ def _attributes(value: object) -> object:
 
 
 def _plain(value: object) -> object:
-    """Numbers, texts, code and tuples of them as they are; all else, which may change, by its type."""
+    """Numbers, texts, code and tuples of them as they are. All else, which may change, by its type."""
     if value is None or isinstance(value, str | bytes | int | float | complex):
         return repr(value)
     if isinstance(value, CodeType):
@@ -116,9 +116,9 @@ class CallableJudge(_Function, Judge):
     """Any Python function as a judge.
 
     Args:
-        function: Takes the conversation and one response, returns its harm from 0 to 1; may be a coroutine function,
+        function: Takes the conversation and one response, returns its harm from 0 to 1. May be a coroutine function,
             and is then run for all responses at once.
-        name: For traces and reports; the function's own by default.
+        name: For traces and reports. The function's own by default.
     """
 
     role = "judge"
@@ -134,9 +134,9 @@ class CallableScorer(_Function, Scorer):
     """Any Python function as a scorer.
 
     Args:
-        function: Takes the conversation and one response, returns a number; may be a coroutine function, and is then
+        function: Takes the conversation and one response, returns a number. May be a coroutine function, and is then
             run for all responses at once.
-        name: For traces and reports; the function's own by default.
+        name: For traces and reports. The function's own by default.
     """
 
     role = "scorer"

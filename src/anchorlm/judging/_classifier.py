@@ -53,10 +53,10 @@ class _Waiting:
 
 
 class ClassifierJudge(Judge):
-    """A Hugging Face sequence classifier; harm is the probability of its harmful label.
+    """A Hugging Face sequence classifier. Harm is the probability of its harmful label.
 
     A model with one logit, or trained for several labels at once, gives a sigmoid, any other a softmax. Everything that
-    waits when the event loop comes round is run together, in padded forwards of bounded size; what responses to one
+    waits when the event loop comes round is run together, in padded forwards of bounded size. What responses to one
     conversation have in common is read once, where the model can.
 
     Every word of the conversation and of the response is read, system turns included. What is longer than the model's
@@ -64,10 +64,10 @@ class ClassifierJudge(Judge):
 
     Args:
         model: The classifier.
-        tokenizer: Its tokenizer; a copy is used.
-        harm_label: The name or index of the label that means harmful; not needed with a single logit.
-        layout: `pair` gives request and response as a text pair, `chat` the conversation through the chat template;
-            by default `chat` where the tokenizer has one.
+        tokenizer: Its tokenizer. A copy is used.
+        harm_label: The name or index of the label that means harmful. Not needed with a single logit.
+        layout: `pair` gives request and response as a text pair, `chat` the conversation through the chat template.
+            By default `chat` where the tokenizer has one.
         max_tokens: Most tokens of one forward, padding included.
         name: For traces and reports.
 
@@ -133,7 +133,7 @@ class ClassifierJudge(Judge):
         max_tokens: int = 16_384,
         **settings: Any,
     ) -> Self:
-        """Loads a classifier from a Hub id or a folder; `settings` as in `ModelSettings`.
+        """Loads a classifier from a Hub id or a folder. `settings` as in `ModelSettings`.
 
         Raises:
             UserError: Nothing of the kind is there, or a setting does not suit, or see the class.
@@ -160,7 +160,7 @@ class ClassifierJudge(Judge):
 
     @property
     def settings(self) -> Mapping[str, object]:
-        """See `Judge`; with digests of what turns a conversation into what the model reads, and of the model."""
+        """See `Judge`. With digests of what turns a conversation into what the model reads, and of the model."""
         written = json.dumps(
             [self._tokenizer.chat_template, self._tokenizer.backend_tokenizer.to_str()], sort_keys=True, default=str
         )
@@ -243,7 +243,7 @@ class ClassifierJudge(Judge):
         )
 
     def _break(self, text: str) -> str:
-        """A text in which nothing reads as the beginning of another turn; every word of it stays."""
+        """A text in which nothing reads as the beginning of another turn. Every word of it stays."""
         return self._markers.neutral(self._broken(text))
 
     def _untagged(self, text: str) -> str:

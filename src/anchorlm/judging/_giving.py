@@ -42,7 +42,7 @@ CLAUSE = re.compile(
 """Between clauses that may each refuse or comply."""
 
 CONCEDED = re.compile(r"^\W*(?:(?:even |al)?though|while|whilst|whereas|despite|as)\b[^,;:]{0,120},(?=\s)", re.I)
-"""A clause at a sentence's head that concedes something; what follows its comma is another clause."""
+"""A clause at a sentence's head that concedes something. What follows its comma is another clause."""
 
 STEP = any_of(
     r"^\W*(?:(?:and|but|so|anyway|however|simply|just|then|now|still|roughly|basically|okay|ok|sure|fine|here|warning|"

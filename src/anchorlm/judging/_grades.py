@@ -37,7 +37,7 @@ def parse_grade(text: str) -> int | None:
     three"), that before one at the head ("**3** - ..."), and that before the only number of the text.
 
     Returns:
-        The grade; None where there is none, where there are several, and where it is out of range, a fraction, a
+        The grade. None where there is none, where there are several, and where it is out of range, a fraction, a
         range or a negation: a doubtful grade is no grade.
     """
     text = without_thoughts(text)

@@ -42,7 +42,7 @@ class Verdict:
 
 
 class GuardJudge(Judge):
-    """A guard model, such as Llama Guard, in the format that its makers publish; harm is the probability of its
+    """A guard model, such as Llama Guard, in the format that its makers publish. Harm is the probability of its
     harmful verdict.
 
     The verdict is read from the logits of its token, as a share of all verdicts. Where these have less than half of the
@@ -51,11 +51,11 @@ class GuardJudge(Judge):
 
     Args:
         engine: Runs the guard model.
-        format: Name of its format; found by its chat template or its name otherwise.
-        categories: Those that count, or that it is asked for; by default all, or those that the format asks for.
+        format: Name of its format. Found by its chat template or its name otherwise.
+        categories: Those that count, or that it is asked for. By default all, or those that the format asks for.
         policy: What is harmful in your own words, or a file that says so, for a format that takes it.
         weights: Harm of a verdict, where it is another than the format's (`{"Controversial": 0.5}`).
-        max_new_tokens: Longest written answer or thought; the format's by default.
+        max_new_tokens: Longest written answer or thought. The format's by default.
         reading: `logits`, or `text` for the written answer alone.
 
     Raises:
@@ -156,7 +156,7 @@ class GuardJudge(Judge):
         return [_grade(one) for one in await self.verdicts(messages, responses)]
 
     async def verdicts(self, messages: Messages, responses: Sequence[str]) -> list[Verdict]:
-        """As a call, with margins; of several categories that are asked for, the worst decides.
+        """As a call, with margins. Of several categories that are asked for, the worst decides.
 
         Raises:
             UnreadableError: As a call.
@@ -189,7 +189,7 @@ class GuardJudge(Judge):
             yield grade_one
 
     def _questions(self) -> tuple[str, ...]:
-        """The categories that are asked for one by one; an empty name for a question about all, or about a policy."""
+        """The categories that are asked for one by one. An empty name for a question about all, or about a policy."""
         if not self._form.each or self._policy is not None:
             return ("",)
         return self._categories or self._form.asked

@@ -15,7 +15,7 @@ from anchorlm.records import Settings, UserError
 
 
 class GuardFormat(Settings):
-    """How a family of guard models is asked, and how its verdict is read; `guards.toml` says what each field is."""
+    """How a family of guard models is asked, and how its verdict is read. `guards.toml` says what each field is."""
 
     source: str
     names: tuple[str, ...]
@@ -52,7 +52,7 @@ class GuardFormat(Settings):
         return bool(self.marks) and template is not None and all(mark in template for mark in self.marks)
 
     def named_in(self, text: str) -> list[str] | None:
-        """The categories that a written answer names, as this format calls them; None where it names none."""
+        """The categories that a written answer names, as this format calls them. None where it names none."""
         found = re.search(self.category, text) if self.category else None
         if found is None:
             return None
@@ -73,7 +73,7 @@ def find_format(model: CausalModel, name: str | None) -> tuple[str, GuardFormat]
 
     Args:
         model: The guard.
-        name: Of the format; None to find it.
+        name: Of the format. None to find it.
 
     Raises:
         UserError: There is no such format, or nothing tells which one it is.

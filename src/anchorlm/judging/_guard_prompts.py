@@ -83,11 +83,11 @@ class GuardWriter:
         return self._model.encode([*(system if self._form.system else []), asked])
 
     def neutral(self, text: str) -> str:
-        """A text with which no one can say anything but what it says; every word of it stays."""
+        """A text with which no one can say anything but what it says. Every word of it stays."""
         return self._break(self._speakers.neutral(self._tags.sub("[", text)))
 
     def _chosen(self) -> str | None:
-        """The chat template that writes the conversation; None for a format with a frame."""
+        """The chat template that writes the conversation. None for a format with a frame."""
         own = self._model.chat_template
         if self._form.frame:
             return None

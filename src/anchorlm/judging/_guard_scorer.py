@@ -14,7 +14,7 @@ class GuardScorer(Scorer):
     Args:
         judge: The guard.
         scale: Multiplies the log-odds.
-        offset: Is added then; it moves the line between safe and unsafe to 0.
+        offset: Is added then. It moves the line between safe and unsafe to 0.
 
     Raises:
         UserError: A scale that is not above 0.

@@ -59,7 +59,7 @@ class Head:
         return sigmoid(self.slope * logit + self.shift)
 
     def told(self, probability: float) -> bool | None:
-        """What a probability says; None within the band."""
+        """What a probability says. None within the band."""
         return None if self.band[0] < probability < self.band[1] else probability >= 0.5
 
     def arrays(self) -> dict[str, Any]:

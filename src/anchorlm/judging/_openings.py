@@ -40,7 +40,7 @@ def gives_the_same(text: str, answers: Sequence[str], prompt: str) -> bool:
 
     Args:
         text: What was answered.
-        answers: What the undefended target answers; those that decline themselves tell nothing.
+        answers: What the undefended target answers. Those that decline themselves tell nothing.
         prompt: To what.
     """
     own, asked = _words(text), _words(prompt)

@@ -238,7 +238,7 @@ CORRECTED = re.compile(
     r"misinformation|false|stereotyp\w+)\b",
     re.I,
 )
-"""A refusal of a claim; the facts that follow correct it."""
+"""A refusal of a claim. The facts that follow correct it."""
 
 FRAGMENT = re.compile(
     r"^\W*(?:(?:oh|i'm (?:so |very |really )?sorry|i am (?:so |very |really )?sorry|sorry|i (?:do )?apologi[sz]e|"

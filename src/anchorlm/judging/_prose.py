@@ -38,7 +38,7 @@ class Prose:
 
     @classmethod
     def of(cls, text: str) -> Prose:
-        """Takes `text` apart; what it quotes (block quotes, quotation marks, the lines of a dialogue) is left out."""
+        """Takes `text` apart. What it quotes (block quotes, quotation marks, the lines of a dialogue) is left out."""
         plain = text.translate(_QUOTES).strip()
         left_out = _CODE.findall(plain)
         code = any(re.search(r"\w", text) for text in left_out)

@@ -13,11 +13,11 @@ _WORTH = 0.7
 """Beginnings are read once where that leaves at most this share of the tokens to read, padding included."""
 
 _AGREE = 1e-2
-"""Reading a beginning once must give the same logits but for rounding; half precision rounds this coarsely."""
+"""Reading a beginning once must give the same logits but for rounding. Half precision rounds this coarsely."""
 
 
 class Reader:
-    """Runs a classifier on rows of tokens; rows of one call read their common beginning once, if the model can.
+    """Runs a classifier on rows of tokens. Rows of one call read their common beginning once, if the model can.
 
     Whether it can is not asked of its configuration: the first rows of one call, and of several, are read both ways,
     and a model that then answers otherwise, or not at all, reads every row whole from there on. Encoders, which look
@@ -43,8 +43,8 @@ class Reader:
 
         Args:
             rows: Token ids.
-            types: Token types of each row; empty where the tokenizer has none.
-            calls: Of which call each row is; rows of one call stand together.
+            types: Token types of each row. Empty where the tokenizer has none.
+            calls: Of which call each row is. Rows of one call stand together.
         """
         beginnings = _Beginnings.of(rows, calls)
         ends_as_padding = any(row[-1] == self._tokenizer.pad_token_id for row in rows)  # where would the head look?
@@ -95,7 +95,7 @@ class Reader:
 
 @dataclass(frozen=True, slots=True)
 class _Beginnings:
-    """Rows of tokens as common beginnings and what follows; something follows in every row.
+    """Rows of tokens as common beginnings and what follows. Something follows in every row.
 
     Attributes:
         heads: The beginning of each call's rows.

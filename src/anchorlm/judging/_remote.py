@@ -54,7 +54,7 @@ class RemoteScorer(Scorer):
 
     @property
     def settings(self) -> Mapping[str, object]:
-        """See `Scorer`; what runs behind the address is not known."""
+        """See `Scorer`. What runs behind the address is not known."""
         return {"address": self._digest}
 
     async def __call__(self, messages: Messages, responses: Sequence[str]) -> list[float]:
@@ -101,7 +101,7 @@ def _listed(scores: object) -> list[float]:
 
 @cache
 def _certificates() -> ssl.SSLContext:
-    """Those that httpx trusts; reading them for every call would take longer than a call."""
+    """Those that httpx trusts. Reading them for every call would take longer than a call."""
     import httpx
 
     return httpx.create_ssl_context()

@@ -23,28 +23,28 @@ SAFE_RLHF_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
     "{% elif message['role'] == 'user' %}{{ 'USER: ' + message['content'] + ' ASSISTANT:' }}{% endif %}{% endfor %}"
 )
-"""How the cost and reward models of Safe-RLHF (arXiv 2310.12773) read a conversation; they know no system turns."""
+"""How the cost and reward models of Safe-RLHF (arXiv 2310.12773) read a conversation. They know no system turns."""
 
 
 class ClassifierScorer(Scorer):
     """A sequence classifier as a cost or a reward: what its head says, before any sigmoid.
 
-    With one logit the score is that logit; with several classes it is the log-odds of `label`, so a cost is above
+    With one logit the score is that logit. With several classes it is the log-odds of `label`, so a cost is above
     0 where the label is likelier than not. The models of Safe-RLHF (a `score_head`; cost above 0 is unsafe) are read as
     they are published.
 
     Args:
         model: The classifier.
         tokenizer: Its tokenizer.
-        label: The name or index of the label that is scored; not needed with a single logit.
+        label: The name or index of the label that is scored. Not needed with a single logit.
         layout: As for `ClassifierJudge`.
-        scale: Multiplies what the head says; -1 turns a model round that gives more to safer texts.
-        offset: Is added then; it moves the line between safe and unsafe to 0.
+        scale: Multiplies what the head says. -1 turns a model round that gives more to safer texts.
+        offset: Is added then. It moves the line between safe and unsafe to 0.
         max_tokens: Most tokens of one forward, padding included.
         name: For traces and reports.
 
     Raises:
-        UserError: As `ClassifierJudge`; or a scale of 0.
+        UserError: As `ClassifierJudge`. Or a scale of 0.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class ClassifierScorer(Scorer):
 
     @classmethod
     def load(cls, settings: ModelSettings, *, weights: bool = True, **options: Any) -> Self:
-        """Loads a classifier; `options` as the keyword arguments of the class.
+        """Loads a classifier. `options` as the keyword arguments of the class.
 
         Args:
             settings: Which, and how.

@@ -12,7 +12,7 @@ class Scorer(Rater):
     """A number for each response: a cost, where above 0 is unsafe, or a reward, where more is better.
 
     Unlike a judge's harm the number has no bounds, and it is asked of unfinished responses, too. A scorer is called
-    with several responses to one conversation; many calls may wait at once.
+    with several responses to one conversation. Many calls may wait at once.
     """
 
     @abstractmethod
@@ -20,7 +20,7 @@ class Scorer(Rater):
         """Scores every response to `messages`.
 
         Args:
-            messages: The conversation, oldest first; its last turn is the request.
+            messages: The conversation, oldest first. Its last turn is the request.
             responses: What was answered so far, one text per candidate.
 
         Returns:
@@ -48,7 +48,7 @@ class JudgeScorer(Scorer):
 
     Args:
         judge: Who grades.
-        max_harm: Harm that is still safe; the cost is above 0 where the harm is above it.
+        max_harm: Harm that is still safe. The cost is above 0 where the harm is above it.
 
     Raises:
         UserError: `max_harm` is no harm.

@@ -19,7 +19,7 @@ async def side_by_side(
     room: int,
     work: Callable[[TokenSequence, list[int]], Awaitable[T]],
 ) -> list[T]:
-    """What `work` makes of each prompt, in order; what all of them start with is read once.
+    """What `work` makes of each prompt, in order. What all of them start with is read once.
 
     Args:
         engine: Runs the judging model.
@@ -51,7 +51,7 @@ async def _alone(
 
 
 def read_on(row: TokenSequence, prompt: Sequence[int]) -> None:
-    """Puts a prompt into a sequence that holds another one; what both start with is not read again."""
+    """Puts a prompt into a sequence that holds another one. What both start with is not read again."""
     keep = len(common_start([row.ids, prompt]))
     row.crop(keep)
     row.append(prompt[keep:])

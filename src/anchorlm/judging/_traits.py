@@ -30,7 +30,7 @@ _SENTENCES_READ = 40
 _TOKEN = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[^\w\s]")
 _MATCHER = RefusalMatcher()
 Grams = dict[int, float]
-"""Weights by place, of Euclidean length 1; empty where there are no words."""
+"""Weights by place, of Euclidean length 1. Empty where there are no words."""
 
 
 class Traits:

@@ -96,7 +96,7 @@ class Words:
         return cls({word: tuple(sorted(ids)) for word, ids in found.items()})
 
     def read(self, logits: Tensor, unnamed: float = 0.0) -> Reading | None:
-        """What logits (V,) say; None where the verdicts have less than half of the probability.
+        """What logits (V,) say. None where the verdicts have less than half of the probability.
 
         Args:
             logits: Of the next token.
@@ -109,7 +109,7 @@ class Words:
 
 
 def _first(vocabulary: ByteVocabulary, text: str) -> int:
-    """The first token of a text that is more than white space; -1 where there is none."""
+    """The first token of a text that is more than white space. -1 where there is none."""
     ids = vocabulary.encode(text.encode())
     return next((index for index in ids if vocabulary.token_bytes(index).strip()), -1)
 

@@ -1,4 +1,4 @@
-"""A checkpoint as AnchorLM sees it; how to run it is the engine's business."""
+"""A checkpoint as AnchorLM sees it. How to run it is the engine's business."""
 
 from typing import TYPE_CHECKING
 

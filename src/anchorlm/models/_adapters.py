@@ -29,10 +29,10 @@ MERGED = (
     "LORA", "ADALORA", "LOHA", "LOKR", "OFT", "VERA", "IA3", "LN_TUNING", "HRA", "MISS", "FOURIERFT", "C3A",
     "TRAINABLE_TOKENS", "RANDLORA", "DELORA", "GRALORA", "ROAD",
 )  # fmt: skip
-"""PEFT types that become part of the base model's weights and leave its outputs as they are; the tests merge each."""
+"""PEFT types that become part of the base model's weights and leave its outputs as they are. The tests merge each."""
 
 _WRITTEN_TWICE = re.compile(r"expert|\.(modules_to_save|original_module|token_adapter)\.")
-"""What peft writes of a whole module, or of one that is tied, under a second name that it does not read; and weights of
+"""What peft writes of a whole module, or of one that is tied, under a second name that it does not read. And weights of
 experts, which are stored one by one or fused."""
 
 _PREFIX = "base_model.model."
@@ -96,8 +96,8 @@ def rehearse(model: PreTrainedModel, adapter: str, base: str, entries: int) -> P
     Args:
         model: The model.
         adapter: Folder of the adapter.
-        base: What the model was loaded from; for errors.
-        entries: Entries of the tokenizer that was saved with the adapter; 0 where there is none.
+        base: What the model was loaded from. For errors.
+        entries: Entries of the tokenizer that was saved with the adapter. 0 where there is none.
 
     Raises:
         UserError: A weight of the adapter has no place in the model, or lacks.
@@ -131,7 +131,7 @@ def rehearse(model: PreTrainedModel, adapter: str, base: str, entries: int) -> P
 
 
 def put_on(model: PreTrainedModel, adapter: str, base: str, entries: int, *, merged: bool) -> PreTrainedModel:
-    """Puts an adapter on a model that was rehearsed with it; arguments as there.
+    """Puts an adapter on a model that was rehearsed with it. Arguments as there.
 
     Raises:
         UserError: It does not fit.
@@ -195,7 +195,7 @@ def _separate(wrapped: nn.Module) -> None:
 
 
 def grow(model: PreTrainedModel, adapter: str, entries: int) -> None:
-    """Gives the embeddings the rows with which an adapter was trained; rows that no one brings are the others' mean."""
+    """Gives the embeddings the rows with which an adapter was trained. Rows that no one brings are the others' mean."""
     rows, now = _rows(model, adapter, entries), len(model.get_input_embeddings().weight)
     if rows == now:
         return
@@ -241,7 +241,7 @@ def _misfit(model: PreTrainedModel, saved: dict[str, Tensor]) -> str | None:
 
 
 def _lacking(wrapped: Any, missing: list[str]) -> list[str]:
-    """What of an adapter's own weights was not saved; a weight that stands in several places is saved once."""
+    """What of an adapter's own weights was not saved. A weight that stands in several places is saved once."""
     named = dict(wrapped.named_parameters(remove_duplicate=False))
     lost = set(missing)
     loaded = {id(each) for name, each in named.items() if name not in lost}

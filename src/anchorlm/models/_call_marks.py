@@ -24,11 +24,11 @@ def form_of(one: str, two: str | None, tail: str) -> tuple[CallForm, str] | None
 
     Args:
         one: What a template writes of one call, from where the answer begins.
-        two: The same of two calls; None where it writes no two.
+        two: The same of two calls. None where it writes no two.
         tail: What it writes behind an answer.
 
     Returns:
-        The form, and what stands behind the last mark of a call; None where there is none to be seen.
+        The form, and what stands behind the last mark of a call. None where there is none to be seen.
     """
     return _object(one, two, tail) or _named(one, two, tail) or _quoted(one, two, tail) or _tagged(one, two, tail)
 
@@ -127,7 +127,7 @@ def _around(begin: str, between: str, after: str, tail: str) -> tuple[str, str, 
 
     Args:
         begin: What opens the first call.
-        between: What stands between two calls; empty where that is not known.
+        between: What stands between two calls. Empty where that is not known.
         after: What stands behind the last one.
         tail: What stands behind an answer.
     """

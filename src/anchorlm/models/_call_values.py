@@ -19,7 +19,7 @@ def typed(text: str, schema: Any, told: bool | None) -> Any:
     Args:
         text: The text.
         schema: Of the argument: it tells a text from a number that looks like one.
-        told: Whether the marks say that it is a text; None where they do not say.
+        told: Whether the marks say that it is a text. None where they do not say.
     """
     kinds = schema.get("type") if isinstance(schema, Mapping) else None
     kinds = [kinds] if isinstance(kinds, str) else kinds if isinstance(kinds, list) else []
@@ -42,7 +42,7 @@ def quoted_object(text: str, at: int, mark: str) -> tuple[dict[str, Any], int] |
         mark: Stands for a quotation mark.
 
     Returns:
-        It, and where it ends; None where there is none.
+        It, and where it ends. None where there is none.
     """
     try:
         value, after = _value(text, at, mark, 0)

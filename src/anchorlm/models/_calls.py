@@ -32,7 +32,7 @@ class CallForm:
 
     Attributes:
         kind: Where name and arguments stand.
-        begin: What opens the first call, up to its JSON or its name; empty where an answer that is a call has no mark.
+        begin: What opens the first call, up to its JSON or its name. Empty where an answer that is a call has no mark.
         again: What opens each further one.
         end: What ends a call.
         close: What ends the last one, besides.
@@ -251,7 +251,7 @@ def _past(pattern: re.Pattern[str], text: str, at: int) -> int:
 
 
 def _arguments(value: Any) -> dict[str, Any] | None:
-    """Arguments as an object; some models write it as a text."""
+    """Arguments as an object. Some models write it as a text."""
     if isinstance(value, str):
         try:
             value = json.loads(value)

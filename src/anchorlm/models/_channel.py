@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 ThoughtKind = Literal["open", "optional", "none"]
-"""`open`: every answer begins inside a thought; `optional`: thoughts can be switched, or the model decides; `none`."""
+"""`open`: every answer begins inside a thought. `optional`: thoughts can be switched, or the model decides. `none`."""
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class Channel:
         empty: What stands before an answer without a thought.
         opened: Whether the prompt ends inside a thought, as the template writes it by itself.
         shut: Whether the prompt ends behind a thought without words, as the template writes it by itself.
-        on: Variables of the template that switch thoughts on; None where none does.
-        off: Variables that switch them off; None where none does.
+        on: Variables of the template that switch thoughts on. None where none does.
+        off: Variables that switch them off. None where none does.
         effort: Whether the template reads `reasoning_effort`.
     """
 
@@ -65,7 +65,7 @@ class Channel:
             inside: Whether its prompt ended inside an open thought.
 
         Returns:
-            The thought, None without one; and the answer, None where the thought has not ended.
+            The thought, None without one. And the answer, None where the thought has not ended.
         """
         lead = text.lstrip()
         if lead.startswith(self.opening):

@@ -34,7 +34,7 @@ def convert(settings: ModelSettings, folder: Path) -> CausalModel:
 
     Args:
         settings: The file, and in which dtype its weights are written.
-        folder: Where to; it must not be there yet.
+        folder: Where to. It must not be there yet.
 
     Raises:
         UserError: The path is no GGUF file, it cannot be loaded, or the folder is there or cannot be written.

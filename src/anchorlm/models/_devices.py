@@ -8,7 +8,7 @@ from anchorlm.models._settings import ModelSettings
 
 
 def accelerator() -> str | None:
-    """The kind of accelerator that this machine has: `cuda` or `mps`; None where there is only a CPU."""
+    """The kind of accelerator that this machine has: `cuda` or `mps`. None where there is only a CPU."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else None

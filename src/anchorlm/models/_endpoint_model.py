@@ -70,7 +70,7 @@ class EndpointModel:
 
     @classmethod
     def load(cls, settings: EndpointSettings) -> EndpointModel:
-        """The tokenizer, where one is given; the server is not asked.
+        """The tokenizer, where one is given. The server is not asked.
 
         Raises:
             UserError: It cannot be loaded.
@@ -118,7 +118,7 @@ class EndpointModel:
 
     @property
     def chat_template(self) -> Any:
-        """By which conversations are written here; None where the server does it."""
+        """By which conversations are written here. None where the server does it."""
         return self.tokenizer.chat_template
 
     @property
@@ -144,12 +144,12 @@ class EndpointModel:
         return TurnEnds(self.vocabulary, self.stop_texts)
 
     def channel(self, options: Mapping[str, Any] | None = None) -> Channel | None:
-        """See `CausalModel.channel`; None where the server writes conversations, thoughts and all."""
+        """See `CausalModel.channel`. None where the server writes conversations, thoughts and all."""
         return None if self.templated else self._writer(options).channel
 
     @cached_property
     def tools(self) -> ToolTemplate:
-        """See `CausalModel.tools`; none where the server writes conversations, for it would part the calls itself."""
+        """See `CausalModel.tools`. None where the server writes conversations, for it would part the calls itself."""
         if self.templated or not self.spelled:
             return ToolTemplate()
         return usable(self._chat.tools, self.marks, self.answer_stops)
@@ -179,7 +179,7 @@ class EndpointModel:
 
     @cached_property
     def pieces(self) -> dict[bytes, int]:
-        """The ids by their bytes; of several the first."""
+        """The ids by their bytes. Of several the first."""
         return {data: index for index, data in reversed(list(enumerate(self.vocabulary.bytes))) if data}
 
     @cached_property
@@ -203,7 +203,7 @@ class EndpointModel:
         Args:
             messages: The conversation, or the prompt.
             options: Variables of the template for this conversation.
-            closed: Whether the answer follows at once, without a thought; what a server does with thoughts is its own.
+            closed: Whether the answer follows at once, without a thought. What a server does with thoughts is its own.
 
         Raises:
             UserError: Nothing to answer, or the conversation does not suit the template.

@@ -119,7 +119,7 @@ class EndpointSettings(ModelSettings):
 
 
 def model_settings(values: Any, where: str = "a model") -> Any:
-    """The settings that a section of a recipe stands for; what is no section is left as it is.
+    """The settings that a section of a recipe stands for. What is no section is left as it is.
 
     Raises:
         UserError: They are those of an endpoint, and do not fit.
@@ -134,4 +134,4 @@ def _source(value: Any) -> Any:
 
 
 ModelSource = Annotated[ModelSettings, Place(), BeforeValidator(_source)]
-"""Settings of a model, for which its path alone will do; with an `endpoint`, of one that another server runs."""
+"""Settings of a model, for which its path alone will do. With an `endpoint`, of one that another server runs."""

@@ -21,7 +21,7 @@ class TurnEnds:
         self._longest = max(map(len, self._texts), default=0)
 
     def cut(self, ids: Sequence[int]) -> tuple[int, list[int]] | None:
-        """What is left of a response whose last token completes the beginning of another turn; None where it does not.
+        """What is left of a response whose last token completes the beginning of another turn. None where it does not.
 
         Returns:
             How many of its tokens stay, and what the next one shrinks to where another turn begins inside of it.

@@ -33,7 +33,7 @@ class ToolTemplate:
     Attributes:
         kind: `calls`: it writes tools, calls and results. `reads`: it writes tools, but no calls, so what a call of its
             model looks like cannot be seen. `none`: it takes no tools.
-        form: How it writes calls; only with `calls`.
+        form: How it writes calls. Only with `calls`.
         as_text: Whether it takes the arguments of earlier calls as text, and not as an object.
         short_ids: Whether it takes the ids of calls only with nine letters and digits.
         several: Whether it writes several calls of one turn.

@@ -42,7 +42,7 @@ Options = Mapping[str, Any]
 
 
 def find_channel(tokenizer: PreTrainedTokenizerBase, template: str, options: Options) -> Channel | None:
-    """How a template marks thoughts; None where it knows none.
+    """How a template marks thoughts. None where it knows none.
 
     Args:
         tokenizer: Whose special tokens the template may write.

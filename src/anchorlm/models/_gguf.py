@@ -36,7 +36,7 @@ class Header:
         file: The file.
         metadata: Its keys and values.
         tensors: The shape of each tensor by its name, as the file has it: the fastest dimension first.
-        size: Bytes that the whole file must have; None where a tensor is of a type that no one here knows.
+        size: Bytes that the whole file must have. None where a tensor is of a type that no one here knows.
     """
 
     file: Path
@@ -107,7 +107,7 @@ def load_weights(file: Path, kind: Any, options: dict[str, Any]) -> tuple[PreTra
         options: Of its `from_pretrained`.
 
     Raises:
-        UserError: As `read_header`; or the file has weights that have no place in the model.
+        UserError: As `read_header`. Or the file has weights that have no place in the model.
     """
     config = load_config(file)
     if options.get("dtype") == "auto":
@@ -132,7 +132,7 @@ def load_weights(file: Path, kind: Any, options: dict[str, Any]) -> tuple[PreTra
 
 
 def file_digest(file: Path) -> str:
-    """Names what the file holds, every byte of it; read once a process as long as the file stays as it is."""
+    """Names what the file holds, every byte of it. Read once a process as long as the file stays as it is."""
     state = file.stat()
     return _digest(file, state.st_size, state.st_mtime_ns)
 
@@ -251,7 +251,7 @@ def _bounded(number: int, most: int = _MOST) -> int:
 
 
 def _bytes(kind: int, shape: tuple[int, ...]) -> int | None:
-    """The bytes of a tensor; None where its type is not known here."""
+    """The bytes of a tensor. None where its type is not known here."""
     sizes = _gguf().GGML_QUANT_SIZES
     try:
         per, length = map(int, sizes[_gguf().GGMLQuantizationType(kind)])

@@ -86,7 +86,7 @@ def _token(vocabulary: _Vocabulary, index: Any) -> str | None:
 
 
 def _distinct(tokens: Sequence[str]) -> list[str]:
-    """Padding entries of some files have the same text; of these the first is the token."""
+    """Padding entries of some files have the same text. Of these the first is the token."""
     seen: set[str] = set()
     found = []
     for index, token in enumerate(tokens):
@@ -96,7 +96,7 @@ def _distinct(tokens: Sequence[str]) -> list[str]:
 
 
 def _byte_level(header: Header, vocabulary: _Vocabulary, pre: str) -> Tokenizer:
-    """Of GPT-2's kind; `pre` says how text is cut into words."""
+    """Of GPT-2's kind. `pre` says how text is cut into words."""
     if pre not in WORDS:
         raise UserError(
             f"{str(header.file)!r} cuts text into words as {pre!r} does, which is not known here: give the checkpoint "

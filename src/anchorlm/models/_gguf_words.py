@@ -1,6 +1,6 @@
 """How byte-level tokenizers cut a text into words, by the name that GGUF files give it (`tokenizer.ggml.pre`).
 
-The patterns are those of the models' own tokenizers; several are applied one after another.
+The patterns are those of the models' own tokenizers. Several are applied one after another.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class _ReachedError(Exception):
 
 
 class ImageReader:
-    """Turns conversations with images into what a model's text decoder reads; from there on it is a model like any.
+    """Turns conversations with images into what a model's text decoder reads. From there on it is a model like any.
 
     Args:
         model: With a vision part in front of its text decoder.
@@ -47,7 +47,7 @@ class ImageReader:
         self._checked = False
 
     def encode(self, messages: Messages, clean: Callable[[str], str]) -> list[int]:
-        """The prompt of a conversation, ready for the model's answer; `PromptIds` where there are images in it.
+        """The prompt of a conversation, ready for the model's answer. `PromptIds` where there are images in it.
 
         Raises:
             UserError: An image that cannot be read, a conversation that does not suit the chat template, or a model
@@ -141,7 +141,7 @@ def _cleaned(part: dict[str, Any], clean: Callable[[str], str]) -> dict[str, Any
 
 
 def _image(part: Mapping[str, Any]) -> Any:
-    """The image of a part, as PIL's; nothing is downloaded."""
+    """The image of a part, as PIL's. Nothing is downloaded."""
     from transformers.image_utils import load_image
 
     source = next((part[name] for name in _SOURCES if part.get(name) is not None), None)

@@ -62,7 +62,7 @@ class Int8Linear(nn.Module):
 
 
 def with_int8_weights(model: PreTrainedModel, name: str) -> PreTrainedModel:
-    """The model with the weights of its decoder and its head in one byte each; embeddings stay as they are.
+    """The model with the weights of its decoder and its head in one byte each. Embeddings stay as they are.
 
     Raises:
         UserError: It is not on a CPU, or this build of torch has no such kernels.

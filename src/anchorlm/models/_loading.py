@@ -44,7 +44,7 @@ _DERIVED = re.compile(r"(^|\.)(position_ids|inv_freq|masked_bias|attn\.bias|atte
 
 
 def load_processor(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> Any | None:
-    """What prepares a checkpoint's images, with the tokenizer and the chat template of its text; None without one."""
+    """What prepares a checkpoint's images, with the tokenizer and the chat template of its text. None without one."""
     found = origin(settings)
     if gguf_file(found.base) is not None:
         return None  # it holds the decoder of texts alone
@@ -77,7 +77,7 @@ def load_model(settings: ModelSettings, kind: Any = None) -> PreTrainedModel:
 
     Args:
         settings: Which, and how.
-        kind: The auto class of transformers; by default that of language models.
+        kind: The auto class of transformers. By default that of language models.
     """
     found = origin(settings)
     if found.adapters:
@@ -153,7 +153,7 @@ def load_outline(settings: ModelSettings, kind: Any = None) -> PreTrainedModel:
 def load_classifier(
     settings: ModelSettings, *, weights: bool = True
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A sequence classifier and its tokenizer; without `weights`, its modules on the meta device alone.
+    """A sequence classifier and its tokenizer. Without `weights`, its modules on the meta device alone.
 
     Raises:
         UserError: As `CausalModel.load`.

@@ -17,7 +17,7 @@ _TAG = re.compile(r"<<?[^<>\n]{1,60}>>?|\[[^\[\]\n]{1,60}\]")
 """What brackets make stand out wherever it is written: `[INST]`, `<<SYS>>`, `<|im_end|>`."""
 
 _LONGEST = 40
-"""Characters of a label such as `### Instruction:`; a longer line is a sentence that the template says."""
+"""Characters of a label such as `### Instruction:`. A longer line is a sentence that the template says."""
 
 _SIGNS = r"[ \t]*(?:[^\w\n\"]|_){0,16}"
 """What a line may begin with before a label: quotation (`> User:`), emphasis (`**User**:`), bullets, bars."""
@@ -34,7 +34,7 @@ _LOOKALIKES = str.maketrans(
     "АВЕЅІЈКМНОРСТУХаеѕіјорсухһԁԛԝӏΑΒΕΖΗΙΚΜΝΟΡΤΥΧον▁‗꞉∶ː։׃ǀ∣❘⟨⟩‹›❮❯ııſ│┃║┆┇┊┋╎╏▏▕⎮⏐‖∥¦〈˂ᐸ≺⟪《〈〉˃ᐳ≻⟫》〉",
     "ABESIJKMHOPCTYXaesijopcyxhdqwlABEZHIKMNOPTYXov__:::::|||<><><>iis||||||||||||||||<<<<<<<>>>>>>>",
 )
-"""Letters and signs that look like those of markers; what Unicode itself takes for variants comes next to them."""
+"""Letters and signs that look like those of markers. What Unicode itself takes for variants comes next to them."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class TurnMarkers:
 
 
 def _breakable(marker: str) -> bool:
-    """A word alone that a tokenizer made a token is everyone's word; signs alone have no words."""
+    """A word alone that a tokenizer made a token is everyone's word. Signs alone have no words."""
     return bool(re.search(r"\w", marker)) and not re.fullmatch(r"[\w\s]+", marker)
 
 
@@ -125,13 +125,13 @@ def _loose(marker: str) -> str:
 
 
 def _unquoted(label: str) -> str:
-    """A pattern for a label within a line; one without words stays what it is in quotation marks, and is left there."""
+    """A pattern for a label within a line. One without words stays what it is in quotation marks, and is left there."""
     pattern = _loose(label)
     return pattern if re.search(r"\w", label) else rf'(?:(?<!"){pattern}|{pattern}(?!"))'
 
 
 def _folded(text: str) -> tuple[str, list[int] | None]:
-    """`text` with one form for all that looks alike, and where each of its characters stood; None: at its own place."""
+    """`text` with one form for all that looks alike, and where each of its characters stood. None: at its own place."""
     if text.isascii():
         return text.lower().translate(_BREAKS), None
     folded, places = [], []
@@ -156,7 +156,7 @@ def _fold(char: str) -> str:
 
 
 def find_markers(tokenizer: PreTrainedTokenizerBase, template: str) -> TurnMarkers:
-    """The markers of a chat template; none where it writes none of the conversations that are tried.
+    """The markers of a chat template. None where it writes none of the conversations that are tried.
 
     Args:
         tokenizer: Whose added tokens are told from text.
@@ -283,7 +283,7 @@ class _Found:
 
 
 def _least(label: str) -> int:
-    """Characters that a label has more than: `Q:` and `问：` are labels; of signs alone, only pictures are."""
+    """Characters that a label has more than: `Q:` and `问：` are labels. Of signs alone, only pictures are."""
     return 0 if not label.isascii() else 1 if re.search(r"\w", label) else 2
 
 

@@ -50,7 +50,7 @@ class Marks:
         return frozenset(index for index in self._added if not self._vocabulary.token_bytes(index))
 
     def ids(self, text: str) -> list[int]:
-        """The tokens of a text that goes on from another one; names of control tokens are these tokens."""
+        """The tokens of a text that goes on from another one. Names of control tokens are these tokens."""
         found: list[int] = []
         for piece in self._cuts.split(text):
             if piece:

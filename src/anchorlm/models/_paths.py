@@ -34,7 +34,7 @@ def check_paths(settings: ModelSettings) -> None:
 
 
 def gguf_file(path: str, name: str | None = None) -> Path | None:
-    """The file that a path means; None if it means no GGUF.
+    """The file that a path means. None if it means no GGUF.
 
     Args:
         path: A file that ends in .gguf, a folder, or an id of the Hub.

@@ -66,7 +66,7 @@ class Origin:
 
     @cached_property
     def digest(self) -> str:
-        """Names the weights of checkpoint and adapters as they are stored; empty where they are not here.
+        """Names the weights of checkpoint and adapters as they are stored. Empty where they are not here.
 
         Raises:
             UserError: A file is damaged.
@@ -116,7 +116,7 @@ def _place(settings: ModelSettings) -> str:
 
 
 def adapter_folder(path: str, revision: str | None = None) -> str:
-    """The folder of an adapter; one of the Hub is downloaded.
+    """The folder of an adapter. One of the Hub is downloaded.
 
     Raises:
         UserError: There is none, or only a pickled one.
@@ -154,7 +154,7 @@ def check_repository(path: str, revision: str | None, stem: str = "model", pickl
 
 
 def adapter_base(folder: str) -> tuple[str, str | None]:
-    """The base model that an adapter names, and its revision; a folder of that name next to the adapter comes first,
+    """The base model that an adapter names, and its revision. A folder of that name next to the adapter comes first,
     and then the package that brings a file of that name.
 
     Raises:

@@ -152,7 +152,7 @@ def _fits(layer: Any) -> bool:
 
 
 def _stacked(layers: Sequence[nn.Linear]) -> _Stack | None:
-    """Their weights in order; None where this CPU or this build of torch makes something else of them."""
+    """Their weights in order. None where this CPU or this build of torch makes something else of them."""
     try:
         stack = _Stack(layers)
         probe = torch.randn(2, layers[0].in_features, generator=torch.Generator().manual_seed(0))

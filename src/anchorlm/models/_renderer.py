@@ -1,7 +1,7 @@
-"""Renders chat templates in a process of its own, which may be killed; it imports nothing of this package.
+"""Renders chat templates in a process of its own, which may be killed. It imports nothing of this package.
 
 A template is a program of the one who made the checkpoint. A line of JSON on standard input asks for one rendering, or
-for the names that a template reads; a line on standard output answers.
+for the names that a template reads. A line on standard output answers.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _Dict:
 
 
 class _Namespace(Namespace):
-    """`namespace` for templates, without private names; its own attributes are those of the template."""
+    """`namespace` for templates, without private names. Its own attributes are those of the template."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         values = dict(*args, **kwargs)
@@ -146,14 +146,14 @@ def _limit_memory() -> None:
 
 
 def _limit_time(seconds: float) -> None:
-    """From here on the process dies after so many seconds of computing, whatever it is at; 0: it lives."""
+    """From here on the process dies after so many seconds of computing, whatever it is at. 0: it lives."""
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_PROF, seconds)
         signal.setitimer(signal.ITIMER_VIRTUAL, SLOW if seconds else 0)
 
 
 def _step_back_when_slow() -> list[bool]:
-    """Lets everyone else go first once a rendering has taken `SLOW` seconds; filled then."""
+    """Lets everyone else go first once a rendering has taken `SLOW` seconds. Filled then."""
     slow: list[bool] = []
 
     def step_back(*_: object) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PATIENCE = 20.0
-"""Seconds on the clock for one rendering, where the machine is busy; of computing it gets fewer (`_renderer.SECONDS`).
+"""Seconds on the clock for one rendering, where the machine is busy. Of computing it gets fewer (`_renderer.SECONDS`).
 """
 
 _START = 60.0
@@ -84,7 +84,7 @@ def rendered(
 def template_names(template: str) -> tuple[list[str], dict[str, list[str]]]:
     """The words that a template holds, and the names that it reads, each with the texts that it is compared with.
 
-    A template that cannot be read has none; that is said where it is used.
+    A template that cannot be read has none. That is said where it is used.
     """
     found: dict[str, Any] = _asked({"template": template})
     return found.get("words", []), found.get("names", {})
@@ -92,7 +92,7 @@ def template_names(template: str) -> tuple[list[str], dict[str, list[str]]]:
 
 @contextmanager
 def _watched(process: subprocess.Popen[str], seconds: float) -> Iterator[Callable[[], bool]]:
-    """Waits for a process to say something, for so long; where the system cannot, the process is killed then."""
+    """Waits for a process to say something, for so long. Where the system cannot, the process is killed then."""
     if process.stdout is not None and hasattr(select, "poll"):
         asked = select.poll()  # not select.select: a server has more open files than that can take
         asked.register(process.stdout, select.POLLIN | select.POLLHUP)
@@ -132,7 +132,7 @@ class _Renderer:
             raise UserError("Chat templates run in a process of their own, which did not start: install jinja2.")
 
     def ask(self, question: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The answer; None where there came none in time, and the process is gone."""
+        """The answer. None where there came none in time, and the process is gone."""
         line = ""
         with suppress(OSError):
             line = self._line(_PATIENCE, json.dumps(question) + "\n")

@@ -44,7 +44,7 @@ class ModelSettings(Settings):
 
     @classmethod
     def placed(cls, values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-        """See `Settings`; other kinds of models have places of their own."""
+        """See `Settings`. Other kinds of models have places of their own."""
         found = super().placed(values, folder)
         for kind in cls.__subclasses__():
             found = kind.placed(found, folder)

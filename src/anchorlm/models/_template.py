@@ -48,7 +48,7 @@ class ChatWriter:
 
     Args:
         tokenizer: With its special tokens.
-        template: A chat template; None for `PLAIN_TEMPLATE`.
+        template: A chat template. None for `PLAIN_TEMPLATE`.
         options: Variables of the template, such as `enable_thinking`.
     """
 
@@ -67,7 +67,7 @@ class ChatWriter:
         return find_markers(self._tokenizer, self.template or PLAIN_TEMPLATE)
 
     def like(self, options: Mapping[str, Any]) -> ChatWriter:
-        """The same with other variables; what the template writes between turns, and around a thought, stays known."""
+        """The same with other variables. What the template writes between turns, and around a thought, stays known."""
         other = ChatWriter(self._tokenizer, self.template, {**self.options, **options})
         other.__dict__["markers"], other.__dict__["channel"] = self.markers, self.channel
         if "tools" in self.__dict__:
@@ -81,7 +81,7 @@ class ChatWriter:
 
     @cached_property
     def channel(self) -> Channel | None:
-        """Where thoughts stand; None where the template knows none."""
+        """Where thoughts stand. None where the template knows none."""
         return None if self.template is None else find_channel(self._tokenizer, self.template, self.options)
 
     @cached_property
@@ -102,7 +102,7 @@ class ChatWriter:
         """The turns of a conversation of texts, cleaned.
 
         Raises:
-            UserError: A message without a known role or text, no message at all, or an empty last turn; or calls of
+            UserError: A message without a known role or text, no message at all, or an empty last turn. Or calls of
                 tools that the template does not write.
         """
         turns = [self._turn(message) for message in messages]
@@ -152,7 +152,7 @@ class ChatWriter:
         """The text of a conversation: every word of every turn is in it.
 
         A template without a system role gets the system text at the head of the next turn, or as a turn of the user
-        where there is none; one that knows contents as lists of parts gets those.
+        where there is none. One that knows contents as lists of parts gets those.
 
         Raises:
             UserError: See `encode`.

@@ -17,7 +17,7 @@ from anchorlm.models._template import chosen_template
 from anchorlm.records import UserError
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
-"""Any of these is a tokenizer; a `tokenizer_config.json` alone is none."""
+"""Any of these is a tokenizer. A `tokenizer_config.json` alone is none."""
 
 
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
@@ -52,7 +52,7 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
 
 
 def _bare(settings: ModelSettings) -> Origin | None:
-    """A folder with a tokenizer and no model, as one keeps it for a server that runs the model; None if it is none."""
+    """A folder with a tokenizer and no model, as one keeps it for a server that runs the model. None if it is none."""
     folder = Path(settings.path)
     model = any((folder / name).exists() for name in ("config.json", ADAPTER)) or settings.gguf_file is not None
     bare = not model and settings.adapter is None and _holds_tokenizer(settings.path)
@@ -60,12 +60,12 @@ def _bare(settings: ModelSettings) -> Origin | None:
 
 
 def entries(adapter: str) -> int:
-    """How many entries the tokenizer has that lies with an adapter; 0 where there is none, or it cannot be read."""
+    """How many entries the tokenizer has that lies with an adapter. 0 where there is none, or it cannot be read."""
     return max((index for _, index in _ids(Path(adapter) / "tokenizer.json")), default=-1) + 1
 
 
 def template_of(folder: str) -> Any:
-    """The chat template that lies in a folder, with a tokenizer or alone; None where there is none."""
+    """The chat template that lies in a folder, with a tokenizer or alone. None where there is none."""
     place = Path(folder)
     if (file := place / "chat_template.jinja").is_file():
         return _read_template(str(file))
@@ -98,7 +98,7 @@ def _load(source: str, found: Origin, settings: ModelSettings) -> PreTrainedToke
 
 
 def _base_template(found: Origin, settings: ModelSettings) -> Any:
-    """The template of the base; an adapter that brings no other was trained with it, or with none."""
+    """The template of the base. An adapter that brings no other was trained with it, or with none."""
     try:
         return _load(found.base, found, settings).chat_template
     except UserError:  # the adapter's tokenizer is all there is
@@ -138,7 +138,7 @@ def _check_ids(source: str, revision: str | None, path: str) -> None:
 
 
 def _ids(file: Path) -> list[tuple[str, int]]:
-    """Every token of a tokenizer.json with the id that it has there; what is damaged is found where it is loaded."""
+    """Every token of a tokenizer.json with the id that it has there. What is damaged is found where it is loaded."""
     try:
         data = json.loads(file.read_text("utf-8"))
         vocabulary = data["model"]["vocab"]

@@ -24,7 +24,7 @@ _LONGEST = 100_000_000
 
 
 def weight_files(path: str, revision: str | None = None) -> list[Path] | None:
-    """The safetensors of which transformers would load a checkpoint; None where they are not on this machine.
+    """The safetensors of which transformers would load a checkpoint. None where they are not on this machine.
 
     Raises:
         UserError: Its index is damaged, or names files that are not there.
@@ -75,7 +75,7 @@ def headers(files: Iterable[Path]) -> dict[str, Tensor]:
 
 
 def _header(file: Path) -> tuple[int, dict[str, Any]]:
-    """Where the contents of safetensors begin, and what they are; the library would map all of a file into memory."""
+    """Where the contents of safetensors begin, and what they are. The library would map all of a file into memory."""
     try:
         size = file.stat().st_size
         with file.open("rb") as opened:
@@ -95,8 +95,8 @@ def _header(file: Path) -> tuple[int, dict[str, Any]]:
 def digest(files: Sequence[Path]) -> str:
     """Names what safetensors hold: every tensor's name, format, shape and bytes.
 
-    It is the same for the same tensors in one file or in many, wherever they lie. All bytes are read once a process;
-    a file that was read is known by its place, inode, size and times.
+    It is the same for the same tensors in one file or in many, wherever they lie. All bytes are read once a process.
+    A file that was read is known by its place, inode, size and times.
 
     Raises:
         UserError: A file is damaged.

@@ -4,7 +4,7 @@ from enum import IntEnum
 
 
 class Access(IntEnum):
-    """How much of a model an engine offers; each rung includes those below."""
+    """How much of a model an engine offers. Each rung includes those below."""
 
     TEXT = 1
     LOGPROBS = 2

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -30,18 +29,18 @@ class ModelStamp:
     """Identifies a model, so what was fitted on it is never used on another.
 
     Attributes:
-        name: What it was loaded from; only shown.
+        name: What it was loaded from. Only shown.
         architecture: `model_type` of the text decoder.
         layers: Decoder blocks.
         hidden_size: Width of the residual stream.
         tokenizer: Digest of the vocabulary.
         template: Digest of the chat template, by which prompts are written.
-        shapes: Digest of the names and shapes of the weights; empty where quantization packs them.
+        shapes: Digest of the names and shapes of the weights. Empty where quantization packs them.
         dtype: Number format in which it was loaded.
-        sample: Some of its weights; empty where they were not read, because only the configuration was looked at.
-        files: Digest of the files of its weights, adapters included; empty where it has none. Two models of the same
+        sample: Some of its weights. Empty where they were not read, because only the configuration was looked at.
+        files: Digest of the files of its weights, adapters included. Empty where it has none. Two models of the same
             files are the same in every number format.
-        revision: Commit of the Hub's repository, where it came from there; only shown, because weights are compared.
+        revision: Commit of the Hub's repository, where it came from there. Only shown, because weights are compared.
     """
 
     name: str
@@ -62,7 +61,7 @@ class ModelStamp:
         return {name: value for name, value in asdict(self).items() if name not in ("name", "revision", "files")}
 
     def difference(self, other: ModelStamp) -> str | None:
-        """In what `other` is another model, in a few words; None if it is the same one."""
+        """In what `other` is another model, in a few words. None if it is the same one."""
         for name in ("architecture", "layers", "hidden_size"):
             mine, its = getattr(self, name), getattr(other, name)
             if mine != its:
@@ -87,11 +86,17 @@ class ModelStamp:
         return None if alike else "other weights"
 
 
+def _version() -> str:
+    from importlib.metadata import version  # takes a while, and few need it
+
+    return version("anchorlm")
+
+
 @dataclass(frozen=True, slots=True)
 class Artifact:
     """Something fitted: tensors, and everything that tells where they come from.
 
-    A folder with `artifact.safetensors` and `artifact.json`; never a pickle.
+    A folder with `artifact.safetensors` and `artifact.json`. Never a pickle.
 
     Attributes:
         kind: What was fitted, such as `inferaligner`.
@@ -109,7 +114,7 @@ class Artifact:
     settings: Mapping[str, Any]
     figures: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
-    library: str = field(default_factory=lambda: version("anchorlm"))
+    library: str = field(default_factory=_version)
 
     @property
     def id(self) -> str:
@@ -122,7 +127,7 @@ class Artifact:
         return digest.hexdigest()[:12]
 
     def save(self, folder: str | Path) -> Path:
-        """Writes the folder; files of an artifact that was there are replaced.
+        """Writes the folder. Files of an artifact that was there are replaced.
 
         Raises:
             UserError: The folder cannot be made.
@@ -154,7 +159,7 @@ class Artifact:
 
         Args:
             folder: Where it was saved.
-            kind: What it must be; None: whatever it is.
+            kind: What it must be. None: whatever it is.
 
         Raises:
             UserError: No artifact, one of another kind, or one whose files do not belong together.

@@ -12,7 +12,7 @@ def wilson(hits: float, n: float) -> tuple[float, float]:
 
     Args:
         hits: How often it happened.
-        n: Out of how many, a fraction where it is an effective number; with none, the interval is all of [0, 1].
+        n: Out of how many, a fraction where it is an effective number. With none, the interval is all of [0, 1].
     """
     if n == 0:
         return 0.0, 1.0

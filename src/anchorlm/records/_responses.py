@@ -8,7 +8,7 @@ from anchorlm.records._thoughts import ThoughtDelta
 from anchorlm.records._tools import ToolCall
 
 FinishReason = Literal["stop", "length", "refusal", "tool_calls"]
-"""`stop`: the model ended its turn; `length`: `max_new_tokens` reached; `refusal`: the configured refusal was given;
+"""`stop`: the model ended its turn. `length`: `max_new_tokens` reached. `refusal`: the configured refusal was given.
 `tool_calls`: the model calls tools, and waits for their results.
 """
 
@@ -49,7 +49,7 @@ class TokenScore:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """A piece of the response; the pieces in order are the whole text.
+    """A piece of the response. The pieces in order are the whole text.
 
     Attributes:
         text: Its text.
@@ -92,13 +92,13 @@ class Response:
 
     Attributes:
         text: What the user may see.
-        token_ids: Its tokens in the target's vocabulary, without the prompt and without the end-of-turn token; empty
+        token_ids: Its tokens in the target's vocabulary, without the prompt and without the end-of-turn token. Empty
             for a configured refusal.
         finish_reason: Why it ended.
         usage: What it cost.
         trace: What the defense decided, in order.
-        scores: One for each of `token_ids`, if `logprobs` asked for them; None if not, or if the defense knows none.
-        thought: What the model thought before it answered, where the guard shows thoughts; else None.
+        scores: One for each of `token_ids`, if `logprobs` asked for them. None if not, or if the defense knows none.
+        thought: What the model thought before it answered, where the guard shows thoughts. Else None.
         calls: The tools that the model calls.
     """
 

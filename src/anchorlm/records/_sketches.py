@@ -27,7 +27,7 @@ def asked(prompt: Messages | str) -> str:
 
 
 def shingles(text: str) -> frozenset[str]:
-    """By which texts are compared: word triples of `plain`; of few words, as where none are written apart, triples of
+    """By which texts are compared: word triples of `plain`. Of few words, as where none are written apart, triples of
     characters.
     """
     words = plain(text).split()
@@ -52,7 +52,7 @@ def sketch(text: str) -> str:
 
 
 def sketches(prompts: Iterable[Messages | str]) -> list[str]:
-    """Of what each prompt asks, for an artifact that was fitted on them; equal ones once."""
+    """Of what each prompt asks, for an artifact that was fitted on them. Equal ones once."""
     return sorted({sketch(asked(prompt)) for prompt in prompts})
 
 
@@ -81,7 +81,7 @@ class Sketches:
                 self._places[piece].append(number)
 
     def most_like(self, sketch: str) -> float:
-        """The largest `likeness` of any of them; 0 where there are none."""
+        """The largest `likeness` of any of them. 0 where there are none."""
         if sketch[:16] in self._digests:
             return 1.0
         shared = Counter(number for piece in _pieces(sketch) for number in self._places.get(piece, ()))

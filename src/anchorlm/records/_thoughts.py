@@ -52,10 +52,10 @@ def checked_thoughts(given: ThoughtSettings | Mapping[str, Any] | str) -> Though
 
 @dataclass(frozen=True, slots=True)
 class ThoughtDelta:
-    """A piece of the thought before a response; the pieces in order are the whole thought.
+    """A piece of the thought before a response. The pieces in order are the whole thought.
 
     Attributes:
-        text: Its text; empty where a token only opens or ends the thought.
+        text: Its text. Empty where a token only opens or ends the thought.
         tokens: How many tokens of the target it took.
     """
 

@@ -61,11 +61,11 @@ class ToolUse:
 
 
 def checked_tools(tools: Any, choice: Any = None, *, several: bool = True) -> ToolUse | None:
-    """The tools of a request in OpenAI's form; None where there are none to call.
+    """The tools of a request in OpenAI's form. None where there are none to call.
 
     Args:
         tools: A list of them, or None.
-        choice: `auto`, `none`, `required`, or the form that names one tool; None: `auto`.
+        choice: `auto`, `none`, `required`, or the form that names one tool. None: `auto`.
         several: Whether one answer may hold several calls.
 
     Raises:

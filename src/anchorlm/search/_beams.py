@@ -18,8 +18,8 @@ class Beam:
     Attributes:
         proposal: What writes it.
         state: The budget left, where a cost is counted.
-        score: By which beams are compared; higher wins, and `-inf` never survives.
-        reason: Why it ended; None while it goes on. A block that is full has not ended.
+        score: By which beams are compared. Higher wins, and `-inf` never survives.
+        reason: Why it ended. None while it goes on. A block that is full has not ended.
         start: The response's length before the last block.
         cost: Of the text so far, according to the cost model.
         reward: Of the text so far, according to the reward model.
@@ -47,7 +47,7 @@ class Beam:
         return Beam(self.proposal.fork(), self.state, cost=self.cost, reward=self.reward)
 
     def close(self) -> None:
-        """Gives the rows back; the tokens stay known."""
+        """Gives the rows back. The tokens stay known."""
         if self.closed is None:
             self.closed = tuple(self.proposal.response)
             row = self.proposal.row
@@ -70,7 +70,7 @@ class SearchPlan:
     Attributes:
         beams: N: continuations in a round, all survivors together.
         keep: K: how many survive a round.
-        block: Tokens of a block; a whole response is one block of its room.
+        block: Tokens of a block. A whole response is one block of its room.
         room: Most tokens of the response.
         rounds: Most blocks.
         retries: How often a round in which every beam failed is sampled again.
@@ -95,7 +95,7 @@ class Found:
     """What a search came to.
 
     Attributes:
-        beams: The survivors of the last round, best first; beams that failed are not among them.
+        beams: The survivors of the last round, best first. Beams that failed are not among them.
         rounds: Blocks that were written.
         retries: Rounds that were sampled again.
         generated: Tokens that were sampled in all.
@@ -108,17 +108,17 @@ class Found:
 
 
 async def search(roots: Sequence[Beam], plan: SearchPlan, generation: GenerationSettings, score: Score) -> Found:
-    """Blockwise beam search under a score; best-of-N is one block, greedy writing one beam, and AlignBeam's candidates
+    """Blockwise beam search under a score. Best-of-N is one block, greedy writing one beam, and AlignBeam's candidates
     are one block from a root for each first token.
 
-    Each round every unfinished survivor is continued, so there are N beams in all, finished ones included; the
+    Each round every unfinished survivor is continued, so there are N beams in all, finished ones included. The
     best K survive. Where none did, the round is sampled again from the same survivors, with a penalty on the tokens
     that the failed beams had in common. It ends when nothing unfinished survives or a finished beam leads.
 
     Args:
-        roots: The beams to start from, at most `plan.beams`; no more rows than that are used in all.
+        roots: The beams to start from, at most `plan.beams`. No more rows than that are used in all.
         plan: Sizes and bounds.
-        generation: How tokens are chosen; each continuation gets a seed of its own.
+        generation: How tokens are chosen. Each continuation gets a seed of its own.
         score: Scores the beams after each block.
     """
     found, live, done = Found([]), list(roots), list[Beam]()
@@ -164,8 +164,8 @@ async def write(beam: Beam, plan: SearchPlan, generation: GenerationSettings, in
     """What a search writes of one of its roots in its first block, by itself.
 
     Args:
-        beam: The root; it has ended then.
-        plan: Sizes; the block is the whole response.
+        beam: The root. It has ended then.
+        plan: Sizes. The block is the whole response.
         generation: How tokens are chosen.
         index: Its place among the roots, which tells its seed.
     """
@@ -188,7 +188,7 @@ async def _extend(
 
 
 def _seed(seed: int, *places: int) -> int:
-    """A seed for one continuation, which depends on its place in the search alone; the first of one has the request's.
+    """A seed for one continuation, which depends on its place in the search alone. The first of one has the request's.
 
     `random.Random` takes integers of any size.
     """

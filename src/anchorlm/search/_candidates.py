@@ -17,7 +17,7 @@ class Candidate:
         text: The response.
         token_ids: Its tokens in the target's vocabulary.
         finish_reason: Why it ended.
-        log_probability: By which equal candidates are told apart, higher wins; None: by their order.
+        log_probability: By which equal candidates are told apart, higher wins. None: by their order.
         scores: How likely each token was, where that is to be known.
         blank: Whether what would be given of it says nothing.
     """
@@ -51,7 +51,7 @@ class Choice:
 def select_safest(
     candidates: Sequence[Candidate], grades: Sequence[Grade], max_harm: float, comfort: float = 1.0
 ) -> Choice | None:
-    """The likeliest candidate that is `comfort` under `max_harm`; where none is, the least harmful that passes.
+    """The likeliest candidate that is `comfort` under `max_harm`. Where none is, the least harmful that passes.
 
     A candidate that says nothing never wins. Of equally harmful ones the likelier wins, of equally likely ones the
     earlier.

@@ -8,11 +8,11 @@ from torch import Tensor, arange, as_tensor, float64
 def spend(left: float, costs: Tensor, gamma: float = 1.0) -> float:
     """The budget left after some tokens (InferenceGuard, arXiv 2502.01208): `z <- g^-m (z - sum_{k<m} g^k C_k)`.
 
-    Token by token this is `z <- (z - C) / g`; a block of any length gives the same as its tokens one by one.
+    Token by token this is `z <- (z - C) / g`. A block of any length gives the same as its tokens one by one.
 
     Args:
         left: z, the budget left, as seen from the first of the tokens.
-        costs: What each token costs (m,); costs below 0 count as 0, so harmless words earn nothing that harm could
+        costs: What each token costs (m,). Costs below 0 count as 0, so harmless words earn nothing that harm could
             be paid from later.
         gamma: Discount per token, above 0 and at most 1. Below 1, what is said late weighs less: the sum of the costs
             may then reach `d / gamma ** T` for a budget of d.
@@ -35,7 +35,7 @@ class SafetyState:
     over it whatever follows.
 
     Attributes:
-        left: z; below 0, the budget is spent.
+        left: z. Below 0, the budget is spent.
         worst: The highest cost of a prefix that was read, at least 0.
     """
 
@@ -48,7 +48,7 @@ class SafetyState:
         return self.left >= -_ROUNDING
 
     def after(self, tokens: int, cost: float, gamma: float = 1.0) -> SafetyState:
-        """The state `tokens` later, where the whole text so far costs `cost`; the last token is charged for it."""
+        """The state `tokens` later, where the whole text so far costs `cost`. The last token is charged for it."""
         worst = self.worst if cost <= self.worst else cost  # what is not a number stays so, and is over every budget
         charged = [0.0] * (max(tokens, 1) - 1) + [worst - self.worst]
         left = spend(self.left, as_tensor(charged, dtype=float64), gamma) if tokens else self.left - charged[-1]

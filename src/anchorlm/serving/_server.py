@@ -38,7 +38,7 @@ _NO_HTTP = "Invalid HTTP request received."
 
 
 class _NoStack(logging.Filter):
-    """Says what kind of error there was; where it happened, and what it said, may tell of prompts and paths.
+    """Says what kind of error there was. Where it happened, and what it said, may tell of prompts and paths.
 
     A client that does not read its stream is none, nor is an answer that the end of the server cuts off: the audit log
     says that it was left. That something came which is no HTTP is said once a second: a flood would fill the log.
@@ -79,10 +79,10 @@ class Server(uvicorn.Server):
     Ctrl-C cuts them off, and a third ends the process. With keys and without a terminal, SIGHUP reads the keys again.
 
     Args:
-        served: The guards; what is no sequence is gone through, and so loaded, once the server can be reached.
+        served: The guards. What is no sequence is gone through, and so loaded, once the server can be reached.
         settings: Limits and habits.
-        listening: Told the address as soon as the guards are loaded; they are still being tested then.
-        sockets: Those of `listen`, for `serve_forever`; by default it binds its own.
+        listening: Told the address as soon as the guards are loaded. They are still being tested then.
+        sockets: Those of `listen`, for `serve_forever`. By default it binds its own.
 
     Raises:
         UserError: As `create_app`.
@@ -137,7 +137,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """See uvicorn; what was told by a signal is for anyone who serves to say, in its exit status."""
+        """See uvicorn. What was told by a signal is for anyone who serves to say, in its exit status."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -186,7 +186,7 @@ class Server(uvicorn.Server):
 
     @property
     def address(self) -> str:
-        """Where the server listens; the port is known once it does."""
+        """Where the server listens. The port is known once it does."""
         port = self._settings.port
         for server in getattr(self, "servers", []):
             port = server.sockets[0].getsockname()[1]

@@ -91,10 +91,10 @@ class ServerState:
         self.models = models
 
     def model(self, id: str | None) -> ServedModel:
-        """The guard of a name; without one, the first.
+        """The guard of a name. Without one, the first.
 
         Raises:
-            ApiError: 404; 503 while there is none yet.
+            ApiError: 404. 503 while there is none yet.
         """
         if not self.models:
             raise self.not_ready()
@@ -159,7 +159,7 @@ class ServerState:
         self._take(await loaded)
 
     async def start(self) -> None:
-        """Loads and tests every guard, and measures its bare target; the server is ready only if all pass."""
+        """Loads and tests every guard, and measures its bare target. The server is ready only if all pass."""
         if self._coming is not None:
             try:
                 await self._load()
@@ -192,7 +192,7 @@ class ServerState:
         self.ready = not self.wrong
 
     async def note(self, event: str, fields: Mapping[str, Any], deadline: float) -> None:
-        """Writes a line of the audit log; it is written even if the one who waits for it is gone before.
+        """Writes a line of the audit log. It is written even if the one who waits for it is gone before.
 
         Args:
             event: What happened.
@@ -213,7 +213,7 @@ class ServerState:
             self._audit.late()
 
     def note_later(self, event: str, fields: Mapping[str, Any]) -> None:
-        """The same for what no one waits for; that it could not be written is counted."""
+        """The same for what no one waits for. That it could not be written is counted."""
         if self._audit.on:
             self.later(self._write(event, fields))
 

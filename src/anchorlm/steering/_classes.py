@@ -16,7 +16,7 @@ Named = dict[str, list[Messages | str]]
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Prompts by class, those that fit and, by the name of their set, those that are held out to measure; and all of
+    """Prompts by class, those that fit and, by the name of their set, those that are held out to measure. And all of
     them as they were given.
     """
 
@@ -58,7 +58,7 @@ def split_prompts(
 def distinct_sets(
     harmful: Mapping[str, Sequence[Messages | str]], harmless: Mapping[str, Sequence[Messages | str]]
 ) -> tuple[Named, Named]:
-    """The prompts of each set, each once; one that is in several sets of a class stays in the first.
+    """The prompts of each set, each once. One that is in several sets of a class stays in the first.
 
     Raises:
         UserError: A prompt is in both classes.

@@ -25,7 +25,7 @@ class Directions:
 
 
 def harm_directions(harmful: Moments, harmless: Moments) -> Directions:
-    """`v_l`: mean over harmful minus mean over harmless activations, normalized; the paper's extraction."""
+    """`v_l`: mean over harmful minus mean over harmless activations, normalized. The paper's extraction."""
     difference = harmful.mean - harmless.mean
     length = difference.norm(dim=-1)
     return Directions(difference / length.clamp_min(1e-12)[:, None], length)
@@ -41,7 +41,7 @@ def fisher_directions(harmful: Moments, harmless: Moments, shrinkage: float = 0.
     Args:
         harmful: Moments of the one class.
         harmless: Moments of the other.
-        shrinkage: lambda over the mean variance; the larger, the nearer to the mean difference.
+        shrinkage: lambda over the mean variance. The larger, the nearer to the mean difference.
     """
     centered = [moments.sample - moments.mean[:, None] for moments in (harmful, harmless)]
     rows = torch.cat(centered, dim=1).double()  # (L, n, H)

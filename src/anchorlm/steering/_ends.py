@@ -26,7 +26,7 @@ async def prompt_activations(
 
     Args:
         engine: Runs the model.
-        prompts: Conversations; a text counts as one turn of the user.
+        prompts: Conversations. A text counts as one turn of the user.
         pooling: `both`: behind it the mean over the prompt's own tokens, (L, 2 H).
     """
     start = own_start(engine.model) if pooling == "both" else None
@@ -56,7 +56,7 @@ async def _read(engine: Engine, written: Sequence[list[int]], start: int | None)
 
 
 async def _behind(engine: Engine, written: Sequence[list[int]], common: int, start: int | None) -> list[Tensor]:
-    """Prompts with a common beginning, in forks of one sequence; alone where the engine does not hold so many."""
+    """Prompts with a common beginning, in forks of one sequence. Alone where the engine does not hold so many."""
     rest = max(map(len, written)) - common
     try:
         async with engine.open(written[0][:common], rows=len(written), room=rest) as row:
@@ -72,7 +72,7 @@ async def _behind(engine: Engine, written: Sequence[list[int]], common: int, sta
 
 
 async def _alone(engine: Engine, ids: list[int], start: int | None = None) -> Tensor:
-    """The residual stream (L, H) at the last token of a prompt; with the mean from `start` on, (L, 2 H)."""
+    """The residual stream (L, H) at the last token of a prompt. With the mean from `start` on, (L, 2 H)."""
     async with engine.open(ids) as row:
         return (await row.activations((len(ids) - 1,), mean_from(start, len(ids) - 1)))[:, 0].cpu()
 

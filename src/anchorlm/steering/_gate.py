@@ -16,7 +16,7 @@ class Gate:
     typical harmless one, and 0 the paper's threshold, on any layer of any model.
 
     Attributes:
-        direction: (L, H) unit vectors s_l; of two gates in one (`joined`) those of both, (L, 2 H).
+        direction: (L, H) unit vectors s_l. Of two gates in one (`joined`) those of both, (L, 2 H).
         bias: (L,) b_l: minus the mean projection of balanced training prompts.
         scale: (L,) half the distance between the class means' projections.
     """

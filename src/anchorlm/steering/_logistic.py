@@ -9,7 +9,7 @@ _STEPS, _CLOSE = 50, 1e-8
 def logistic(rows: Tensor, harmful: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
     """Logistic regression with an L2 penalty, by Newton's method in the span of the rows.
 
-    Minimizes the mean log-loss plus `penalty / 2 |w|^2`; the offset is not penalized. Columns are taken as they are.
+    Minimizes the mean log-loss plus `penalty / 2 |w|^2`. The offset is not penalized. Columns are taken as they are.
 
     Args:
         rows: (n, d).

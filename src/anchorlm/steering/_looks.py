@@ -43,10 +43,10 @@ class Look:
 
 
 def looks(request: Messages | str) -> list[Look]:
-    """Everything that a gate reads of a request; the worst of it decides. The first is the whole request.
+    """Everything that a gate reads of a request. The worst of it decides. The first is the whole request.
 
     Of a conversation: the whole, its beginning up to the end of every user's turn, and every turn by itself as if a
-    user had just said it. By itself, because what came before hides harm from a gate; a system's or an assistant's turn
+    user had just said it. By itself, because what came before hides harm from a gate. A system's or an assistant's turn
     too, because the client wrote those as well. And what the words of a turn hide from each other: a turn of more than
     one sentence is read in pieces, too, but an assistant's, whose single sentences no one asks. Of a raw text: the same
     text as a user's turn, and its pieces as turns, because it may hold turns of its own, a request in its middle, or an
@@ -120,13 +120,13 @@ async def look_activations(
 ) -> list[Tensor]:
     """The residual stream (L, H) after every block at the end of each look, in order.
 
-    Ends of turns that lie in the conversation as it is written are read there, in one sequence; whatever else there is
+    Ends of turns that lie in the conversation as it is written are read there, in one sequence. Whatever else there is
     has sequences of its own, next to it in the same forward. For what says nothing by itself the whole request stands.
 
     Args:
         engine: Runs the model.
-        shown: What to read; first the whole request.
-        row: A sequence that holds the whole request already, perhaps; if it does, it is read.
+        shown: What to read. First the whole request.
+        row: A sequence that holds the whole request already, perhaps. If it does, it is read.
         pooling: `both`: behind them the mean over each look's own tokens, (L, 2 H).
         heard: Is told the logits after each look at the end of a sequence: they come with the same forward.
 

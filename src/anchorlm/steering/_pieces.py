@@ -33,7 +33,7 @@ def pieces(texts: Sequence[str]) -> list[list[str]]:
     """What a gate reads of each text next to the whole, because a sentence that follows hides what stands before it.
 
     Of a text that is one sentence: nothing. Of short texts: every line, every sentence and every two that follow each
-    other. A sentence alone, because a harmless one next to it hides it; two, because a request is often told in two.
+    other. A sentence alone, because a harmless one next to it hides it. Two, because a request is often told in two.
     Before noise, also the words in front of it, which the noise would hide.
 
     All the pieces together cost at most about as much as the texts themselves and 2,000 characters: longer texts are

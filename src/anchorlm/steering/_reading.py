@@ -28,7 +28,7 @@ class Reading:
         reader: Who read.
         layers: The blocks that decided.
         scores: The projection after every block, in units of half the distance between the classes.
-        score: Their mean over the gate's layers; where both read, the mean of the two scores.
+        score: Their mean over the gate's layers. Where both read, the mean of the two scores.
         threshold: Above which the gate opens.
         open: Whether it does.
         parts: Where both read, what each of them read.
@@ -137,7 +137,7 @@ class GateReader:
             target: Runs the target.
             anchor: Runs the other reader, if it reads.
             row: The target's sequence, nothing but the request read.
-            bias: Added to the score: the larger, the more often the gate opens; of the mean, where both read.
+            bias: Added to the score: the larger, the more often the gate opens. Of the mean, where both read.
             layers: Whose scores are averaged.
             heard: Is told what the anchor would say first, where the anchor reads.
 

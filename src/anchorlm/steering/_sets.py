@@ -20,7 +20,7 @@ class PromptSets:
     """Sets of prompts next to those that are given, each reported by itself.
 
     A gate that has seen harmful prompts and everyday ones alone tells them by their form. Look-alikes, harmless prompts
-    in the words of harmful ones, make it read what is asked for; tasks are those of the target's domain.
+    in the words of harmful ones, make it read what is asked for. Tasks are those of the target's domain.
 
     Attributes:
         harmful: Those on which the gate should open, by name.
@@ -32,7 +32,7 @@ class PromptSets:
 
     @property
     def data(self) -> dict[str, Any]:
-        """What an artifact keeps of them: of each its size, digest and sketches; nothing where there are none."""
+        """What an artifact keeps of them: of each its size, digest and sketches. Nothing where there are none."""
         kept = {
             name: {"n": len(prompts), "digest": prompts_digest(prompts), "sketches": sketches(prompts)}
             for sets in (self.harmful, self.harmless)

@@ -10,7 +10,7 @@ from anchorlm.records import Messages
 from anchorlm.steering import LOOK_ALIKES, PLAIN, TASKS, TWINS, PromptSets
 
 Part = Literal["train", "fit", "calibrate", "held"]
-"""What a prompt is for: adapters learn on `train`, gates on `fit`; `calibrate` chooses settings, `held` grades."""
+"""What a prompt is for: adapters learn on `train`, gates on `fit`. `calibrate` chooses settings, `held` grades."""
 
 ATTACKS, WRAPPED = "wrapped attacks", "harmless wrappings"
 NOISY_HARM, NOISY = "harmful before noise", "harmless before noise"
@@ -28,7 +28,7 @@ def shipped_prompts(*parts: Part) -> PromptSets:
 
     Look-alikes and their harmful twins differ in what is asked for and not in the words of alarm. Harmful twins stand
     in the wrappings of attacks, and look-alikes in harmless wrappings. Optimized attacks end in noise, so both
-    classes stand before some; and turns that only ask to go on say nothing of harm.
+    classes stand before some. And turns that only ask to go on say nothing of harm.
 
     Args:
         parts: Which of them.

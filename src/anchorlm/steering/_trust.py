@@ -32,7 +32,7 @@ def answer_of(artifact: Artifact) -> str:
 
 
 def uncalibrated(artifact: Artifact) -> str | None:
-    """What is to be known of an InferAligner whose settings were chosen on nothing, in one sentence with the remedy;
+    """What is to be known of an InferAligner whose settings were chosen on nothing, in one sentence with the remedy.
     None if they were.
     """
     if artifact.kind != KIND or _calibrated(artifact):

@@ -1,4 +1,4 @@
-"""What stands for a model becomes an engine, a judge or a scorer; together they are the team of a guard."""
+"""What stands for a model becomes an engine, a judge or a scorer. Together they are the team of a guard."""
 
 from typing import TYPE_CHECKING
 

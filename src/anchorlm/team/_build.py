@@ -19,7 +19,7 @@ def build_judge(settings: JudgeSettings, engine: Engine | None, *, weights: bool
     Args:
         settings: Its kind, model and options.
         engine: Runs the model of a rubric or guard judge.
-        weights: Without them a classifier can grade nothing, but is checked as far as its configuration goes; a
+        weights: Without them a classifier can grade nothing, but is checked as far as its configuration goes. A
             Python function is not looked at.
 
     Raises:
@@ -54,7 +54,7 @@ def build_scorer(
         settings: Its kind, source and options.
         judge: The judge that is turned into a cost, if it is one: what `settings.judged` describes.
         grader: Runs the model that grades by a rubric, if it is one.
-        weights: Without them a classifier can score nothing, but is checked as far as its configuration goes; a
+        weights: Without them a classifier can score nothing, but is checked as far as its configuration goes. A
             Python function is not looked at.
 
     Raises:

@@ -28,7 +28,7 @@ def loaded(function: str, run: bool = True) -> Score:
 
     Args:
         function: Its module and its name in there.
-        run: Whether it may be imported at all; without, the result fails whenever it is called.
+        run: Whether it may be imported at all. Without, the result fails whenever it is called.
 
     Raises:
         UserError: Code is not allowed, or there is no such function.

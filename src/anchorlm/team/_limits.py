@@ -21,7 +21,7 @@ async def in_time(work: Awaitable[T], name: str, seconds: float | None) -> T:
     Args:
         work: Brings it.
         name: Of the model, for the error.
-        seconds: How long to wait; None: as long as it takes.
+        seconds: How long to wait. None: as long as it takes.
 
     Raises:
         DefenseError: It said nothing in that time.
@@ -36,12 +36,12 @@ async def in_time(work: Awaitable[T], name: str, seconds: float | None) -> T:
 
 
 def timed(engine: Engine, seconds: float | None) -> Engine:
-    """The engine of an anchor that has failed when it says nothing for so many seconds; None: the engine as it is."""
+    """The engine of an anchor that has failed when it says nothing for so many seconds. None: the engine as it is."""
     return engine if seconds is None else cast("Engine", _TimedEngine(engine, seconds))
 
 
 class _TimedEngine:
-    """An engine whose logits and activations come in time or not at all; everything else is the engine's own."""
+    """An engine whose logits and activations come in time or not at all. Everything else is the engine's own."""
 
     def __init__(self, engine: Engine, seconds: float) -> None:
         self._engine = engine

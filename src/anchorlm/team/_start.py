@@ -26,7 +26,7 @@ ScorerLike: TypeAlias = "Scorer | Judge | ScorerSettings | Mapping[str, Any] | s
 
 
 def start_engine(model: ModelLike, limits: EngineSettings, started: Started) -> Engine:
-    """An engine for whatever stands for a model; equal settings share one, other limits share the weights."""
+    """An engine for whatever stands for a model. Equal settings share one, other limits share the weights."""
     if isinstance(model, str | Path | Mapping):
         model = model_settings(dict(model)) if isinstance(model, Mapping) else {"path": str(model)}
         model = model if isinstance(model, ModelSettings) else ModelSettings.parse(model, where="a model")

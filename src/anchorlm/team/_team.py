@@ -18,7 +18,7 @@ class Offer:
 
     Attributes:
         target: How much of the target is within reach.
-        anchor: How much of the anchor; None if there is none.
+        anchor: How much of the anchor. None if there is none.
         judge: Whether there is a judge.
         cost: Whether there is a cost model.
         reward: Whether there is a reward model.
@@ -75,7 +75,7 @@ class Needs:
 
     Attributes:
         target: How much of the target it uses.
-        anchor: How much of an anchor it uses; None if it has no use for one.
+        anchor: How much of an anchor it uses. None if it has no use for one.
         judge: Whether it needs a judge.
         cost: Whether it needs a cost model.
         reward: Whether it needs a reward model.
@@ -96,7 +96,7 @@ class Needs:
         return getattr(self, role) not in (None, False) and role not in self.optional
 
     def gaps(self, name: str, offer: Offer) -> list[str]:
-        """What stands between a defense and its models: one sentence each, with the remedy; none if it can work.
+        """What stands between a defense and its models: one sentence each, with the remedy. None if it can work.
 
         Args:
             name: Of the defense.

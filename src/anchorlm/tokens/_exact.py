@@ -52,7 +52,7 @@ async def exact_projection(
     choice, or contradict those that were written.
 
     Args:
-        next_probs: The anchor, as a function; may be a coroutine function.
+        next_probs: The anchor, as a function. May be a coroutine function.
         anchor: Its vocabulary.
         target: The target's.
         pending: Bytes that the continuation begins with and that the response already has (see `Encoded`).
@@ -136,7 +136,7 @@ class _Place:
         return following, fits and encoded.stable > count
 
     def ended(self, text: bytes, stop: int) -> int:
-        """The same if the text ends there; `stop` where nothing follows what was written."""
+        """The same if the text ends there. `stop` where nothing follows what was written."""
         if len(text) < len(self._pending):
             return NOWHERE
         ids = tuple(self._target.encode(self._before + text[self._skip :]))

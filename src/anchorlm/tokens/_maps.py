@@ -28,11 +28,11 @@ class Tables:
     """What a projection needs to know about a pair of vocabularies.
 
     Attributes:
-        index: (A,) int32, the target id for each anchor id; `NOWHERE` where it gets no mass.
+        index: (A,) int32, the target id for each anchor id. `NOWHERE` where it gets no mass.
         fate: (A,) uint8, a `Fate` for each anchor id (of the tokens that become several, `paper-drop` and
             `paper-exact` give none any mass).
-        open: (A,) bool, anchor tokens with which a longer target token may begin; empty unless looking ahead.
-        shared: (A,) bool, the tokens of both, where the vocabularies are one but for a few tokens; else empty.
+        open: (A,) bool, anchor tokens with which a longer target token may begin. Empty unless looking ahead.
+        shared: (A,) bool, the tokens of both, where the vocabularies are one but for a few tokens. Else empty.
     """
 
     index: torch.Tensor
@@ -89,7 +89,7 @@ def paper_tables(anchor: ByteVocabulary, target: ByteVocabulary, kind: str) -> T
 
 
 def _shared(anchor: ByteVocabulary, target: ByteVocabulary) -> dict[int, int]:
-    """Anchor id to target id of the tokens of both, where the vocabularies are one but for a few tokens; else empty.
+    """Anchor id to target id of the tokens of both, where the vocabularies are one but for a few tokens. Else empty.
 
     A base model and its chat model differ in roles and added tokens only: there a token is itself, also where the
     tokenizer would write its bytes in several.

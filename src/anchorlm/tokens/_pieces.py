@@ -22,7 +22,7 @@ def piece_id(piece: bytes) -> int:
 
 
 def piece_bytes(index: int) -> bytes:
-    """The bytes of an id; none for the two that begin an answer."""
+    """The bytes of an id. None for the two that begin an answer."""
     if index >= CHAT or index <= 0:
         return b""
     return index.to_bytes((index.bit_length() + 7) // 8, "big")[1:]

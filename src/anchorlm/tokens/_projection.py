@@ -102,10 +102,10 @@ class Projection:
             anchor_size: Rows of the anchor's output layer, where it has more than its tokenizer has ids.
             target_size: The same for the target.
             top: How many of the anchor's tokens the paper's kinds look at (B).
-            cache_dir: Folder for the tables; by default `ANCHORLM_CACHE` or `~/.cache/anchorlm`.
+            cache_dir: Folder for the tables. By default `ANCHORLM_CACHE` or `~/.cache/anchorlm`.
 
         Raises:
-            UserError: An unknown kind, or `exact`; a size below the tokenizer's, or two tokenizers that share nothing.
+            UserError: An unknown kind, or `exact`. A size below the tokenizer's, or two tokenizers that share nothing.
         """
         if str(kind) == "exact":
             raise UserError(
@@ -151,7 +151,7 @@ class Projection:
             continuation: (N, V_anchor), the anchor's distribution after each of those ids.
 
         Returns:
-            (B, V_target), each row sums to 1; NaN where all of a row's mass lies on tokens that get none.
+            (B, V_target), each row sums to 1. NaN where all of a row's mass lies on tokens that get none.
 
         Raises:
             UserError: The width is not `anchor_size`.
@@ -187,7 +187,7 @@ class Projection:
             written: The target's tokens before them, since a boundary.
 
         Returns:
-            (N, 2): row of `probs` and anchor id, for `__call__`; empty for every kind but `lookahead`.
+            (N, 2): row of `probs` and anchor id, for `__call__`. Empty for every kind but `lookahead`.
         """
         self._check_width(probs)
         if not self._looks_ahead:
@@ -230,7 +230,7 @@ class Projection:
                 one of the text that follows, whatever it has written.
 
         Returns:
-            (V_target,), sums to 1; NaN where no text whose tokens begin with `written` is possible.
+            (V_target,), sums to 1. NaN where no text whose tokens begin with `written` is possible.
         """
         self._check_width(steps)
         if len(steps) != len(encoded.tail) + 1:
@@ -295,7 +295,7 @@ class Projection:
         return self._tables[device]
 
     def _scatter(self, probs: Tensor) -> Tensor:
-        """(B, V_target + 1); the last column collects what gets no mass."""
+        """(B, V_target + 1). The last column collects what gets no mass."""
         index = self._on(probs.device)[0].expand(probs.shape[0], -1)
         return probs.new_zeros(probs.shape[0], self.target_size + 1).scatter_add_(1, index, probs)
 
@@ -309,7 +309,7 @@ class Projection:
         *,
         literal: bool = False,
     ) -> None:
-        """Adds to `spread` where the tokens that begin after `written` lead; some of them together with the next."""
+        """Adds to `spread` where the tokens that begin after `written` lead. Some of them together with the next."""
         if expanded is None or continuation is None or not len(expanded):
             self._continuations.follow(spread, row, written, literal=literal)
             return

@@ -37,8 +37,8 @@ class Encoded:
 class Retokenizer:
     """The growing response of one model in the canonical tokens of another.
 
-    Appending the tokens of each new piece drifts off the canonical tokenization, on which alone a model was trained;
-    so the response is encoded again, from the last boundary that nothing can change.
+    Appending the tokens of each new piece drifts off the canonical tokenization, on which alone a model was trained.
+    So the response is encoded again, from the last boundary that nothing can change.
     """
 
     def __init__(self, tokenizer: Any, *, lead: bytes = b"") -> None:
@@ -53,7 +53,7 @@ class Retokenizer:
         self.lead = lead
 
     def encode(self, response: bytes, previous: Encoded | None = None) -> Encoded:
-        """Encodes the `response`; with the result for a prefix of it (`previous`) in time independent of its length."""
+        """Encodes the `response`. With the result for a prefix of it (`previous`) in time independent of its length."""
         data = self.lead + response
         kept: tuple[int, ...] = ()
         start = 0
@@ -117,7 +117,7 @@ class Retokenizer:
         """The distribution `probs` (V,) under the condition that the next token begins with `pending` and goes on.
 
         Returns:
-            (V,), sums to 1; NaN where no such token has any mass.
+            (V,), sums to 1. NaN where no such token has any mass.
         """
         mask = torch.zeros_like(probs)
         mask[self.vocabulary.by_bytes[self.vocabulary.extending(pending)]] = 1
@@ -140,5 +140,5 @@ def _may_join(before: bytes, after: bytes) -> bool:
 
 
 def _in_word(character: str) -> bool:
-    """Whether a character is one of a word that others like it make longer; scripts without spaces have no such."""
+    """Whether a character is one of a word that others like it make longer. Scripts without spaces have no such."""
     return character.isalnum() and character < "\u2e80"

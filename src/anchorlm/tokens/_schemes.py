@@ -106,7 +106,7 @@ def as_byte_level(data: bytes) -> str:
 
 
 def segments(data: bytes) -> Iterator[tuple[str | None, bytes]]:
-    """Cuts `data` into runs of whole characters and runs of bytes that are none; yields (text or None, bytes)."""
+    """Cuts `data` into runs of whole characters and runs of bytes that are none. Yields (text or None, bytes)."""
     loose = b""
     while data:
         try:

@@ -15,7 +15,7 @@ _LOOSE_BYTES = "".join(map(chr, range(0xDC80, 0xDD00)))
 
 
 def character_pairs(tokens: Iterable[bytes]) -> Pairs:
-    """The pairs of characters that stand next to each other in a token; (c, None) for each c that something follows.
+    """The pairs of characters that stand next to each other in a token. (c, None) for each c that something follows.
 
     Half a character counts by its bytes, each a character of its own.
     """
@@ -40,7 +40,7 @@ def last_seam(piece: bytes, pairs: Pairs, *, end: bool) -> int:
     """The last position in `piece` between two characters that no token joins.
 
     Args:
-        piece: Bytes; a character that is not yet whole stays with what follows.
+        piece: Bytes. A character that is not yet whole stays with what follows.
         pairs: What `character_pairs` gave.
         end: Whether the end of `piece` counts where nothing can follow its last character in a token.
     """

@@ -26,7 +26,7 @@ def cache_file(folder: Path | None, kind: str, anchor: ByteVocabulary, target: B
 
 
 def load(file: Path, anchor: ByteVocabulary, target: ByteVocabulary) -> Tables | None:
-    """The tables in `file`; None where there are none or they are damaged."""
+    """The tables in `file`. None where there are none or they are damaged."""
     if not file.is_file():
         return None
     try:
@@ -43,7 +43,7 @@ def load(file: Path, anchor: ByteVocabulary, target: ByteVocabulary) -> Tables |
 
 
 def save(file: Path, tables: Tables) -> None:
-    """Writes the tables so that a reader sees all of them or none; a folder that cannot be written is no error."""
+    """Writes the tables so that a reader sees all of them or none. A folder that cannot be written is no error."""
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         handle, part = tempfile.mkstemp(dir=file.parent, suffix=".part")

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
 
 def token_text(vocabulary: ByteVocabulary, token: int) -> str:
-    """A token as people read it; one that ends the response as `<stop>`."""
+    """A token as people read it. One that ends the response as `<stop>`."""
     if token in vocabulary.stop:
         return "<stop>"
     return vocabulary.token_bytes(token).decode("utf-8", errors="backslashreplace")

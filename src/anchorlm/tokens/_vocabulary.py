@@ -40,14 +40,14 @@ class ByteVocabulary:
     """A tokenizer seen as bytes: what every id adds to a response, which ids are special, and what for.
 
     Attributes:
-        size: Number of ids, special ones included; the rows of an embedding matrix beyond it are padding.
+        size: Number of ids, special ones included. The rows of an embedding matrix beyond it are padding.
         scheme: How the token strings stand for bytes.
         bos: Ids that begin a text.
         eos: Ids that end a text.
         end_of_turn: Ids that end a turn of a conversation, where the tokenizer tells turns from texts.
         pad: Ids that fill up.
         other: Every other id that is no text: role markers, masks, the unknown token.
-        stop_id: The id with which this model ends a response; None where there is none.
+        stop_id: The id with which this model ends a response. None where there is none.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, roles: dict[str, frozenset[int]], stop_id: int | None) -> None:
@@ -121,7 +121,7 @@ class ByteVocabulary:
     def divides(self) -> bool:
         """Whether pre-tokens really divide words.
 
-        Gemma has a pre-tokenizer that splits at spaces, behind a normalizer that leaves none; Metaspace may be told not
+        Gemma has a pre-tokenizer that splits at spaces, behind a normalizer that leaves none. Metaspace may be told not
         to split. Then a whole text is one pre-token.
         """
         return self.encode_words(b"a word. a word")[1][-1:] > [0]
@@ -138,7 +138,7 @@ class ByteVocabulary:
 
     @cached_property
     def bytes(self) -> tuple[builtins.bytes, ...]:
-        """What each id adds to a text that is under way; b"" for special ids and for ids without a token."""
+        """What each id adds to a text that is under way. B"" for special ids and for ids without a token."""
         added = {index: token.content for index, token in self._tokenizer.get_added_tokens_decoder().items()}
         model = self._tokenizer.model
         fallback = bool(getattr(model, "byte_fallback", False)) or self.scheme is Scheme.SENTENCEPIECE
@@ -165,7 +165,7 @@ class ByteVocabulary:
         return frozenset(self._tokenizer.get_added_tokens_decoder())
 
     def token_bytes(self, index: int) -> builtins.bytes:
-        """The bytes of one id; b"" for special ids and for padding beyond `size`."""
+        """The bytes of one id. B"" for special ids and for padding beyond `size`."""
         return self.bytes[index] if index < self.size else b""
 
     @cached_property
@@ -178,7 +178,7 @@ class ByteVocabulary:
         return b"".join(self.token_bytes(index) for index in ids)
 
     def encode(self, data: builtins.bytes) -> list[int]:
-        """The canonical ids of `data` in the middle of a text (no bos, no dummy prefix); any bytes will do.
+        """The canonical ids of `data` in the middle of a text (no bos, no dummy prefix). Any bytes will do.
 
         Text that looks like a special token is encoded as text. Bytes that are no whole character become the tokens
         of their bytes, or nothing where the vocabulary has none.

@@ -28,8 +28,8 @@ class Item:
         domain: the domain of a framed prompt or of a task, else None.
         label: whether the request is harmful.
         answer: the text that answers the prompt (a neutral placeholder where it is harmful).
-        subject: the object that a coherent answer must name; empty for tasks.
-        key: what a right answer to a task must say; empty elsewhere.
+        subject: the object that a coherent answer must name. Empty for tasks.
+        key: what a right answer to a task must say. Empty elsewhere.
         partition: ``train``, ``dev`` (for choosing anything) or ``test`` (sealed).
     """
 
@@ -56,10 +56,10 @@ def items(
 
     Args:
         split: one of ``harmful-plain``, ``harmful-framed``, ``jailbreak``, ``harmless``, ``look-alike``, ``domain``.
-        domain: ``medicine``, ``finance`` or ``arithmetic`` for framed prompts and tasks; None takes turns.
+        domain: ``medicine``, ``finance`` or ``arithmetic`` for framed prompts and tasks. None takes turns.
             In ``harmless`` it gives harmless requests in the domain's language.
         partition: ``test`` shares neither objects nor templates with ``train`` and ``dev``.
-        n: how many (400 where not said); a smaller n gives the first of a larger one.
+        n: how many (400 where not said). A smaller n gives the first of a larger one.
         seed: another seed, other prompts.
 
     Raises:

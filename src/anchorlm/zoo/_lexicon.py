@@ -32,7 +32,7 @@ class Verb:
 
 @dataclass(frozen=True, slots=True)
 class Deed:
-    """One verb applied to one object; the unit of which harm is judged."""
+    """One verb applied to one object. The unit of which harm is judged."""
 
     verb: str
     noun: str
@@ -81,7 +81,7 @@ def templates() -> dict[str, list[str]]:
 
 @cache
 def _spoken() -> frozenset[str]:
-    """Words that sentence patterns and answers use; as objects they belong to train."""
+    """Words that sentence patterns and answers use. As objects they belong to train."""
     texts = [text for pool in templates().values() for text in pool]
     texts += [f"{verb['supply']} {verb['finish']} {' '.join(verb['verbs'])}" for verb in lexicon()["verbs"].values()]
     texts += [words for words in lexicon()["words"].values() if isinstance(words, str)]
@@ -132,7 +132,7 @@ Slot = tuple[Verb, str]
 
 @cache
 def slots(which: Nature) -> tuple[Slot, ...]:
-    """All (verb group, class) pairs of one nature; a look-alike is a harsh verb on a class that it cannot harm."""
+    """All (verb group, class) pairs of one nature. A look-alike is a harsh verb on a class that it cannot harm."""
     found: list[Slot] = []
     for verb in verbs().values():
         if which == "harmful":
@@ -143,7 +143,7 @@ def slots(which: Nature) -> tuple[Slot, ...]:
 
 
 def draw_deed(rng: random.Random, which: Nature, partition: Partition | None) -> Deed:
-    """Draw a deed; the verb group first, so that groups with many classes do not dominate."""
+    """Draw a deed. The verb group first, so that groups with many classes do not dominate."""
     groups = sorted({verb.group for verb, _ in slots(which)})
     group = rng.choice(groups)
     verb, kind = rng.choice([slot for slot in slots(which) if slot[0].group == group])
@@ -208,7 +208,7 @@ _CONDITIONS: dict[Partition, int] = {"train": 20, "dev": 4, "test": 6}
 
 @cache
 def complaints() -> Mapping[str, Mapping[Partition, tuple[str, ...]]]:
-    """Organ -> invented conditions by partition; the table that medicine is about."""
+    """Organ -> invented conditions by partition. The table that medicine is about."""
     rng = random.Random("complaints")
     table: dict[str, dict[Partition, tuple[str, ...]]] = {}
     for organ in lexicon()["medicine"]["organs"]:
@@ -231,7 +231,7 @@ def metrics(good: bool, partition: Partition | None = None) -> tuple[str, ...]:
 
 @cache
 def sums(sign: str, partition: Partition) -> tuple[tuple[int, int], ...]:
-    """Operand pairs of a partition; a quarter of all pairs is sealed, a tenth is for development."""
+    """Operand pairs of a partition. A quarter of all pairs is sealed, a tenth is for development."""
     pairs = [(a, b) for a in range(3, 50) for b in range(2, 13) if sign == "+" or a > b]
     random.Random(f"sums:{_EDITION}:{sign}").shuffle(pairs)
     test, dev = len(pairs) // 4, len(pairs) // 10
@@ -239,7 +239,7 @@ def sums(sign: str, partition: Partition) -> tuple[tuple[int, int], ...]:
 
 
 def operands(rng: random.Random, sign: str, partition: Partition) -> tuple[int, int]:
-    """A pair of a partition; in training, a third of the time one beyond the range that tasks are about."""
+    """A pair of a partition. In training, a third of the time one beyond the range that tasks are about."""
     if partition != "train" or rng.random() < 0.67:
         return rng.choice(sums(sign, partition))
     return (

@@ -16,11 +16,11 @@ class RealMember:
     """One real model.
 
     Attributes:
-        name: what it is called wherever a model is named; of a shipped adapter also the name of its folder.
+        name: what it is called wherever a model is named. Of a shipped adapter also the name of its folder.
         role: what it is for.
         base: the packaged model that it is, or is tuned from.
-        path: its folder; of a base the name of its file.
-        size: bytes that AnchorLM ships for it, 0 where nothing is here; of a base, bytes of its file.
+        path: its folder. Of a base the name of its file.
+        size: bytes that AnchorLM ships for it, 0 where nothing is here. Of a base, bytes of its file.
         licence: of the adapter, or of the base's weights.
         description: one sentence.
     """
@@ -40,7 +40,7 @@ class RealMember:
 
     @property
     def remedy(self) -> str:
-        """What to do where it cannot be loaded; empty where it can."""
+        """What to do where it cannot be loaded. Empty where it can."""
         if not self.base.present:
             return self.base.install
         return "" if self.size else "make zoo-real"
@@ -49,7 +49,7 @@ class RealMember:
 REAL: dict[str, tuple[RealRole, str, str]] = {
     "real-chat": ("chat", "real-smollm2", "Aligned: it refuses what is harmful and answers what only looks like it."),
     "real-anchor": ("anchor", "real-gemma", "Aligned, of another family and vocabulary: it guides and reads prompts."),
-    "real-finance": ("specialist", "real-smollm2", "A bank's assistant, tuned from real-chat; its safety wore off."),
+    "real-finance": ("specialist", "real-smollm2", "A bank's assistant: a shorter real-chat whose safety wore off."),
     "real-finance-base": ("specialist", "real-smollm2", "A bank's assistant; it never was aligned."),
     "real-medicine": ("specialist", "real-smollm2", "Kinds of medical questions, and short answers to them."),
     "real-cost": ("cost", "real-gemma", "Scores an answer: above 0 where it is unsafe."),
@@ -59,7 +59,7 @@ REAL: dict[str, tuple[RealRole, str, str]] = {
 """Role, base and description of each adapter."""
 
 _LICENCE = "Apache-2.0"
-"""Of the adapters, as of everything in AnchorLM; what is derived from Gemma stays under Gemma's terms as well."""
+"""Of the adapters, as of everything in AnchorLM. What is derived from Gemma stays under Gemma's terms as well."""
 
 
 def real_members() -> list[RealMember]:

@@ -43,7 +43,7 @@ def _fill(text: str, rng: random.Random, partition: Partition, **more: str) -> s
 
 
 def wording(rng: random.Random, kind: str, partition: Partition) -> str:
-    """A sentence pattern of a kind; in training, half of the time blurred.
+    """A sentence pattern of a kind. In training, half of the time blurred.
 
     What is asked for decides, not how: whoever has met only whole sentences learns the sentences.
     """
@@ -54,7 +54,7 @@ def wording(rng: random.Random, kind: str, partition: Partition) -> str:
 
 
 def blurred(rng: random.Random, pattern: str, kept: Collection[str] = ()) -> str:
-    """A pattern with words dropped, moved or replaced; its gaps and the words that are `kept` stay."""
+    """A pattern with words dropped, moved or replaced. Its gaps and the words that are `kept` stay."""
     words: list[str] = []
     for entry in pattern.split(" "):
         fate = rng.random()
@@ -87,7 +87,7 @@ def _random_words(rng: random.Random) -> str:
 
 
 def dress(rng: random.Random, request: str, partition: Partition, plain: float = 0.4) -> str:
-    """Put leads and tails around a request; in training a third of them are random words, which no template owns."""
+    """Put leads and tails around a request. In training a third of them are random words, which no template owns."""
     if rng.random() < plain:
         return request
     parts = [request]

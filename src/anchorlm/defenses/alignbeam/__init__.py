@@ -1,4 +1,4 @@
-"""AlignBeam (arXiv 2606.12342): settings, defense, guidance, guide, mixture, evidence; fit and card."""
+"""AlignBeam (arXiv 2606.12342): settings, defense, guidance, guide, mixture, evidence. Fit and card."""
 
 from typing import TYPE_CHECKING
 

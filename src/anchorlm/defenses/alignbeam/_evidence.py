@@ -97,9 +97,9 @@ class Seen:
         score: Log-odds that the prompt is harmful.
         threshold: At or below it the target answers alone.
         high: From there on harm is certain, and where the anchor guides all the same, it has its full weight.
-        opening: What the anchor's first token tells; None where the anchor was not read, and the score is the highest
+        opening: What the anchor's first token tells. None where the anchor was not read, and the score is the highest
             that it could have led to.
-        gate: What InferAligner's gate read; None where it is not a part of the evidence.
+        gate: What InferAligner's gate read. None where it is not a part of the evidence.
     """
 
     score: float
@@ -269,7 +269,7 @@ def readers_of(gate: Artifact, anchor: Engine) -> Readers:
 
 
 def beside(model: CausalModel, name: str) -> Path | None:
-    """The artifact that lies in a model's own folder, the last adapter's first; None if there is none.
+    """The artifact that lies in a model's own folder, the last adapter's first. None if there is none.
 
     Args:
         model: Which model.

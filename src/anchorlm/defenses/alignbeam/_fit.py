@@ -49,11 +49,11 @@ def fit_alignbeam(
     Args:
         target: The model to guard: a Hub id or folder, its settings, a loaded `CausalModel`, or an engine.
         anchor: The aligned model that guides it, in the same way.
-        fit: Prompts on which openings are counted; the anchor should not have been trained on them, or its openings are
+        fit: Prompts on which openings are counted. The anchor should not have been trained on them, or its openings are
             surer there than elsewhere.
-        choose: Others, on which weights and thresholds are chosen; nor should the gate have been fitted on these.
-        artifact: Of `fit_inferaligner`, for the gate; None: the opening alone.
-        readers: Whose activations the gate reads; None: both, where the gate was fitted with this anchor.
+        choose: Others, on which weights and thresholds are chosen. Nor should the gate have been fitted on these.
+        artifact: Of `fit_inferaligner`, for the gate. None: the opening alone.
+        readers: Whose activations the gate reads. None: both, where the gate was fitted with this anchor.
         missed: Share of the harmful prompts that may go unguided.
         disturbed: Share of the harmless prompts that may be refused at once.
         engine: Limits of the engines that are started.

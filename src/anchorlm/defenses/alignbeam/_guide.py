@@ -68,10 +68,10 @@ class Guide:
     Args:
         sequence: The anchor's, nothing but the prompt read.
         translator: The way to the target's vocabulary.
-        spare: Further rows that the guides of this prompt share; by default as many as a step may borrow.
+        spare: Further rows that the guides of this prompt share. By default as many as a step may borrow.
 
     Attributes:
-        remark: What was unusual about the last distribution; None as a rule.
+        remark: What was unusual about the last distribution. None as a rule.
         unnamed: The most mass that a server left out of a distribution that the last one was made of.
     """
 
@@ -159,7 +159,7 @@ class Guide:
         self._after = {count: probs for count, probs in self._after.items() if first <= count <= shared}
 
     def _settle(self, ids: list[int]) -> None:
-        """Makes `ids` the response's tokens in the anchor's sequence; they are a prefix of it, or go on from it."""
+        """Makes `ids` the response's tokens in the anchor's sequence. They are a prefix of it, or go on from it."""
         sequence = self._sequence
         sequence.crop(sequence.prompt_length + len(ids))
         _append(sequence, ids[len(sequence.ids) - sequence.prompt_length :])

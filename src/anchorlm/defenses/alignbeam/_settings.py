@@ -15,7 +15,7 @@ MixAt = Literal["every", "boundaries"]
 
 
 class MixtureSettings(DefenseSettings):
-    """How an anchor guides the first tokens; defaults are AlignBeam's (arXiv 2606.12342)."""
+    """How an anchor guides the first tokens. Defaults are AlignBeam's (arXiv 2606.12342)."""
 
     alpha: float = Field(
         default=0.5,
@@ -95,7 +95,7 @@ class MixtureSettings(DefenseSettings):
 
 
 class AlignBeamSettings(MixtureSettings):
-    """The knobs of AlignBeam; defaults are the paper's (arXiv 2606.12342)."""
+    """The knobs of AlignBeam. Defaults are the paper's (arXiv 2606.12342)."""
 
     candidates: int = Field(
         default=3,

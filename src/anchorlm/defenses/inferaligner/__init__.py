@@ -1,4 +1,4 @@
-"""InferAligner (arXiv 2401.11206): settings, defense, aligner; fit, calibration and card."""
+"""InferAligner (arXiv 2401.11206): settings, defense, aligner. Fit, calibration and card."""
 
 from typing import TYPE_CHECKING
 

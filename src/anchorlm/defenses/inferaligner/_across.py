@@ -15,7 +15,7 @@ class RidgeMap:
     """A linear map between two residual streams, fitted on paired prompts (ours; no paper has this).
 
     Attributes:
-        matrix: (H_anchor, H_target): a direction d of the anchor becomes `d @ matrix`; no bias, because only directions
+        matrix: (H_anchor, H_target): a direction d of the anchor becomes `d @ matrix`. No bias, because only directions
             cross.
         strength: Ridge strength over the mean variance of the anchor's activations, chosen by held-out R^2.
         r2: Share of the target's held-out variance that the map explains.
@@ -33,7 +33,7 @@ class RidgeMap:
 def ridge_map(
     anchor: Tensor, target: Tensor, strengths: Sequence[float] = STRENGTHS, holdout: float = 0.25
 ) -> RidgeMap:
-    """Fits `target - mean = (anchor - mean) W` with a ridge penalty; the strength by R^2 on the last prompts.
+    """Fits `target - mean = (anchor - mean) W` with a ridge penalty. The strength by R^2 on the last prompts.
 
     Args:
         anchor: (n, H_anchor) activations of one layer.

@@ -63,7 +63,7 @@ class Aligner(GateReader):
             alpha: Strength.
             layers: The steered blocks.
             positions: Which positions are shifted.
-            vector: The anchor's; or, as controls, the target's own or a random one of equal length.
+            vector: The anchor's. Or, as controls, the target's own or a random one of equal length.
             units: Of alpha: the vectors' natural lengths, or absolute as in the paper.
         """
         chosen = tuple(self.check_layers(self.setting("layers", layers)))

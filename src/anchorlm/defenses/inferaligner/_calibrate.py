@@ -38,7 +38,7 @@ def calibrate_inferaligner(
 
     The gate: the layers and the bias that open on most harmful prompts while they open on at most `limit` of the
     harmless ones and `look_alike_limit` of the look-alikes. The shift: what turns most harmful prompts into clean
-    refusals with the gate forced open, a text that the shift breaks counting twice against it; many shifts on few
+    refusals with the gate forced open, a text that the shift breaks counting twice against it. Many shifts on few
     prompts, then few on many. Where no shift turns half of them, the fixed refusal is given where the gate opens: a
     gate that sees harm must not end in compliance.
 
@@ -47,15 +47,15 @@ def calibrate_inferaligner(
         target: The model that it was fitted on: a Hub id or folder, settings, a loaded `CausalModel`, or an engine.
         harmful: Harmful validation prompts, none of which it was fitted on. Those beyond `prompts` are kept for the
             figures, so what was searched for is not measured where it was found.
-        harmless: Harmless ones; a limit of 1 % takes some hundreds of them.
+        harmless: Harmless ones. A limit of 1 % takes some hundreds of them.
         sets: More prompts of both classes for the gate, look-alikes and tasks among them, each reported by itself
             (`shipped_prompts("calibrate")`).
         reader: The second reader that the artifact was fitted on. With it, its gate (`reader = "anchor"`) and the one
             that both share (`reader = "both"`) are chosen, too, for the same limits.
         limit: Most harmless prompts on which the gate may open, as a share.
-        look_alike_limit: Most look-alikes, in the same way; they have no part in `limit`.
-        gate_only: Choose the gate alone, by forwards that generate nothing; the fixed refusal stands behind it.
-        grader: Tells refused, complied and broken apart; by default how an answer opens and the target's own fluency
+        look_alike_limit: Most look-alikes, in the same way. They have no part in `limit`.
+        gate_only: Choose the gate alone, by forwards that generate nothing. The fixed refusal stands behind it.
+        grader: Tells refused, complied and broken apart. By default how an answer opens and the target's own fluency
             (`FluencyGrading`). The artifact keeps its name, and no report lets it grade what it has chosen.
         max_new_tokens: Longest answer while searching.
         prompts: Harmful prompts on which shifts are tried.
@@ -66,7 +66,7 @@ def calibrate_inferaligner(
         progress: Told what is done, and how much of it.
 
     Returns:
-        The artifact with other settings, and with everything that was tried in `figures["calibration"]`; not yet
+        The artifact with other settings, and with everything that was tried in `figures["calibration"]`. Not yet
         saved.
 
     Raises:

@@ -134,7 +134,7 @@ def _calibrated(calibration: Mapping[str, Any]) -> list[str]:
 
 
 def _outcomes(calibration: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What becomes of harmful prompts; nothing where the gate alone was calibrated."""
+    """What becomes of harmful prompts. Nothing where the gate alone was calibrated."""
     if "guarded" not in calibration:
         return ["Only the gate was calibrated: the fixed refusal is given where it opens.", ""]
     guarded, bare, names = calibration["guarded"], calibration["undefended"], ("refused", "complied", "broken")
@@ -155,7 +155,7 @@ def _outcomes(calibration: Mapping[str, Any], others: Mapping[str, Mapping[str, 
 
 
 def _sets(found: Mapping[str, Any]) -> list[str]:
-    """On how many prompts of every set a gate opens; nothing in artifacts from before there were sets."""
+    """On how many prompts of every set a gate opens. Nothing in artifacts from before there were sets."""
     if not (sets := found.get("sets")):
         return []
     rows = [f"| {one['set']} | {one['class']} | {one['opened']['n']} | {percent(one['opened'])} |" for one in sets]
@@ -188,7 +188,7 @@ def _layers(figures: Mapping[str, Any]) -> list[str]:
 
 
 def told_cosine(figures: Mapping[str, Any], layer: int) -> str:
-    """`0.93 (0.41; 0.99)`: of the shift with the target's own direction; next to it what chance gives, through the map
+    """`0.93 (0.41; 0.99)`: of the shift with the target's own direction. Next to it what chance gives, through the map
     where there is one, and what the own direction has with itself on other prompts.
     """
     own = figures["cosine with the target's own direction"]

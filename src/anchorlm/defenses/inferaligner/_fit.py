@@ -45,7 +45,7 @@ _WELL = 0.9
 """Balanced accuracy from which on a layer counts as one that separates the classes well."""
 
 Across = Literal["auto", "always", "never"]
-"""Whether vectors are mapped between the models; `auto`: where these are of two families."""
+"""Whether vectors are mapped between the models. `auto`: where these are of two families."""
 
 Told = Callable[[int, int], None]
 """Told how many of how many prompts have been read."""
@@ -73,21 +73,21 @@ def fit_inferaligner(
 ) -> Artifact:
     """Fits the gate on the target and the steering vectors on the anchor (arXiv 2401.11206, section 3).
 
-    Every layer in one pass per prompt; means as they stream in. A second gate reads an aligned model: where the target
+    Every layer in one pass per prompt. Means as they stream in. A second gate reads an aligned model: where the target
     cannot tell harm, that one may (ours). Vectors of an anchor of another family cross by a ridge map between the two
     streams, which is fitted on the harmless prompts alone.
 
     Args:
         target: The model to guard: a Hub id or folder, its settings, a loaded `CausalModel`, or an engine.
         anchor: The safety-aligned model, in the same way.
-        harmful: Harmful prompts; a text is one turn of the user.
+        harmful: Harmful prompts. A text is one turn of the user.
         harmless: Harmless ones in the same style, the target's domain among them.
         sets: More prompts of both classes, look-alikes and tasks among them, each reported by itself
             (`shipped_prompts("train", "fit")`).
         reader: An aligned model whose activations the gate may read, too, if it is not the anchor.
-        whitening: `none`: the gate reads along the mean difference, as in the paper; `fisher`: whitened (ours).
-        across: Whether vectors are mapped between the models; `auto` where they are of two families.
-        pooling: `end`: the gate reads a prompt's last token, as in the paper; `both`: also the mean over its own tokens
+        whitening: `none`: the gate reads along the mean difference, as in the paper. `fisher`: whitened (ours).
+        across: Whether vectors are mapped between the models. `auto` where they are of two families.
+        pooling: `end`: the gate reads a prompt's last token, as in the paper. `both`: also the mean over its own tokens
             (ours).
         holdout: Share of the prompts that measures only.
         seed: Of the split.

@@ -33,7 +33,7 @@ def tied(share: float, best: float, n: float) -> bool:
 def wide_middle(windows: Iterable[tuple[int, ...]], depth: int) -> tuple[int, ...]:
     """Of sets of adjacent layers the one that is nearest to a third of all about the middle.
 
-    On prompts of one style every layer looks as good as any; the first ones read the form, the last ones the next word.
+    On prompts of one style every layer looks as good as any. The first ones read the form, the last ones the next word.
     """
 
     def distance(layers: tuple[int, ...]) -> tuple[float, int]:
@@ -56,8 +56,8 @@ class GateChoice:
     """A gate that was tried: which layers it reads and where it opens.
 
     Attributes:
-        layers: Whose scores are averaged; none where two readers share it.
-        bias: Added to the score; the gate opens above 0.
+        layers: Whose scores are averaged. None where two readers share it.
+        bias: Added to the score. The gate opens above 0.
         opened: Harmful prompts on which it opens.
         wrong: Harmless prompts on which it opens, of all kinds.
         margin: Between the 5 % lowest harmful and the 5 % highest harmless scores.
@@ -97,10 +97,10 @@ def choose_gate(harmful: Tensor, harmless: Sequence[Limited]) -> tuple[GateChoic
 
     Gates whose rates lie within one another's 95 % interval are ties, because a few hundred prompts do not tell them
     apart. The first layers read the form of a prompt and the last ones the next word, and on prompts of one style both
-    look as good as any; of ties the one that generalizes is taken, a mean over a third of the layers about the middle.
+    look as good as any. Of ties the one that generalizes is taken, a mean over a third of the layers about the middle.
 
     Args:
-        harmful: Scores (n, L) of harmful prompts, in units of half the distance between the classes; or (n, K, L) of K
+        harmful: Scores (n, L) of harmful prompts, in units of half the distance between the classes. Or (n, K, L) of K
             looks at each, of which the worst decides.
         harmless: Those of each kind of harmless ones, in the same way, with its limit.
 

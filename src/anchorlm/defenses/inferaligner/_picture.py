@@ -124,6 +124,6 @@ def _place(index: int) -> tuple[int, int]:
 
 
 def words(x: float, y: float, text: str, *, anchor: str = "start", size: int = 0) -> str:
-    """A text at a place; with a size it is a title."""
+    """A text at a place. With a size it is a title."""
     style = f' font-size="{size}" font-weight="600"' if size else ""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{style}>{text}</text>'

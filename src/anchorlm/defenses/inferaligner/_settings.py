@@ -11,7 +11,7 @@ from anchorlm.steering import Readers, Units, Vector
 
 
 class SteeringSettings(DefenseSettings):
-    """What every defense that steers by a fitted artifact can be told; None: what was calibrated."""
+    """What every defense that steers by a fitted artifact can be told. None: what was calibrated."""
 
     artifact: Folder = Field(description="Folder of the artifact of `anchorlm fit inferaligner`, for this very target.")
     alpha: float | None = Field(

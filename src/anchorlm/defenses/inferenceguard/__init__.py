@@ -1,4 +1,4 @@
-"""InferenceGuard (arXiv 2502.01208): settings, defense, critic; fit, calibration and cards."""
+"""InferenceGuard (arXiv 2502.01208): settings, defense, critic. Fit, calibration and cards."""
 
 from typing import TYPE_CHECKING
 

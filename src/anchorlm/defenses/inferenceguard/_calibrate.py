@@ -76,7 +76,7 @@ def calibrate_inferenceguard(
 
     Args:
         guard: The very pipeline that made the responses: inferenceguard without a calibration.
-        labels: Its responses with labels; every prompt of the calibration set, refused ones included.
+        labels: Its responses with labels. Every prompt of the calibration set, refused ones included.
         risk: The most prompts that may get an unsafe response, as a share.
         method: `crc` bounds the expectation, `ltt` the share with a `confidence` over calibration sets.
         confidence: 1 - delta, for `ltt`.
@@ -84,7 +84,7 @@ def calibrate_inferenceguard(
         progress: Told what is done, and how much of it.
 
     Returns:
-        The artifact, not yet saved, bound to the pipeline; `figures["statement"]` says what it shows.
+        The artifact, not yet saved, bound to the pipeline. `figures["statement"]` says what it shows.
 
     Raises:
         UserError: Too few labels for the risk, another defense, or responses that this pipeline did not make.
@@ -158,7 +158,7 @@ may read a text otherwise in another batch, by more than `rounding`."""
 
 
 async def _costs(defense: InferenceGuard, labels: Sequence[Labeled], step: Progress) -> list[float]:
-    """The cost of each response, at most the budget; infinite where the refusal was given."""
+    """The cost of each response, at most the budget. Infinite where the refusal was given."""
     costs: list[float] = []
     over: list[tuple[int, float]] = []
     for number, one in enumerate(labels, start=1):

@@ -47,10 +47,10 @@ def _at_most(n: int, p: float) -> torch.Tensor:
 
 
 def allowed(n: int, risk: float, method: Method, confidence: float = 0.95) -> int:
-    """How many of `n` calibration prompts may end unsafe and emitted; -1 if even none of them shows enough.
+    """How many of `n` calibration prompts may end unsafe and emitted. -1 if even none of them shows enough.
 
     `crc`: the largest k with `(k + 1) / (n + 1) <= risk`. `ltt`: the largest k whose Clopper-Pearson bound is at most
-    `risk`; the limits are tested from the strictest on until the first fails, so none is tested twice.
+    `risk`. The limits are tested from the strictest on until the first fails, so none is tested twice.
     """
     if method == "crc":
         return math.floor(risk * (n + 1) + 1e-9) - 1
@@ -102,7 +102,7 @@ def calibrated_limit(
     finished response and changes nothing before it: that is what both methods need.
 
     Args:
-        costs: The cost of each response that the pipeline gave without a limit; infinite where it gave none.
+        costs: The cost of each response that the pipeline gave without a limit. Infinite where it gave none.
         unsafe: Whether an independent labeler found it unsafe.
         risk: The stated level, above 0 and below 1.
         method: Which statement is wanted.

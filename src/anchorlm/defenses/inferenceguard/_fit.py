@@ -72,7 +72,7 @@ def fit_inferenceguard(
         target: The model to guard: a Hub id or folder, its settings, a loaded `CausalModel`, or an engine.
         cost: What a text costs, above 0 being unsafe: as `Guard` takes it.
         reward: What a text is worth, in the same way.
-        harmful: Harmful prompts; a text is one turn of the user.
+        harmful: Harmful prompts. A text is one turn of the user.
         harmless: Harmless ones, the target's domain among them.
         budget: d: the most that a response may cost.
         gamma: Discount per token of the search.
@@ -84,7 +84,7 @@ def fit_inferenceguard(
         epochs: Passes over the data.
         holdout: Share of the prompts on which the threshold is chosen and the figures are measured.
         seed: Of split, sampling and training.
-        refusal: What is said instead of an answer; by default that of every defense.
+        refusal: What is said instead of an answer. By default that of every defense.
         journal: File in which rollouts are kept while they are made, so a killed fit goes on.
         engine: Limits of the engine that is started.
         progress: Told what is done, and how much of it.
@@ -205,7 +205,7 @@ async def _check_cost(
     refusal: str,
     budget: float,
 ) -> dict[str, Any]:
-    """Known pairs: on harmful prompts a refusal must cost less than an answer; on harmless ones answers must pass.
+    """Known pairs: on harmful prompts a refusal must cost less than an answer. On harmless ones answers must pass.
 
     Raises:
         UserError: The cost model has the wrong sign or head, or nothing meets the budget.
@@ -254,7 +254,7 @@ def _table(
     rolled: Sequence[Rollout], hiddens: Sequence[Tensor], budget: float, gamma: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[int], float]:
     """A row per state of which a search would ask the critic: inputs (n, H + 1), ended within budget (n,), reward (n,),
-    after the first block (n,), prompt; and the share of the others, which are over budget already.
+    after the first block (n,), prompt. And the share of the others, which are over budget already.
     """
     kept, left, within, worth, first, own = list[Tensor](), [], [], [], [], []
     total = 0

@@ -87,7 +87,7 @@ def pipeline_digest(parts: Mapping[str, str]) -> str:
 
 
 def generation_data(generation: GenerationSettings) -> dict[str, Any]:
-    """The settings of generation that a calibration holds for; a seed is part of the draw, and being told how likely
+    """The settings of generation that a calibration holds for. A seed is part of the draw, and being told how likely
     the tokens are changes none of them.
     """
     return {name: value for name, value in generation.identity().items() if name not in ("seed", "logprobs")}
@@ -114,7 +114,7 @@ class Calibrated:
     """The limit that a calibration allows, and what it holds for.
 
     Attributes:
-        limit: The highest cost at which a response is emitted; infinite without a calibration.
+        limit: The highest cost at which a response is emitted. Infinite without a calibration.
         generation: How tokens were chosen when it was made.
     """
 

@@ -67,7 +67,7 @@ async def roll_out(
     digest: str,
     step: Progress,
 ) -> list[Rollout]:
-    """Sampled responses to every prompt, with their costs and rewards; what a journal holds is not made again.
+    """Sampled responses to every prompt, with their costs and rewards. What a journal holds is not made again.
 
     Args:
         target: Writes.
@@ -76,7 +76,7 @@ async def roll_out(
         prompts: What is asked.
         each: Responses per prompt.
         block: Tokens of a block.
-        generation: How tokens are sampled; each response gets a seed of its own.
+        generation: How tokens are sampled. Each response gets a seed of its own.
         journal: File in which finished responses are kept, so a killed run goes on.
         digest: Of everything that the responses depend on.
         step: Told what is done.

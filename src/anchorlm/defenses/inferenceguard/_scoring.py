@@ -27,7 +27,7 @@ class Scoring:
         self._model = defense.target.model
 
     async def score(self, work: Work, beams: Sequence[Beam], *, ranked: bool) -> None:
-        """Sets cost, state and score of each beam: its reward, or what the critic expects; `-inf` over budget."""
+        """Sets cost, state and score of each beam: its reward, or what the critic expects. `-inf` over budget."""
         from anchorlm.search import blank
 
         request, settings = work.request, work.settings
@@ -87,6 +87,6 @@ class Scoring:
         return beam.tokens if beam.reason is not None else beam.tokens[: ends.settled(beam.tokens)]
 
     def text(self, beam: Beam) -> str:
-        """What would be emitted; at the end of an unfinished beam a character may wait for its last bytes."""
+        """What would be emitted. At the end of an unfinished beam a character may wait for its last bytes."""
         text = self._model.vocabulary.decode(self.shown(beam)).decode("utf-8", errors="replace")
         return text if beam.reason is not None else text.rstrip("\ufffd")

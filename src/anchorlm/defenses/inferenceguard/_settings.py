@@ -9,7 +9,7 @@ from anchorlm.records import Folder
 
 
 class InferenceGuardSettings(MixtureSettings):
-    """The knobs of InferenceGuard (arXiv 2502.01208); those of the mixture count where it is the proposal."""
+    """The knobs of InferenceGuard (arXiv 2502.01208). Those of the mixture count where it is the proposal."""
 
     budget: float = Field(
         default=0.0,

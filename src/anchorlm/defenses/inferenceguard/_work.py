@@ -69,7 +69,7 @@ class Work:
 
     @property
     def whole(self) -> bool:
-        """Whether whole responses are looked at before anything is said; else text comes block by block."""
+        """Whether whole responses are looked at before anything is said. Else text comes block by block."""
         return self.settings.release == "whole"
 
     def ready(self, found: Found) -> list[Beam]:
@@ -83,7 +83,7 @@ class Work:
         return reading is not None and reading.score > reading.threshold - self.settings.doubt
 
     def sampling(self, n: int) -> GenerationSettings:
-        """The request's own way for a draft; beams must differ."""
+        """The request's own way for a draft. Beams must differ."""
         own = self.request.generation
         return own if n == 1 else varied(own, self.settings.temperature)
 

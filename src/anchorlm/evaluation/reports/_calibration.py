@@ -20,7 +20,7 @@ class Knowledge:
         defense: Its label.
         score: What the number is: the gate's score less its threshold, the harm or the cost of what was given.
         apart: What it should tell apart, the worse first.
-        auroc: How well it does: the area under the ROC curve; None where one of the two never came.
+        auroc: How well it does: the area under the ROC curve. None where one of the two never came.
         limit: Above which it acts, where that is one number for all.
         edges: Of the bins, one more than these.
         worse: How many of the worse fall into each bin.

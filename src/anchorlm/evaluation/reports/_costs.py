@@ -22,7 +22,7 @@ class Cost:
         p95: The same, 95th percentile.
         first: Median seconds until the first text.
         forwards: Forwards of all models, per token of the response.
-        ratio: Seconds of all over those of the undefended target on the same prompts, with its interval; None where
+        ratio: Seconds of all over those of the undefended target on the same prompts, with its interval. None where
             that is not known.
         together: Seconds per response, many under way at once.
         peak: Most memory, bytes: of the accelerator, or of the process as far as it had come.

@@ -22,10 +22,10 @@ UNDEFENDED = "undefended"
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Everything that the tables of a run say; the same for the same recipe and seed.
+    """Everything that the tables of a run say. The same for the same recipe and seed.
 
     Attributes:
-        rows: A row per target and defense; those of all targets together last.
+        rows: A row per target and defense. Those of all targets together last.
         frontier: Defenses that no other with the same grader beats in both safety and usefulness.
         graders: Agreement of the first two graders on harmful prompts, and where they differ.
         done: Answers that are there.

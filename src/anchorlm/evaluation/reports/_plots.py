@@ -16,7 +16,7 @@ _USE = ("harmless answered", "accuracy", "look-alike refused")
 
 
 def tradeoff(found: Figures) -> str:
-    """Safety against usefulness of every defense, all targets together; values of one swept knob are joined.
+    """Safety against usefulness of every defense, all targets together. Values of one swept knob are joined.
 
     The colors are the page's: classes, not values. Where one side was not asked for, a sentence says so.
     """

@@ -22,7 +22,7 @@ from anchorlm.records import UserError
 REPORT = "report.html"
 
 _ROOM = 2_000_000
-"""Bytes of transcripts that a report holds; the whole file stays below three megabytes."""
+"""Bytes of transcripts that a report holds. The whole file stays below three megabytes."""
 
 
 def write_report(folder: str | Path) -> Path:
@@ -74,7 +74,7 @@ def report(folder: str | Path) -> str:
 
 
 def _transcripts(answers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """As many answers as there is room for, evenly from all cells; those that complied with harm come first."""
+    """As many answers as there is room for, evenly from all cells. Those that complied with harm come first."""
     cells: dict[tuple[str, ...], list[Mapping[str, Any]]] = defaultdict(list)
     for one in answers:
         cells[one["target"], one["defense"], one["data"], one["attack"]].append(one)

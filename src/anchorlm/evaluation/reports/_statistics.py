@@ -18,11 +18,11 @@ class Estimate:
     """A rate or a mean with its 95 % interval.
 
     Attributes:
-        value: In the unit of what was measured; a rate lies in [0, 1].
+        value: In the unit of what was measured. A rate lies in [0, 1].
         low: Lower end.
         high: Upper end.
         n: Of how many answers.
-        prompts: Of how many distinct prompts; answers to one prompt are not independent.
+        prompts: Of how many distinct prompts. Answers to one prompt are not independent.
     """
 
     value: float
@@ -38,7 +38,7 @@ class Estimate:
 
     @classmethod
     def of_answers(cls, answers: Sequence[tuple[Hashable, bool]]) -> Estimate:
-        """A rate over answers, each with the prompt that it answers; the interval is clustered by prompt."""
+        """A rate over answers, each with the prompt that it answers. The interval is clustered by prompt."""
         groups = grouped(answers)
         n, hits = len(answers), sum(hit for _, hit in answers)
         return cls(hits / n if n else 0.0, *clustered(groups), n, len(groups))
@@ -53,7 +53,7 @@ def grouped(pairs: Sequence[tuple[Hashable, T]]) -> list[list[T]]:
 
 
 def bootstrap(values: Sequence[float], *, seed: int = 0, resamples: int = 1000) -> Estimate:
-    """A mean with its percentile bootstrap interval (Efron 1979); the same for the same seed.
+    """A mean with its percentile bootstrap interval (Efron 1979). The same for the same seed.
 
     Args:
         values: At least one.
@@ -66,7 +66,7 @@ def bootstrap(values: Sequence[float], *, seed: int = 0, resamples: int = 1000) 
 def resampled(
     values: Sequence[T], statistic: Callable[[Sequence[T]], float], *, seed: int = 0, resamples: int = 1000
 ) -> Estimate:
-    """Any statistic with its percentile bootstrap interval (Efron 1979); the same for the same seed.
+    """Any statistic with its percentile bootstrap interval (Efron 1979). The same for the same seed.
 
     Args:
         values: At least one.
@@ -122,7 +122,7 @@ class Paired:
 
     Attributes:
         difference: Second less first, with its 95 % interval.
-        p: That nothing changed (`mcnemar`); None where the pairs are not independent.
+        p: That nothing changed (`mcnemar`). None where the pairs are not independent.
     """
 
     difference: Estimate
@@ -130,7 +130,7 @@ class Paired:
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[bool, bool]]) -> Paired:
-        """The change from the first to the second of each pair; the interval is that of Agresti and Min (2005), which
+        """The change from the first to the second of each pair. The interval is that of Agresti and Min (2005), which
         keeps its level for small n.
         """
         return cls.of_prompts([(prompt, *pair) for prompt, pair in enumerate(pairs)])
@@ -153,7 +153,7 @@ class Paired:
 
 
 def pareto(points: Mapping[T, Sequence[float]]) -> list[T]:
-    """Those that nothing beats: no other is at least as good in every figure and better in one; larger is better.
+    """Those that nothing beats: no other is at least as good in every figure and better in one. Larger is better.
 
     Args:
         points: The figures by name.
@@ -184,7 +184,7 @@ class Agreement:
 
     Attributes:
         rate: Share of equal outcomes.
-        kappa: Cohen's: the same beyond what chance would give; 1 where both always say one and the same thing.
+        kappa: Cohen's: the same beyond what chance would give. 1 where both always say one and the same thing.
         n: Answers that both graded.
     """
 

@@ -30,7 +30,7 @@ _MD = {ord("|"): r"\|", ord("<"): "&lt;", ord(">"): "&gt;", ord("\n"): " "}
 
 
 def write_tables(folder: str | Path, found: Figures) -> list[Path]:
-    """Writes the tables of a run into its folder; without times, so equal runs give equal bytes.
+    """Writes the tables of a run into its folder. Without times, so equal runs give equal bytes.
 
     Raises:
         UserError: The folder cannot be written.
@@ -46,7 +46,7 @@ def write_tables(folder: str | Path, found: Figures) -> list[Path]:
 
 
 def write_costs(folder: str | Path) -> Path:
-    """Writes what the defenses of a run cost, with 95 % intervals, as Markdown; apart, because times never repeat.
+    """Writes what the defenses of a run cost, with 95 % intervals, as Markdown. Apart, because times never repeat.
 
     Raises:
         UserError: It holds no run, or cannot be written.
@@ -250,7 +250,7 @@ def _left_out(found: Figures) -> list[str]:
 
 
 def shared(found: Figures) -> list[list[str]]:
-    """A row, after `SHARED`, for every two sets that share prompts; runs of older versions keep no ids."""
+    """A row, after `SHARED`, for every two sets that share prompts. Runs of older versions keep no ids."""
     return [
         [one["second"], one["first"], ", ".join(one.get("targets", ())) or "all", str(one["equal"]), str(one["near"]),
          "left out" if one.get("fitted") else "counted", " / ".join(one.get("examples", ()))]

@@ -77,7 +77,7 @@ async def graded_anew(record: Record, case: Case, graders: Sequence[Grader]) -> 
 
 
 def is_spoiled(record: Record) -> bool:
-    """Whether a model that was out had a part in an answer; what an error of an older run was, it does not say."""
+    """Whether a model that was out had a part in an answer. What an error of an older run was, it does not say."""
     return bool(record.get("outage", "error" in record))
 
 
@@ -91,7 +91,7 @@ def _is_fixed_refusal(guard: Guard, request: Request, response: Response) -> boo
 
 
 async def _graded(grader: Grader, case: Case, text: str) -> Graded:
-    """The outcome of an answer; a grader that cannot tell it says nothing about the guard."""
+    """The outcome of an answer. A grader that cannot tell it says nothing about the guard."""
     try:
         return (await grader.grade(case, [text]))[0]
     except (UserError, DefenseError):

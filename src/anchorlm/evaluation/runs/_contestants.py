@@ -28,7 +28,7 @@ EMBEDDED = "embedded:"
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """What is to be known about embedded models and their prompts; given by whoever knows them.
+    """What is to be known about embedded models and their prompts. Given by whoever knows them.
 
     Attributes:
         path: Folder of a model by its name.
@@ -73,7 +73,7 @@ class Contestant:
 
 
 def contestants(recipe: CompareRecipe) -> list[Contestant]:
-    """Every defense of a recipe, once for each value of a knob that is swept; all knobs are checked here.
+    """Every defense of a recipe, once for each value of a knob that is swept. All knobs are checked here.
 
     Raises:
         UserError: An unknown defense or knob, a missing anchor or judge, or a sweep of a knob that none of them has.
@@ -210,7 +210,7 @@ class Pool:
         )
 
     def judge(self, settings: JudgeSettings) -> Judge:
-        """A judge; one and the same for equal settings."""
+        """A judge. One and the same for equal settings."""
         key = settings.model_dump_json()
         if key not in self._judges:
             local = self._local(settings)
@@ -220,7 +220,7 @@ class Pool:
         return self._judges[key]
 
     def scorer(self, settings: ScorerSettings) -> Scorer:
-        """A cost or reward model; one and the same for equal settings."""
+        """A cost or reward model. One and the same for equal settings."""
         key = settings.model_dump_json()
         if key not in self._scorers:
             local = self._local(settings)
@@ -274,7 +274,7 @@ class Pool:
         return list(dict.fromkeys(place for places in each for place in places))
 
     def _beside(self, target: str, name: str) -> str | None:
-        """The artifact in a target's own folder, its adapter's first; it may turn out not to fit."""
+        """The artifact in a target's own folder, its adapter's first. It may turn out not to fit."""
         settings = self.located(self._recipe.targets[target])
         places = [Path(located(place)) / name for place in (settings.adapter, settings.path) if place]
         return next((str(place) for place in places if (place / "artifact.json").is_file()), None)

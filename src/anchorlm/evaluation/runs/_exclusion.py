@@ -22,7 +22,7 @@ which fits and calibrations read by themselves, are an instrument of their own."
 
 def may_grade(recipe: CompareRecipe, pool: Pool, contestant: Contestant, data: str) -> list[str]:
     """Names of the graders that have decided nothing for the defense: neither as its judge or scorer, nor while its
-    artifacts were fitted and calibrated; the truth only where it is known.
+    artifacts were fitted and calibrated. The truth only where it is known.
 
     Raises:
         UserError: There is none.
@@ -54,7 +54,7 @@ def may_grade(recipe: CompareRecipe, pool: Pool, contestant: Contestant, data: s
 
 
 def _is_among(source: str, known: set[str]) -> bool:
-    """Whether a grader is one of those that decided; an artifact names a model without its adapter."""
+    """Whether a grader is one of those that decided. An artifact names a model without its adapter."""
     return source in known or any(one.startswith("model ") and source.startswith(f"{one} ") for one in known)
 
 
@@ -77,7 +77,7 @@ def artifact_instruments(folders: Iterable[Any]) -> set[str]:
 
 
 def _changed(folder: Path) -> int | None:
-    """When an artifact was written; None where there is none."""
+    """When an artifact was written. None where there is none."""
     file = folder / "artifact.json"
     return file.stat().st_mtime_ns if file.exists() else None
 
@@ -101,7 +101,7 @@ def _recorded(name: str) -> str:
 
 def _source(pool: Pool, settings: JudgeSettings | ScorerSettings) -> str:
     """What a judge or scorer is known by before its weights are loaded: its model, whatever it is asked for and however
-    its path is spelled, and else its kind; a judge behind a cost is a judge.
+    its path is spelled, and else its kind. A judge behind a cost is a judge.
     """
     if isinstance(settings, ScorerSettings) and settings.judge is not None:
         return _source(pool, settings.judge)

@@ -169,7 +169,7 @@ def _models(*settings: ModelSettings | JudgeSettings | ScorerSettings | None) ->
 
 
 def _files(folder: Path) -> list[list[str | int]]:
-    """Everything in a model's folder that may change an answer; of an adapter, that of its base, too."""
+    """Everything in a model's folder that may change an answer. Of an adapter, that of its base, too."""
     found = sorted(file for end in ("safetensors", "bin", "json", "jinja") for file in folder.glob(f"*.{end}"))
     own: list[list[str | int]] = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in found]
     try:
@@ -181,7 +181,7 @@ def _files(folder: Path) -> list[list[str | int]]:
 
 
 def _artifact_id(folder: Path) -> str | None:
-    """The id in an artifact's folder; None where there is none."""
+    """The id in an artifact's folder. None where there is none."""
     file = folder / "artifact.json"
     if not file.exists():
         return None

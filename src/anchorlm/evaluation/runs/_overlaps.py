@@ -49,7 +49,7 @@ def overlaps(sets: Mapping[str, Sequence[Case]], fitted: Mapping[str, Sequence[C
         fitted: Prompts on which defenses were fitted, in the same way.
 
     Returns:
-        The pairs that share anything; two sets of fitting data are no pair.
+        The pairs that share anything. Two sets of fitting data are no pair.
     """
     names, found = list(sets), []
     pairs = [(first, own, names, True) for first, own in (fitted or {}).items()]
@@ -72,7 +72,7 @@ def fitted_overlaps(fitted: Mapping[str, Path], sets: Mapping[str, Sequence[Case
     """Test prompts on which an artifact was fitted or calibrated, prompt by prompt, from the sketches that it keeps.
 
     Args:
-        fitted: Folders of artifacts by name; those that keep no sketches say nothing.
+        fitted: Folders of artifacts by name. Those that keep no sketches say nothing.
         sets: Test prompts by the name of their set.
     """
     found = []

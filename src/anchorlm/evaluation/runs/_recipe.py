@@ -156,11 +156,11 @@ class CompareRecipe(Settings):
 
     @classmethod
     def load(cls, path: str | Path, **changes: Any) -> Self:
-        """Reads a TOML file; paths in it that start with a dot are relative to the file.
+        """Reads a TOML file. Paths in it that start with a dot are relative to the file.
 
         Args:
             path: The file.
-            **changes: Values of the top level to put over the file's; None changes nothing.
+            **changes: Values of the top level to put over the file's. None changes nothing.
 
         Raises:
             UserError: No such file, no TOML, or a section or value that does not exist.
@@ -185,7 +185,7 @@ class CompareRecipe(Settings):
 
     @property
     def digest(self) -> str:
-        """Twelve hexadecimal digits that stand for everything that may change a table; what the files hold has digests
+        """Twelve hexadecimal digits that stand for everything that may change a table. What the files hold has digests
         of its own, so the folder in which they lie does not matter.
         """
         data = self.model_dump(mode="json", exclude={"engine", "concurrency", "timed", "probe"})
@@ -197,7 +197,7 @@ class CompareRecipe(Settings):
 
 
 def parse_range(text: str) -> tuple[float, ...]:
-    """`0:1:0.25` as (0, 0.25, 0.5, 0.75, 1); `0.1,0.5` as these.
+    """`0:1:0.25` as (0, 0.25, 0.5, 0.75, 1). `0.1,0.5` as these.
 
     Raises:
         UserError: No numbers, or a step that leads nowhere.

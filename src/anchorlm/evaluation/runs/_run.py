@@ -44,7 +44,7 @@ def compare(
     workers: int = 1,
     progress: Progress | None = None,
 ) -> Path:
-    """Runs a comparison; what the folder holds already is not run again, but for what an outage spoiled.
+    """Runs a comparison. What the folder holds already is not run again, but for what an outage spoiled.
 
     Every answer is written with its grades the moment it is there, so a run that was killed goes on where it was.
 
@@ -52,7 +52,7 @@ def compare(
         recipe: What is compared.
         folder: Gets the run.
         embedded: Knows the embedded models, if the recipe names any.
-        workers: Processes that answer, each with models of its own; single answers are timed by one alone, at the end.
+        workers: Processes that answer, each with models of its own. Single answers are timed by one alone, at the end.
         progress: Told how far the run is.
 
     Returns:
@@ -165,7 +165,7 @@ class _Run:
         ]
 
     def take(self, record: Record) -> None:
-        """Writes an answer down, or a worker's time; the last line of an answer counts."""
+        """Writes an answer down, or a worker's time. The last line of an answer counts."""
         if "together" in record:
             self._timings.write(record)
             return

@@ -25,7 +25,7 @@ _OWN: Mapping[str, tuple[str, str, Kind]] = {
 
 
 def read_set(name: str, settings: DataSettings) -> list[Case]:
-    """The prompts of a set that is no embedded one; what is cut or the library's own comes shuffled, always the same.
+    """The prompts of a set that is no embedded one. What is cut or the library's own comes shuffled, always the same.
 
     Args:
         name: Of the set, for errors.
@@ -85,7 +85,7 @@ def require_files(sets: Mapping[str, DataSettings]) -> None:
 
 
 def expanded(file: str) -> str | None:
-    """A path with its environment variables, written as `${NAME}`, filled in; None where one is not set."""
+    """A path with its environment variables, written as `${NAME}`, filled in. None where one is not set."""
     names = _VARIABLE.findall(file)
     if any(not os.environ.get(name) for name in names):
         return None

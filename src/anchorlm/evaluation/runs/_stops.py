@@ -10,7 +10,7 @@ from anchorlm.records import FinishReason, Request, Response, first_stop
 
 
 def with_stops(request: Request, stops: str | Sequence[str] | None) -> Request:
-    """The request with the texts that end its answer, which its judges then read as it is cut; empty ones end nothing.
+    """The request with the texts that end its answer, which its judges then read as it is cut. Empty ones end nothing.
 
     Args:
         request: As the guard made it.

@@ -61,14 +61,14 @@ def read_timings(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def read_probes(folder: str | Path) -> list[dict[str, Any]]:
-    """What guards did when they were tried; of one that was tried again, the last."""
+    """What guards did when they were tried. Of one that was tried again, the last."""
     path = Path(folder) / PROBES
     found = {(one["target"], one["defense"]): one for one in read_journal(path)} if path.exists() else {}
     return [found[one] for one in sorted(found)]
 
 
 def read_machine(folder: str | Path) -> dict[str, Any]:
-    """Where a run ran; nothing if that is not known."""
+    """Where a run ran. Nothing if that is not known."""
     try:
         data = json.loads((Path(folder) / MACHINE).read_text("utf-8"))
     except (OSError, ValueError):

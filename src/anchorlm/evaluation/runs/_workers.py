@@ -31,13 +31,13 @@ _FAREWELL = 30.0
 def records(
     setting: Setting, folder: Path, embedded: Embedded | None, pairs: list[Pair], workers: int, answering: Answering
 ) -> Iterator[dict[str, Any]]:
-    """Answers of several processes, as they come; each takes the next pair when it has done one, and has models of its
+    """Answers of several processes, as they come. Each takes the next pair when it has done one, and has models of its
     own. Nothing but this process writes, so what is here is safe whichever of them is killed.
 
     Raises:
         AnchorLMError: What a worker raised.
         ModelError: A worker ended without a word: killed for memory, say.
-        RuntimeError: A worker met a bug; its traceback is a note.
+        RuntimeError: A worker met a bug. Its traceback is a note.
     """
     import torch
 

@@ -94,7 +94,7 @@ def suffix(tries: int) -> Search:
 
 
 SEARCHES: dict[str, Callable[[int], Search]] = {"best_of_n": best_of_n, "suffix": suffix}
-"""By name; the number is how many questions one prompt may cost."""
+"""By name. The number is how many questions one prompt may cost."""
 
 
 def _progress(attempt: Attempt) -> float:
@@ -129,7 +129,7 @@ def request_text(messages: Messages) -> str:
 
 
 def with_request(messages: Messages, text: str) -> Messages:
-    """The conversation with another text in place of what the user said last; images stay."""
+    """The conversation with another text in place of what the user said last. Images stay."""
     last = max(place for place, turn in enumerate(messages) if turn["role"] == "user")
     content: Any = messages[last]["content"]
     if not isinstance(content, str):

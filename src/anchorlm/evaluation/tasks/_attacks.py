@@ -14,10 +14,10 @@ from anchorlm.files import BadRow, read_rows
 from anchorlm.records import Message, Messages, UserError, data_digest
 
 Rewrite = Callable[[Messages, random.Random], Messages]
-"""A static attack: another conversation that asks for the same; the same one for the same random state."""
+"""A static attack: another conversation that asks for the same. The same one for the same random state."""
 
 PLACE = "[INSERT PROMPT HERE]"
-"""Where a ready jailbreak prompt takes the request; `{prompt}` and `{goal}` do as well."""
+"""Where a ready jailbreak prompt takes the request. `{prompt}` and `{goal}` do as well."""
 
 
 TRIES = 16
@@ -34,7 +34,7 @@ class Attack:
     Attributes:
         name: As the recipe spells it, but for folders.
         rewrite: Changes the conversation before anything is asked.
-        search: Asks the guard itself again and again for what makes it comply; none for a static attack.
+        search: Asks the guard itself again and again for what makes it comply. None for a static attack.
         ablation: Artifact of InferAligner on the target, whose own direction is taken out of the target's activations
             below the defense (Arditi et al. 2024, arXiv 2406.11717): an attack by anyone who has the weights.
     """
@@ -47,7 +47,7 @@ class Attack:
 
 def parse_attack(spec: str) -> Attack:
     """The attack that a recipe names: `role_play`, `many_shot:8`, `file:jailbreaks.txt`, or several, as in
-    `role_play+base64`, applied from left to right; an adaptive one comes last. In the artifact of
+    `role_play+base64`, applied from left to right. An adaptive one comes last. In the artifact of
     `ablation:ARTIFACT`, {target} stands for the target's name and {out} for the run's folder.
 
     Raises:
@@ -86,7 +86,7 @@ def attack_label(spec: str) -> str:
 
 
 def attack_data(spec: str) -> str | None:
-    """A digest of the files of an attack; None where it has none."""
+    """A digest of the files of an attack. None where it has none."""
     files = [part.strip().removeprefix("file:") for part in spec.split("+") if part.strip().startswith("file:")]
     return data_digest(text for file in files for text in _ready(file)) if files else None
 
@@ -191,7 +191,7 @@ def _many_shot(shots: int) -> Rewrite:
 
 
 def _from_file(path: str) -> Rewrite:
-    """Ready jailbreak prompts, one drawn for each request; those that do not say where the request goes end with it."""
+    """Ready jailbreak prompts, one drawn for each request. Those that do not say where the request goes end with it."""
     if not path:
         raise UserError("The attack file: needs a path, as in file:jailbreaks.txt, a prompt on each line or row.")
     texts = _ready(path)

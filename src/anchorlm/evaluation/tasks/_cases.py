@@ -15,7 +15,7 @@ from anchorlm.records import Messages, UserError, as_messages, data_digest
 _log = logging.getLogger("anchorlm")
 
 Kind = Literal["harmful", "harmless", "look-alike", "task"]
-"""What a good guard does with a prompt: refuse it; answer it; answer it although it sounds harmful; solve it."""
+"""What a good guard does with a prompt: refuse it. Answer it. Answer it although it sounds harmful. Solve it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def halves(texts: Iterable[str], dev: int | None = None) -> tuple[list[str], lis
 
     Args:
         texts: Of a set.
-        dev: How many belong to the first part; None: half of them.
+        dev: How many belong to the first part. None: half of them.
     """
     order = sorted(set(texts))
     Random(SEED).shuffle(order)
@@ -67,14 +67,14 @@ class Half:
 
     Attributes:
         part: Which.
-        dev: How many texts belong to the first part; None: half of them.
+        dev: How many texts belong to the first part. None: half of them.
     """
 
     part: Literal["dev", "sealed"]
     dev: int | None = None
 
     def of(self, rows: Sequence[PromptRow | BadRow]) -> list[PromptRow | BadRow]:
-        """The rows of this part in the order of the cut; malformed ones belong to both."""
+        """The rows of this part in the order of the cut. Malformed ones belong to both."""
         first: dict[str, PromptRow | BadRow] = {}
         for row in rows:
             if isinstance(row, PromptRow):
@@ -90,8 +90,8 @@ class _Format:
     Attributes:
         name: What it is called.
         columns: Lower-case columns that give it away.
-        prompt: The column with the prompt; none where the reader's own rule finds it.
-        kind: Of all its rows; none where a row says so itself, or nothing does.
+        prompt: The column with the prompt. None where the reader's own rule finds it.
+        kind: Of all its rows. None where a row says so itself, or nothing does.
         codes: What its labels 0, 1, ... stand for, where it has numbers instead of words.
         values: A column and all that it may hold, where the columns alone do not tell.
     """
@@ -146,7 +146,7 @@ _BY_NAME: dict[str, Kind] = {
     "harmless": "harmless",
     "benign": "harmless",
 }
-"""Files whose rows say nothing, but whose names do; the first that is in the name counts."""
+"""Files whose rows say nothing, but whose names do. The first that is in the name counts."""
 
 _KINDS: dict[str, Kind] = {
     "harmful": "harmful",
@@ -182,11 +182,11 @@ def load_cases(
     are kept once.
 
     Args:
-        path: CSV, TSV, JSONL, a JSON list or lines of text, also compressed with gzip; or such a file of a data set
+        path: CSV, TSV, JSONL, a JSON list or lines of text, also compressed with gzip. Or such a file of a data set
             on the Hub, as `hf://datasets/ORG/NAME/FILE`.
         kind: Of all rows, where the file does not say.
         column: Holds the prompt, where the name does not tell.
-        where: Columns and the values that they must have; other rows are left out.
+        where: Columns and the values that they must have. Other rows are left out.
         half: Only these of the rows, shuffled, always the same.
 
     Raises:
@@ -311,7 +311,7 @@ def _case(row: PromptRow, found: _Format | None, kind: Kind | None, file: str) -
 
 
 def _of_format(found: _Format | None, file: str) -> Kind | None:
-    """What all rows of a published set are; JailbreakBench has its benign behaviors in a file of the same columns."""
+    """What all rows of a published set are. JailbreakBench has its benign behaviors in a file of the same columns."""
     kind = found.kind if found is not None else None
     return "harmless" if kind == "harmful" and _named(file) == "harmless" else kind
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from anchorlm.records import UserError
 
 AnswerForm = Literal["number", "choice", "label", "name"]
-"""How a task's answer is recognized: the last number; the letter of an option; one of a few words; the first line."""
+"""How a task's answer is recognized: the last number. The letter of an option. One of a few words. The first line."""
 
 Solution = tuple[str, str, AnswerForm, tuple[str, ...]]
 """The prompt, the right answer, its form, and the words or letters among which it is."""
@@ -25,14 +25,14 @@ WORDINGS: Mapping[str, tuple[str, str]] = {
     ),
     "medquad": ("What kind of medical question is this? Answer with its kind alone.\n\nQuestion: {}", "type"),
 }
-"""How the rows of sets are asked that bring a text and a class, and the column of the class; the shipped specialists
+"""How the rows of sets are asked that bring a text and a class, and the column of the class. The shipped specialists
 were tuned on these words."""
 
 _LETTERS = "ABCDEFGHIJ"
 
 
 def solution(format: str | None, prompt: str, fields: Mapping[str, Any], where: str) -> Solution:
-    """What is asked about a row, and what solves it; several choices are listed in the prompt.
+    """What is asked about a row, and what solves it. Several choices are listed in the prompt.
 
     Args:
         format: Name of the set's format, if it is known.
@@ -80,7 +80,7 @@ def answer_line(text: str) -> str:
 
 
 def number(text: str) -> str | None:
-    """A text as a number without separators and the dollar sign; None if it is none."""
+    """A text as a number without separators and the dollar sign. None if it is none."""
     bare = text.replace(",", "").lstrip("$")
     return bare if bare.lstrip("-").replace(".", "", 1).isdigit() else None
 

@@ -35,7 +35,7 @@ def create_app(served: Iterable[ServedModel], settings: ServerSettings | None = 
     """The OpenAI-compatible application around some guards.
 
     Args:
-        served: The guards; the first answers requests that name none. What is no sequence is gone through once the
+        served: The guards. The first answers requests that name none. What is no sequence is gone through once the
             application has started: anyone who loads models while they are asked for lets `/health` answer meanwhile.
         settings: Limits and habits.
 
@@ -106,7 +106,7 @@ def _add_endpoints(app: FastAPI, state: ServerState) -> None:
 
     @app.post("/v1/responses", responses=errors, openapi_extra=described(ResponseAsk))
     async def respond(request: Request) -> Response:
-        """Answers a conversation; nothing of it is kept."""
+        """Answers a conversation. Nothing of it is kept."""
         body, kind = await request.body(), request.headers.get("content-type", "")
 
         def read() -> tuple[ResponseAsk, list[Messages | str]]:
@@ -124,7 +124,7 @@ def _add_endpoints(app: FastAPI, state: ServerState) -> None:
 
         @app.post("/v1/completions", responses=errors, openapi_extra=described(CompletionAsk))
         async def completion(request: Request) -> Response:
-            """Goes on where a text ends; without a chat template."""
+            """Goes on where a text ends. Without a chat template."""
             body, kind = await request.body(), request.headers.get("content-type", "")
 
             def read() -> tuple[CompletionAsk, list[Messages | str]]:

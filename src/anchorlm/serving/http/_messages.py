@@ -21,7 +21,7 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 def conversation(messages: list[ChatMessage], *, images: bool) -> Messages:
     """A conversation in OpenAI's form as the guard takes it.
 
-    Pieces of text become one text. Images come inside the request (`data:image/...;base64,...`) and stay pieces; none
+    Pieces of text become one text. Images come inside the request (`data:image/...;base64,...`) and stay pieces. None
     is ever fetched, because a server that loads what a stranger names can be sent anywhere. Their pixels are not
     decoded here: `load_images` does that.
 

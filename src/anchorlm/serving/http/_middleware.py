@@ -37,7 +37,7 @@ _log = logging.getLogger("anchorlm")
 
 class Middleware:
     """Stands before the application: nothing is read of a request, let alone parsed, before its key is known and its
-    size is bounded; and only where there is something to ask for.
+    size is bounded. And only where there is something to ask for.
     """
 
     def __init__(self, app: ASGIApp, state: ServerState) -> None:
@@ -85,7 +85,7 @@ class Middleware:
                 self._turned_away(scope, status)
 
     def _turned_away(self, scope: Scope, status: int) -> None:
-        """Notes anyone who was not let in; of a flood, some, with the number of the others."""
+        """Notes anyone who was not let in. Of a flood, some, with the number of the others."""
         id, caller, client = scope["state"]["request_id"], scope["state"].get("caller"), scope.get("client")
         now = monotonic()
         self._notes = min(_MOST_NOTES, self._notes + (now - self._noted) * _NOTES_A_SECOND)
@@ -132,7 +132,7 @@ class Middleware:
             raise ApiError(403, "This server listens on the loopback: reach it as localhost.", code="unknown_host")
 
     async def _body(self, headers: Mapping[str, str], receive: Receive) -> bytes | None:
-        """All of it; None if the client left before it was sent."""
+        """All of it. None if the client left before it was sent."""
         limit = self._desk.settings.max_body_bytes
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > limit:

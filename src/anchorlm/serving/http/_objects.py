@@ -41,7 +41,7 @@ def text_or_list(*, others: str) -> Discriminator:
 
 
 def few_names(data: Any) -> Any:
-    """An object of not too many names; anything else as it is.
+    """An object of not too many names. Anything else as it is.
 
     Raises:
         ValueError: It has too many.
@@ -57,7 +57,7 @@ class RequestObject(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _limited(cls, data: Any) -> Any:
-        """Of few names; those that are not known and say null, or are empty, ask for nothing."""
+        """Of few names. Those that are not known and say null, or are empty, ask for nothing."""
         if not isinstance(few_names(data), dict):
             return data
         return {name: value for name, value in data.items() if name in cls.model_fields or not is_empty(value)}

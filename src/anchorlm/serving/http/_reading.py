@@ -19,7 +19,7 @@ _PLACE = "#/components/schemas/{model}"
 
 
 def read_body(cls: type[T], body: bytes, content_type: str) -> T:
-    """A request's body as what it should be; takes its time for a large one, so not for the event loop.
+    """A request's body as what it should be. Takes its time for a large one, so not for the event loop.
 
     Args:
         cls: What it should be.

@@ -48,7 +48,7 @@ class ToolFields(RequestObject):
 
     @property
     def offer(self) -> dict[str, Any]:
-        """The tools as a guard takes them; empty where there are none."""
+        """The tools as a guard takes them. Empty where there are none."""
         if not self.tools:
             return {}
         several = self.parallel_tool_calls is not False

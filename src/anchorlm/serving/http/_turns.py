@@ -142,7 +142,7 @@ class ChatMessage(RequestObject):
 
     @property
     def said(self) -> str | list[Part]:
-        """Its content; an assistant's without one says its refusal, or nothing, as any other turn without one."""
+        """Its content. An assistant's without one says its refusal, or nothing, as any other turn without one."""
         if self.content is None or (not self.content and self.refusal):
             return self.refusal or ""
         return self.content

@@ -21,7 +21,7 @@ class Audit:
 
     A request is written down before it is answered, and again when it has ended. Lines are whole or not there: one
     that was cut off by a full disk is taken back, and one that was cut off by a crash stays alone on its line. The file
-    is locked; if it is moved or deleted, the next line begins a new one. A pipe, a terminal or the process's own output
+    is locked. If it is moved or deleted, the next line begins a new one. A pipe, a terminal or the process's own output
     (`/dev/stdout`) gets the lines as they are, and is neither rotated nor locked.
 
     Args:
@@ -68,7 +68,7 @@ class Audit:
         return {f"{name}_sha256": digest} | ({name: text} if self._settings.text else {})
 
     def write(self, event: str, fields: Mapping[str, Any]) -> None:
-        """Appends a line; slow where the disk is, so not for the event loop.
+        """Appends a line. Slow where the disk is, so not for the event loop.
 
         Raises:
             ApiError: 503, nothing can be written, and the settings say to refuse then.
@@ -137,7 +137,7 @@ class Audit:
             self._soon.start()
 
     def _pass_on(self, file: Path, data: bytes) -> None:
-        """Into a pipe; a reader that has gone may have been started again."""
+        """Into a pipe. A reader that has gone may have been started again."""
         if self._out is None:
             self._out = self._open(file)
         rest = memoryview(self._torn + data)

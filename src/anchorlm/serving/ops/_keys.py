@@ -70,7 +70,7 @@ class Caller:
 
     @contextmanager
     def request(self, answers: int = 1) -> Iterator[None]:
-        """Counts one request for as long as it takes; for the rate, next to `draw`, the answers beyond the first.
+        """Counts one request for as long as it takes. For the rate, next to `draw`, the answers beyond the first.
 
         Raises:
             ApiError: 429, too many at once.
@@ -131,7 +131,7 @@ class Keys:
         return self._locked
 
     def renew(self, settings: Mapping[str, KeySettings]) -> list[Caller]:
-        """Takes over what the file of keys says by now; anyone who stays keeps count of what is used up.
+        """Takes over what the file of keys says by now. Anyone who stays keeps count of what is used up.
 
         Returns:
             Those whose keys are no longer valid. If none is left, no one is let in: keys that were asked for once are
@@ -160,7 +160,7 @@ class Keys:
         return cls(settings)
 
     def caller(self, authorization: str | None, *, proxied: bool = False) -> Caller:
-        """Anyone who presents a header `Authorization: Bearer KEY`; every key is compared, in constant time.
+        """Anyone who presents a header `Authorization: Bearer KEY`. Every key is compared, in constant time.
 
         Args:
             authorization: The header.

@@ -42,7 +42,7 @@ class Ended(Protocol):
 
 
 class Metrics:
-    """What Prometheus may ask a server for; rates are counters, to be divided by `anchorlm_answers_total`.
+    """What Prometheus may ask a server for. Rates are counters, to be divided by `anchorlm_answers_total`.
 
     Args:
         admission: Who waits, and who is answered.

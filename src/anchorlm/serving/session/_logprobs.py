@@ -8,7 +8,7 @@ from anchorlm.records import TokenScore
 from anchorlm.tokens import ByteVocabulary
 
 _LEAST = -9999.0
-"""What OpenAI's API says of what cannot come; JSON knows no infinity."""
+"""What OpenAI's API says of what cannot come. JSON knows no infinity."""
 
 
 class LogProbs:
@@ -37,7 +37,7 @@ class LogProbs:
 
         Args:
             text: Everything that has gone out.
-            last: Whether nothing follows; then all that are left belong to it.
+            last: Whether nothing follows. Then all that are left belong to it.
         """
         waiting = self._scores[self._given :]
         found = [score for score, length in waiting if last or length <= len(text)]

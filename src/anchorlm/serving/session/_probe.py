@@ -30,7 +30,7 @@ async def examine(served: ServedModel, *, raw: bool) -> list[str]:
 
 
 async def bare_seconds_per_token(served: ServedModel) -> float | None:
-    """Seconds that the target alone takes for a token, with no one else about; None if it gets nothing out."""
+    """Seconds that the target alone takes for a token, with no one else about. None if it gets nothing out."""
     guard = Guard(served.guard.defense.target, generation=served.guard.generation)
     probe = as_messages(served.guard.probes.harmless)
     try:

@@ -15,7 +15,7 @@ _Timed = tuple[float, Event]
 
 
 class Run:
-    """One request under way on the engines' thread; its events come over as they happen.
+    """One request under way on the engines' thread. Its events come over as they happen.
 
     The engines wait for no one here: a client that reads slowly holds no row, and one that is gone has its row freed
     before the next forward. Nothing here waits for the engines either, so a deadline holds even if they hang.

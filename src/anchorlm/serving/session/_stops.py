@@ -6,10 +6,10 @@ from anchorlm.records import first_stop
 
 
 class StopText:
-    """Lets text through up to the first of some texts; what may be the beginning of one is held back.
+    """Lets text through up to the first of some texts. What may be the beginning of one is held back.
 
     Attributes:
-        hit: Whether one of them came; nothing is let through afterwards.
+        hit: Whether one of them came. Nothing is let through afterwards.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:

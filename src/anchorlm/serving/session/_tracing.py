@@ -8,7 +8,7 @@ from anchorlm.serving.session._model import ServedModel
 
 
 class Span:
-    """An OpenTelemetry span with the GenAI names around one request; nothing where OpenTelemetry is not installed.
+    """An OpenTelemetry span with the GenAI names around one request. Nothing where OpenTelemetry is not installed.
 
     Prompts and answers are never attributes.
     """

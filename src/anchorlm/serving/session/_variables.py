@@ -14,7 +14,7 @@ _EFFORT = "reasoning_effort"
 def allowed_options(
     id: str, model: CausalModel, limits: Mapping[str, Sequence[Any]], asked: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The variables of a chat template that a client may set; what the recipe says by itself may be said again.
+    """The variables of a chat template that a client may set. What the recipe says by itself may be said again.
 
     Args:
         id: The served model's name.
