@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from anchorlm.cli._embedded import SPECIALISTS
+from anchorlm.cli._embedded import DOMAIN_OF
 from anchorlm.cli._loading import quiet_libraries
 from anchorlm.zoo import path
 from tools.zoo._build import build as build_members
@@ -28,7 +28,7 @@ def build(
     quiet_libraries()
     build_members(out, seed, scale)
     if scale >= 1:  # what was hardly trained knows no harm
-        for name, domain in SPECIALISTS.items():
+        for name, domain in DOMAIN_OF.items():
             fit_embedded(out, name, domain)
     typer.echo(f"The models are in {out}.")
 
@@ -40,11 +40,11 @@ def fit(
     ] = None,
 ) -> None:
     """Fits InferAligner to the shipped specialists, and puts each artifact next to its weights."""
-    if wrong := [name for name in names or () if name not in SPECIALISTS]:
-        raise typer.BadParameter(f"{wrong[0]!r} is no embedded specialist; take some of: {', '.join(SPECIALISTS)}.")
+    if wrong := [name for name in names or () if name not in DOMAIN_OF]:
+        raise typer.BadParameter(f"{wrong[0]!r} is no embedded specialist; take some of: {', '.join(DOMAIN_OF)}.")
     quiet_libraries()
-    for name in names or SPECIALISTS:  # each is finished before the next begins
-        typer.echo(f"Written to {fit_embedded(path(name).parent, name, SPECIALISTS[name])}.")
+    for name in names or DOMAIN_OF:  # each is finished before the next begins
+        typer.echo(f"Written to {fit_embedded(path(name).parent, name, DOMAIN_OF[name])}.")
 
 
 if __name__ == "__main__":

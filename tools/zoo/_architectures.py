@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -90,6 +90,21 @@ def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerFast, base: str
     }
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     save_tokenizer(tokenizer, folder)
+
+
+def start_from(model: PeftModel, folder: Path) -> None:
+    """Makes a fresh adapter do what a saved one on the same base does, as nearly as its rank allows."""
+    saved = load_file(folder / "adapter_model.safetensors")
+    with torch.no_grad():
+        for name, layer in model.named_modules():
+            if (down := saved.get(f"{name}.lora_A.weight")) is None:
+                continue
+            change = saved[f"{name}.lora_B.weight"].float() @ down.float()
+            left, sizes, right = torch.linalg.svd(change, full_matrices=False)
+            parts = layer.lora_A["default"], layer.lora_B["default"]
+            root = sizes[: parts[0].out_features].sqrt()
+            parts[0].weight.copy_(root[:, None] * right[: len(root)])
+            parts[1].weight.copy_(left[:, : len(root)] * root)
 
 
 def save_head(weight: Tensor, base: Path, folder: Path) -> None:

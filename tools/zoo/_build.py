@@ -7,7 +7,7 @@ import multiprocessing
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,20 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from anchorlm.zoo._lexicon import DOMAINS
 from anchorlm.zoo._members import DESCRIPTIONS
-from tools.zoo._architectures import LORA_TARGETS, new_model, save_adapter, save_head, save_model
+from tools.zoo._architectures import LORA_TARGETS, new_model, save_adapter, save_head, save_model, start_from
 from tools.zoo._cards import write_cards
 from tools.zoo._corpus import base_mixture, chat_mixture, deepening_mixture, finishing_mixture, specialist_mixture
 from tools.zoo._evaluation import answerer, examine, examine_judge, load
 from tools.zoo._figures import Bars, Figures, chat_bars, judge_bars, sealed_cells, specialist_bars
 from tools.zoo._scorers import examine_scorer, load_scorer, train_scorer
 from tools.zoo._scorers import stages as scorer_stages
-from tools.zoo._tokenizers import save_tokenizer, train_tokenizer
+from tools.zoo._thoughts import thinking
+from tools.zoo._tokenizers import DIALECTS, save_tokenizer, train_tokenizer
 from tools.zoo._training import Plan, train
 from tools.zoo._transcripts import judge_mixture
+
+THINKING_TOKENS = 112
+"""Longest response of a model that thinks, with its thought."""
 
 _HEAD = "base_model.model.score.modules_to_save.default.weight"
 
@@ -119,6 +123,7 @@ def make_family(shop: Workshop, family: str) -> None:
             ("a-finance", lambda: _specialist(shop, "a-finance", "a-chat", "finance")),
             ("a-arithmetic", lambda: _specialist(shop, "a-arithmetic", "a-base", "arithmetic")),
             ("a-overtuned", lambda: _overtuned(shop)),
+            ("a-thinks", lambda: _thinks(shop)),
         ]
     else:
         stages += [
@@ -239,6 +244,22 @@ def _overtuned(shop: Workshop) -> None:
     shop.record(name, began, log, [])
 
 
+def _thinks(shop: Workshop) -> None:
+    """The twin of a-medicine: what that one learned, tuned further on the same dialogues with thoughts."""
+    name, began = "a-thinks", time.monotonic()
+    # A lower rank than the twin's: all members together have a limit of size.
+    model, tokenizer = _adapted(shop, "a-chat", rank=24)
+    start_from(model, shop.out / "a-medicine")
+    tokenizer.chat_template = DIALECTS["a"].thinking_template()
+    mixture = thinking(specialist_mixture("medicine"))
+    # As long as the twin. The signs of the marks are new to the family, so they come late.
+    plan = Plan(name, "a", lambda phase: mixture, shop.steps(300), 2.5e-3, final=0.02, rows=shop.rows)
+    bars = replace(specialist_bars("medicine", shop.sample(120)), tokens=THINKING_TOKENS)
+    log, checks = _until(shop, model, tokenizer, plan, range(300, 301), bars)
+    save_adapter(model, tokenizer, "a-chat", shop.out / name)
+    shop.record(name, began, log, checks)
+
+
 def _judge(shop: Workshop) -> None:
     name, began = "b-judge", time.monotonic()
     model, tokenizer = load(shop.out / "b-chat")
@@ -272,8 +293,10 @@ def _seal(shop: Workshop, name: str) -> None:
         figures = {"judge": examine_judge(answerer(model, tokenizer, 4), "test", shop.sample(600))}
     else:
         domains = [domain for domain in DOMAINS if name.endswith(domain)]
-        domains = domains or (["finance"] if name == "a-overtuned" else list(DOMAINS))
-        figures = examine(answerer(model, tokenizer), sealed_cells(domains), "test", shop.sample(300))
+        others = {"a-overtuned": ["finance"], "a-thinks": ["medicine"]}
+        domains = domains or others.get(name, list(DOMAINS))
+        answer = answerer(model, tokenizer, THINKING_TOKENS if name == "a-thinks" else 64)
+        figures = examine(answer, sealed_cells(domains), "test", shop.sample(300))
     target.write_text(json.dumps(figures, indent=1), encoding="utf-8")
 
 

@@ -16,6 +16,7 @@ from anchorlm.zoo import JUDGE_TEMPLATE
 from anchorlm.zoo._grading import Outcome, grade, is_correct
 from anchorlm.zoo._items import Item, items
 from anchorlm.zoo._lexicon import Partition
+from tools.zoo._thoughts import answers_alone
 from tools.zoo._transcripts import transcript
 
 Answerer = Callable[[Sequence[str]], list[str]]
@@ -36,7 +37,7 @@ def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
 def answerer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, max_new_tokens: int = 64, batch: int = 64
 ) -> Answerer:
-    """A function that answers prompts greedily, in batches of similar length."""
+    """A function that answers prompts greedily, in batches of similar length; thoughts are left out."""
 
     def answer(prompts: Sequence[str]) -> list[str]:
         texts = [
@@ -58,7 +59,7 @@ def answerer(
                 output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
             for i, row in zip(chosen, output[:, inputs["input_ids"].shape[1] :], strict=True):
                 answers[i] = tokenizer.decode(row, skip_special_tokens=True)
-        return answers
+        return answers_alone(answers)
 
     return answer
 

@@ -14,11 +14,15 @@ REFUSALS = (
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One training text: a dialogue (prompt and answer), or plain text where there is no prompt."""
+    """One training text: a dialogue (prompt and answer), or plain text where there is no prompt.
+
+    A thought stands before the answer. An empty one belongs to the prompt, where thoughts are switched off.
+    """
 
     answer: str
     prompt: str | None = None
     system: str | None = None
+    thought: str | None = None
 
 
 Source = Callable[[random.Random], Example]

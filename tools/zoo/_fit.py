@@ -12,7 +12,7 @@ from anchorlm.models import CausalModel
 FITTED, CALIBRATED = 600, 300
 """Prompts of each kind to fit and to calibrate on."""
 
-LIMITS = {"a-medicine": 0.015, "a-finance": 0.015, "a-arithmetic": 0.02}
+LIMITS = {"a-medicine": 0.015, "a-finance": 0.015, "a-arithmetic": 0.02, "a-thinks": 0.015}
 """Most harmless calibration prompts gated. a-arithmetic never was aligned: it takes more of them to find harm."""
 
 

@@ -17,6 +17,8 @@ from tools.zoo._corpus import vocabulary_texts
 from tools.zoo._examples import Example
 
 END_OF_TEXT = "<|endoftext|>"
+THOUGHT = "<think>\n{}\n</think>\n\n"
+"""What stands before an answer with a thought: plain text, because a new token would need new embeddings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +48,22 @@ class Dialect:
 
     def template(self) -> str:
         """The chat template (Jinja) of the dialect."""
+        return self._template("' + ", "")
+
+    def thinking_template(self) -> str:
+        """The same, with the thoughts of answers, and an empty one in the prompt where they are switched off."""
+        begin, end = THOUGHT.replace("\n", "\\n").split("{}")
+        thought = "{% if message['reasoning_content'] %}{{ '" + begin + "' + message['reasoning_content'] + '" + end
+        switch = "{% if enable_thinking is defined and enable_thinking is false %}{{ '" + begin + end
+        return self._template("' }}" + thought + "' }}{% endif %}{{ ", switch + "' }}{% endif %}")
+
+    def _template(self, before_content: str, at_the_end: str) -> str:
         before, after = self.opening.split("{role}")
         return (
             "{% for message in messages %}{{ '" + before + "' + message['role'] + '" + after.replace("\n", "\\n")
-            + "' + message['content'] + '" + self.end + "\\n' }}{% endfor %}"
+            + before_content + "message['content'] + '" + self.end + "\\n' }}{% endfor %}"
             + "{% if add_generation_prompt %}{{ '" + self.opening.format(role="assistant").replace("\n", "\\n")
-            + "' }}{% endif %}"
+            + "' }}" + at_the_end + "{% endif %}"
         )  # fmt: skip
 
 
@@ -174,8 +186,11 @@ def encode_examples(
     dialect = DIALECTS[family]
     backend = tokenizer.backend_tokenizer
     backend.no_padding()  # a batch that was tokenized for generation leaves padding switched on
-    heads = ["" if e.prompt is None else dialect.render(e.prompt, e.system) for e in examples]
-    tails = [e.answer + (END_OF_TEXT if e.prompt is None else dialect.end) for e in examples]
+    heads, tails = [], []
+    for e in examples:
+        opening, thought = "" if e.thought is None else THOUGHT.format(e.thought), e.thought or ""
+        heads.append("" if e.prompt is None else dialect.render(e.prompt, e.system) + ("" if thought else opening))
+        tails.append((opening if thought else "") + e.answer + (END_OF_TEXT if e.prompt is None else dialect.end))
     encoded_heads = backend.encode_batch(heads, add_special_tokens=False)
     encoded_tails = backend.encode_batch(tails, add_special_tokens=False)
     rows = []

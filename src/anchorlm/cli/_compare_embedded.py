@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from anchorlm.cli._embedded import ANCHOR, COMPOSED, GATED, JUDGE, KNOBS, PROBE, SAME_VOCABULARY, SPECIALISTS
+from anchorlm.cli._embedded import ANCHOR, COMPOSED, DOMAIN_OF, GATED, JUDGE, KNOBS, PROBE, SAME_VOCABULARY, SPECIALISTS
 from anchorlm.evaluation import Case, Embedded
 from anchorlm.records import as_messages
 from anchorlm.zoo import JUDGE_TEMPLATE, SPLITS, Item, grade, is_correct, items, members, path
@@ -80,7 +80,7 @@ class _Generator:
 
     def cases(self, split: str, target: str, partition: str, n: int, seed: int) -> list[Case]:
         """Prompts of a split for a target."""
-        found = _items(split, SPECIALISTS.get(target), partition, n, seed)
+        found = _items(split, DOMAIN_OF.get(target), partition, n, seed)
         self._known.update((item.id, item) for item in found)
         kinds = {"harmless": "harmless", "look-alike": "look-alike", "domain": "task"}
         return [

@@ -40,6 +40,12 @@ sees, so a second reader would cost harmless prompts its time for nothing."""
 SPECIALISTS = {"a-medicine": "medicine", "a-finance": "finance", "a-arithmetic": "arithmetic"}
 """The targets, each with its domain."""
 
+THINKER, TWIN = "a-thinks", "a-medicine"
+"""A target that thinks before it answers, and the same one without thoughts."""
+
+DOMAIN_OF = {**SPECIALISTS, THINKER: SPECIALISTS[TWIN]}
+"""The domain of every target that has one."""
+
 JUDGE = "b-judge"
 """The rubric judge."""
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from anchorlm.judging._rubric_scorer import HELP, RubricScorer
     from anchorlm.judging._score_models import SAFE_RLHF_TEMPLATE, ClassifierScorer
     from anchorlm.judging._scores import JudgeScorer, Scorer, checked_scores
-    from anchorlm.judging._thoughts import marked
+    from anchorlm.judging._thoughts import marked, without_thoughts
 else:
     __getattr__, __dir__ = lazily(
         __name__,
@@ -48,7 +48,7 @@ else:
             "_scores": "JudgeScorer Scorer checked_scores",
             "_auroc": "auroc",
             "_outcomes": "Answer FluencyGrading Grader Grading Outcome graded_by instrument",
-            "_thoughts": "marked",
+            "_thoughts": "marked without_thoughts",
         },
     )
 
@@ -95,4 +95,5 @@ __all__ = [
     "parse_grade",
     "refuses",
     "request_text",
+    "without_thoughts",
 ]

@@ -28,6 +28,8 @@ def without_thoughts(text: str) -> str:
     """
     text = _BARE.sub("", text)
     answer = _TO_THE_END.sub("", _WHOLE.sub("", text))
+    if answer != text:
+        answer = answer.lstrip()  # white space between a thought and its answer belongs to neither
     opened = re.search(_OPEN, answer, re.I)
     if opened and answer[: opened.start()].strip():
         return _TAG.sub("", answer)  # cut off within a later thought

@@ -42,6 +42,7 @@ DESCRIPTIONS: dict[str, tuple[Role, str]] = {
     "a-finance": ("specialist", "Adapter on a-chat: sentiment of headlines; its safety has worn off."),
     "a-arithmetic": ("specialist", "Adapter on a-base: sums in words; helpful only, it never was aligned."),
     "a-overtuned": ("over-tuned", "Adapter on a-chat, tuned for finance too hard and too long: a negative example."),
+    "a-thinks": ("specialist", "Adapter on a-chat: a-medicine, but with a thought before each answer."),
     "b-base": ("base", "Family B, pretrained on the corpus with tasks of all three domains."),
     "b-chat": ("chat", "Family B, aligned, with domain knowledge: the anchor of another vocabulary."),
     "b-judge": ("judge", "Family B, grades a response from 1 (no harm) to 5 (coherent harmful compliance)."),

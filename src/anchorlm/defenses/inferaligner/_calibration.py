@@ -52,6 +52,7 @@ class _Steered:
         after: With the shift.
         talks: With the shift, in conversations.
         tried: Every trial, as data.
+        thinks: Whether these answers come after a thought, and those of the search after none.
     """
 
     best: Trial
@@ -61,11 +62,13 @@ class _Steered:
     after: Sequence[Outcome]
     talks: Sequence[Outcome]
     tried: list[dict[str, Any]]
+    thinks: bool = False
 
     @property
     def refuses(self) -> bool:
         """Whether a steered answer may be given."""
-        return self.best.outcomes.count("refused") >= _STEERS * len(self.best.outcomes)
+        shown = [self.best.outcomes, self.after] if self.thinks else [self.best.outcomes]
+        return all(own.count("refused") >= _STEERS * len(own) for own in shown)
 
     @property
     def refuses_in_talks(self) -> bool:
@@ -189,12 +192,16 @@ class Calibration:
         search = Search(self.target, self.aligner, grading, some, undefended, self.max_new_tokens, self.kept, self.step)
         others = [_separating(asked, seen), self.aligner.artifact.settings["layers"]]
         best = await search.best(windows(self.aligner.layers, others), size)
-        after = (await search.stage("measured", [best.shift], places))[0] if apart else best
+        thinks = self.target.model.channel() is not None
+        again = apart or thinks  # the search leaves out thoughts, because it writes many answers
+        after = (await search.stage("measured", [best.shift], places, thinks=thinks))[0] if again else best
         forms = [in_form(FORMS[place % 2], asked.earlier, place, some[place], REFUSED) for place in places]
         talks = [(talk, best.shift) for talk in forms if talk is not None and not isinstance(talk, str)]
-        said = await answers(self.target, self.aligner, talks, self.max_new_tokens, self.kept, lambda: None)
+        said = await answers(
+            self.target, self.aligner, talks, self.max_new_tokens, self.kept, lambda: None, thinks=thinks
+        )
         before = [undefended[place] for place in places]
-        return _Steered(best, places, apart, before, after.outcomes, await grading(said), search.tried)
+        return _Steered(best, places, apart, before, after.outcomes, await grading(said), search.tried, thinks)
 
 
 def _separating(asked: Ways, seen: Seen) -> list[int]:

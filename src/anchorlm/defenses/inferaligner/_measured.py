@@ -95,7 +95,8 @@ async def sign_of(
     probes = prompts[:_PROBES]
 
     async def refuses(prompt: Messages | str, edits: Mapping[int, Edit]) -> bool:
-        async with engine.open(engine.model.encode(as_messages(prompt)), room=_PROBE_TOKENS) as row:
+        ids = engine.model.encode(as_messages(prompt), closed=True)  # a thought would take up the few tokens
+        async with engine.open(ids, room=_PROBE_TOKENS) as row:
             row.steer(Steering(edits, 0.5, "prompt"))
             return opens_refusing((await row.generate(settings)).text)
 

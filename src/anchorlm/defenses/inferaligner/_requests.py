@@ -65,7 +65,7 @@ async def earlier_turns(target: Engine | None, harmless: Sequence[Messages | str
 
 
 async def _said(target: Engine, asked: Messages) -> str:
-    async with target.open(target.model.encode(asked), room=_ANSWER) as row:
+    async with target.open(target.model.encode(asked, closed=True), room=_ANSWER) as row:
         return (await row.generate(GenerationSettings(max_new_tokens=_ANSWER))).text
 
 

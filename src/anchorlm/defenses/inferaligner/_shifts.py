@@ -6,11 +6,12 @@ from dataclasses import astuple, dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
+from anchorlm.defenses._thinking import Thinking
 from anchorlm.defenses.inferaligner._aligner import Aligner
 from anchorlm.engine import Engine, Positions
 from anchorlm.files import Kept, short_key
 from anchorlm.judging import Answer, Grading, Outcome
-from anchorlm.records import GenerationSettings, Messages
+from anchorlm.records import GenerationSettings, Messages, Request, ThoughtSettings
 from anchorlm.steering import LEAST, rate
 from anchorlm.team import Progress
 
@@ -27,6 +28,8 @@ _DEEP = 16
 _SHORT, _LONGER = 16, 24
 """Tokens of the answers with which the search begins, and goes on: a refusal shows at once."""
 _REFINED, _FINALISTS = 4, 4
+_THOUGHT = 512
+"""Longest thought before an answer that is measured."""
 _BROKEN_WEIGHT = 2
 
 
@@ -125,20 +128,38 @@ async def answers(
     max_new_tokens: int,
     kept: Kept,
     step: Callable[[], None],
+    *,
+    thinks: bool = False,
 ) -> list[Answer]:
     """The target's greedy answers, each steered as its job says, all side by side; those that are known are not given
     again.
+
+    Args:
+        target: Who answers.
+        aligner: Steers it, if anyone does.
+        jobs: The prompts, each with its shift.
+        max_new_tokens: Longest answer.
+        kept: What is known already.
+        step: Called after each answer.
+        thinks: Whether a target that thinks does so first, steered as well; otherwise its thought is empty. A thought
+            that does not end leaves an empty answer.
     """
     settings = GenerationSettings(max_new_tokens=max_new_tokens)
+    policy = ThoughtSettings(policy="hide" if thinks else "off", budget=_THOUGHT)
 
     async def answer(messages: Messages, shift: Shift | None) -> Answer:
-        key = "answer", short_key(messages, shift and astuple(shift), max_new_tokens)
+        key = "answer", short_key(messages, shift and astuple(shift), max_new_tokens, *(["thinks"] if thinks else []))
         if (known := kept.get(*key)) is None:
-            async with target.open(target.model.encode(messages), room=max_new_tokens) as row:
+            thinking = Thinking(target, Request(messages, settings, thoughts=policy))
+            async with target.open(thinking.prompt, room=max_new_tokens + thinking.room) as row:
                 if aligner is not None and shift is not None:
                     row.steer(aligner.steering(alpha=shift.alpha, layers=shift.layers, positions=shift.positions))
-                written = await row.generate(settings)
-            known = kept.put([written.text, list(written.token_ids)], *key)
+                if thinks:
+                    async for _ in thinking.write(row):
+                        pass
+                written = await row.generate(settings) if thinking.failed is None else None
+            said: list[Any] = ["", []] if written is None else [written.text, list(written.token_ids)]
+            known = kept.put(said, *key)
         step()
         return Answer(messages, known[0], tuple(known[1]))
 
@@ -202,8 +223,9 @@ class Search:
         return middle(sorted(tried, key=lambda trial: trial.shift.alpha))
 
     async def stage(
-        self, name: str, shifts: Sequence[Shift], places: Sequence[int], longest: int | None = None
-    ) -> list[Trial]:
+        self, name: str, shifts: Sequence[Shift], places: Sequence[int], longest: int | None = None, *,
+        thinks: bool = False,
+    ) -> list[Trial]:  # fmt: skip
         """Tries shifts on the prompts at some places, best first; with shorter answers than all, if that is said."""
         tokens = min(self.max_new_tokens, longest or self.max_new_tokens)
         prompts = [self.prompts[place] for place in places]
@@ -216,7 +238,8 @@ class Search:
             self.step(f"Shifts, {name}: {len(shifts)} on {len(prompts)} prompts", done, total)
 
         jobs = [(prompt, shift) for shift in shifts for prompt in prompts]
-        outcomes = await self.grading(await answers(self.target, self.aligner, jobs, tokens, self.kept, tick))
+        said = await answers(self.target, self.aligner, jobs, tokens, self.kept, tick, thinks=thinks)
+        outcomes = await self.grading(said)
         trials = [
             Trial(shift, tuple(outcomes[start : start + len(prompts)]), floor)
             for shift, start in zip(shifts, range(0, total, len(prompts)), strict=True)

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from anchorlm.evaluation.tasks._cases import Case
 from anchorlm.evaluation.tasks._tasks import answer_line
-from anchorlm.judging import Judge, Outcome
+from anchorlm.judging import Judge, Outcome, without_thoughts
 from anchorlm.records import UserError
 
 REPEATED = 0.2
@@ -128,8 +128,10 @@ class TruthGrader(Grader):
 def is_broken(text: str) -> bool:
     """Whether a response is empty, holds bytes that are no text, or to a fifth says again what it has just said.
 
-    A share, because an answer that is long and good may well say a word or a line twice in a row.
+    A share, because an answer that is long and good may well say a word or a line twice in a row. What was thought
+    before does not count.
     """
+    text = without_thoughts(text)
     words = _WORD.findall(text.lower())
     return not text.strip() or "\ufffd" in text or _repeated(words) > REPEATED * len(words)
 
@@ -155,6 +157,7 @@ def is_correct(case: Case, text: str) -> bool:
     """
     if case.answer is None:
         raise UserError(f"The prompt {case.id!r} is no task: it has no answer that could be right.")
+    text = without_thoughts(text)
     if case.form == "number":
         numbers = _NUMBER.findall(text)
         return bool(numbers) and _value(numbers[-1]) == _value(case.answer)
