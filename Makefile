@@ -37,7 +37,7 @@ $(VLLM)/.ready: pyproject.toml tests/vllm_plugin/requirements.txt
 
 # The plug-in in a real vLLM on this CPU. Setting it up takes about ten minutes.
 test-vllm: $(VLLM)/.ready
-	$(VLLM)/bin/python -m pytest tests/vllm_plugin
+	$(VLLM)/bin/python -m pytest -W ignore tests/vllm_plugin
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,7 +11,13 @@ import torch
 
 from anchorlm.defenses.alignbeam import Guidance, MixedSequence, MixtureSettings
 from anchorlm.engine import Engine, LocalEngine, runtime
+from anchorlm.models import CausalModel
 from anchorlm.records import Request
+
+
+def loaded(folder: Path) -> LocalEngine:
+    """A model in our own engine, in float32."""
+    return LocalEngine(CausalModel.from_pretrained(folder, dtype="float32"))
 
 
 class Ours:

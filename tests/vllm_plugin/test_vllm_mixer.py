@@ -199,11 +199,13 @@ def test_the_environment_names_a_file_or_an_anchor_and_a_floor(tmp_path: Path) -
     assert PluginSettings.from_environment({}) is None
     alone = PluginSettings.from_environment({"ANCHORLM_VLLM_ANCHOR": "some/anchor", "ANCHORLM_VLLM_FLOOR_ALPHA": "0.5"})
     assert alone is not None
+    assert alone.anchor is not None
     assert (alone.anchor.path, alone.floor.alpha, alone.floor.mixed_tokens) == ("some/anchor", 0.5, 6)
     file = tmp_path / "plugin.toml"
     file.write_text('anchor = "./small"\n[mixing]\nalpha = 0.7\n[floor]\nalpha = 0.2\nmixed_tokens = 9\n', "utf-8")
     both = PluginSettings.from_environment({"ANCHORLM_VLLM": str(file), "ANCHORLM_VLLM_FLOOR_ALPHA": "0.4"})
     assert both is not None
+    assert both.anchor is not None
     assert both.anchor.path == str(tmp_path / "small")
     assert (both.mixing.alpha, both.floor.alpha, both.floor.mixed_tokens) == (0.7, 0.4, 9)
 

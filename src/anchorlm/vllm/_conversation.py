@@ -39,7 +39,7 @@ class ConversationReader:
         turns = self._turns(text)
         if turns is None:
             return []
-        # A template may write a system turn that nobody gave.
+        # A template may write a system turn that no one gave.
         rest = [turn for index, turn in enumerate(turns) if index or turn["role"] != "system"]
         return [rest, turns] if rest and len(rest) < len(turns) else [turns]
 

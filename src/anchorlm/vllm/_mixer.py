@@ -92,6 +92,8 @@ class Mixer:
         Raises:
             UserError: A model that is not there, or two that do not fit.
         """
+        if settings.anchor is None:
+            raise UserError("AnchorLM has no anchor in this server: name one.")
         model = CausalModel.load(settings.anchor)
         if settings.engine is not None:
             limits = settings.engine.model_dump()

@@ -11,8 +11,9 @@ from pydantic import BeforeValidator, Field
 from anchorlm.defenses.alignbeam import MixtureSettings
 from anchorlm.files import read_toml
 from anchorlm.models import ModelSettings
-from anchorlm.records import Place, Settings, UserError
+from anchorlm.records import Folder, Place, Settings, UserError
 from anchorlm.team import EngineSettings
+from anchorlm.vllm._states import SteeringFile
 
 FILE, ANCHOR = "ANCHORLM_VLLM", "ANCHORLM_VLLM_ANCHOR"
 FLOOR = {"alpha": "ANCHORLM_VLLM_FLOOR_ALPHA", "mixed_tokens": "ANCHORLM_VLLM_FLOOR_TOKENS"}
@@ -20,6 +21,9 @@ FLOOR = {"alpha": "ANCHORLM_VLLM_FLOOR_ALPHA", "mixed_tokens": "ANCHORLM_VLLM_FL
 
 KEY = "anchorlm"
 """Under which a request asks, in `vllm_xargs` or `SamplingParams.extra_args`."""
+
+STEERING, CAPTURE = f"{KEY}_steering", f"{KEY}_capture"
+"""The same for the name of a steering, and for whether activations are wanted."""
 
 
 class Asked(Settings):
@@ -36,7 +40,7 @@ class Asked(Settings):
             UserError: A value out of range, an unknown name, or no JSON object.
         """
         extra = extra or {}
-        strange = sorted(name for name in extra if str(name).startswith(KEY) and name != KEY)
+        strange = sorted(name for name in extra if str(name).startswith(KEY) and name not in (KEY, STEERING, CAPTURE))
         if strange:
             raise UserError(f"There is no extra argument {strange[0]!r}: put everything into {KEY!r}, as JSON.")
         if KEY not in extra:
@@ -60,11 +64,19 @@ class Floor(Settings):
 
 
 class PluginSettings(Settings):
-    """What the operator of a vLLM server says: `chat_template`, sections `anchor`, `mixing`, `floor`, `engine`."""
+    """What the operator of a vLLM server says.
+
+    Sections: `anchor`, `steering`, `mixing`, `floor`, `engine`; and `chat_template`.
+    """
 
     anchor: Annotated[
-        ModelSettings, Place(), BeforeValidator(lambda value: {"path": value} if isinstance(value, str) else value)
-    ] = Field(description="A small aligned model, of any family.")
+        ModelSettings | None,
+        Place(),
+        BeforeValidator(lambda value: {"path": value} if isinstance(value, str) else value),
+    ] = Field(default=None, description="A small aligned model, of any family.")
+    steering: dict[str, Folder] = Field(
+        default_factory=dict, description="Files that `save_steering` has written, by the name that requests give."
+    )
     mixing: MixtureSettings = Field(
         default=MixtureSettings(gate="always"), description="How requests are mixed that ask for it."
     )
@@ -93,7 +105,7 @@ class PluginSettings(Settings):
             data["floor"] = {**data.get("floor", {}), **floor}
         if not data:
             return None
-        if "anchor" not in data:
+        if "anchor" not in data and ("floor" in data or "steering" not in data):
             raise UserError(f"AnchorLM has no anchor in this vLLM server: set {ANCHOR}, or name one in {FILE}.")
         if file:
             data = cls.placed(data, Path(file).parent)
@@ -101,8 +113,34 @@ class PluginSettings(Settings):
             data["mixing"] = {"gate": "always", **mixing}
         settings = cls.parse(data, where=f"the settings of AnchorLM for vLLM ({file or 'environment'})")
         if settings.mixing.gate != "always":
-            raise UserError("In a vLLM server the anchor guides whoever asks: leave gate out of the section mixing.")
+            raise UserError("A vLLM server reads no gate: leave gate out of the section mixing.")
         return settings
+
+    @property
+    def loaded(self) -> dict[str, SteeringFile]:
+        """The steerings by their names.
+
+        Raises:
+            UserError: A file that is not there, or that holds something else.
+        """
+        return {name: SteeringFile.load(file) for name, file in self.steering.items()}
+
+    def check(self, extra: Mapping[str, Any] | None) -> Asked | None:
+        """What a request asks for of what there is here.
+
+        Raises:
+            UserError: It asks for something else.
+        """
+        asked = Asked.read(extra)
+        if asked is not None and self.anchor is None:
+            raise UserError(f"This server has no anchor: leave {KEY!r} out, or ask its operator for one.")
+        name = (extra or {}).get(STEERING)
+        if name is not None and name not in self.steering:
+            known = ", ".join(sorted(self.steering)) or "none"
+            raise UserError(f"There is no steering {name!r} in this server; it has: {known}.")
+        if (extra or {}).get(CAPTURE) and not self.steering:
+            raise UserError(f"This server reads no activations: leave {CAPTURE!r} out.")
+        return asked
 
     def share(self, asked: Asked | None) -> tuple[float, int]:
         """Alpha and number of mixed tokens of a request: never below the floor; alpha 0 leaves it alone."""

@@ -4,13 +4,16 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from anchorlm.records import UserError
-from anchorlm.vllm._settings import PluginSettings
+from anchorlm.vllm._settings import STEERING, PluginSettings
+from anchorlm.vllm._states import salted
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-NAME = "anchorlm.vllm:NamedProcessor"
+NAME = "anchorlm.vllm.processor:NamedProcessor"
 """As which the processor is named to a server that must know of it before it has a request."""
+
+WORKER = "anchorlm.vllm.worker.SteeredWorker"
 
 
 def register() -> None:
@@ -25,29 +28,64 @@ def register() -> None:
     made = EngineArgs.create_engine_config
     if getattr(made, "checked_by_anchorlm", False):
         return
+    _salt_requests()
 
     @wraps(made)
     def checked(self: Any, *args: Any, **kwargs: Any) -> VllmConfig:
         config: VllmConfig = made(self, *args, **kwargs)
-        if PluginSettings.from_environment() is not None:
-            prepare(config)
+        if (settings := PluginSettings.from_environment()) is not None:
+            prepare(config, settings)
         return config
 
     checked.checked_by_anchorlm = True  # type: ignore[attr-defined]
     EngineArgs.create_engine_config = checked
 
 
-def prepare(config: VllmConfig) -> None:
-    """Checks a server's configuration, and names the processor in it where the older runner must know.
+def _salt_requests() -> None:
+    """Steered requests share no keys and values with others: vLLM's prefix cache knows tokens and a salt only."""
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    made = InputProcessor.process_inputs
+
+    @wraps(made)
+    def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
+        request = made(self, *args, **kwargs)
+        extra = getattr(request.sampling_params, "extra_args", None) or {}
+        settings = PluginSettings.from_environment() if STEERING in extra else None
+        if settings is not None:
+            request.cache_salt = salted(request.cache_salt, settings.loaded[extra[STEERING]].digest)
+        return request
+
+    InputProcessor.process_inputs = process_inputs
+
+
+def prepare(config: VllmConfig, settings: PluginSettings) -> None:
+    """Checks a server's configuration, and puts into it what the server must know before it has a request.
 
     Raises:
-        UserError: The server speculates.
+        UserError: The server speculates, or cannot be steered.
     """
     if config.model_config.runner_type == "pooling":
         return
-    if not config.use_v2_model_runner and not is_named(config):
+    if settings.anchor is not None and not config.use_v2_model_runner and not is_named(config):
         config.model_config.logits_processors = [*(config.model_config.logits_processors or ()), NAME]
     check_server(config)
+    if settings.steering:
+        _prepare_steering(config, settings)
+
+
+def _prepare_steering(config: VllmConfig, settings: PluginSettings) -> None:
+    parallel = config.parallel_config
+    if config.use_v2_model_runner:
+        raise UserError("AnchorLM steers vLLM's older model runner only: set VLLM_USE_V2_MODEL_RUNNER=0.")
+    if parallel.pipeline_parallel_size > 1:
+        raise UserError("AnchorLM steers a model that lies in one stage: start vLLM without --pipeline-parallel-size.")
+    if parallel.worker_cls != WORKER and not parallel.worker_cls.startswith("vllm."):
+        raise UserError(
+            f"AnchorLM steers in a worker of its own: start vLLM without --worker-cls {parallel.worker_cls}."
+        )
+    if settings.loaded:  # every file can be read
+        parallel.worker_cls = WORKER
 
 
 def is_named(config: VllmConfig) -> bool:

@@ -51,7 +51,7 @@ class AnchorProcessor(OlderProcessor, NewerProcessor):  # type: ignore[misc]  # 
 
     def _load(self, config: VllmConfig) -> Mixer | None:
         settings = PluginSettings.from_environment() if self._serves(config) else None
-        if settings is None:
+        if settings is None or settings.anchor is None:
             return None
         from anchorlm.vllm._mixer import Mixer
 
@@ -77,9 +77,8 @@ class AnchorProcessor(OlderProcessor, NewerProcessor):  # type: ignore[misc]  # 
             ValueError: It cannot.
         """
         try:
-            asked = Asked.read(sampling_params.extra_args)
-            if asked is not None and PluginSettings.from_environment() is None:
-                raise UserError(f"This server guides no request: leave {KEY!r} out, or ask its operator for an anchor.")
+            if any(str(name).startswith(KEY) for name in sampling_params.extra_args or {}):
+                (PluginSettings.from_environment() or PluginSettings()).check(sampling_params.extra_args)
         except UserError as error:
             raise ValueError(str(error)) from None
 
