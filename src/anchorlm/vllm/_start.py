@@ -69,7 +69,7 @@ def prepare(config: VllmConfig, settings: PluginSettings) -> None:
         return
     if settings.anchor is not None and not config.use_v2_model_runner and not is_named(config):
         config.model_config.logits_processors = [*(config.model_config.logits_processors or ()), NAME]
-    check_server(config)
+    check_server(config, settings)
     if settings.steering:
         _prepare_steering(config, settings)
 
@@ -94,7 +94,7 @@ def is_named(config: VllmConfig) -> bool:
                config.model_config.logits_processors or ())  # fmt: skip
 
 
-def check_server(config: VllmConfig) -> None:
+def check_server(config: VllmConfig, settings: PluginSettings) -> None:
     """Whether this server can be guided.
 
     Raises:
@@ -105,6 +105,8 @@ def check_server(config: VllmConfig) -> None:
             "AnchorLM guides no server that decodes speculatively, because processors are left out there: start vLLM "
             "without --speculative-config, or unset ANCHORLM_VLLM and ANCHORLM_VLLM_ANCHOR."
         )
+    if settings.anchor is None:
+        return
     if not config.use_v2_model_runner and config.scheduler_config.async_scheduling and not is_named(config):
         raise UserError(
             f"This server hides its last tokens from AnchorLM: start vLLM with --logits-processors {NAME}, or with "

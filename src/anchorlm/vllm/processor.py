@@ -55,7 +55,7 @@ class AnchorProcessor(OlderProcessor, NewerProcessor):  # type: ignore[misc]  # 
             return None
         from anchorlm.vllm._mixer import Mixer
 
-        check_server(config)
+        check_server(config, settings)
         model = config.model_config
         target = ModelSettings(
             path=model.model,
