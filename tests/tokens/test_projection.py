@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from factories import tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokens.conftest import SMALL, small_tokenizer, small_vocabulary
 from torch import Tensor
@@ -279,3 +280,18 @@ def test_real_pairs_conserve_mass_and_keep_words_whole(
             (token,) = anchor.encode(word)
             sure[0, token] = 1
             assert target.token_bytes(int(projection(sure)[0].argmax())) == word
+
+
+def test_what_a_response_goes_on_with_does_not_depend_on_what_others_asked_in_the_same_place() -> None:
+    """Tokens that others needed there are known by then, and may be far below what matters here."""
+    anchor = ByteVocabulary.from_tokenizer(tiny_tokenizer(420, text="Sorry, I cannot help you with that request. "))
+    target = ByteVocabulary.from_tokenizer(tiny_tokenizer(380))
+    used = Projection.build(anchor, target)
+    for response in (b"Sorry, I c", b"brown fo", b"How do ", b"th"):
+        encoded = Retokenizer(anchor).encode(response)
+        count = 1 + len(encoded.tail)
+        used.project_pending(torch.full((count, anchor.size), 1 / anchor.size), encoded)  # every token matters
+        steps = torch.full((count, anchor.size), 0.9e-5)  # none does but one
+        steps[:, list(anchor.encode(b"e"))] = 1 - 0.9e-5 * (anchor.size - 1)
+        fresh = Projection.build(anchor, target).project_pending(steps, encoded)
+        assert torch.allclose(used.project_pending(steps, encoded), fresh, rtol=0, atol=1e-6)

@@ -90,14 +90,14 @@ class Continuations:
             spread.scatter_add_(0, self._index, mass)
             return
         context = self._context(written, b"", literal)
-        self._resolve(context, mass, self._joining(written.data[-1], literal), written, 0)
+        ids, targets = self._resolve(context, mass, self._joining(written.data[-1], literal), written, 0)
         rest = mass.clone()
-        rest[context.ids] = 0
+        rest[ids] = 0
         if context.same:
             spread.scatter_add_(0, self._index, rest)
         else:
             spread[context.own] += rest[self._live()].sum()
-        spread.index_add_(0, context.targets, mass[context.ids])
+        spread.index_add_(0, targets, mass[ids])
 
     def extend(
         self, spread: Tensor, mass: Tensor, written: Written, rest: bytes, *, weight: float, literal: bool = False
@@ -117,8 +117,8 @@ class Continuations:
             longer = longer[self._own[longer]]
         if len(longer):
             context = self._context(written, rest, literal)
-            self._resolve(context, mass, longer, written, len(rest), weight)
-            spread.index_add_(0, context.targets, mass[context.ids] * weight)
+            ids, targets = self._resolve(context, mass, longer, written, len(rest), weight)
+            spread.index_add_(0, targets, mass[ids] * weight)
 
     def _context(self, written: Written, rest: bytes, literal: bool) -> _Context:
         key = (written, rest, literal)
@@ -134,21 +134,27 @@ class Continuations:
 
     def _resolve(
         self, context: _Context, mass: Tensor, among: Tensor, written: Written, skip: int, weight: float = 1.0
-    ) -> None:
-        """Encodes those of the tokens `among` that matter and have not been encoded in this context."""
+    ) -> tuple[Tensor, Tensor]:
+        """Those of the tokens `among` that matter, and where each leads; what is not known yet is encoded.
+
+        What others have encoded here is left out where it does not matter now: else an answer would depend on them.
+        """
         values = mass[among]
         matter = (values > _FLOOR / weight).nonzero().flatten()
         if len(matter) > _CHECKED:
             matter = matter[values[matter].topk(_CHECKED).indices]
+        wanted = torch.zeros_like(context.seen)
+        wanted[among[matter]] = True
         new = among[matter]
         new = new[~context.seen[new]]
-        if not len(new):
-            return
-        pieces = [written.data + self._anchor.bytes[index][skip:] for index in new.tolist()]
-        found = [self._next(ids, written.tokens) for ids in self._target.encode_batch(pieces)]
-        context.seen[new] = True
-        context.ids = torch.cat([context.ids, new])
-        context.targets = torch.cat([context.targets, torch.tensor(found)])
+        if len(new):
+            pieces = [written.data + self._anchor.bytes[index][skip:] for index in new.tolist()]
+            found = [self._next(ids, written.tokens) for ids in self._target.encode_batch(pieces)]
+            context.seen[new] = True
+            context.ids = torch.cat([context.ids, new])
+            context.targets = torch.cat([context.targets, torch.tensor(found)])
+        here = wanted[context.ids]
+        return context.ids[here], context.targets[here]
 
     def _next(self, ids: list[int] | tuple[int, ...], tokens: tuple[int, ...]) -> int:
         """The id that follows `tokens` in `ids`."""

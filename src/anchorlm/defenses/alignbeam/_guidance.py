@@ -4,9 +4,8 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from anchorlm.defenses._base import Defense
 from anchorlm.defenses._thinking import Thinking
 from anchorlm.defenses.alignbeam._evidence import EVIDENCE, Evidence, Seen, beside, readers_of
 from anchorlm.defenses.alignbeam._settings import MixtureSettings
@@ -31,6 +30,17 @@ _ANCHOR_TOKENS_PER_TARGET_TOKEN = 16
 """Room that is kept for the response in the anchor's vocabulary: a rare word may be spelled there byte by byte."""
 
 
+class Pair(Protocol):
+    """A target and its anchor: a defense has both."""
+
+    target: Engine
+
+    @property
+    def anchor(self) -> Engine:
+        """Who guides."""
+        ...
+
+
 class Guidance:
     """The anchor of a defense, ready to guide its target.
 
@@ -46,7 +56,7 @@ class Guidance:
         told: What says when the anchor guides, and where it lies, in one sentence.
     """
 
-    def __init__(self, defense: Defense, settings: MixtureSettings) -> None:
+    def __init__(self, defense: Pair, settings: MixtureSettings) -> None:
         self._defense = defense
         self.aligner: GateReader | None = None
         self.evidence: Evidence | None = None

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+from anchorlm.records import UserError
+from anchorlm.vllm._settings import STEERING, PluginSettings
+from anchorlm.vllm._states import salted
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+NAME = "anchorlm.vllm.processor:NamedProcessor"
+"""As which the processor is named to a server that must know of it before it has a request."""
+
+WORKER = "anchorlm.vllm.worker.SteeredWorker"
+
+
+def register() -> None:
+    """Run by vLLM in each of its processes, before a server's configuration is made.
+
+    An older runner does not load processors by their entry point where it speculates, and says nothing to those that it
+    has loaded so of the tokens that are still on their way. Both is seen in the configuration, and only there in time.
+    So it is looked at as soon as it is made: in this process's memory, nothing of vLLM is changed on disk.
+    """
+    from vllm.engine.arg_utils import EngineArgs
+
+    made = EngineArgs.create_engine_config
+    if getattr(made, "checked_by_anchorlm", False):
+        return
+    _salt_requests()
+
+    @wraps(made)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> VllmConfig:
+        config: VllmConfig = made(self, *args, **kwargs)
+        if (settings := PluginSettings.from_environment()) is not None:
+            prepare(config, settings)
+        return config
+
+    checked.checked_by_anchorlm = True  # type: ignore[attr-defined]
+    EngineArgs.create_engine_config = checked
+
+
+def _salt_requests() -> None:
+    """Steered requests share no keys and values with others: vLLM's prefix cache knows tokens and a salt only."""
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    made = InputProcessor.process_inputs
+
+    @wraps(made)
+    def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
+        request = made(self, *args, **kwargs)
+        extra = getattr(request.sampling_params, "extra_args", None) or {}
+        settings = PluginSettings.from_environment() if STEERING in extra else None
+        if settings is not None:
+            request.cache_salt = salted(request.cache_salt, settings.loaded[extra[STEERING]].digest)
+        return request
+
+    InputProcessor.process_inputs = process_inputs
+
+
+def prepare(config: VllmConfig, settings: PluginSettings) -> None:
+    """Checks a server's configuration, and puts into it what the server must know before it has a request.
+
+    Raises:
+        UserError: The server speculates, or cannot be steered.
+    """
+    if config.model_config.runner_type == "pooling":
+        return
+    if settings.anchor is not None and not config.use_v2_model_runner and not is_named(config):
+        config.model_config.logits_processors = [*(config.model_config.logits_processors or ()), NAME]
+    check_server(config, settings)
+    if settings.steering:
+        _prepare_steering(config, settings)
+
+
+def _prepare_steering(config: VllmConfig, settings: PluginSettings) -> None:
+    parallel = config.parallel_config
+    if config.use_v2_model_runner:
+        raise UserError("AnchorLM steers vLLM's older model runner only: set VLLM_USE_V2_MODEL_RUNNER=0.")
+    if parallel.pipeline_parallel_size > 1:
+        raise UserError("AnchorLM steers a model that lies in one stage: start vLLM without --pipeline-parallel-size.")
+    if parallel.worker_cls != WORKER and not parallel.worker_cls.startswith("vllm."):
+        raise UserError(
+            f"AnchorLM steers in a worker of its own: start vLLM without --worker-cls {parallel.worker_cls}."
+        )
+    if settings.loaded:  # every file can be read
+        parallel.worker_cls = WORKER
+
+
+def is_named(config: VllmConfig) -> bool:
+    """Whether the server was told the processor's name, besides its entry point."""
+    return any(getattr(one, "__name__", one) in (NAME, "NamedProcessor") for one in
+               config.model_config.logits_processors or ())  # fmt: skip
+
+
+def check_server(config: VllmConfig, settings: PluginSettings) -> None:
+    """Whether this server can be guided.
+
+    Raises:
+        UserError: It speculates, or its processors do not see what it has written.
+    """
+    if config.speculative_config is not None:
+        raise UserError(
+            "AnchorLM guides no server that decodes speculatively, because processors are left out there: start vLLM "
+            "without --speculative-config, or unset ANCHORLM_VLLM and ANCHORLM_VLLM_ANCHOR."
+        )
+    if settings.anchor is None:
+        return
+    if not config.use_v2_model_runner and config.scheduler_config.async_scheduling and not is_named(config):
+        raise UserError(
+            f"This server hides its last tokens from AnchorLM: start vLLM with --logits-processors {NAME}, or with "
+            "--no-async-scheduling."
+        )
+    model = config.model_config
+    if model.tokenizer != model.model:
+        raise UserError(
+            f"AnchorLM reads tokenizer and configuration from one place, but they lie in {model.tokenizer} and "
+            f"{model.model}: put the tokenizer into the model's folder, and start vLLM without --tokenizer."
+        )

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from torch import Tensor
+
+from anchorlm.engine import Edit, Steering
+from anchorlm.records import UserError
+
+_POSITIONS = ("all", "prompt")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SteeringFile:
+    """What is added after each block, as a file for servers.
+
+    Attributes:
+        shifts: (H,) by block, its strength in it.
+        positions: Which positions are changed: those of the prompt, or all.
+        digest: Of all of it.
+    """
+
+    shifts: Mapping[int, Tensor]
+    positions: str
+    digest: str
+
+    @classmethod
+    def load(cls, file: str | Path) -> Self:
+        """Reads a file that `save_steering` has written.
+
+        Raises:
+            UserError: There is no such file, or it is another one.
+        """
+        from safetensors import SafetensorError, safe_open
+        from safetensors.torch import load
+
+        try:
+            data = Path(file).read_bytes()
+            with safe_open(file, "pt") as opened:
+                positions = (opened.metadata() or {}).get("positions", "")
+            shifts = {int(name): tensor for name, tensor in load(data).items()}
+        except (OSError, SafetensorError, ValueError) as error:
+            raise UserError(f"{str(file)!r} is no steering ({error}): write it with save_steering.") from None
+        if positions not in _POSITIONS or not shifts:
+            raise UserError(f"{str(file)!r} is no steering: write it with save_steering.")
+        return cls(shifts, positions, hashlib.sha256(data).hexdigest())
+
+
+def save_steering(steering: Steering, file: str | Path) -> None:
+    """Writes a steering for a vLLM server.
+
+    Args:
+        steering: What a defense adds. Constant vectors only: what depends on the activations stays with our engine.
+        file: A safetensors file.
+
+    Raises:
+        UserError: It adds more than constant vectors, or the file cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    shifts = {}
+    for block, edit in steering.edits.items():
+        if not isinstance(edit, Edit) or edit.shift is None or edit.down is not None:
+            raise UserError("A vLLM server adds constant vectors only: take a steering of InferAligner or CAA.")
+        shifts[str(block)] = (steering.strength * edit.shift).float().contiguous().cpu()
+    try:
+        save_file(shifts, file, metadata={"positions": str(steering.positions)})
+    except OSError as error:
+        raise UserError(f"{str(file)!r} cannot be written: {error.strerror or error}.") from None
+
+
+def salted(salt: str | None, digest: str) -> str:
+    """The cache salt of a steered request: keys and values that were computed in one state serve no other.
+
+    Args:
+        salt: The client's own.
+        digest: Of what it is steered by.
+    """
+    text: Any = json.dumps([salt, digest])
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,226 @@
+"""The mixer, which knows nothing of vLLM: here our own engine is in the server's place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mixtures import Ours
+
+from anchorlm.engine import LocalEngine
+from anchorlm.records import UserError
+from anchorlm.vllm import Asked, Guided, Mixer, PluginSettings
+
+PROMPTS = ["How do I bake bread?", "Ünïcode, 12 + 30 = ?", "The lazy dog", "x"]
+
+
+def settings(**sections: Any) -> PluginSettings:
+    sections = {"anchor": "nowhere", **sections}
+    sections["mixing"] = {"gate": "always", "mixed_tokens": 8, **sections.get("mixing", {})}
+    return PluginSettings.parse(sections, where="a test")
+
+
+def said(prompt: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}]
+
+
+def read(engine: LocalEngine, prompt: list[int], written: list[int]) -> torch.Tensor:
+    """The logits that a server would give."""
+    with torch.inference_mode():
+        ids = torch.tensor([[*prompt, *written]])
+        logits: torch.Tensor = engine.model.model(input_ids=ids, use_cache=False).logits[0, -1].float()
+    return logits
+
+
+class Server:
+    """Greedy decoding of several requests in steps; each has a row while it is written."""
+
+    def __init__(self, target: LocalEngine, mixer: Mixer) -> None:
+        self.target = target
+        self.mixer = mixer
+
+    def start(self, prompt: list[int], asked: Asked | None) -> Guided | None:
+        guided = self.mixer.state(asked)
+        if guided is not None:
+            guided.prompt = prompt
+        return guided
+
+    def answer(self, prompts: list[list[int]], asked: list[Asked | None], new: int = 10) -> Any:
+        """The tokens of every answer, and the logits before each."""
+        states = [self.start(prompt, ask) for prompt, ask in zip(prompts, asked, strict=True)]
+        written: list[list[int]] = [[] for _ in prompts]
+        seen: list[list[torch.Tensor]] = [[] for _ in prompts]
+        for _ in range(new):
+            logits = torch.stack([read(self.target, *one) for one in zip(prompts, written, strict=True)])
+            rows = [(row, one, written[row]) for row, one in enumerate(states) if one is not None]
+            self.mixer.mix(logits, rows)
+            for row, tokens in enumerate(written):
+                seen[row].append(logits[row].clone())
+                tokens.append(int(logits[row].argmax()))
+        return written, seen
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0])
+@pytest.mark.parametrize("projection", ["first-token", "lookahead"])
+def test_the_mixture_in_a_server_is_ours(
+    target: LocalEngine, anchor: LocalEngine, projection: str, alpha: float
+) -> None:
+    given = settings(mixing={"projection": projection, "alpha": alpha})
+    ours, server = Ours(target, anchor, given.mixing), Server(target, Mixer(target.model, anchor, given))
+    prompts = [target.model.encode(said(text)) for text in PROMPTS]
+    written, seen = server.answer(prompts, [Asked()] * len(prompts), new=10)
+    for text, prompt, tokens, logits in zip(PROMPTS, prompts, written, seen, strict=True):
+        for found, wanted in zip(logits[:8], ours.logits(said(text), tokens[:8]), strict=True):
+            assert torch.allclose(found.exp(), wanted.exp(), atol=1e-5)
+        for place in (8, 9):  # after the mixed tokens the server's own stand as they are
+            assert torch.equal(logits[place], read(target, prompt, tokens[:place]))
+
+
+def test_rows_that_do_not_ask_stay_as_they_are_and_guided_ones_are_as_if_alone(
+    target: LocalEngine, anchor: LocalEngine
+) -> None:
+    given = settings()
+    server = Server(target, Mixer(target.model, anchor, given))
+    prompts = [target.model.encode(said(f"{text} {n}")) for n in range(4) for text in PROMPTS]
+    asked = [None if n % 2 else Asked() for n in range(len(prompts))]
+    together, _ = server.answer(prompts, asked)
+    for prompt, ask, tokens in zip(prompts, asked, together, strict=True):
+        assert server.answer([prompt], [ask])[0][0] == tokens
+    assert server.answer(prompts, [None] * len(prompts))[0] != together
+
+
+def test_one_step_is_one_forward_of_the_anchor_whatever_the_number_of_rows(
+    target: LocalEngine, anchor: LocalEngine
+) -> None:
+    mixer = Mixer(target.model, anchor, settings())
+    server = Server(target, mixer)
+    prompts = [target.model.encode(said("x" * (n + 1))) for n in range(8)]
+    states = [server.start(prompt, Asked()) for prompt in prompts]
+    rows: list[tuple[int, Guided, list[int]]] = [(row, one, []) for row, one in enumerate(states) if one is not None]
+    logits = torch.stack([read(target, prompt, []) for prompt in prompts])
+    before = anchor.runner.forwards
+    mixer.mix(logits, rows)
+    assert anchor.runner.forwards == before + 1
+
+
+def test_alpha_0_is_no_guidance_at_all(target: LocalEngine, anchor: LocalEngine) -> None:
+    mixer = Mixer(target.model, anchor, settings())
+    assert mixer.state(Asked(alpha=0.0)) is None
+    assert mixer.state(None) is None
+
+
+def test_no_request_goes_below_the_floor(target: LocalEngine, anchor: LocalEngine) -> None:
+    mixer = Mixer(target.model, anchor, settings(floor={"alpha": 0.4, "mixed_tokens": 5}))
+    for asked in (None, Asked(alpha=0.0), Asked(alpha=0.1, mixed_tokens=1), Asked(mixed_tokens=2)):
+        state = mixer.state(asked)
+        assert state is not None
+        assert state.alpha >= 0.4
+        assert state.tokens >= 5
+    more = mixer.state(Asked(alpha=0.9, mixed_tokens=20))
+    assert more is not None
+    assert (more.alpha, more.tokens) == (0.9, 20)
+
+
+def test_an_anchor_that_cannot_read_the_prompt_gives_the_refusal_and_the_other_rows_their_answers(
+    target: LocalEngine, anchor: LocalEngine
+) -> None:
+    model = target.model
+    server = Server(target, Mixer(model, anchor, settings(mixing={"refusal": "No, sorry."})))
+    short, long = model.encode(said("x")), model.encode(said("bread " * 200))
+    written, _ = server.answer([short, long], [Asked(), Asked()], new=16)
+    assert model.vocabulary.decode(written[1][: written[1].index(0)]) == b"No, sorry."
+    assert set(written[1][written[1].index(0) :]) == {0}
+    assert written[0][:8] == server.answer([short], [Asked()], new=8)[0][0]
+
+
+def test_tokens_that_the_server_has_not_said_yet_are_never_guessed(target: LocalEngine, anchor: LocalEngine) -> None:
+    mixer = Mixer(target.model, anchor, settings(mixing={"refusal": "No."}))
+    state = mixer.state(Asked())
+    assert state is not None
+    state.prompt = target.model.encode(said("x"))
+    logits = read(target, state.prompt, [])[None].clone()
+    mixer.mix(logits, [(0, state, [-1])])
+    assert target.model.vocabulary.decode([int(logits.argmax())]) in b"No."
+
+
+def test_what_the_server_forbids_stays_forbidden(target: LocalEngine, anchor: LocalEngine) -> None:
+    mixer = Mixer(target.model, anchor, settings())
+    state = mixer.state(Asked())
+    assert state is not None
+    state.prompt = target.model.encode(said("x"))
+    logits = torch.full_like(read(target, state.prompt, []), -torch.inf)[None]
+    logits[0, [40, 41]] = 1.0
+    mixer.mix(logits, [(0, state, [])])
+    assert set((logits[0] > -torch.inf).nonzero().flatten().tolist()) <= {40, 41}
+    assert bool(logits.isfinite().any())
+    mixer.close(state)
+
+
+def test_a_request_that_is_gone_leaves_no_row_behind(target: LocalEngine, anchor: LocalEngine) -> None:
+    server = Server(target, Mixer(target.model, anchor, settings()))
+    prompt = target.model.encode(said("x"))
+    for _ in range(3):
+        state = server.start(prompt, Asked())
+        assert state is not None
+        server.mixer.mix(read(target, prompt, [])[None].clone(), [(0, state, [])])
+        assert anchor._scheduler.taken == 1
+        server.mixer.close(state)
+        assert anchor._scheduler.taken == 0
+    server.answer([prompt], [Asked()])
+    assert anchor._scheduler.taken == 0
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ({"anchorlm": '{"alpha": 2}'}, "alpha"),
+        ({"anchorlm": '{"alhpa": 0.5}'}, "alhpa"),
+        ({"anchorlm": "yes"}, "JSON object"),
+        ({"anchorlm": 1}, "JSON object"),
+        ({"anchorlm_alpha": 0.5}, "anchorlm_alpha"),
+    ],
+)
+def test_bad_extra_arguments_are_one_sentence(extra: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words) as raised:
+        Asked.read(extra)
+    assert "\n" not in str(raised.value)
+
+
+def test_extra_arguments_of_others_are_no_business_of_ours() -> None:
+    assert Asked.read({"other": "x"}) is None
+    assert Asked.read(None) is None
+    assert Asked.read({"other": "x", "anchorlm": "{}"}) == Asked()
+    assert Asked.read({"anchorlm": {"alpha": 0.25}}) == Asked(alpha=0.25)
+
+
+def test_the_environment_names_a_file_or_an_anchor_and_a_floor(tmp_path: Path) -> None:
+    assert PluginSettings.from_environment({}) is None
+    alone = PluginSettings.from_environment({"ANCHORLM_VLLM_ANCHOR": "some/anchor", "ANCHORLM_VLLM_FLOOR_ALPHA": "0.5"})
+    assert alone is not None
+    assert alone.anchor is not None
+    assert (alone.anchor.path, alone.floor.alpha, alone.floor.mixed_tokens) == ("some/anchor", 0.5, 6)
+    file = tmp_path / "plugin.toml"
+    file.write_text('anchor = "./small"\n[mixing]\nalpha = 0.7\n[floor]\nalpha = 0.2\nmixed_tokens = 9\n', "utf-8")
+    both = PluginSettings.from_environment({"ANCHORLM_VLLM": str(file), "ANCHORLM_VLLM_FLOOR_ALPHA": "0.4"})
+    assert both is not None
+    assert both.anchor is not None
+    assert both.anchor.path == str(tmp_path / "small")
+    assert (both.mixing.alpha, both.floor.alpha, both.floor.mixed_tokens) == (0.7, 0.4, 9)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[floor]\nalpha = 0.5\n", "ANCHORLM_VLLM_ANCHOR"),
+        ('anchor = "x"\n[mixing]\ngate = "auto"\n', "gate"),
+        ('anchor = "x"\n[mixing]\nalpha = 7\n', "alpha"),
+        ('anchor = "x"\nfloor = 3\n', "floor"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_one_sentence(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "plugin.toml"
+    file.write_text(text, "utf-8")
+    with pytest.raises(UserError, match=words):
+        PluginSettings.from_environment({"ANCHORLM_VLLM": str(file)})

@@ -1,0 +1,66 @@
+"""What is looked at in a server's configuration before it starts."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from anchorlm.records import UserError
+from anchorlm.vllm import PluginSettings
+from anchorlm.vllm._start import NAME, check_server, prepare
+
+
+def config(*, newer: bool = False, ahead: bool = True, drafts: Any = None, tokenizer: str = "model") -> Any:
+    model = SimpleNamespace(runner_type="generate", logits_processors=None, model="model", tokenizer=tokenizer)
+    return SimpleNamespace(
+        model_config=model,
+        use_v2_model_runner=newer,
+        speculative_config=drafts,
+        scheduler_config=SimpleNamespace(async_scheduling=ahead),
+        parallel_config=SimpleNamespace(pipeline_parallel_size=1, worker_cls="vllm.v1.worker.cpu_worker.CPUWorker"),
+    )
+
+
+MIXES = PluginSettings.parse({"anchor": "some/anchor"}, where="a test")
+STEERS = PluginSettings.parse({"steering": {"calm": "missing.safetensors"}}, where="a test")
+
+
+def test_the_older_runner_is_told_the_processors_name_and_the_newer_one_needs_none() -> None:
+    older, newer = config(), config(newer=True)
+    prepare(older, MIXES)
+    prepare(newer, MIXES)
+    prepare(older, MIXES)  # a second time changes nothing
+    assert older.model_config.logits_processors == [NAME]
+    assert newer.model_config.logits_processors is None
+
+
+@pytest.mark.parametrize("settings", [MIXES, STEERS])
+@pytest.mark.parametrize("newer", [False, True])
+def test_a_server_that_speculates_is_refused(settings: PluginSettings, newer: bool) -> None:
+    with pytest.raises(UserError, match="speculatively"):
+        prepare(config(newer=newer, drafts=object()), settings)
+
+
+def test_a_server_that_hides_its_last_tokens_is_refused_where_an_anchor_must_see_them() -> None:
+    with pytest.raises(UserError, match="--no-async-scheduling"):
+        check_server(config(), MIXES)
+    check_server(config(), STEERS)
+    check_server(config(ahead=False), MIXES)
+
+
+def test_a_tokenizer_in_another_place_is_refused() -> None:
+    with pytest.raises(UserError, match="--tokenizer"):
+        prepare(config(tokenizer="elsewhere"), MIXES)
+
+
+def test_steering_wants_its_files_the_older_runner_and_its_own_worker() -> None:
+    with pytest.raises(UserError, match="save_steering"):
+        prepare(config(), STEERS)
+    with pytest.raises(UserError, match="VLLM_USE_V2_MODEL_RUNNER=0"):
+        prepare(config(newer=True), STEERS)
+    other = config()
+    other.parallel_config.worker_cls = "mine.Worker"
+    with pytest.raises(UserError, match=r"mine\.Worker"):
+        prepare(other, STEERS)
