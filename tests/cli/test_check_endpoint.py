@@ -51,7 +51,8 @@ def test_what_was_found_is_named(serve: Callable[..., str], folder: str) -> None
     found = examine(recipe("undefended", {"endpoint": url, "tokenizer": folder}))
     assert found.gaps == []
     assert found.facts == [
-        f"target: tiny at {url} (vllm 0.32.0, prompts go as tokens, 20 likeliest tokens, reads 256 tokens)"
+        f"target: tiny at {url} (vllm 0.32.0, prompts go as tokens, 20 likeliest tokens, reads 256 tokens)",
+        "response_format: if the target's server holds to it, which is tried when a request first asks for it",
     ]
 
 
@@ -63,7 +64,7 @@ def test_what_is_therefore_not_to_be_had_is_named(serve: Callable[..., str]) -> 
     assert "top_k, min_p and repetition_penalty cannot be set" in notes
     assert "no anchor can guide it" in notes
     assert "what it does with thoughts is not known here" in notes
-    assert found.thoughts == {"thoughts": "unknown"}
+    assert found.thoughts == {"thoughts": "unknown", "tools": "none"}
 
 
 REACH = {"inferaligner": {"artifact": "nowhere"}, "caa": {"artifact": "nowhere"}, "re_control": {"artifact": "nowhere"}}

@@ -15,7 +15,7 @@ from anchorlm.guard._recipe import Recipe
 from anchorlm.guard._tools import cannot_vouch, look_at_tools
 from anchorlm.judging import Judge, Scorer
 from anchorlm.models import EndpointSettings, ModelSettings
-from anchorlm.records import Artifact, GenerationSettings
+from anchorlm.records import Access, Artifact, GenerationSettings
 from anchorlm.steering import uncalibrated
 from anchorlm.team import JudgeSettings, ScorerSettings, Team, build_judge, build_scorer
 
@@ -116,7 +116,11 @@ def _formats(found: Findings, defense: Defense, generation: GenerationSettings) 
     elif gap is not None:
         found.notes.append(f"response_format: {gap}")
     if gap is None:
-        found.facts.append("response_format: every answer can be held to json_object and json_schema")
+        far = defense.target.access < Access.LOGITS
+        told = "if the target's server holds to it, which is tried when a request first asks for it"
+        found.facts.append(
+            f"response_format: {told if far else 'every answer can be held to json_object and json_schema'}"
+        )
 
 
 def _scorer(settings: ScorerSettings, found: Findings, recipe: Recipe, role: str) -> Scorer | None:
