@@ -116,11 +116,9 @@ def _formats(found: Findings, defense: Defense, generation: GenerationSettings) 
     elif gap is not None:
         found.notes.append(f"response_format: {gap}")
     if gap is None:
-        far = defense.target.access < Access.LOGITS
-        told = "if the target's server holds to it, which is tried when a request first asks for it"
-        found.facts.append(
-            f"response_format: {told if far else 'every answer can be held to json_object and json_schema'}"
-        )
+        here = "every answer can be held to json_object and json_schema"
+        there = "if the target's server holds to it, which is tried when a request first asks for it"
+        found.facts.append(f"response_format: {there if defense.target.access < Access.LOGITS else here}")
 
 
 def _scorer(settings: ScorerSettings, found: Findings, recipe: Recipe, role: str) -> Scorer | None:
