@@ -31,7 +31,8 @@ LONGEST = 40
 NEXT = """
 Go on:
   anchorlm serve --real                               the same guard behind OpenAI's API, with a page to try it
-  anchorlm zoo recipe real-finance > guard.toml       a recipe to change
+  anchorlm zoo recipe real-finance --defense inferenceguard > guard.toml
+                                                      its recipe, to change
   anchorlm recipe real > real.toml                    the comparison on public sets, with intervals"""
 
 

@@ -101,6 +101,8 @@ def _loaded(found: Sequence[tuple[str, Recipe]], settings: ServerSettings, *, fl
     from anchorlm.serving import ServedModel
 
     started: Started = []
+    if not sys.stderr.isatty():  # a log has no spinner
+        typer.echo("Loading the models. /ready says when they are.", err=True)
     with busy("Loading the models"):
         for id, recipe in found:
             guard = Guard.from_recipe(recipe, started=started)

@@ -18,13 +18,13 @@ def show(as_json: bool) -> None:
         return
     table = Table()
     for title in ("name", "role", "family", "MB", "what it is"):
-        table.add_column(title, justify="right" if title == "MB" else "left")
+        table.add_column(title, justify="right" if title == "MB" else "left", no_wrap=title == "name")
     for one in members():
         table.add_row(one.name, one.role, one.family, _megabytes(one.size), one.description)
     found = real_members()
     real = Table(title="Real models")
     for title in ("name", "role", "base", "MB", "licence", "what it is"):
-        real.add_column(title, justify="right" if title == "MB" else "left")
+        real.add_column(title, justify="right" if title == "MB" else "left", no_wrap=title == "name")
     for each in found:
         real.add_row(each.name, each.role, each.base.title, _megabytes(each.size), each.licence, each.description)
     Console().print(table, real)

@@ -27,7 +27,7 @@ def zoo_path(name: Annotated[str, typer.Argument(help="Name of a model, such as 
 
 @zoo.command("recipe")
 def zoo_recipe(
-    name: Annotated[str, typer.Argument(help="Name of a model of family A, such as a-finance.")],
+    name: Annotated[str, typer.Argument(help="Name of a specialist, such as a-finance or real-finance.")],
     defense: Annotated[str, typer.Option("--defense", help="Name of the defense.")] = "alignbeam",
 ) -> None:
     """Prints a recipe that guards a model that comes with the library."""

@@ -48,6 +48,8 @@ def convert(settings: ModelSettings, folder: Path) -> CausalModel:
         partial.mkdir(parents=True)
         model.model.save_pretrained(partial)
         model.tokenizer.save_pretrained(partial)
+        for file in partial.glob("*.safetensors"):
+            shutil.copymode(partial / "config.json", file)  # safetensors gives it to its owner alone
         partial.rename(folder)
     except OSError as error:
         raise UserError(f"{str(folder)!r} cannot be written: {error.strerror or error}.") from None
