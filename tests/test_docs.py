@@ -48,8 +48,12 @@ def test_the_defense_in_the_documentation_works() -> None:
     assert len(response.token_ids) <= 4
 
 
+ELSEWHERE = {"docs/vllm.md"}
+"""Pages about what runs in an environment of its own: `make test-vllm` sends such requests to a vLLM server."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in ELSEWHERE and blocks(page, "python")])
 def test_the_python_blocks_of_a_page_run_one_after_another(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from anchorlm.engine import TokenSequence
 from anchorlm.models import CausalModel
-from anchorlm.records import Access
+from anchorlm.records import Access, GenerationSettings
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,14 @@ class ServerRow:
         if not self.model.silent_ids:
             return logits
         return logits.index_fill(-1, torch.tensor(self.model.silent_ids, device=logits.device), -torch.inf)
+
+    def formed(self, logits: Tensor, generation: GenerationSettings) -> Tensor:
+        """See `TokenSequence`: a grammar is the server's own matter."""
+        return logits
+
+    def forced(self, generation: GenerationSettings) -> bool:
+        """See `TokenSequence`."""
+        return False
 
     @property
     def sequence(self) -> TokenSequence:
