@@ -43,11 +43,11 @@ def load_guard(recipe: Recipe, *, probe: bool | None = None) -> Guard:
 @contextmanager
 def busy(what: str) -> Iterator[None]:
     """A spinner on a terminal, and nothing elsewhere."""
-    from anchorlm.cli._bars import stderr
-
-    if not stderr.is_terminal:
+    if not sys.stderr.isatty():
         yield
         return
+    from anchorlm.cli._bars import stderr
+
     with stderr.status(f"{what} ..."):
         yield
 
