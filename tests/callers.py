@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from factories import tiny_tokenizer
@@ -31,6 +32,13 @@ THINKS = HERMES.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif 
 )  # fmt: skip
 """Its prompt ends inside a thought."""
 
+TAGGED = HERMES.replace(
+    '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}\n',
+    "<function={{ c.function.name }}>\n{% for k, v in c.function.arguments.items() %}<parameter={{ k }}>\n{{ v }}\n"
+    "</parameter>\n{% endfor %}</function>\n",
+)
+"""Its calls hold each argument between tags."""
+
 SPECIALS = (*MARKS, "[TOOL_CALLS]")
 ASKED = [{"role": "user", "content": "hi"}]
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string", "description": "Where."}}}
@@ -48,7 +56,9 @@ def offered(tools: Any = None) -> dict[str, Any]:
     return {"tools": list(use.tools)}
 
 
-def caller(write: str, template: str = HERMES, *, tools: Any = None, asked: Any = None, **options: Any) -> Guard:
+def caller(
+    write: str | Sequence[str], template: str = HERMES, *, tools: Any = None, asked: Any = None, **options: Any
+) -> Guard:
     """A model that writes a text where it is offered the tools."""
     tokenizer = tiny_tokenizer(specials=SPECIALS, chat_template=template)
     model = scripted(tokenizer, lambda model: model.encode(asked or ASKED, offered(tools)), write, 1024)

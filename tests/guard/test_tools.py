@@ -156,14 +156,11 @@ def test_the_conversation_goes_on_with_the_result_and_judges_read_it_as_text() -
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"tools": TOOLS, "tool_choice": "required"}, "only be auto or none"),
-    ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "mail"}}}, "only be auto or none"),
     ({"tools": "weather"}, "tools is a list"),
     ({"tools": [{"type": "web_search"}]}, "A tool is"),
     ({"tools": [{"function": {"name": "a b"}}]}, "letters, digits"),
     ({"tools": TOOLS + TOOLS[:1]}, "same name"),
     ({"tools": TOOLS, "raw": True}, "raw prompt offers no tools"),
-    ({"tools": TOOLS, "response_format": {"type": "json_object"}}, "leaves no room for a call"),
 ])  # fmt: skip
 def test_what_cannot_be_kept_is_one_sentence(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
@@ -216,6 +213,8 @@ def test_check_says_what_the_template_does_with_tools_and_who_cannot_vouch(tmp_p
         assert found.gaps == []
         assert found.thoughts["tools"] == kind
         assert any("tools are called (<tool_call>" in fact for fact in found.facts) == (kind == "calls")
+        required = any("a call can be required" in fact for fact in found.facts)
+        assert required == (kind == "calls" and defense == "undefended")
         refuses = any("cannot vouch for calls of tools" in note for note in found.notes)
         assert refuses == (kind == "calls" and defense == "self_reminder")
 

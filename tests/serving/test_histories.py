@@ -154,7 +154,7 @@ PART = {"type": "text", "text": "x"}
         ({"tools": [{}]}, "tools", "invalid_value", "A tool is"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "unsupported_parameter",
          "takes no tools"),
-        ({"tool_choice": "required"}, "tool_choice", "unsupported_value", "auto or none"),
+        ({"tool_choice": "required"}, "tool_choice", "invalid_value", "there are no tools"),
         ({"functions": [{}]}, "functions", "unsupported_parameter", "use tools"),
         ({"function_call": {"name": "f"}}, "function_call", "unsupported_parameter", "use tools"),
         ({"logit_bias": {"5": 1}}, "logit_bias", "unsupported_parameter", "undo the defense"),

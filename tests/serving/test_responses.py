@@ -173,7 +173,7 @@ def test_a_shown_thought_is_an_item_before_the_message(thinking: Live) -> None:
         ({"background": True}, "background", "at once"),
         ({"truncation": "auto"}, "truncation", "never shortened"),
         ({"tools": [{"type": "web_search"}]}, "tools.0.type", "offer functions"),
-        ({"tool_choice": "required"}, "tool_choice", "auto or none"),
+        ({"tool_choice": "required"}, "tool_choice", "there are no tools"),
         ({"text": {"format": {"type": "xml"}}}, "text.format", "json_object or json_schema"),
         ({"n": 2}, "n", "one answer"),
         ({"input": [{"type": "computer_call", "call_id": "x"}]}, "input.0.type", "other tools than functions"),

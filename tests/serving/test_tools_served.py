@@ -9,7 +9,7 @@ from typing import Any, cast
 import httpx
 import openai
 import pytest
-from callers import ASKED, MISTRAL, REFUSAL, THINKS, TOOLS, call, caller, judge
+from callers import ASKED, MISTRAL, REFUSAL, TAGGED, THINKS, TOOLS, call, caller, judge
 from serving.servers import Live
 
 from anchorlm.guard import Guard
@@ -17,6 +17,13 @@ from anchorlm.serving import ServedModel
 
 FLAT: list[Any] = [{"type": "function", **cast("dict[str, Any]", tool["function"]), "strict": True} for tool in TOOLS]
 TEXT = f"Let me see.\n{call(city='Oslo')}\n{call('mail', city='Rome')}"
+NAMES_MAIL: Any = {"type": "function", "function": {"name": "mail"}}
+HELD: list[Any] = [
+    {"type": "function", "function": {"name": name, "strict": True, "parameters": {
+        "type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"],
+        "additionalProperties": False}}}
+    for name in ("weather", "mail")
+]  # fmt: skip
 CALLS = [("weather", {"city": "Oslo"}), ("mail", {"city": "Rome"})]
 
 
@@ -30,6 +37,9 @@ def served(start_live: Callable[..., Live], plain: Guard) -> Live:
         "control": caller('[TOOL_CALLS]{"name": "weather", "arguments": {"city": "Oslo"}}', MISTRAL),
         "thinks": caller(f"I look.\n</think>\n\n{call(city='Oslo')}", THINKS, thoughts="show"),
         "reminded": caller("x", defense="self_reminder"),
+        "says": caller("It is sunny.", tools=HELD),
+        "declines": caller("It is sunny.", defense="best_of_n", judge=judge([], bad="city"), n=2, tools=HELD),
+        "tagged": caller("x", TAGGED),
         "plain": plain,
     }
     return start_live([ServedModel.of(name, guard) for name, guard in guards.items()])
@@ -70,6 +80,48 @@ def test_streamed_calls_are_those_of_the_whole_answer(tools: Any, model: str) ->
     assert "".join(delta.content or "" for delta in deltas) == (message.content or "")
     assert [choice.finish_reason for chunk in chunks for choice in chunk.choices][-1] == "tool_calls"
     assert chunks[-1].usage == whole.usage
+
+
+@pytest.mark.parametrize("choice", ["required", NAMES_MAIL])
+def test_a_required_call_is_made_whole_and_streamed(tools: Any, choice: Any) -> None:
+    asked = {"model": "says", "messages": ASKED, "tools": HELD, "tool_choice": choice, "parallel_tool_calls": False}
+    choice_made = tools.chat.completions.create(**asked).choices[0]
+    [made] = choice_made.message.tool_calls
+    assert (choice_made.finish_reason, choice_made.message.content) == ("tool_calls", None)
+    assert made.function.name in (("mail",) if choice is NAMES_MAIL else ("weather", "mail"))
+    assert json.loads(made.function.arguments)["city"] in ("Oslo", "Rome")
+    with tools.chat.completions.stream(**asked) as stream:
+        [streamed] = stream.get_final_completion().choices[0].message.tool_calls
+    assert (streamed.function.name, streamed.function.arguments) == (made.function.name, made.function.arguments)
+
+
+def test_a_required_call_that_is_refused_is_a_refusal_and_no_call(tools: Any) -> None:
+    asked = {"model": "declines", "messages": ASKED, "tools": HELD, "tool_choice": "required"}
+    choice = tools.chat.completions.create(**asked).choices[0]
+    assert (choice.finish_reason, choice.message.content, choice.message.tool_calls) == (
+        "content_filter", REFUSAL, None,
+    )  # fmt: skip
+
+
+def test_with_a_response_format_a_refusal_stands_apart_from_json_and_calls(tools: Any) -> None:
+    asked = {"messages": ASKED, "tools": HELD, "response_format": {"type": "json_schema", "json_schema": {
+        "name": "x", "schema": {"type": "object", "properties": {"city": {"enum": ["Oslo"]}}, "required": ["city"],
+                                "additionalProperties": False}}}}  # fmt: skip
+    message = tools.chat.completions.create(model="says", parallel_tool_calls=False, **asked).choices[0].message
+    assert message.tool_calls or json.loads(message.content) == {"city": "Oslo"}
+    refused = tools.chat.completions.create(model="declines", **asked).choices[0]
+    assert (refused.finish_reason, refused.message.content, refused.message.refusal) == ("stop", None, REFUSAL)
+
+
+def test_responses_make_the_call_that_is_required(tools: Any) -> None:
+    flat = [{"type": "function", **tool["function"]} for tool in HELD]
+    asked = {"model": "says", "input": "hi", "tools": flat, "tool_choice": {"type": "function", "name": "mail"}}
+    whole = tools.responses.create(**asked)
+    assert [(item.type, item.name) for item in whole.output] == [("function_call", "mail")]
+    assert whole.tool_choice.name == "mail"
+    assert all(tool.strict for tool in whole.tools)
+    events = list(tools.responses.create(**asked, stream=True))
+    assert events[-1].response.output[0].arguments == whole.output[0].arguments
 
 
 def test_the_packages_own_reader_of_streams_takes_the_calls(tools: Any) -> None:
@@ -139,13 +191,16 @@ def test_responses_go_on_with_outputs(tools: Any) -> None:
 
 
 @pytest.mark.parametrize(("model", "asked", "words"), [
-    ("calls", {"tools": TOOLS, "tool_choice": "required"}, "only be auto or none"),
-    ("calls", {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "mail"}}}, "auto or none"),
+    ("tagged", {"tools": TOOLS, "tool_choice": "required"}, "only be auto or none"),
+    ("tagged", {"tools": TOOLS, "tool_choice": NAMES_MAIL}, "auto or none"),
+    ("calls", {"tools": TOOLS, "tool_choice": "any"}, "choose one of these"),
+    ("calls", {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "rm"}}}, "none of the tools"),
+    ("calls", {"tool_choice": "required"}, "there are no tools"),
     ("calls", {"tools": [{"type": "web_search"}]}, "tools of type 'web_search' are not called here"),
     ("calls", {"tools": [{"type": "function", "function": {"name": "a b"}}]}, "letters, digits"),
     ("plain", {"tools": TOOLS}, "takes no tools"),
     ("reminded", {"tools": TOOLS}, "self_reminder cannot vouch for calls of tools"),
-    ("calls", {"tools": TOOLS, "response_format": {"type": "json_object"}}, "leaves no room for a call"),
+    ("tagged", {"tools": TOOLS, "response_format": {"type": "json_object"}}, "do not go together"),
     ("calls", {"functions": [{"name": "f"}]}, "use tools"),
     ("calls", {"messages": [*ASKED, {"role": "tool", "tool_call_id": "x", "content": "y"}]}, "answers no call"),
     ("calls", {"messages": [*ASKED, {"role": "assistant", "tool_calls": [{"x": 1}]}, *ASKED]}, "A call is"),

@@ -31,6 +31,11 @@ class Held:
         """For a second sequence that goes on from here."""
         return Held(None if self.form is None else self.form.fork(), self.format)
 
+    @property
+    def closed(self) -> bool:
+        """Whether the grammar alone says where the answer ends: in a free text another turn may begin."""
+        return self.form is not None and not (self.format or {}).get("free")
+
     def by(self, model: CausalModel, generation: GenerationSettings) -> Form | None:
         """The grammar that a request asks for; None where it asks for none.
 

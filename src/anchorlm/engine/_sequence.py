@@ -119,7 +119,7 @@ class LocalSequence(FormedSequence):
     def settled(self) -> int:
         """How many tokens of the response stay whatever follows: the others may begin another turn."""
         response = self.row.tokens[self.prompt_length :]
-        return len(response) if self._held.form is not None else self._ends.settled(response)
+        return len(response) if self._held.closed else self._ends.settled(response)
 
     def end_turn(self) -> bool:
         """Cuts the response where its last token completes the beginning of another turn; whether it has ended."""
@@ -128,7 +128,7 @@ class LocalSequence(FormedSequence):
 
     def cut(self) -> bool:
         """`end_turn`, for the engine. What is held to a grammar ends where that ends."""
-        if self._held.form is not None:
+        if self._held.form is not None and self._held.closed:
             return self._held.form.complete(self.row.tokens[self.prompt_length :])
         found = self._ends.cut(self.row.tokens[self.prompt_length :])
         if found is None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from anchorlm.defenses import Defense, find_defense
 from anchorlm.guard._check import faults
 from anchorlm.guard._findings import Findings
-from anchorlm.guard._formats import check_format, format_gap
+from anchorlm.guard._formats import calls_gap, check_format, format_gap
 from anchorlm.guard._look import look_at_thoughts
 from anchorlm.guard._outline import rehearse
 from anchorlm.guard._recipe import Recipe
@@ -103,9 +103,20 @@ def _defense(
     if built is not None:
         found.facts += [f"defense: {fact}" for fact in built.facts]
         _formats(found, built, recipe.generation)
-        if found.thoughts.get("tools") == "calls" and not built.vouches(built.settings):
-            found.notes.append(f"tools: {cannot_vouch(built.name)}")
+        _calls(found, built)
         found.attempt("engine", lambda: asyncio.run(rehearse(built, judge, outline, recipe.generation)))
+
+
+def _calls(found: Findings, defense: Defense) -> None:
+    """Whether tools may be called, and calls can be required."""
+    if found.thoughts.get("tools") != "calls":
+        return
+    if not defense.vouches(defense.settings):
+        found.notes.append(f"tools: {cannot_vouch(defense.name)}")
+    elif gap := calls_gap(defense):
+        found.notes.append(f"tools: no call can be required, and none is held to its schema, because {gap}")
+    else:
+        found.facts.append("tools: a call can be required, and is then held to its schema")
 
 
 def _formats(found: Findings, defense: Defense, generation: GenerationSettings) -> None:

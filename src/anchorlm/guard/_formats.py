@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from typing import Any
+
 from anchorlm.defenses import Defense
-from anchorlm.records import Access, GenerationSettings, UserError
+from anchorlm.models import call_grammar
+from anchorlm.records import Access, GenerationSettings, Request, ToolUse, UserError
 
 
 def format_gap(defense: Defense) -> str | None:
@@ -32,3 +35,37 @@ def check_format(defense: Defense, generation: GenerationSettings) -> None:
     target = defense.target
     if target.access >= Access.LOGITS:  # another server compiles it itself
         target.model.grammars.form(generation.response_format)
+
+
+def calls_gap(defense: Defense) -> str | None:
+    """Why calls cannot be held to a grammar with this defense and its target; None where they can, as far as known."""
+    if defense.formats == "none" or defense.target.access < Access.LOGITS:
+        return f"{defense.name} cannot hold the calls of this target to a schema"
+    form = defense.target.model.tools.form
+    if form is None or form.kind not in ("object", "named"):
+        return "the arguments of this model's calls are no JSON that could be held to a schema"
+    return None
+
+
+def held_calls(defense: Defense, request: Request, use: ToolUse) -> dict[str, Any] | None:
+    """What holds an answer in which tools may be called: a format of our own, or None where nothing has to.
+
+    Raises:
+        UserError: A call must be made, or may be made in place of an answer in a response format, and no grammar of
+            this model's calls can say so.
+    """
+    format = request.generation.response_format
+    if not use.must and not use.strict and format is None:
+        return None
+    model, found = defense.target.model, None
+    gap, tools = calls_gap(defense), model.tools
+    if gap is None and tools.form is not None:
+        found = call_grammar(tools.form, model.marks, model.answer_stops, use, format, several=tools.several)
+        gap = "this model's calls have no mark by which they could be told from an answer"
+    if found is not None:
+        return found
+    if use.must:
+        raise UserError(f"tool_choice can only be auto or none here, because {gap}: ask for the call in your message.")
+    if format is not None:
+        raise UserError(f"tools and response_format do not go together here, because {gap}: send one of them.")
+    return None  # the model is shown the schemas; whether it keeps to them is its own matter

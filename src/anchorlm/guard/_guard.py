@@ -223,7 +223,7 @@ class Guard:
             knobs: Settings of the defense for this request only.
             template: Variables of the target's chat template, likewise.
             tools: What the target may call, in OpenAI's form.
-            tool_choice: "auto" or "none".
+            tool_choice: "auto", "none", "required", or the form that names one tool.
             parallel_tool_calls: Whether one response may hold several calls.
             **generation: How tokens are chosen.
 

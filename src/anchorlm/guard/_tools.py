@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from anchorlm.defenses import Defense
 from anchorlm.guard._calling import Calls
+from anchorlm.guard._formats import check_format, held_calls
 from anchorlm.models import no_tools
 from anchorlm.records import MOST_STOP_IDS, Event, Finished, NoToolsError, Request, TextDelta, UserError
 
@@ -31,11 +32,6 @@ def offered(defense: Defense, request: Request, settings: Any) -> Request:
         return request
     if isinstance(request.messages, str):
         raise UserError("A raw prompt offers no tools: send a conversation, or leave tools out.")
-    if request.generation.response_format is not None:
-        raise UserError(
-            "A response_format holds the whole answer and leaves no room for a call: send it without tools, or tools "
-            "without it."
-        )
     model = defense.target.model
     if model.tools.form is None:
         raise no_tools(model.tools)
@@ -44,7 +40,10 @@ def offered(defense: Defense, request: Request, settings: Any) -> Request:
     ends = model.marks.first(*model.tools.stops) - model.stop_ids
     own = request.generation.stop_token_ids
     stops = tuple(dict.fromkeys([*own, *sorted(ends)]))[:MOST_STOP_IDS]
-    return replace(request, generation=request.generation.model_copy(update={"stop_token_ids": stops}))
+    changes = {"stop_token_ids": stops, "response_format": held_calls(defense, request, request.tools)}
+    generation = request.generation.model_copy(update=changes)
+    check_format(defense, generation)
+    return replace(request, generation=generation)
 
 
 def cannot_vouch(name: str) -> str:

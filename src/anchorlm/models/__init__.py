@@ -6,6 +6,7 @@ from anchorlm._lazy import lazily
 
 if TYPE_CHECKING:
     from anchorlm.models._bases import BASES, REAL, SHIPPED, PackagedBase, base_named, located
+    from anchorlm.models._call_grammar import call_grammar
     from anchorlm.models._calls import CallForm
     from anchorlm.models._causal import CausalModel
     from anchorlm.models._channel import Channel
@@ -33,6 +34,7 @@ else:
         __name__,
         {
             "_bases": "BASES REAL SHIPPED PackagedBase base_named located",
+            "_call_grammar": "call_grammar",
             "_calls": "CallForm",
             "_causal": "CausalModel",
             "_channel": "Channel",
@@ -79,6 +81,7 @@ __all__ = [
     "TurnMarkers",
     "accelerator",
     "base_named",
+    "call_grammar",
     "check_conversion",
     "check_paths",
     "chosen_template",

@@ -50,7 +50,8 @@ def _object(one: str, two: str | None, tail: str) -> tuple[CallForm, str] | None
     if two is not None and further is not None and first is not None and further[0] >= first[1]:
         between = two[first[1] : further[0]]
     again, end, close, rest = _around(one[:start], between, one[stop:], tail)
-    return CallForm("object", one[:start], again, end, close, keys=(name, arguments)), rest
+    listed = isinstance(value, list)
+    return CallForm("object", one[:start], again, end, close, keys=(name, arguments), listed=listed), rest
 
 
 def _named(one: str, two: str | None, tail: str) -> tuple[CallForm, str] | None:

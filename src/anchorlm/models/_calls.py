@@ -37,6 +37,7 @@ class CallForm:
         end: What ends a call.
         close: What ends the last one, besides.
         keys: Of `object`: what name and arguments are called in it.
+        listed: Of `object`: whether the calls stand in a list.
         behind: Of `named` and `quoted`: what stands between a name and its arguments. Of `tagged`: what ends the name.
         key: Of `tagged`: what opens an argument's name.
         value: Of `tagged`: what stands between an argument's name and a text. Of `quoted`: the quotation mark.
@@ -50,6 +51,7 @@ class CallForm:
     end: str = ""
     close: str = ""
     keys: tuple[str, str] = ("name", "arguments")
+    listed: bool = False
     behind: str = ""
     key: str = ""
     value: str = ""

@@ -52,11 +52,17 @@ class Marks:
     def ids(self, text: str) -> list[int]:
         """The tokens of a text that goes on from another one. Names of control tokens are these tokens."""
         found: list[int] = []
-        for piece in self._cuts.split(text):
-            if piece:
-                token = self._ids.get(piece)
-                found += self._vocabulary.encode(piece.encode()) if token is None else [token]
+        for piece in self.pieces(text):
+            found += self._vocabulary.encode(piece.encode()) if isinstance(piece, str) else [piece]
         return found
+
+    def pieces(self, text: str) -> list[int | str]:
+        """A text in pieces: control tokens, and the texts between them."""
+        return [self._ids.get(piece, piece) for piece in self._cuts.split(text) if piece]
+
+    def silent(self, token: int) -> bool:
+        """Whether a control token is no text."""
+        return token in self._silent
 
     def first(self, *texts: str) -> frozenset[int]:
         """The control tokens with which some texts begin, where that is what they do."""

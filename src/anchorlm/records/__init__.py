@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         UnreadableError,
         UserError,
     )
-    from anchorlm.records._formats import FormatSupport, checked_format, forced_words, schema_of
+    from anchorlm.records._formats import FormatSupport, checked_format, forced_words, is_json, schema_of
     from anchorlm.records._rates import clustered, effective_size, wilson
     from anchorlm.records._requests import Message, Messages, Request, as_messages, first_stop, prompt_key, turn_text
     from anchorlm.records._responses import (
@@ -67,7 +67,7 @@ else:
             "_access": "Access",
             "_artifacts": "Artifact ModelStamp data_digest instruments prompts_digest",
             "_errors": "AnchorLMError DefenseError ModelError NoToolsError TooLongError UnreadableError UserError",
-            "_formats": "FormatSupport checked_format forced_words schema_of",
+            "_formats": "FormatSupport checked_format forced_words is_json schema_of",
             "_rates": "clustered effective_size wilson",
             "_requests": "Message Messages Request as_messages first_stop prompt_key turn_text",
             "_responses": "Decision Event FinishReason Finished Response TextDelta TokenScore Usage",
@@ -135,6 +135,7 @@ __all__ = [
     "first_stop",
     "forced_words",
     "instruments",
+    "is_json",
     "json_text",
     "keys_beside",
     "likeness",

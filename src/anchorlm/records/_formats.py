@@ -65,7 +65,15 @@ def forced_words(format: Mapping[str, Any] | None) -> str:
 
     Judges read them in the answer. A gate, which reads the request alone, must be shown them.
     """
-    return "" if format is None else "\n".join(dict.fromkeys(filter(None, _words(schema_of(format)))))
+    if format is None:
+        return ""
+    schemas = format["schemas"] if format["type"] == "calls" else schema_of(format)
+    return "\n".join(dict.fromkeys(filter(None, _words(schemas))))
+
+
+def is_json(format: Mapping[str, Any] | None) -> bool:
+    """Whether the text of an answer is JSON in some format. A format of a guard's own may only hold calls of tools."""
+    return format is not None and (format["type"] != "calls" or format["answer"] is not None)
 
 
 def _words(schema: Any) -> Iterator[str]:

@@ -49,10 +49,14 @@ class ToolUse:
     Attributes:
         tools: Each as `{"type": "function", "function": {"name", "description", "parameters"}}`.
         several: Whether one answer may hold several calls.
+        must: Names of the tools of which one must be called; none: the model may answer with a text.
+        strict: Names of the tools whose calls are to fit their schemas.
     """
 
     tools: tuple[Mapping[str, Any], ...]
     several: bool = True
+    must: tuple[str, ...] = ()
+    strict: frozenset[str] = frozenset()
 
     @property
     def schemas(self) -> dict[str, Mapping[str, Any]]:
@@ -79,14 +83,37 @@ def checked_tools(tools: Any, choice: Any = None, *, several: bool = True) -> To
     names = [tool["function"]["name"] for tool in found]
     if len(set(names)) < len(names):
         raise UserError("Two tools have the same name: give each its own.")
-    if choice == "none" or (choice in (None, "auto") and not found):
+    must = _chosen(choice, names)
+    if choice == "none" or not found:
         return None
-    if choice not in (None, "auto"):
+    strict = frozenset(name for name, tool in zip(names, tools or (), strict=True) if _is_strict(tool))
+    named = isinstance(choice, Mapping)
+    return ToolUse(found, several and not named, must, strict)
+
+
+def _is_strict(tool: Mapping[str, Any]) -> bool:
+    """Whether a tool says so: in its function as in chats, or next to it."""
+    return tool["function"].get("strict") is True or tool.get("strict") is True
+
+
+def _chosen(choice: Any, names: Sequence[str]) -> tuple[str, ...]:
+    """The tools of which one must be called."""
+    if choice in (None, "auto", "none"):
+        return ()
+    if choice == "required":
+        if not names:
+            raise UserError("tool_choice is required, but there are no tools: offer one, or leave tool_choice out.")
+        return tuple(names)
+    function = choice.get("function", choice) if isinstance(choice, Mapping) else None
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(choice, Mapping) or choice.get("type") != "function" or not isinstance(name, str):
         raise UserError(
-            "tool_choice can only be auto or none here, because nothing makes the model call a tool: ask for the call "
-            "in your message."
+            'tool_choice is auto, none, required or {"type": "function", "function": {"name": ...}}: choose one of '
+            "these."
         )
-    return ToolUse(found, several)
+    if name not in names:
+        raise UserError(f"tool_choice names {name!r:.80}, which is none of the tools: name one of them.")
+    return (name,)
 
 
 def _checked(tool: Any) -> dict[str, Any]:

@@ -31,16 +31,18 @@ class Form:
     Args:
         matcher: The library's, nothing read.
         known: The tokens (V,) that are text, or end an answer. Where nothing fits the library names any other one.
+        calls: Whether it is a grammar of calls of tools.
     """
 
-    def __init__(self, matcher: Any, known: Tensor) -> None:
+    def __init__(self, matcher: Any, known: Tensor, *, calls: bool = False) -> None:
         self._matcher = matcher
+        self._calls = calls
         self._known = known
         self._read: list[int] = []
 
     def fork(self) -> Form:
         """For a second answer that goes on from here."""
-        other = Form(self._matcher.deep_copy(), self._known)
+        other = Form(self._matcher.deep_copy(), self._known, calls=self._calls)
         other._read = list(self._read)
         return other
 
@@ -57,9 +59,10 @@ class Form:
         mask = (bits[:, None] >> torch.arange(8, dtype=torch.uint8) & 1).flatten()[: len(self._known)].bool()
         mask &= self._known
         if self._matcher.is_error() or not bool(mask.any()):
+            where = "with the schemas of these tools: one" if self._calls else "in this response_format: its schema"
             raise UserError(
-                "The answer cannot go on in this response_format: its schema has no end, is too large, or needs "
-                "characters that the model's vocabulary lacks; simplify it."
+                f"The answer cannot go on {where} has no end, is too large, or needs characters that the model's "
+                "vocabulary lacks; simplify it."
             )
         return mask
 
@@ -105,15 +108,17 @@ class Grammars:
         self._lock = Lock()
 
     def form(self, format: Mapping[str, Any]) -> Form:
-        """The beginning of an answer in a checked response format.
+        """The beginning of an answer in a checked response format, or under a grammar of calls.
 
         Raises:
             UserError: The library is not there, or cannot compile the schema.
         """
-        key = json.dumps(schema_of(format))
+        calls = format["type"] == "calls"
+        key = format["lark"] if calls else json.dumps(schema_of(format))
         with self._lock:
             known = self._compiled.get(key)
-        known = known or self._compile(key)  # may take long, and holds no one up
+        if known is None:  # may take long, and holds no one up
+            known = self._compile_calls(key, format["tokens"]) if calls else self._compile(key)
         with self._lock:
             self._compiled[key] = known
             self._compiled.move_to_end(key)
@@ -122,15 +127,24 @@ class Grammars:
             return known.fork()
 
     def _compile(self, schema: str) -> Form:
-        library, limits = _library(), {"verbose_errors": False}
         try:
-            grammar = library.LLMatcher.grammar_from_json_schema(schema, overrides=_STYLE)
+            grammar = _library().LLMatcher.grammar_from_json_schema(schema, overrides=_STYLE)
         except ValueError as error:
-            raise _unfit(str(error)) from None
+            raise _unfit("response_format", str(error)) from None
+        return Form(self._matcher(grammar, "response_format"), self._spoken)
+
+    def _compile_calls(self, lark: str, tokens: Sequence[int]) -> Form:
+        known = self._spoken.clone()
+        known[list(tokens)] = True  # control tokens that stand around calls
+        grammar = _library("A call that is held to its schema").LLMatcher.grammar_from_lark(lark)
+        return Form(self._matcher(grammar, "a tool"), known, calls=True)
+
+    def _matcher(self, grammar: str, whose: str) -> Any:
+        library, limits = _library(), {"verbose_errors": False}
         matcher = library.LLMatcher(self._tokenizer, grammar, log_level=0, limits=library.LLParserLimits(**limits))
         if matcher.is_error():
-            raise _unfit(matcher.get_error())
-        return Form(matcher, self._spoken)
+            raise _unfit(whose, matcher.get_error())
+        return matcher
 
     @cached_property
     def _spoken(self) -> Tensor:
@@ -172,15 +186,15 @@ class _Source:
         return self._vocabulary.encode(text)
 
 
-def _library() -> Any:
+def _library(what: str = "A response_format") -> Any:
     try:
         import llguidance
     except ImportError:
-        raise UserError("A response_format needs llguidance: pip install 'anchorlm[schema]'.") from None
+        raise UserError(f"{what} needs llguidance: pip install 'anchorlm[schema]'.") from None
     return llguidance
 
 
-def _unfit(why: str) -> UserError:
+def _unfit(whose: str, why: str) -> UserError:
     """What is said of a schema that cannot be compiled."""
     first = why.strip().partition("\n")[0].rstrip(".: ")
-    return UserError(f"The schema of response_format cannot be used: {first[:1].lower()}{first[1:200]}.")
+    return UserError(f"The schema of {whose} cannot be used: {first[:1].lower()}{first[1:200]}.")

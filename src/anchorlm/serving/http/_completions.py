@@ -74,7 +74,7 @@ async def complete(
         ]
 
     # A schema is compiled for it.
-    requests = await state.off_the_loop(made) if generation.get("response_format") else made()
+    requests = await state.off_the_loop(made) if generation.get("response_format") or ask.offer else made()
     id = request.scope["state"]["request_id"]
     session = RequestSession(
         id, state, served, caller, requests, operation="chat" if kind == "response" else kind,

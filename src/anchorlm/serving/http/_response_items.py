@@ -39,14 +39,21 @@ def call_events(item: Mapping[str, Any], place: int) -> Iterator[tuple[str, dict
     yield "response.output_item.done", {"output_index": place, "item": dict(item)}
 
 
-def offered(offer: Mapping[str, Any]) -> dict[str, Any]:
-    """What a response repeats of the tools that its request has offered."""
+def offered(offer: Mapping[str, Any], *, held: bool) -> dict[str, Any]:
+    """What a response repeats of the tools that its request has offered.
+
+    Args:
+        offer: The tools.
+        held: Whether calls are held to the schemas of the tools.
+    """
     functions = [tool["function"] for tool in offer.get("tools", ())]
     tools = [
         {"type": "function", "name": one["name"], "description": one.get("description"),
-         "parameters": one.get("parameters"), "strict": False}
+         "parameters": one.get("parameters"), "strict": held}
         for one in functions
     ]  # fmt: skip
     choice = offer.get("tool_choice") or ("auto" if tools else "none")
+    if isinstance(choice, Mapping):
+        choice = {"type": "function", "name": choice["function"]["name"]}
     several = bool(tools) and bool(offer.get("parallel_tool_calls"))
     return {"parallel_tool_calls": several, "tool_choice": choice, "tools": tools}

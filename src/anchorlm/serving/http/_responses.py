@@ -226,7 +226,7 @@ class ResponseShape:
             "incomplete_details": None,
             "model": self._session.served.id,
             "output": [],
-            **offered(self._offer),
+            **offered(self._offer, held=self._session.holds_calls),
             "store": False,
             "metadata": dict(self._metadata),
         }

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from anchorlm.records import MOST_TOOLS, UserError, checked_tools
 from anchorlm.serving.http._objects import Flag, RequestObject, is_empty, unsupported
@@ -19,7 +19,7 @@ class ToolFields(RequestObject):
     tools: Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=MOST_TOOLS)] | None = Field(
         default=None, description="Functions that the model may call: name, description, and parameters as JSON "
         "schema.")  # fmt: skip
-    tool_choice: Any = Field(default=None, description="auto or none.")
+    tool_choice: Any = Field(default=None, description="auto, none, required, or the form that names one tool.")
     parallel_tool_calls: Flag | None = Field(default=None, description="Whether one answer may hold several calls.")
 
     @field_validator("tools", mode="before")
@@ -39,12 +39,18 @@ class ToolFields(RequestObject):
     @field_validator("tool_choice")
     @classmethod
     def _kept(cls, choice: Any) -> Any:
-        if is_empty(choice) or choice in ("auto", "none"):
+        if is_empty(choice) or choice in ("auto", "none", "required"):
             return choice or None
-        raise unsupported(
-            "", "tool_choice can only be auto or none here, because nothing makes the model call a tool: ask for the "
-            "call in your message", "unsupported_value",
-        )  # fmt: skip
+        name = choice.get("name") if isinstance(choice, Mapping) else None
+        return choice if name is None else {"type": choice.get("type"), "function": {"name": name}}
+
+    @model_validator(mode="after")
+    def _chosen(self) -> Self:
+        try:
+            checked_tools(self.tools, self.tool_choice)
+        except UserError as error:
+            raise unsupported("tool_choice", str(error).rstrip("."), "invalid_value") from None
+        return self
 
     @property
     def offer(self) -> dict[str, Any]:

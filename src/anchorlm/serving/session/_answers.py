@@ -21,6 +21,7 @@ from anchorlm.records import (
     Usage,
     UserError,
     first_stop,
+    is_json,
 )
 from anchorlm.serving._errors import ApiError
 from anchorlm.serving.session._logprobs import LogProbs
@@ -74,7 +75,7 @@ class Answer:
         self.thought = ""
         self.calls: list[ToolCall] = []
         self.refusal = ""
-        self._formed = request.generation.response_format is not None
+        self._formed = is_json(request.generation.response_format)
         self._fell = self._declines = False
         self.finish: Literal["stop", "length", "content_filter", "tool_calls"] | None = None
         self.decision: Verdict = "answer"

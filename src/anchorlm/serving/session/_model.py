@@ -167,8 +167,12 @@ class ServedModel:
         except NoToolsError as error:
             raise ApiError(400, self.public(str(error)), param="tools", code="unsupported_parameter") from None
         except UserError as error:
-            param = "response_format" if "response_format" in str(error) else None
+            param = next((name for name in _NAMED if name in str(error)), None)
             raise ApiError(400, self.public(str(error)), param=param, code="invalid_value") from None
+
+
+_NAMED = ("tool_choice", "response_format")
+"""Parameters that an error may speak of."""
 
 
 def _text(prompt: Messages | str) -> str:

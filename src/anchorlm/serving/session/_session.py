@@ -246,6 +246,12 @@ class RequestSession:
         return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
 
     @property
+    def holds_calls(self) -> bool:
+        """Whether calls of tools are held to the schemas of the tools."""
+        format = self._requests[0].generation.response_format
+        return format is not None and format["type"] == "calls"
+
+    @property
     def _prompts(self) -> list[Messages | str]:
         """Each prompt once, however many answers it gets."""
         return list({id(one.messages): one.messages for one in self._requests}.values())
@@ -269,6 +275,8 @@ class RequestSession:
         if (use := self._requests[0].tools) is not None:
             asked.append(json.dumps(use.tools, ensure_ascii=False))
         format = self._requests[0].generation.response_format
+        if format is not None and format["type"] == "calls":
+            format = format["answer"]  # the tools are there already
         schema = {} if format is None else self._desk.audited("response_format", json.dumps(format))
         return schema | self._desk.audited("prompt", "\n".join(asked))
 
