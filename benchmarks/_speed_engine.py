@@ -58,12 +58,12 @@ def words(number: int) -> str:
     return " ".join(rng.choice(WORDS) for _ in range(number))
 
 
-def decode(rows: int, measure: Measure) -> Figure:
-    engine, asked = LocalEngine(served(), prefix_tokens=0), prompts(LENGTHS[-rows:] if rows > 1 else LENGTHS[3:4])
+def decode(rows: int, measure: Measure, dtype: str = "float32") -> Figure:
+    engine, asked = LocalEngine(served(dtype), prefix_tokens=0), prompts(LENGTHS[-rows:] if rows > 1 else LENGTHS[3:4])
     texts: dict[str, list[list[int]]] = {}
 
     def theirs() -> None:
-        texts["generate"] = with_generate(model(), asked, NEW)
+        texts["generate"] = with_generate(model(dtype), asked, NEW)
 
     def ours() -> None:
         texts["engine"] = with_engine(engine, asked, NEW)
@@ -334,6 +334,7 @@ ROWS = (
     Row("decode-1", "generate() over the engine, 1 prompt, float32", 1.3, False, partial(decode, 1)),
     Row("decode-16", "generate() over the engine, 16 prompts of mixed lengths, float32", 1.8, False,
         partial(decode, 16)),
+    Row("decode-bfloat16-1", "the same in bfloat16, 1 prompt", 1.3, False, partial(decode, 1, dtype="bfloat16")),
     Row("build", "another build over this one, 16 prompts of mixed lengths", 1.3, False, partial(over_build, mixed)),
     Row("second-turn", "first token behind 1,000 tokens of a conversation, over reading all", 0.2, True, second_turn),
     Row("clients-64", "64 clients with one system prompt of 500 tokens, throughput over reading it each time", 1.5,
