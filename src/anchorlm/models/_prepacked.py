@@ -30,8 +30,8 @@ class _Kept(local):
 class _Stack:
     """The weights of layers that read the same input, in the order in which the CPU's kernels read them.
 
-    In bfloat16 that is oneDNN's own. In float32 each input's weights lie together: that is faster for one row, and about
-    as fast for sixteen, where oneDNN's order would be slower for one (`benchmarks.speed`).
+    In bfloat16 that is oneDNN's own. In float32 each input's weights lie together: that is faster for one row and about
+    as fast for sixteen. There oneDNN's order would be slower for one (`benchmarks.speed`).
     """
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
