@@ -30,6 +30,9 @@ KNOBS: dict[str, dict[str, Any]] = {
 }
 """What differs from the defaults for the embedded models; chosen on their development split."""
 
+OWN_KNOBS: dict[tuple[str, str], dict[str, Any]] = {("a-thinks", "inferaligner"): {"reader": "anchor"}}
+"""What differs for one model: the activations of a-thinks tell less of harm than those of its twin."""
+
 GATED: dict[str, Any] = {"gate": "inferaligner", "gate_reader": "both", "alpha": 0.7}
 """Behind InferAligner's gate a prompt is known to be harmful, so the anchor may weigh more; chosen in the same way."""
 
@@ -106,7 +109,7 @@ def knobs_of(name: str, defense: str) -> dict[str, Any]:
     Raises:
         UserError: It steers by an artifact, and there is none of this model.
     """
-    found, folder = dict(KNOBS.get(defense, {})), artifact(name)
+    found, folder = KNOBS.get(defense, {}) | OWN_KNOBS.get((name, defense), {}), artifact(name)
     steers = issubclass(find_defense(defense), SteeringDefense)
     if steers and folder is None:
         raise UserError(f"No artifact was fitted to {name}: fit one with `anchorlm fit inferaligner`, or take another.")
