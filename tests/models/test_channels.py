@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,15 +39,6 @@ SWITCHED: dict[str, tuple[Any, Any]] = {  # how they are switched on, and off
     "poolside-Laguna-XS-2.1": (THINK, None),
     "poolside-Laguna-XS.2": (THINK, None),
 }
-
-
-@pytest.fixture(scope="module")
-def templates(shared_data: Path) -> dict[str, str]:
-    """The chat templates of real models, as their makers publish them."""
-    folder = shared_data / "templates"
-    if not folder.is_dir():
-        pytest.skip(f"no chat templates at {folder}: they are a part of the public data")
-    return {file.stem: file.read_text("utf-8") for file in sorted(folder.glob("*.jinja"))}
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,15 +61,6 @@ NONE = ("HuggingFaceTB-SmolLM3-3B", "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", 
         "fireworks-ai-llama-3-firefunction-v2", "google-gemma-2-2b-it", "llama-cpp-deepseek-r1",
         "llama-cpp-rwkv-world", "microsoft-Phi-3.5-mini-instruct")  # fmt: skip
 """What they do with `tools`, if anything, transformers cannot render either, or it does not name the tools."""
-
-
-@pytest.fixture(scope="module")
-def templates(shared_data: Path) -> dict[str, str]:
-    """The chat templates of real models, as their makers publish them."""
-    folder = shared_data / "templates"
-    if not folder.is_dir():
-        pytest.skip(f"no chat templates at {folder}: they are a part of the public data")
-    return {file.stem: file.read_text("utf-8") for file in sorted(folder.glob("*.jinja"))}
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 SMALLEST = 1 << 24
-"""Weights from which on it pays. A smaller model spends its time elsewhere."""
+"""Weights from which on it is done. The embedded models stay as they are, and so do their figures."""
 _ROWS = 64
 """For so many rows the order of the weights is chosen. It serves any number."""
 _ALIKE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
@@ -74,8 +74,7 @@ class _Stack:
 class PrepackedLinear(nn.Module):
     """A linear layer on a CPU whose weights lie as its kernels read them, perhaps together with those of its siblings.
 
-    Otherwise torch puts them in order for each product, which takes about as long as the product where there are few
-    rows, as in decoding. No weight is changed.
+    Otherwise torch puts them in order for each product. No weight is changed.
 
     Args:
         plain: What it stands for.

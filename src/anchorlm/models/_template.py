@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
-from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,6 +13,7 @@ from anchorlm.models._markers import TurnMarkers, find_markers
 from anchorlm.models._rendering import EndlessTemplateError, TemplateFailedError, TemplateRefusedError, rendered
 from anchorlm.models._specials import control_texts, without_specials
 from anchorlm.models._tool_turns import cleaned, no_tools, rendered_turn, turn_shape, written
+from anchorlm.models._turn_forms import Turns, forms_of, holds, in_quotes
 from anchorlm.records import Messages, UserError, turn_text, uses_tools
 
 if TYPE_CHECKING:
@@ -34,8 +33,6 @@ _ROLES = ("system", "user", "assistant", "tool")
 
 _SHAPES = 64
 """Sequences of roles of which is known how the template takes them."""
-
-Turns = list[dict[str, Any]]
 
 
 class ChatWriter:
@@ -160,14 +157,14 @@ class ChatWriter:
         form = self._form(turns)
         try:
             text = self._rendered(form(turns))
-            if _holds(text, turns):
+            if holds(text, turns):
                 return text
             # A template that reads tags in a text (of a thought, say) and leaves out what is in them.
-            quoted = [{**turn, "content": _TAGS.sub(r'\1"\2"\3', turn["content"])} for turn in turns]
+            quoted = in_quotes(turns)
             text = self._rendered(form(quoted))
         except (TemplateRefusedError, TemplateFailedError) as error:
             raise _sentence(error) from None
-        if not _holds(text, quoted):
+        if not holds(text, quoted):
             raise _left_out()
         return text
 
@@ -178,7 +175,7 @@ class ChatWriter:
             return known
         words = [{**turn, "content": f"Xq{index}zv"} for index, turn in enumerate(turns)]
         first: Exception | None = None
-        for form in _forms(tuple(turn["role"] for turn in turns)):
+        for form in forms_of(tuple(turn["role"] for turn in turns)):
             try:
                 text = self._rendered(form(words))
             except EndlessTemplateError as error:
@@ -200,52 +197,6 @@ class ChatWriter:
     def _variables(self) -> dict[str, Any]:
         tools = self.options.get("tools")
         return {**self.options, "tools": cleaned(tools, self._plain)} if tools else self.options
-
-
-def _forms(roles: tuple[str, ...]) -> list[Callable[[Turns], Turns]]:
-    forms: list[Callable[[Turns], Turns]] = [list]
-    if "system" in roles:
-        forms.append(_without_system)
-    return [*forms, *(_in_parts(form) for form in forms)]
-
-
-def _without_system(turns: Turns) -> Turns:
-    """The system turns at the head of what follows them, or as the user's where nothing does."""
-    merged: Turns = []
-    held: list[str] = []
-    for turn in turns:
-        if turn["role"] == "system":
-            held.append(turn["content"])
-        elif turn["role"] == "user":
-            merged.append({**turn, "content": "\n\n".join([*held, turn["content"]])})
-            held = []
-        else:
-            merged.append(turn)
-    return [*merged, {"role": "user", "content": "\n\n".join(held)}] if held else merged
-
-
-def _in_parts(form: Callable[[Turns], Turns]) -> Callable[[Turns], Turns]:
-    return lambda turns: [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in form(turns)]
-
-
-_TAGS = re.compile(r"(</?)([\w|\-]*\w[\w|\-]*)(/?>)")
-
-
-def _holds(text: str, turns: Turns) -> bool:
-    """Whether all words are there: as they stand, or at least each as often."""
-    at = 0
-    said = [words for turn in turns for words in written(turn)]
-    for words in map(str.strip, said):
-        if (place := text.find(words, at)) < 0:
-            break
-        at = place + len(words)
-    else:
-        return True
-    if any(turn["role"] == "tool" for turn in turns):  # a template may write a result as JSON
-        text += " ".join(words for words in said if json.dumps(words, ensure_ascii=False)[1:-1] in text)
-    count = Counter(re.findall(r"\w+", text))
-    need = Counter(word for words in said for word in re.findall(r"\w+", words))
-    return all(count[word] >= often for word, often in need.items())
 
 
 def _left_out() -> UserError:
