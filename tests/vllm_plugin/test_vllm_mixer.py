@@ -158,6 +158,29 @@ def test_what_the_server_forbids_stays_forbidden(target: LocalEngine, anchor: Lo
     mixer.close(state)
 
 
+def test_where_the_server_forbids_all_of_the_mixture_the_refusal_is_given(
+    target: LocalEngine, anchor: LocalEngine
+) -> None:
+    prompt = target.model.encode(said("x"))
+
+    def mixed(logits: torch.Tensor) -> torch.Tensor:
+        mixer = Mixer(target.model, anchor, settings())
+        state = mixer.state(Asked(alpha=1.0))
+        assert state is not None
+        state.prompt = prompt
+        mixer.mix(logits[None], [(0, state, [])])
+        mixer.close(state)
+        return logits
+
+    free = read(target, prompt, []).clone()
+    never = (mixed(torch.zeros_like(free)) == -torch.inf).nonzero().flatten()
+    assert len(never) > 0
+    held = torch.full_like(free, -torch.inf)
+    held[never] = 1.0
+    first = target.model.vocabulary.encode(settings().mixing.refusal.encode())[0]
+    assert (mixed(held) > -torch.inf).nonzero().flatten().tolist() == [first]
+
+
 def test_a_request_that_is_gone_leaves_no_row_behind(target: LocalEngine, anchor: LocalEngine) -> None:
     server = Server(target, Mixer(target.model, anchor, settings()))
     prompt = target.model.encode(said("x"))

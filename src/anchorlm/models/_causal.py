@@ -268,14 +268,13 @@ class CausalModel:
     def answer_stops(self) -> frozenset[int]:
         """As `stop_ids`, and the tokens with which another thought begins or ends."""
         channel = self.channel()
-        return self.stop_ids | (self.marks.first(channel.opening, channel.closing) if channel else frozenset())
+        return self.stop_ids | (self.marks.first(*channel.boundaries) if channel else frozenset())
 
     @cached_property
     def answer_ends(self) -> TurnEnds:
         """As `ends`, and where an answer goes on into another thought."""
         channel = self.channel()
-        texts = [] if channel is None else [each for each in (channel.opening, channel.closing) if each]
-        return TurnEnds(self.vocabulary, [*self._chat.markers.stop_texts, *texts])
+        return TurnEnds(self.vocabulary, [*self._chat.markers.stop_texts, *(channel.boundaries if channel else ())])
 
     @cached_property
     def grammars(self) -> Grammars:

@@ -47,6 +47,11 @@ class Channel:
         """What ends a thought, in the same way."""
         return self.end.strip()
 
+    @property
+    def boundaries(self) -> tuple[str, ...]:
+        """What begins or ends a thought in an answer."""
+        return tuple(filter(None, (self.opening, self.closing)))
+
     def inside(self, prompt: str) -> bool:
         """Whether a prompt ends inside an open thought."""
         return prompt.rstrip().endswith(self.opening)

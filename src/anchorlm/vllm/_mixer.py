@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anchorlm.defenses.alignbeam import LOOKAHEAD_ROWS, Guidance, MixedSequence
 from anchorlm.engine import Engine, LocalEngine, runtime
-from anchorlm.models import CausalModel, ModelSettings
+from anchorlm.models import CausalModel, ModelSettings, prepack
 from anchorlm.records import DefenseError, Request, UserError
 from anchorlm.vllm._conversation import ConversationReader
 from anchorlm.vllm._server_row import ServedTarget, ServerRow
@@ -95,6 +95,7 @@ class Mixer:
         if settings.anchor is None:
             raise UserError("AnchorLM has no anchor in this server: name one.")
         model = CausalModel.load(settings.anchor)
+        prepack(model.model)
         if settings.engine is not None:
             limits = settings.engine.model_dump()
         else:
@@ -165,7 +166,9 @@ class Mixer:
         found = mixture.f.log()
         # What the server forbids, by a grammar say, stays forbidden.
         kept = found.masked_fill(logits.isneginf(), -torch.inf)
-        return kept if bool((kept > -torch.inf).any()) else logits
+        if not bool((kept > -torch.inf).any()):
+            raise DefenseError("The server forbids every token of the mixture.")
+        return kept
 
     async def _open(self, guided: Guided) -> None:
         request = Request(self._reader.read(guided.prompt))
