@@ -231,6 +231,24 @@ def test_a_model_is_the_same_grader_whatever_its_path_and_its_question(
         compare(CompareRecipe.load(file, limit=1, timed=0), tmp_path / "run")
 
 
+@pytest.mark.parametrize("grader", ["refusal", "words"])
+def test_a_judge_in_front_of_another_does_not_grade_the_defense_that_it_serves(
+    write_recipe: Write, model: Path, tmp_path: Path, grader: str
+) -> None:
+    both = f'[judge]\nkind = "rubric"\nmodel = "{model}"\n\n[judge.first]\n'
+    file = write_recipe(
+        **{
+            '[judge]\n': both,
+            'name = "self_reminder"': 'name = "best_of_n"',
+            '["refusal", "words"]': f'["{grader}"]',
+            'judge = { kind = "refusal", options = { partial = "refused" } }':
+                f'judge = {{ kind = "rubric", model = "{model}" }}',
+        }
+    )  # fmt: skip
+    with pytest.raises(UserError, match="No one may grade reminded"):
+        compare(CompareRecipe.load(file, limit=1, timed=0), tmp_path / "run")
+
+
 @pytest.mark.parametrize("role", ["cost", "reward"])
 def test_a_judge_behind_a_scorer_does_not_grade_the_defense_that_it_serves(
     write_recipe: Write, tmp_path: Path, role: str

@@ -223,7 +223,8 @@ def _endpoint(found: Findings, role: str, settings: EndpointSettings) -> Endpoin
 def _judge(found: Findings, recipe: Recipe, settings: JudgeSettings) -> Judge | None:
     from anchorlm.judging import RUBRIC
 
-    _tell_code(found, settings.function)
+    for one in (settings, settings.first):
+        _tell_code(found, one.function if one else None)
     if settings.kind not in ("rubric", "guard") or settings.model is None:
         return found.attempt("judge", lambda: build_judge(settings, None, weights=False))
     grader = _model(found, "judge", settings.model)

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from anchorlm.judging._auroc import auroc
     from anchorlm.judging._base import Follow, Grade, Judge
     from anchorlm.judging._callable import CallableJudge, CallableScorer, Score
+    from anchorlm.judging._cascade import CascadeJudge
     from anchorlm.judging._classifier import ClassifierJudge
     from anchorlm.judging._conversation import request_text
     from anchorlm.judging._english import Verdict, gives_harm, refuses
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from anchorlm.judging._guard import GuardJudge
     from anchorlm.judging._guard_formats import GuardFormat, guard_formats
     from anchorlm.judging._guard_scorer import GuardScorer
-    from anchorlm.judging._names import ENGLISH, HARM
+    from anchorlm.judging._names import ENGLISH, HARM, THEN
     from anchorlm.judging._openings import OPENINGS, gives_the_same, opens_refusing
     from anchorlm.judging._outcomes import Answer, FluencyGrading, Grader, Grading, Outcome, graded_by, instrument
     from anchorlm.judging._refusal import Refusal, RefusalMatcher
@@ -31,6 +32,7 @@ else:
         {
             "_base": "Follow Grade Judge",
             "_callable": "CallableJudge CallableScorer Score",
+            "_cascade": "CascadeJudge",
             "_classifier": "ClassifierJudge",
             "_conversation": "request_text",
             "_english": "Verdict gives_harm refuses",
@@ -38,7 +40,7 @@ else:
             "_guard": "GuardJudge",
             "_guard_scorer": "GuardScorer",
             "_guard_formats": "GuardFormat guard_formats",
-            "_names": "ENGLISH HARM",
+            "_names": "ENGLISH HARM THEN",
             "_openings": "OPENINGS gives_the_same opens_refusing",
             "_refusal": "Refusal RefusalMatcher",
             "_remote": "RemoteScorer",
@@ -59,9 +61,11 @@ __all__ = [
     "OPENINGS",
     "RUBRIC",
     "SAFE_RLHF_TEMPLATE",
+    "THEN",
     "Answer",
     "CallableJudge",
     "CallableScorer",
+    "CascadeJudge",
     "ClassifierJudge",
     "ClassifierScorer",
     "FluencyGrading",

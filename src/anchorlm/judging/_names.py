@@ -5,3 +5,6 @@ ENGLISH = "english"
 
 HARM = "harm"
 """The same of the harm head, which reads the refusal head, too."""
+
+THEN = ", then "
+"""Between the names of a judge that decides the clear cases and the one that decides the others."""

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from anchorlm.team._build import build_judge, build_scorer
     from anchorlm.team._code import allow_code, require_leave
     from anchorlm.team._limits import in_time, timed
-    from anchorlm.team._settings import EngineSettings, JudgeSettings, ScorerSettings
+    from anchorlm.team._settings import EngineSettings, FirstJudgeSettings, JudgeSettings, ScorerSettings
     from anchorlm.team._start import (
         JudgeLike,
         ModelLike,
@@ -27,7 +27,7 @@ else:
             "_build": "build_judge build_scorer",
             "_code": "allow_code require_leave",
             "_limits": "in_time timed",
-            "_settings": "EngineSettings JudgeSettings ScorerSettings",
+            "_settings": "EngineSettings FirstJudgeSettings JudgeSettings ScorerSettings",
             "_start": "JudgeLike ModelLike Progress ScorerLike Started start_engine start_judge start_scorer",
             "_team": "Needs Offer Team",
         },
@@ -35,6 +35,7 @@ else:
 
 __all__ = [
     "EngineSettings",
+    "FirstJudgeSettings",
     "JudgeLike",
     "JudgeSettings",
     "ModelLike",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from anchorlm.judging import CallableJudge, CallableScorer, Judge, JudgeScorer, Scorer
 from anchorlm.records import UserError
 from anchorlm.team._code import loaded
-from anchorlm.team._settings import JudgeSettings, ScorerSettings
+from anchorlm.team._settings import FirstJudgeSettings, JudgeSettings, ScorerSettings
 
 if TYPE_CHECKING:
     from anchorlm.engine import Engine
@@ -26,6 +26,16 @@ def build_judge(settings: JudgeSettings, engine: Engine | None, *, weights: bool
         UserError: An option that this kind of judge does not have, a value that does not fit, or a Python function
             that is not allowed or not there.
     """
+    from anchorlm.judging import CascadeJudge
+
+    judge = _one_judge(settings, engine, weights)
+    if settings.first is None:
+        return judge
+    first = settings.first
+    return CascadeJudge(_one_judge(first, None, weights), judge, safe=first.safe, harmful=first.harmful)
+
+
+def _one_judge(settings: JudgeSettings | FirstJudgeSettings, engine: Engine | None, weights: bool) -> Judge:
     from anchorlm.judging import ClassifierJudge, GuardJudge, RefusalMatcher, RubricJudge
 
     kinds: dict[str, type[Judge]] = {"refusal": RefusalMatcher, "classifier": ClassifierJudge, "rubric": RubricJudge,

@@ -54,8 +54,9 @@ def require_leave(*roles: Any) -> None:
     for role in roles:
         if getattr(role, "function", None) is not None:
             _check_leave(role.function)
-        if getattr(role, "judge", None) is not None:
-            require_leave(role.judge)
+        for within in ("judge", "first"):
+            if getattr(role, within, None) is not None:
+                require_leave(getattr(role, within))
 
 
 def _check_leave(function: str) -> None:

@@ -27,8 +27,8 @@ class EngineSettings(Settings):
     )
 
 
-class JudgeSettings(Settings):
-    """Who grades candidates."""
+class _JudgeKind(Settings):
+    """What a judge is."""
 
     kind: Literal["rubric", "guard", "classifier", "refusal", "python"] = Field(default="rubric", description="An LLM "
         "that grades by a rubric, a guard model such as Llama Guard, a sequence classifier, the refusal matcher (which "
@@ -50,6 +50,32 @@ class JudgeSettings(Settings):
         if self.kind == "classifier" and isinstance(self.model, EndpointSettings):
             raise ValueError("a classifier is loaded here: leave endpoint out, or take kind = 'rubric' or 'guard'")
         return self
+
+
+class FirstJudgeSettings(_JudgeKind):
+    """A cheap judge that decides the clear cases."""
+
+    safe: float | None = Field(default=0.05, ge=0, le=1, description="At most this harm, and its grade stands.")
+    harmful: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="At least this harm, and its grade stands. Without, it turns nothing down.",
+    )
+
+    @model_validator(mode="after")
+    def _is_cheap(self) -> Self:
+        if self.kind in ("rubric", "guard"):
+            raise ValueError("the first judge is to be cheap: take kind = 'classifier', 'refusal' or 'python'")
+        return self
+
+
+class JudgeSettings(_JudgeKind):
+    """Who grades candidates."""
+
+    first: FirstJudgeSettings | None = Field(
+        default=None, description="A cheap judge that decides the clear cases and leaves the others to this one."
+    )
 
 
 class ScorerSettings(Settings):

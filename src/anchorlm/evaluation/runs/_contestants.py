@@ -295,10 +295,12 @@ class Pool:
         return settings.model_copy(update={"path": str(self._known().path(settings.path.removeprefix(EMBEDDED)))})
 
     def _local(self, settings: Role) -> Role:
-        """The settings of a judge or a scorer, with its model as `located` gives it."""
-        if settings.model is None:
-            return settings
-        return settings.model_copy(update={"model": self.located(settings.model)})
+        """The settings of a judge or a scorer, with its models as `located` gives them."""
+        found: dict[str, Any] = {} if settings.model is None else {"model": self.located(settings.model)}
+        first = getattr(settings, "first", None)
+        if first is not None and first.model is not None:
+            found["first"] = first.model_copy(update={"model": self.located(first.model)})
+        return settings.model_copy(update=found)
 
     def cases(self, name: str, settings: DataSettings, target: str, limit: int | None) -> list[Case]:
         """The prompts of one set for one target.

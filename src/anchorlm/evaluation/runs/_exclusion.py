@@ -8,9 +8,9 @@ from typing import Any
 from anchorlm.evaluation.runs._contestants import Contestant, Pool
 from anchorlm.evaluation.runs._recipe import CompareRecipe
 from anchorlm.guard import Guard
-from anchorlm.judging import ENGLISH, HARM
+from anchorlm.judging import ENGLISH, HARM, THEN
 from anchorlm.records import Artifact, UserError, instruments
-from anchorlm.team import JudgeSettings, ScorerSettings
+from anchorlm.team import FirstJudgeSettings, JudgeSettings, ScorerSettings
 
 MATCHER = "refusal-matcher"
 """The grader `refusal`, as artifacts and judges call it."""
@@ -28,7 +28,7 @@ def may_grade(recipe: CompareRecipe, pool: Pool, contestant: Contestant, data: s
         UserError: There is none.
     """
     roles = (contestant.judge, contestant.cost, contestant.reward)
-    own = {_source(pool, role) for role in roles if role is not None}
+    own = {source for role in roles if role is not None for source in _sources(pool, role)}
     made = {_recorded(name) for name in artifact_instruments(pool.fitted(contestant))}
     judges = {name: one.judge for name, one in recipe.grader.items()} | {"refusal": JudgeSettings(kind="refusal")}
     known = recipe.data[data].embedded is not None
@@ -39,7 +39,7 @@ def may_grade(recipe: CompareRecipe, pool: Pool, contestant: Contestant, data: s
         if (
             known and "truth" not in made
             if name == "truth"
-            else not _is_among(_source(pool, judges[name]) if name in judges else name, chosen)
+            else not any(_is_among(one, chosen) for one in (_sources(pool, judges[name]) if name in judges else {name}))
         )
     ]
     if not fit:
@@ -61,7 +61,8 @@ def _is_among(source: str, known: set[str]) -> bool:
 def chosen_by(guard: Guard) -> list[str]:
     """Names of all that has decided for a guard: its judge, its scorers, and what its artifacts were made with."""
     team = guard.defense.team
-    roles = [one.name for one in (team.judge, team.cost, team.reward) if one is not None]
+    judges = (getattr(team.judge, "first", None), getattr(team.judge, "judge", team.judge))
+    roles = [one.name for one in (*judges, team.cost, team.reward) if one is not None]
     folders = (getattr(guard.defense.settings, knob, None) for knob in guard.defense.artifacts)
     made = artifact_instruments(folder for folder in folders if isinstance(folder, str))
     return sorted({name.removeprefix("judge:") for name in (*roles, *made)})
@@ -73,7 +74,8 @@ def artifact_instruments(folders: Iterable[Any]) -> set[str]:
     Raises:
         UserError: One that is missing or damaged.
     """
-    return {name for folder in folders for name in _instruments(str(folder), _changed(Path(folder)))}
+    found = (_instruments(str(folder), _changed(Path(folder))) for folder in folders)
+    return {one for names in found for name in names for one in name.split(THEN)}
 
 
 def _changed(folder: Path) -> int | None:
@@ -99,12 +101,17 @@ def _recorded(name: str) -> str:
     return name
 
 
-def _source(pool: Pool, settings: JudgeSettings | ScorerSettings) -> str:
+def _sources(pool: Pool, settings: JudgeSettings | ScorerSettings) -> set[str]:
+    """What a judge or scorer is known by, and the judge in front of it."""
+    judge = settings.judge or settings if isinstance(settings, ScorerSettings) else settings
+    first = judge.first if isinstance(judge, JudgeSettings) else None
+    return {_source(pool, judge)} | (set() if first is None else {_source(pool, first)})
+
+
+def _source(pool: Pool, settings: JudgeSettings | FirstJudgeSettings | ScorerSettings) -> str:
     """What a judge or scorer is known by before its weights are loaded: its model, whatever it is asked for and however
-    its path is spelled, and else its kind. A judge behind a cost is a judge.
+    its path is spelled, and else its kind.
     """
-    if isinstance(settings, ScorerSettings) and settings.judge is not None:
-        return _source(pool, settings.judge)
     if settings.model is None:
         return settings.kind if settings.function is None else f"callable:{settings.function}"
     model = pool.located(settings.model)

@@ -18,7 +18,7 @@ from anchorlm.evaluation.runs._stored import ANSWERS, MACHINE, RECIPE, read_answ
 from anchorlm.evaluation.tasks._attacks import parse_attack
 from anchorlm.models import ModelSettings
 from anchorlm.records import UserError
-from anchorlm.team import JudgeSettings, ScorerSettings
+from anchorlm.team import FirstJudgeSettings, JudgeSettings, ScorerSettings
 
 _log = logging.getLogger("anchorlm")
 
@@ -157,7 +157,9 @@ def _overlaps(setting: Setting, pool: Pool) -> list[dict[str, Any]]:
     return [asdict(one) for one in merged]
 
 
-def _models(*settings: ModelSettings | JudgeSettings | ScorerSettings | None) -> Iterator[ModelSettings]:
+def _models(
+    *settings: ModelSettings | JudgeSettings | FirstJudgeSettings | ScorerSettings | None,
+) -> Iterator[ModelSettings]:
     """The models behind some roles."""
     for one in settings:
         if isinstance(one, ModelSettings):
@@ -165,7 +167,7 @@ def _models(*settings: ModelSettings | JudgeSettings | ScorerSettings | None) ->
         elif isinstance(one, ScorerSettings):
             yield from _models(one.model, one.judge)
         elif one is not None:
-            yield from _models(one.model)
+            yield from _models(one.model, getattr(one, "first", None))
 
 
 def _files(folder: Path) -> list[list[str | int]]:
