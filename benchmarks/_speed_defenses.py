@@ -74,8 +74,10 @@ def composed(kind: Literal["mixed", "harmless"], measure: Measure) -> Figure:
         anchor=engine(ANCHOR),
         judge={"kind": "classifier", "model": "real-judge"},
         cost="real-cost",
+        reward="real-reward",
         max_harm=0.45,
         block=16,
+        evidence_bias=0.75,
         beams=[4, 16],
         generation={"max_new_tokens": NEW},
     )

@@ -265,24 +265,24 @@ def questions(rows: int) -> list[list[int]]:
     return [model().encode([{"role": "user", "content": text}]) for text in asked]
 
 
-def int8(rows: int, measure: Measure) -> Figure:
-    """Weights of one byte over float32, and what that changes of greedy text."""
-    engines = {dtype: LocalEngine(served(dtype), prefix_tokens=0) for dtype in ("float32", "int8")}
+def small(dtype: str, rows: int, measure: Measure) -> Figure:
+    """Smaller weights over float32, and what that changes of greedy text."""
+    engines = {each: LocalEngine(served(each), prefix_tokens=0) for each in ("float32", dtype)}
     asked = questions(rows)
     texts: dict[str, list[list[int]]] = {}
 
     def write(dtype: str) -> None:
         texts[dtype] = with_engine(engines[dtype], asked, NEW)
 
-    ratios = measure.ratios(lambda: write("float32"), lambda: write("int8"))
-    same = sum(a == b for a, b in zip(texts["float32"], texts["int8"], strict=True))
+    ratios = measure.ratios(lambda: write("float32"), lambda: write(dtype))
+    same = sum(a == b for a, b in zip(texts["float32"], texts[dtype], strict=True))
     return Figure(ratios, f"{same} of {rows} greedy texts of up to {NEW} tokens equal")
 
 
 def over_llama(rows: int, measure: Measure) -> Figure:
-    """Tokens a second with int8 weights over those of llama-server with the same file, which is 4 bits a weight."""
+    """Tokens a second with int4 weights over those of llama-server with the same file, whose weights have 4 bits."""
     server = Llama(rows)
-    engine, asked = LocalEngine(model("int8"), prefix_tokens=0), questions(rows)
+    engine, asked = LocalEngine(served("int4"), prefix_tokens=0), questions(rows)
     tokens = {"ours": 0, "theirs": 0}
 
     def ours() -> None:
@@ -342,9 +342,11 @@ ROWS = (
     Row("clients-64-build", "the same, throughput over another build", 1.5, False, partial(over_build, clients)),
     Row("sampling", "a draw of 16 rows with top_k from 262,144 entries, over the same and a sort", 0.5, True, sampling),
     Row("memory-64", "peak of 64 rows of 256 tokens over weights, keys and values", 1.25, True, memory),
-    Row("int8-1", "float32 over int8, 1 prompt", 1.3, False, partial(int8, 1)),
-    Row("int8-16", "float32 over int8, 16 prompts", 1.0, False, partial(int8, 16)),
-    Row("llama-1", "tokens a second over llama-server on the same file, int8 here, 1 prompt", 0.5, False,
+    Row("int8-1", "float32 over int8, 1 prompt", 1.3, False, partial(small, "int8", 1)),
+    Row("int8-16", "float32 over int8, 16 prompts", 1.0, False, partial(small, "int8", 16)),
+    Row("int4-1", "float32 over int4, 1 prompt", 1.5, False, partial(small, "int4", 1)),
+    Row("int4-16", "float32 over int4, 16 prompts", 1.0, False, partial(small, "int4", 16)),
+    Row("llama-1", "tokens a second over llama-server on the same file, int4 here, 1 prompt", 0.5, False,
         partial(over_llama, 1)),
     Row("llama-16", "the same, 16 prompts", 1.0, False, partial(over_llama, 16)),
 )  # fmt: skip

@@ -18,11 +18,11 @@ from anchorlm.models._channel import Channel
 from anchorlm.models._ends import TurnEnds
 from anchorlm.models._find_calls import ToolTemplate, usable
 from anchorlm.models._images import ImageReader
-from anchorlm.models._int8 import has_int8_weights
 from anchorlm.models._loading import load_model, load_outline, load_processor
 from anchorlm.models._marks import Marks
 from anchorlm.models._places import Origin, origin
 from anchorlm.models._settings import ModelSettings
+from anchorlm.models._small import small_weights
 from anchorlm.models._template import ChatWriter, chosen_template, encode_text, response_lead
 from anchorlm.models._tokenizers import load_tokenizer
 from anchorlm.models._tool_turns import no_tools, turn_key
@@ -140,14 +140,14 @@ class CausalModel:
     @property
     def place(self) -> str:
         """Where it runs and in which number format, in a few words."""
-        dtype = "int8" if has_int8_weights(self.model) else str(self.model.dtype).removeprefix("torch.")
+        dtype = small_weights(self.model) or str(self.model.dtype).removeprefix("torch.")
         devices = sorted({str(weight.device) for weight in self.model.parameters()})
         return f"{' and '.join(devices)}, in {dtype}"
 
     @cached_property
     def rounds(self) -> bool:
         """Whether its numbers are so coarse that another way to the same sum gives visibly other logits."""
-        return self.model.get_input_embeddings().weight.dtype != torch.float32 or has_int8_weights(self.model)
+        return self.model.get_input_embeddings().weight.dtype != torch.float32 or bool(small_weights(self.model))
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:

@@ -21,8 +21,10 @@ def check_conversion(settings: ModelSettings, folder: Path) -> None:
     """
     if gguf_file(settings.path, settings.gguf_file) is None:
         raise UserError(f"{settings.path!r} is no GGUF file: only these are converted.")
-    if settings.dtype == "int8":
-        raise UserError("dtype = 'int8' is how weights are held, not how they are written: give bfloat16 or float32.")
+    if settings.dtype in ("int8", "int4"):
+        raise UserError(
+            f"dtype = '{settings.dtype}' is how weights are held, not how they are written: give bfloat16 or float32."
+        )
     if folder.exists():
         raise UserError(f"{str(folder)!r} is there already: give the name of a new folder.")
 

@@ -21,7 +21,7 @@ def device_map(settings: ModelSettings, found: str | None) -> Any:
         settings: Of the model.
         found: The kind of accelerator that there is.
     """
-    if settings.device_map is not None or settings.dtype == "int8" or found is None:
+    if settings.device_map is not None or settings.dtype in ("int8", "int4") or found is None:
         return settings.device_map
     return "auto" if found == "cuda" else {"": found}  # over all of several
 

@@ -5,9 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-
-from anchorlm.records import UserError
 
 _SMALLEST = 1e-30
 
@@ -59,32 +56,3 @@ class Int8Linear(nn.Module):
         if self._bias is not None:
             found += self._bias
         return found.view(*given.shape[:-1], self.out_features)
-
-
-def with_int8_weights(model: PreTrainedModel, name: str) -> PreTrainedModel:
-    """The model with the weights of its decoder and its head in one byte each. Embeddings stay as they are.
-
-    Raises:
-        UserError: It is not on a CPU, or this build of torch has no such kernels.
-    """
-    if any(parameter.device.type != "cpu" for parameter in model.parameters()):
-        raise UserError(
-            f"{name} is on an accelerator, and dtype = 'int8' is for CPUs: choose bfloat16 there, or a quantization."
-        )
-    if "x86" not in torch.backends.quantized.supported_engines:
-        raise UserError(
-            f"{name} was to be loaded with dtype = 'int8', but this build of torch has no kernels for it: "
-            "choose bfloat16 or float32."
-        )
-    torch.backends.quantized.engine = "x86"
-    with torch.no_grad():
-        for module in list(model.modules()):
-            for child, layer in list(module.named_children()):
-                if type(layer) is nn.Linear:
-                    setattr(module, child, Int8Linear(layer))
-    return model
-
-
-def has_int8_weights(model: nn.Module) -> bool:
-    """Whether `with_int8_weights` made it."""
-    return any(isinstance(module, Int8Linear) for module in model.modules())

@@ -21,10 +21,10 @@ from anchorlm.models._adapters import adapter_config, adapter_heads, announce, p
 from anchorlm.models._bases import base_named
 from anchorlm.models._devices import accelerator, device_map
 from anchorlm.models._gguf import load_config, load_weights
-from anchorlm.models._int8 import with_int8_weights
 from anchorlm.models._paths import gguf_file
 from anchorlm.models._places import Origin, check_repository, origin
 from anchorlm.models._settings import ModelSettings
+from anchorlm.models._small import with_small_weights
 from anchorlm.models._tokenizers import entries, first_line, load_tokenizer, template_of, why
 from anchorlm.models._weights import headers, weight_files
 from anchorlm.records import UserError
@@ -37,6 +37,7 @@ _DTYPES: dict[str, torch.dtype | str] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "int8": torch.float32,  # as which they are read, and made smaller then
+    "int4": torch.float32,
 }
 
 _DERIVED = re.compile(r"(^|\.)(position_ids|inv_freq|masked_bias|attn\.bias|attention\.bias|rope\.freqs)$")
@@ -108,8 +109,8 @@ def load_model(settings: ModelSettings, kind: Any = None) -> PreTrainedModel:
         for adapter in found.adapters:
             merged = settings.quantization is None and not _packed(model)
             model = put_on(model, adapter, found.base, entries(adapter), merged=merged)
-        if settings.dtype == "int8":
-            model = with_int8_weights(model, settings.path)
+        if settings.dtype in ("int8", "int4"):
+            model = with_small_weights(model, settings.path, settings.dtype)
     except UserError:
         raise
     except Exception as error:  # of safetensors, transformers, PEFT and remote code, in many classes

@@ -24,9 +24,10 @@ class ModelSettings(Settings):
     gguf_file: str | None = Field(default=None, description="GGUF file in the folder that path names.")
     revision: str | None = Field(default=None, description="Branch, tag or commit on the Hub.")
     adapter: Folder | None = Field(default=None, description="PEFT adapter to put on top: Hub id or folder.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] | None = Field(default=None, description="`auto`: "
-        "the checkpoint's own, which is also the default on an accelerator; float32 on a CPU, and bfloat16 for the "
-        "shipped adapters on real models. `int8`: weights of one byte, on a CPU.")  # fmt: skip
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"] | None = Field(
+        default=None, description="`auto`: the checkpoint's own, which is also the default on an accelerator; float32 "
+        "on a CPU, and bfloat16 for the shipped adapters on real models. `int8`, `int4`: weights of one byte, or of "
+        "half a byte, on a CPU.")  # fmt: skip
     device_map: str | dict[str, int | str] | None = Field(default=None, description="As in transformers; by default "
         "the accelerator, if there is one.")  # fmt: skip
     quantization: dict[str, Any] | None = Field(default=None, description="Quantization config, as in transformers; "

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from anchorlm.models._causal import CausalModel
 from anchorlm.models._endpoint_model import EndpointModel
-from anchorlm.models._int8 import Int8Linear, has_int8_weights
+from anchorlm.models._int4 import Int4Linear
+from anchorlm.models._int8 import Int8Linear
 from anchorlm.models._prepacked import weights
+from anchorlm.models._small import small_weights
 from anchorlm.records import ModelStamp, UserError
 
 _VOLATILE = ("_name_or_path", "_commit_hash", "transformers_version", "architectures", "dtype", "torch_dtype")
@@ -42,7 +44,7 @@ def _stamp(model: CausalModel, files: str) -> ModelStamp:
         if parameter.device.type != "meta":
             flat = parameter.detach().flatten()
             sample += flat[[len(flat) // 3, 2 * len(flat) // 3]].float().tolist()
-    packed = getattr(model.model.config, "quantization_config", None) is not None or has_int8_weights(model.model)
+    packed = getattr(model.model.config, "quantization_config", None) is not None or bool(small_weights(model.model))
     config = model.text_config
     return ModelStamp(
         name=model.name,
@@ -80,7 +82,7 @@ def contents(module: nn.Module) -> str:
         for name, each in sorted(weights(module), key=itemgetter(0))
         if not each.is_meta
     ]
-    small = [(name, each.parts) for name, each in module.named_modules() if isinstance(each, Int8Linear)]
+    small = [(name, each.parts) for name, each in module.named_modules() if isinstance(each, Int4Linear | Int8Linear)]
     sums += [(name, _checksum(part)) for name, parts in small for part in parts]
     return _digest([settings, sums])
 
