@@ -114,7 +114,8 @@ def test_a_model_with_small_weights_is_served_and_says_nearly_the_same(folder: P
     plain = CausalModel.from_pretrained(folder)
     engines = LocalEngine(small), LocalEngine(plain)
     assert sum(isinstance(module, Int4Linear | Int8Linear) for module in small.model.modules()) == 2 * 7 + 1
-    assert small_weights(small.model) == dtype and dtype in small.place
+    assert small_weights(small.model) == dtype
+    assert dtype in small.place
     assert isinstance(small.model.get_output_embeddings(), Int8Linear)
     assert small.vocab_size == plain.vocab_size
     prompts = random_ids(40, 9, 17)

@@ -94,15 +94,27 @@ class SlotCache(Cache):  # type: ignore[misc]
     def resize(self, slots: int, length: int, used_slots: int, used_length: int) -> None:
         """Makes room for `slots` rows of `length` positions, and keeps what is used."""
 
-        def grown(old: Tensor) -> Tensor:
+        def sized(old: Tensor, slots: int, length: int) -> Tensor:
             fresh = old.new_zeros(slots, old.shape[1], length, old.shape[3])
             fresh[:used_slots, :, :used_length] = old[:used_slots, :, :used_length]
             return fresh
 
-        # Everything is allocated before anything is changed: where memory runs out, the old slots are whole.
-        stores = {layer: (grown(keys), grown(values)) for layer, (keys, values) in self._stores.items()}
-        self.slots, self.length, self._stores = slots, length, stores
-        self.version += 1
+        if self.plan is not None:
+            self.plan.views.clear()  # they would keep the old slots in memory
+        done: list[int] = []
+        try:
+            # Layer by layer, so that the old slots of all layers never lie in memory next to the new ones.
+            for layer, (keys, values) in self._stores.items():
+                self._stores[layer] = sized(keys, slots, length), sized(values, slots, length)
+                done.append(layer)
+        except BaseException:  # memory ran out: what was there still fits
+            for layer in done:
+                keys, values = self._stores[layer]
+                self._stores[layer] = sized(keys, self.slots, self.length), sized(values, self.slots, self.length)
+            raise
+        finally:
+            self.version += 1
+        self.slots, self.length = slots, length
 
     @torch.inference_mode()
     def copy(self, source: int, target: int, length: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import nn
@@ -52,4 +52,6 @@ def with_small_weights(model: PreTrainedModel, name: str, dtype: Small) -> PreTr
 def small_weights(model: nn.Module) -> Small | None:
     """What `with_small_weights` made of a model. None where it did nothing."""
     kinds = {type(module) for module in model.modules()} & {Int4Linear, Int8Linear}
-    return cast("Small", "int4" if Int4Linear in kinds else "int8") if kinds else None
+    if not kinds:
+        return None
+    return "int4" if Int4Linear in kinds else "int8"
