@@ -121,7 +121,8 @@ def test_the_other_samples_are_begun_only_where_the_judge_is_not_comfortable_wit
 @given(st.sampled_from(PROMPTS), st.integers(1, 8), st.integers(0, 5))
 @settings(max_examples=12, deadline=None)
 def test_after_a_judge_has_failed_no_text_goes_out(target: LocalEngine, prompt: str, fails: int, seed: int) -> None:
-    before, after = [], []
+    before: list[str] = []
+    after: list[str] = []
     read, failed, raised = 0, False, False
 
     def harm(text: str) -> float:
