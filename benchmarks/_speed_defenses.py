@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any, Literal
 
 from anchorlm import Guard
-from anchorlm.engine import LocalEngine
+from anchorlm.engine import LocalEngine, runtime
 from anchorlm.judging import RubricJudge
 from anchorlm.models import CausalModel, prepack
-from anchorlm.records import AnchorLMError
+from anchorlm.records import AnchorLMError, TextDelta, as_messages
 from benchmarks._speed import Figure, Measure, Row
 from tools.zoo_real import data
 
 TARGET, ANCHOR = "real-finance", "real-anchor"
 NEW = 32
 AT_ONCE = 16
+LONG = 128
+ONE_BY_ONE = 3
 
 
 @cache
@@ -84,6 +86,50 @@ def composed(kind: Literal["mixed", "harmless"], measure: Measure) -> Figure:
     return over_undefended(guard, kind, measure)
 
 
+def first_text(judge: Literal["free", "rubric"], measure: Measure) -> Figure:
+    """Seconds to the first text in blocks, over those of the whole answer where it is written in the fewest steps. The
+    judge passes every text, so both write the likeliest opening alone.
+    """
+    who = RubricJudge(engine(ANCHOR), reading="logits")
+    knobs: Mapping[str, Any] = {
+        "gate": "always",
+        "max_harm": 1.0,
+        "comfort": 0.0,
+        "generation": {"max_new_tokens": LONG},
+    }
+    team: Mapping[str, Any] = {"anchor": engine(ANCHOR), "judge": free if judge == "free" else who}
+    whole = Guard(engine(TARGET), "alignbeam", candidates_written="lazy", **team, **knobs)
+    blocks = Guard(engine(TARGET), "alignbeam", release="blocks", **team, **knobs)
+    if not (asked := long_ones(whole)):
+        return Figure([], f"no answer has {LONG} tokens")
+
+    def begin(prompt: str) -> None:
+        next(event for event in blocks.stream(prompt) if isinstance(event, TextDelta) and event.text)
+
+    def seconds(answer: Callable[[str], object]) -> float:
+        found = 0.0
+        for prompt in asked:
+            for each in (engine(TARGET), engine(ANCHOR)):
+                each.prefixes.clear()  # prompts are new to a server
+            if judge == "rubric":  # which is not
+                runtime().run(who(as_messages("Hello!"), ["Hi."]))
+            start = measure.clock()
+            answer(prompt)
+            found += measure.clock() - start
+        return found
+
+    same = sum(blocks.chat(prompt).text == whole.chat(prompt).text for prompt in asked)  # and a warm-up
+    ratios = [seconds(begin) / seconds(whole.chat) for _ in range(measure.runs)]
+    return Figure(ratios, f"{same} of {len(asked)} texts in blocks are those that come whole")
+
+
+def long_ones(guard: Guard) -> list[str]:
+    """Prompts whose answers take all the tokens that they may."""
+    asked = data.prompts("self-instruct-users", "held")[:AT_ONCE]
+    answers = guard.generate(asked)
+    return [prompt for prompt, one in zip(asked, answers, strict=True) if one.finish_reason == "length"][:ONE_BY_ONE]
+
+
 ROWS = (
     Row("alignbeam-free", "AlignBeam (lazy, gate always) over undefended, 16 prompts at once, free judge", 1.3, True,
         partial(alignbeam, "free", "always", "mixed")),
@@ -93,6 +139,9 @@ ROWS = (
         partial(alignbeam, "free", "auto", "mixed")),
     Row("alignbeam-harmless", "AlignBeam with evidence in front, harmless prompts only", 1.03, True,
         partial(alignbeam, "free", "auto", "harmless")),
+    Row("first-text", "AlignBeam in blocks, time to first text over that of the whole answer, 128 tokens, free judge",
+        0.25, True, partial(first_text, "free")),
+    Row("first-text-rubric", "the same with a rubric judge on the anchor", 0.25, True, partial(first_text, "rubric")),
     Row("composed-harmless", "InferenceGuard composed over undefended, harmless prompts", 1.05, True,
         partial(composed, "harmless")),
     Row("composed-all", "InferenceGuard composed over undefended, all prompts", 1.1, True, partial(composed, "mixed")),

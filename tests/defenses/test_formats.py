@@ -46,6 +46,7 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "undefended": ("undefended", {}),
     "self_reminder": ("self_reminder", {"template": "Be good. {prompt}"}),
     "best_of_n": ("best_of_n", {"judge": lambda m, text: len(text) / 1000, "n": 2}),
+    "best_of_n blocks": ("best_of_n", {"judge": lambda m, text: 0.0, "n": 2, "release": "blocks", "block": 4}),
     "alignbeam": ("alignbeam", {"judge": lambda m, text: len(text) / 1000, "candidates": 3, "comfort": 1.0}),
     "alignbeam lazy": ("alignbeam", {"judge": lambda m, text: 0.0, "candidates": 3, "candidates_written": "lazy"}),
     "alignbeam blocks": ("alignbeam", {"judge": lambda m, text: 0.0, "release": "blocks", "block": 4}),

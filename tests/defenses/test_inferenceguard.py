@@ -337,6 +337,23 @@ def test_of_blocks_that_stay_out_the_judge_reads_every_one(target: LocalEngine) 
     assert never.text == REFUSAL
 
 
+def test_a_judged_answer_flows_in_blocks_each_as_soon_as_the_judge_has_passed_it(target: LocalEngine) -> None:
+    read: list[str] = []
+
+    def listening(messages: Messages, text: str) -> float:
+        read.append(text)
+        return 0.0
+
+    judged = guard(target, lambda m, text: -1.0, judge=listening, release="blocks", block=2)
+    text, early = "", 0
+    for event in judged.stream(USER, seed=1):
+        if isinstance(event, TextDelta) and event.text:
+            text += event.text
+            assert text == read[-1]
+            early += 1
+    assert early > 2
+
+
 @pytest.mark.parametrize("release", ["whole", "blocks"])
 def test_nobody_reads_what_whoever_asks_will_cut_off(target: LocalEngine, release: str) -> None:
     plain = Guard(target, generation={"max_new_tokens": 9}).chat(USER).text

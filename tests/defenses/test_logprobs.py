@@ -42,6 +42,7 @@ def by_transformers(model: CausalModel, response: Response) -> torch.Tensor:
         ("undefended", {}),
         ("undefended", {"generation": LENGTH | {"do_sample": True, "temperature": 2.0, "top_k": 40}}),
         ("best_of_n", {"judge": lambda m, text: 0.0, "n": 3}),
+        ("best_of_n", {"judge": lambda m, text: 0.0, "n": 3, "release": "blocks", "block": 3}),
         ("beam_search", {**SCORED, "n": 4, "block": 3}),
         ("inferenceguard", {**SCORED, "block": 3}),
         ("inferenceguard", {**SCORED, "block": 3, "release": "blocks"}),

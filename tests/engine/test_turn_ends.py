@@ -60,6 +60,7 @@ def nothing(messages: object, response: str) -> float:
 DEFENSES: list[tuple[str, dict[str, Any]]] = [
     ("undefended", {}),
     ("best_of_n", {"n": 3, "judge": nothing}),
+    ("best_of_n", {"n": 3, "judge": nothing, "release": "blocks", "block": 3}),
     ("beam_search", {"n": 4, "block": 3, "cost": nothing, "reward": nothing}),
     ("args", {"cost": nothing, "reward": nothing}),
     ("safe_decoding", {"mixed_tokens": 14}),

@@ -18,7 +18,7 @@ from anchorlm.files import PromptRow
 from anchorlm.records import UserError
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-REAL = ("real", "real-claims", "real-lineage")
+REAL = ("real", "real-blocks", "real-claims", "real-lineage")
 HARMBENCH = ["Behavior", "FunctionalCategory", "SemanticCategory", "BehaviorID"]
 
 

@@ -116,7 +116,9 @@ def test_a_thought_before_a_required_call_is_free() -> None:
     assert len(response.calls) == 1
 
 
-@pytest.mark.parametrize("defense", ["best_of_n", "alignbeam", "alignbeam in blocks", "inferenceguard"])
+@pytest.mark.parametrize(
+    "defense", ["best_of_n", "best_of_n in blocks", "alignbeam", "alignbeam in blocks", "inferenceguard"]
+)
 @pytest.mark.parametrize("harmful", [False, True])
 def test_a_required_call_is_judged_and_a_refusal_calls_nothing(defense: str, harmful: bool) -> None:
     seen: list[str] = []
@@ -124,7 +126,7 @@ def test_a_required_call_is_judged_and_a_refusal_calls_nothing(defense: str, har
     team: dict[str, Any] = {"judge": judge(seen, bad="city" if harmful else "bomb")}
     if name == "alignbeam":
         team |= {"anchor": LocalEngine(tiny_model()), "candidates": 2}
-        team |= {"release": "blocks", "block": 8} if blocks else {}
+    team |= {"release": "blocks", "block": 8} if blocks else {}
     if name == "inferenceguard":
         team |= {
             "cost": CallableScorer(lambda messages, response: -1.0),

@@ -87,7 +87,9 @@ def costs(seen: list[str]) -> Any:
     return cost
 
 
-@pytest.mark.parametrize("defense", ["best_of_n", "alignbeam", "alignbeam in blocks", "inferenceguard"])
+@pytest.mark.parametrize(
+    "defense", ["best_of_n", "best_of_n in blocks", "alignbeam", "alignbeam in blocks", "inferenceguard"]
+)
 @pytest.mark.parametrize("harmful", [False, True])
 def test_a_call_is_judged_as_an_answer_is_and_a_refusal_calls_nothing(defense: str, harmful: bool) -> None:
     city = "\u0062omb in caf\u00e9" if harmful else "Oslo"
@@ -97,9 +99,9 @@ def test_a_call_is_judged_as_an_answer_is_and_a_refusal_calls_nothing(defense: s
     name, _, blocks = defense.partition(" ")
     if name == "alignbeam":
         team |= {"anchor": LocalEngine(tiny_model()), "alpha": 0.0, "candidates": 2}
-        team |= {"release": "blocks", "block": 8} if blocks else {}
     if name == "best_of_n":
         team["n"] = 2
+    team |= {"release": "blocks", "block": 8} if blocks else {}
     if name == "inferenceguard":
         team |= {"cost": CallableScorer(costs(seen)), "reward": CallableScorer(lambda messages, response: 1.0)}
     guard = caller(text, defense=name, **team)

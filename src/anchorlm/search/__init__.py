@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from anchorlm._lazy import lazily
 
 if TYPE_CHECKING:
-    from anchorlm.search._beams import Beam, Found, Score, SearchPlan, search, unscored, write
+    from anchorlm.search._beams import Beam, Found, Score, SearchPlan, search, seed_at, unscored, write
     from anchorlm.search._candidates import Candidate, Choice, blank, release, select_safest, ungraded
     from anchorlm.search._proposals import Diversity, Proposal, TargetProposal, scored, take
     from anchorlm.search._state import SafetyState, spend
@@ -13,7 +13,7 @@ else:
     __getattr__, __dir__ = lazily(
         __name__,
         {
-            "_beams": "Beam Found SearchPlan Score search unscored write",
+            "_beams": "Beam Found SearchPlan Score search seed_at unscored write",
             "_candidates": "Candidate Choice blank release select_safest ungraded",
             "_proposals": "TargetProposal Diversity Proposal scored take",
             "_state": "SafetyState spend",
@@ -39,6 +39,7 @@ __all__ = [
     "release",
     "scored",
     "search",
+    "seed_at",
     "select_safest",
     "spend",
     "take",

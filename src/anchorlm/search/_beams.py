@@ -131,7 +131,7 @@ async def search(roots: Sequence[Beam], plan: SearchPlan, generation: Generation
         diversity = None
         for attempt in range(plan.retries + 1):
             seeds = [
-                _seed(generation.seed, plan.beams - 1, plan.offset + found.rounds, attempt, index)
+                seed_at(generation.seed, plan.beams - 1, plan.offset + found.rounds, attempt, index)
                 for index in range(len(children))
             ]
             await gather(
@@ -169,7 +169,7 @@ async def write(beam: Beam, plan: SearchPlan, generation: GenerationSettings, in
         generation: How tokens are chosen.
         index: Its place among the roots, which tells its seed.
     """
-    await _extend(beam, plan, generation, _seed(generation.seed, plan.beams - 1, plan.offset, 0, index), None)
+    await _extend(beam, plan, generation, seed_at(generation.seed, plan.beams - 1, plan.offset, 0, index), None)
     beam.close()
 
 
@@ -187,7 +187,7 @@ async def _extend(
         beam.close()  # a finished row leaves the batch at once, unless it may have to be written again
 
 
-def _seed(seed: int, *places: int) -> int:
+def seed_at(seed: int, *places: int) -> int:
     """A seed for one continuation, which depends on its place in the search alone. The first of one has the request's.
 
     `random.Random` takes integers of any size.

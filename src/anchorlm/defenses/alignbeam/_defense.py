@@ -7,7 +7,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from anchorlm.defenses._base import Defense, ends, refuse, room_for, stream_target
-from anchorlm.defenses._flow import Flow
+from anchorlm.defenses._flow import Flow, flowing
 from anchorlm.defenses._picked import Picks
 from anchorlm.defenses._thinking import Thinking, said
 from anchorlm.defenses.alignbeam._guidance import CERTAIN, GUIDED_BY, Guidance, Guided
@@ -17,7 +17,6 @@ from anchorlm.team import Needs, Team
 
 if TYPE_CHECKING:
     from anchorlm.defenses.alignbeam._mixture import MixedSequence
-    from anchorlm.judging import Grade
     from anchorlm.search import Beam, Diversity, SearchPlan
     from anchorlm.tokens import ByteVocabulary
 
@@ -110,7 +109,8 @@ class AlignBeam(Defense):
                 Primed(m, settings.mixed_tokens, stops, room, *t) for m, t in zip(mixtures, tokens, strict=True)
             ]
             if settings.release == "blocks":
-                async for event in self._in_blocks(candidates, request, settings, room, len(prompt)):
+                rounds = [[flow] for flow in await self._flows(candidates, request, settings, room)]
+                async for event in flowing(self, request, settings, rounds, prompt_tokens=len(prompt)):
                     yield event
                 return
             plan = SearchPlan(beams=len(tokens), keep=len(tokens), block=room, room=room)
@@ -137,37 +137,25 @@ class AlignBeam(Defense):
         for event in picks.events(len(prompt), len(order)):
             yield event
 
-    async def _in_blocks(
-        self, openings: Sequence[Primed], request: Request, settings: AlignBeamSettings, room: int, prompt_tokens: int
-    ) -> AsyncIterator[Event]:
-        """Chooses by the beginnings of the candidates, the likeliest first, and lets the chosen one flow."""
-        from anchorlm.search import Candidate, blank, release, select_safest
-
+    async def _flows(
+        self, openings: Sequence[Primed], request: Request, settings: AlignBeamSettings, room: int
+    ) -> list[Flow]:
+        """Writes the openings. The likeliest first; of those that are the same text only the first."""
         await gather(*(one.open() for one in openings))
-        flows: list[Flow] = []
-        found: list[Candidate] = []
-        grades: list[Grade] = []
-        for place, one in enumerate(_distinct(openings, self.target.model.vocabulary)):
-            if one.mixed.steps:
-                yield Decision("mix", {"candidate": place, "steps": one.mixed.steps})
-            flows.append(flow := Flow(self, request, one.row, settings.block, room, one.ended))
-            grades.append(await flow.begin())
-            reason: Literal["stop", "length"] = "stop" if flow.ended else "length"
-            silent = blank(request.cut(flow.text))
-            found.append(Candidate(flow.text, tuple(one.response), reason, one.log_probability, blank=silent))
-            if not found[-1].blank and grades[-1].harm <= settings.max_harm - settings.comfort:
-                break
-        choice = select_safest(found, grades, settings.max_harm, settings.comfort)
-        for event in release(choice, found, grades, settings.refusal, prompt_tokens=prompt_tokens):
-            if choice is None or isinstance(event, Decision):
-                yield event
-        if choice is not None:
-            others = sum(flow.length for flow in flows) - flows[choice.index].length
-            chosen = flows[choice.index].events(
-                settings.max_harm, settings.refusal, prompt_tokens=prompt_tokens, generated=others
+        return [
+            Flow(
+                self,
+                request,
+                request.generation,
+                one.row,
+                settings.block,
+                room,
+                one.ended,
+                one.log_probability,
+                [Decision("mix", {"candidate": place, "steps": one.mixed.steps})] if one.mixed.steps else [],
             )
-            async for event in chosen:
-                yield event
+            for place, one in enumerate(_distinct(openings, self.target.model.vocabulary))
+        ]
 
     async def _openings(self, beams: Sequence[Beam]) -> list[int]:
         """Writes the mixed tokens of all candidates, and gives back all rows but the likeliest's.

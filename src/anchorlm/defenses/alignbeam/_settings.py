@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from anchorlm.defenses._base import DefenseSettings
+from anchorlm.defenses._flow import Block, Release
 from anchorlm.defenses._picked import COMFORT
 from anchorlm.records import Folder
 from anchorlm.steering import Readers
@@ -128,10 +129,5 @@ class AlignBeamSettings(MixtureSettings):
     trace_top: int = Field(
         default=3, ge=0, description="How many tokens of each distribution the trace shows. 0 leaves the steps out."
     )
-    release: Literal["whole", "blocks"] = Field(
-        default="whole",
-        description="When text comes: whole, or block by block, each after the judge has passed the text up to the end "
-        "of the next one. It holds for all requests of a guard.",
-        json_schema_extra={"paper": "`whole`"},
-    )
-    block: int = Field(default=8, ge=1, description='Tokens of a block, with `release = "blocks"`.')
+    release: Release = "whole"
+    block: Block = 8
