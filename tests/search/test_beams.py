@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from anchorlm.engine import LocalEngine, runtime
 from anchorlm.records import GenerationSettings
-from anchorlm.search import Beam, Diversity, Found, SafetyState, SearchPlan, TargetProposal, search
-from anchorlm.search._beams import _seed
+from anchorlm.search import Beam, Diversity, Found, SafetyState, SearchPlan, TargetProposal, search, seed_at
 
 few = settings(max_examples=40, deadline=None)
 
@@ -74,7 +73,9 @@ async def naive(engine: LocalEngine, plan: SearchPlan) -> list[list[int]]:
         pool: list[tuple[list[int], bool]] = list(done)
         for index, tokens in enumerate(t for t in live for _ in range(each)):
             size = min(plan.block, plan.room - len(tokens))
-            longer, stopped = await written(engine, tokens, size, _seed(SAMPLING.seed, plan.beams - 1, turn, 0, index))
+            longer, stopped = await written(
+                engine, tokens, size, seed_at(SAMPLING.seed, plan.beams - 1, turn, 0, index)
+            )
             pool.append((longer, stopped or len(longer) == plan.room))
         survivors = sorted(pool, key=lambda one: -worth(one[0]))[: plan.keep]
     return [tokens for tokens, _ in survivors]

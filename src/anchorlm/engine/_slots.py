@@ -101,6 +101,10 @@ class SlotCache(Cache):  # type: ignore[misc]
 
         if self.plan is not None:
             self.plan.views.clear()  # they would keep the old slots in memory
+        self.version += 1
+        if not used_slots or not used_length:
+            self._allocate(slots, length)
+            return
         done: list[int] = []
         try:
             # Layer by layer, so that the old slots of all layers never lie in memory next to the new ones.
@@ -112,9 +116,26 @@ class SlotCache(Cache):  # type: ignore[misc]
                 keys, values = self._stores[layer]
                 self._stores[layer] = sized(keys, self.slots, self.length), sized(values, self.slots, self.length)
             raise
-        finally:
-            self.version += 1
         self.slots, self.length = slots, length
+
+    def _allocate(self, slots: int, length: int) -> None:
+        """Empty slots. The old ones are gone before, so that the new ones may lie where they lay."""
+        shapes = {
+            layer: tuple((each.shape, each.dtype, each.device) for each in pair) for layer, pair in self._stores.items()
+        }
+        self._stores = {}
+        kept, (self.slots, self.length) = (self.slots, self.length), (slots, length)
+        try:
+            for layer, pair in shapes.items():
+                keys, values = (
+                    torch.zeros(slots, shape[1], length, shape[3], dtype=dtype, device=device)
+                    for shape, dtype, device in pair
+                )
+                self._stores[layer] = keys, values
+        except BaseException:  # they are made when they are next needed
+            self._stores = {}
+            self.slots, self.length = kept
+            raise
 
     @torch.inference_mode()
     def copy(self, source: int, target: int, length: int) -> None:

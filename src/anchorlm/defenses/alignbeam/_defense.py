@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from asyncio import gather
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
@@ -10,15 +10,16 @@ from anchorlm.defenses._base import Defense, ends, refuse, room_for, stream_targ
 from anchorlm.defenses._flow import Flow, flowing
 from anchorlm.defenses._picked import Picks
 from anchorlm.defenses._thinking import Thinking, said
-from anchorlm.defenses.alignbeam._guidance import CERTAIN, GUIDED_BY, Guidance, Guided
+from anchorlm.defenses.alignbeam._guidance import CERTAIN, GUIDED_BY, Guidance
+from anchorlm.defenses.alignbeam._openings import Primed, distinct, likeliest
 from anchorlm.defenses.alignbeam._settings import AlignBeamSettings, MixtureSettings
 from anchorlm.records import Access, Decision, Event, FormatSupport, GenerationSettings, Request
 from anchorlm.team import Needs, Team
 
 if TYPE_CHECKING:
-    from anchorlm.defenses.alignbeam._mixture import MixedSequence
-    from anchorlm.search import Beam, Diversity, SearchPlan
-    from anchorlm.tokens import ByteVocabulary
+    from anchorlm.defenses.alignbeam._evidence import Seen
+    from anchorlm.search import Beam, SearchPlan
+    from anchorlm.steering import Reading
 
 
 class AlignBeam(Defense):
@@ -116,25 +117,30 @@ class AlignBeam(Defense):
             plan = SearchPlan(beams=len(tokens), keep=len(tokens), block=room, room=room)
             beams = [Beam(candidate, SafetyState(0.0)) for candidate in candidates]
             if lazy := settings.candidates_written == "lazy" and len(beams) > 1:
-                order = await self._openings(beams)
+                order = [await likeliest(candidates)]
+                for beam in beams:
+                    if beam is not beams[order[0]]:
+                        beam.close()
                 await write(beams[order[0]], plan, request.generation, order[0])
             else:
                 order = list(range(len(beams)))
                 await search(beams, plan, request.generation, unscored)
-        for place, index in enumerate(order):
-            if mixtures[index].steps:
-                yield Decision("mix", {"candidate": place, "steps": mixtures[index].steps})
-        likely = [candidates[index].log_probability for index in order]
-        picks = Picks(self, request, settings)
-        if lazy:
-            for place, index in enumerate(order):
-                if place:
-                    await self._finish(beams[index], thinking, plan, request.generation, index)
-                if await picks.add([beams[index]], [likely[place]]):
+        picks, begun = Picks(self, request, settings), len(beams)
+        for decision in _mixes(candidates, order):
+            yield decision
+        enough = await picks.add(
+            [beams[index] for index in order], [candidates[index].log_probability for index in order]
+        )
+        if lazy and not enough:
+            left = await self._others(beams, order[0], thinking, plan, request, settings, reading)
+            begun = 1 + len(left)
+            for decision in _mixes(candidates, left, 1):
+                yield decision
+            for index in left:
+                await self._finish(beams[index], thinking, plan, request.generation, index)
+                if await picks.add([beams[index]], [candidates[index].log_probability]):
                     break
-        else:
-            await picks.add(beams, likely)
-        for event in picks.events(len(prompt), len(order)):
+        for event in picks.events(len(prompt), begun):
             yield event
 
     async def _flows(
@@ -154,25 +160,42 @@ class AlignBeam(Defense):
                 one.log_probability,
                 [Decision("mix", {"candidate": place, "steps": one.mixed.steps})] if one.mixed.steps else [],
             )
-            for place, one in enumerate(_distinct(openings, self.target.model.vocabulary))
+            for place, one in enumerate(openings[index] for index in distinct(openings, self.target.model.vocabulary))
         ]
 
-    async def _openings(self, beams: Sequence[Beam]) -> list[int]:
-        """Writes the mixed tokens of all candidates, and gives back all rows but the likeliest's.
+    async def _others(
+        self,
+        beams: Sequence[Beam],
+        best: int,
+        thinking: Thinking,
+        plan: SearchPlan,
+        request: Request,
+        settings: AlignBeamSettings,
+        reading: Reading | Seen | None,
+    ) -> list[int]:
+        """Goes on with the openings that were left, whose rows were given back; prompt and thought are read again.
 
         Returns:
-            The candidates by likelihood; of those that open with the same text only the first.
+            Their places, the likeliest first; without those that open with the same text as a likelier one.
         """
         openings = [cast(Primed, beam.proposal) for beam in beams]
-        await gather(*(one.open() for one in openings))
-        order = sorted(range(len(beams)), key=lambda index: -openings[index].log_probability)
-        decode = self.target.model.vocabulary.decode
-        texts = {decode(openings[index].response): index for index in reversed(order)}
-        order = [index for index in order if index in texts.values()]
-        for index, beam in enumerate(beams):
-            if index != order[0]:
-                beam.close()
-        return order
+        left = [index for index, opening in enumerate(openings) if not opening.whole]
+        async with AsyncExitStack() as stack:
+            rows = max(1, len(left))
+            row = await stack.enter_async_context(self.target.open(thinking.whole_prompt, rows=rows, room=plan.room))
+            if thinking.room:
+                row.begin(answer=True)
+            anchor = self.anchor_for(request)
+            root = await self.guidance.open(stack, row, anchor, request, settings, rows=rows, seen=reading)
+            if left:
+                await root.mixture()  # both prompts are read once, for all
+            for index, fork in zip(left, [root, *(root.fork() for _ in left[1:])], strict=False):
+                openings[index].go_on(fork, beams[index].tokens, beams[index].scores)
+                beams[index].closed = None
+            await gather(*(openings[index].open() for index in left))
+            for index in left:
+                beams[index].close()
+        return [index for index in distinct(openings, self.target.model.vocabulary) if index != best]
 
     async def _finish(
         self, beam: Beam, thinking: Thinking, plan: SearchPlan, generation: GenerationSettings, index: int
@@ -189,65 +212,8 @@ class AlignBeam(Defense):
             await write(beam, plan, generation, index)
 
 
-class Primed(Guided):
-    """One of AlignBeam's candidates: a first token that is given, N - 1 more of the mixture, greedily, then the target
-    alone, all in one block.
-
-    Args:
-        mixed: Both models before the response.
-        tokens: N: how many tokens are mixed, the first among them.
-        stops: The tokens that end the target's turn.
-        room: Most tokens of the response; some may be there already, where a response format forces them.
-        first: The first token that is a choice.
-        log_probability: Of the first token in the mixture.
-
-    Attributes:
-        log_probability: Of the mixed tokens so far.
-    """
-
-    def __init__(
-        self, mixed: MixedSequence, tokens: int, stops: frozenset[int], room: int, first: int, log_probability: float
-    ) -> None:
-        super().__init__(mixed, tokens, stops)
-        self._room = room
-        self.log_probability = log_probability
-        self._first = first
-        self._ended: bool | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether the turn ended among the mixed tokens."""
-        return bool(self._ended)
-
-    def fork(self) -> Primed:
-        """See `Proposal`."""
-        return Primed(self.mixed.fork(), self._tokens, self._stops, self._room, self._first, self.log_probability)
-
-    async def open(self) -> bool:
-        """Writes the mixed tokens; whether the turn ended among them."""
-        token, guided = self._first, max(self._tokens, 1)
-        while not (ended := token in self._stops):
-            self.mixed.append(token)
-            if (ended := self.row.end_turn()) or self.mixed.guided >= guided or len(self.response) >= self._room:
-                break
-            token, further = (await self.mixed.mixture()).top(1)[0]
-            self.log_probability += further
-        self.mixed.release_guide()  # while the target goes alone, the anchor's rows are free
-        self._ended = ended
-        return ended
-
-    async def extend(self, generation: GenerationSettings, diversity: Diversity | None = None) -> bool:
-        """See `Proposal`; all of the response that there is room for."""
-        if await self.open() if self._ended is None else self._ended:
-            return True
-        left = self._room - len(self.response)
-        if left <= 0:
-            return False
-        return (await self.row.generate(generation.model_copy(update={"max_new_tokens": left}))).finish_reason == "stop"
-
-
-def _distinct(openings: Sequence[Primed], vocabulary: ByteVocabulary) -> list[Primed]:
-    """The likeliest first; of those that open with the same text only the first."""
-    order = sorted(openings, key=lambda one: -one.log_probability)
-    texts = {vocabulary.decode(one.response): one for one in reversed(order)}
-    return [one for one in order if one in texts.values()]
+def _mixes(openings: Sequence[Primed], order: Sequence[int], first: int = 0) -> Iterator[Decision]:
+    """How openings were mixed, for the trace."""
+    for place, index in enumerate(order, first):
+        if openings[index].mixed.steps:
+            yield Decision("mix", {"candidate": place, "steps": openings[index].mixed.steps})
