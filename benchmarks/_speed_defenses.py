@@ -15,7 +15,8 @@ from benchmarks._speed import Figure, Measure, Row
 from tools.zoo_real import data
 
 TARGET, ANCHOR = "real-finance", "real-anchor"
-NEW = 32
+NEW = 96
+"""As the shipped recipes write."""
 AT_ONCE = 16
 LONG = 128
 ONE_BY_ONE = 3
@@ -49,7 +50,9 @@ def over_undefended(guard: Guard, kind: Literal["mixed", "harmless"], measure: M
         for each in (engine(TARGET), engine(ANCHOR)):
             each.prefixes.clear()  # prompts are new to a server
         found = {}
-        for index, outcome in one.map([one.request(prompt) for prompt in asked], concurrency=AT_ONCE):
+        for index, outcome in one.map(
+            [one.request([{"role": "user", "content": prompt}]) for prompt in asked], concurrency=AT_ONCE
+        ):
             if isinstance(outcome, AnchorLMError):
                 raise outcome
             found[index] = outcome.text
