@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from factories import tiny_tokenizer
 
-from anchorlm.models import CallForm, ToolTemplate, find_tools, rendered
+from anchorlm.models import CallForm, CallWatch, ToolTemplate, find_tools, rendered
 from anchorlm.models._template import ChatWriter
 from anchorlm.records import UserError, checked_calls, checked_tools
 
@@ -152,10 +152,12 @@ def test_a_call_in_pieces_goes_out_whole_and_all_else_at_once(
         if tools.form is None or not tools.form.opening:
             continue
         text = "Let me see.\n\n" + said(templates[name], tools, CALLS[:1])
-        out = max(tools.form.pending(text[:size]) for size in range(len(text) + 1))
-        assert text[:out] == "Let me see.", name
+        watch = CallWatch(tools.form)
+        out = [watch.take(sign) for sign in text]
+        assert text[: out[-1]] == "Let me see.", name
+        assert out == sorted(out), name
         plain = "a < b, [c] and <tool> or < tool_call?"
-        assert tools.form.pending(plain) == len(plain), name
+        assert CallWatch(tools.form).take(plain) == len(plain), name
 
 
 def test_conversations_with_tools_are_written_as_transformers_writes_them(

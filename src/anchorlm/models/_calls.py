@@ -17,7 +17,8 @@ each argument between marks of its own. `quoted`: as JSON, but with bare keys an
 Found = tuple[str, dict[str, Any]]
 """A call: its name, and its arguments."""
 
-NAME = r"(?P<name>[\w.\-]{1,64})"
+LONGEST_NAME = 64
+NAME = rf"(?P<name>[\w.\-]{{1,{LONGEST_NAME}}})"
 _DECODER = json.JSONDecoder()
 
 
@@ -72,32 +73,11 @@ class CallForm:
         return None if found is None else found.start()
 
     def _may_begin(self, text: str) -> bool:
-        if text.startswith(_CODE):
+        if text.startswith(CODE):
             return True
         if self.kind == "object":
             return text.startswith("{")
         return bool(re.match(rf"{NAME}{_digits(self.behind)}", text))
-
-    def pending(self, text: str) -> int:
-        """Up to where a text may go out while more is to come: what may be, or become, the beginning of a call stays.
-
-        Args:
-            text: All of it, control tokens by their names.
-        """
-        if not self.opening:
-            if self.kind == "object":
-                lead = text.lstrip()
-                return 0 if not lead or lead.startswith("{") or _CODE.startswith(lead[: len(_CODE)]) else len(text)
-            return 0 if self.place(text) is not None or "\n" not in text.lstrip() else len(text)
-        if (place := self.place(text)) is not None:
-            return len(text[:place].rstrip())
-        solid = re.sub(r"\s+", "", self.opening)
-        until = len(text)
-        for size in range(1, min(len(text), 2 * len(self.opening) + 8) + 1):  # white space may stand between
-            tail = re.sub(r"\s+", "", text[-size:])
-            if tail and len(tail) < len(solid) and solid.startswith(tail):
-                until = len(text) - size
-        return len(text[:until].rstrip())
 
     def parse(self, text: str, schemas: Mapping[str, Mapping[str, Any]]) -> tuple[str, list[Found]]:
         """The calls in a text, and the text around them. What is no call of a tool that is offered stays text.
@@ -130,8 +110,8 @@ class CallForm:
         calls: list[Found] = []
         begun = self._begin.match(text, place)
         at = begun.end() if begun else place
-        if not self.opening and text.startswith(_CODE, at):
-            at += len(_CODE)
+        if not self.opening and text.startswith(CODE, at):
+            at += len(CODE)
         while True:
             read = self._object(text, at) if self.kind == "object" else self._other(text, at, schemas)
             if read is None or any(name not in schemas for name, _ in read[0]):
@@ -238,7 +218,7 @@ def _exact_end(mark: str) -> str:
     return rf"{loose(body)}(?:{re.escape(mark[len(body) :])})?"
 
 
-_CODE = "<|python_tag|>"
+CODE = "<|python_tag|>"
 """Llama's models may write it before a call that has no mark."""
 
 
