@@ -20,7 +20,7 @@ from inspect_ai.model import (
     GenerateConfig,
     ModelOutput,
 )
-from inspect_ai.tool import ToolCallError, ToolFunction, ToolInfo, ToolParams
+from inspect_ai.tool import ToolCallError, ToolChoice, ToolFunction, ToolInfo, ToolParams
 from inspect_ai.util import JSONSchema
 
 from anchorlm.evaluation._inspect import GuardedModel
@@ -60,8 +60,13 @@ def test_a_call_comes_back_as_inspects_and_its_result_is_read() -> None:
 
 def test_a_choice_of_inspects_is_the_same_choice_of_the_guards() -> None:
     guard = caller("It is sunny.", tools=offered(TOOLS, "auto", None)["tools"])
-    for choice, must in (("auto", ()), ("any", ("weather", "mail")), (ToolFunction(name="mail"), ("mail",))):
-        assert guard.request(ASKED, **offered(TOOLS, choice, None)).tools.must == must
+    choices: list[tuple[ToolChoice, tuple[str, ...]]] = [
+        ("auto", ()), ("any", ("weather", "mail")), (ToolFunction(name="mail"), ("mail",)),
+    ]  # fmt: skip
+    for choice, must in choices:
+        use = guard.request(ASKED, **offered(TOOLS, choice, None)).tools
+        assert use is not None
+        assert use.must == must
     assert offered([], "auto", None) == {}
     assert guard.request(ASKED, **offered(TOOLS, "none", None)).tools is None
 
