@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 gguf = pytest.importorskip("gguf", reason="pip install 'anchorlm[gguf]'")
 xllamacpp = pytest.importorskip("xllamacpp", reason="pip install xllamacpp brings a llama-server")
 
+from callers import HERMES, TOOLS  # noqa: E402
 from endpoints import readable  # noqa: E402
 from factories import tiny_model  # noqa: E402
 from models import test_gguf  # noqa: E402
@@ -28,7 +29,7 @@ from anchorlm.engine import EndpointEngine, LocalEngine, runtime  # noqa: E402
 from anchorlm.guard import Guard  # noqa: E402
 from anchorlm.judging import CallableJudge  # noqa: E402
 from anchorlm.models import BASES, CausalModel, EndpointSettings  # noqa: E402
-from anchorlm.records import Access, DefenseError, GenerationSettings, Response, UserError  # noqa: E402
+from anchorlm.records import Access, DefenseError, GenerationSettings, Response, TextDelta, UserError  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -136,6 +137,36 @@ def test_a_conversation_that_the_server_writes_is_continued(start_live: Running)
 
     whole, parts = runtime().run(write_in_two())
     assert whole == parts
+
+
+LOAF = {"type": "object", "properties": {"kind": {"enum": ["rye", "white"]}, "grams": {"type": "integer", "minimum": 0,
+        "maximum": 99}}, "required": ["kind", "grams"], "additionalProperties": False}  # fmt: skip
+FORMAT = {"type": "json_schema", "json_schema": {"name": "loaf", "schema": LOAF}}
+
+
+@pytest.mark.parametrize(("defense", "options"), [("undefended", {}), ("best_of_n", {"judge": LENIENT, "n": 2})])
+def test_it_holds_an_answer_to_a_response_format(
+    source: Callable[..., dict[str, Any]], defense: str, options: dict[str, Any]
+) -> None:
+    far = Guard(source(), defense, generation={"max_new_tokens": 60}, on_error="raise", **options)
+    whole = far.chat(PROMPTS[0], response_format=FORMAT)
+    pieces = [one.text for one in far.stream(PROMPTS[0], response_format=FORMAT) if isinstance(one, TextDelta)]
+    for text in (whole.text, "".join(pieces)):
+        found = json.loads(text)
+        assert (list(found), found["kind"] in ("rye", "white")) == (["kind", "grams"], True)
+        assert found["grams"] in range(100)
+    assert whole.finish_reason == "stop"
+    assert isinstance(json.loads(far.chat(PROMPTS[0], response_format={"type": "json_object"}).text), dict)
+
+
+def test_what_it_cannot_hold_is_one_sentence(source: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    mixed = Guard(source(), "alignbeam", anchor=source(), judge=LENIENT)
+    with pytest.raises(UserError, match="only where the target is loaded here: leave response_format out"):
+        mixed.chat(PROMPTS[0], response_format=FORMAT)
+    (tmp_path / "tools.jinja").write_text(HERMES, "utf-8")
+    far = Guard(source(chat_template=str(tmp_path / "tools.jinja")))
+    with pytest.raises(UserError, match="can only be auto or none here, because .* ask for the call in your message"):
+        far.chat(PROMPTS[0], tools=TOOLS, tool_choice="required")
 
 
 def test_a_prompt_that_is_too_long_is_told(source: Callable[..., dict[str, Any]]) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 from factories import tiny_tokenizer
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment
 
-from anchorlm.models import CallForm, ToolTemplate, find_tools, rendered
+from anchorlm.models import CallForm, CallWatch, ToolTemplate, find_tools, rendered
 from anchorlm.models._template import ChatWriter
 from anchorlm.records import UserError, checked_calls, checked_tools
 
@@ -53,9 +54,18 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
     ("get_weather", {"city": "12", "days": -4, "where": {"lat": 59.9, "names": ["a", "b, c"]}}),
 ]
 
-SILENT = ("Kimi-K2-Instruct", "Kimi-K2-Thinking", "LFM2-8B-A1B", "LFM2.5-Instruct",
-          "ibm-granite-granite-3.3-2B-Instruct")  # fmt: skip
-"""They show tools to their models, and write no calls."""
+LFM2 = tiny_tokenizer(
+    specials=(
+        "<|endoftext|>",
+        *(f"<|tool_{of}_{end}|>" for of in ("list", "call", "response") for end in ("start", "end")),
+    ),
+    bos=True,
+)
+"""With the control tokens of LFM2's tokenizers: its templates do not say what a call looks like."""
+SILENT = ("LFM2-8B-A1B", "LFM2.5-Instruct")
+"""They show tools to their models, and write no calls. Only a tokenizer tells the mark."""
+IN_TEXT = (*SILENT, "ibm-granite-granite-3.3-2B-Instruct")
+"""They leave out the calls of a turn."""
 
 NONE = ("HuggingFaceTB-SmolLM3-3B", "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", "deepseek-ai-DeepSeek-V3.1",
         "fireworks-ai-llama-3-firefunction-v2", "google-gemma-2-2b-it", "llama-cpp-deepseek-r1",
@@ -65,17 +75,37 @@ NONE = ("HuggingFaceTB-SmolLM3-3B", "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", 
 
 @pytest.fixture(scope="module")
 def found(templates: dict[str, str]) -> dict[str, ToolTemplate]:
-    return {name: find_tools(TOKENIZER, template, {}) for name, template in templates.items()}
+    return {name: find_tools(tokenizer(name), template, {}) for name, template in templates.items()}
+
+
+def tokenizer(name: str) -> Any:
+    return LFM2 if name in SILENT else TOKENIZER
 
 
 def test_real_templates_say_whether_their_models_call_tools(found: dict[str, ToolTemplate]) -> None:
-    assert sorted(name for name, one in found.items() if one.kind == "reads") == sorted(SILENT)
+    assert sorted(name for name, one in found.items() if one.in_text) == sorted(IN_TEXT)
     assert sorted(name for name, one in found.items() if one.kind == "none") == sorted(NONE)
-    assert all((one.form is not None) == (one.kind == "calls") for one in found.values())
+    assert all(one.form is not None for name, one in found.items() if name not in NONE)
+    assert (len(found), len(found) - len(NONE), len(found) - len(NONE) - len(SILENT)) == (48, 40, 38)  # docs/serving.md
+
+
+def test_without_a_mark_in_template_or_tokenizer_the_error_says_what_to_do(templates: dict[str, str]) -> None:
+    for name in SILENT:
+        tools = find_tools(TOKENIZER, templates[name], {})
+        assert (tools.kind, tools.form) == ("reads", None)
+        with pytest.raises(UserError, match=r"names no mark that opens one: send no tools, or give a chat_template"):
+            ChatWriter(TOKENIZER, templates[name]).like({"tools": TOOLS}).turns([USER])
 
 
 def turn(calls: list[tuple[str, dict[str, Any]]], tools: ToolTemplate, content: str = "") -> dict[str, Any]:
     """A turn that calls, as a template takes it."""
+    if tools.in_text and tools.form is not None:
+        return {"role": "assistant", "content": content + tools.form.written(calls)}
+    return calling(calls, tools, content)
+
+
+def calling(calls: list[tuple[str, dict[str, Any]]], tools: ToolTemplate, content: str = "") -> dict[str, Any]:
+    """The same as clients send it."""
     made = [
         {"id": f"abcdef12{index}", "type": "function",
          "function": {"name": name, "arguments": json.dumps(given, ensure_ascii=False) if tools.as_text else given}}
@@ -85,9 +115,13 @@ def turn(calls: list[tuple[str, dict[str, Any]]], tools: ToolTemplate, content: 
 
 
 def theirs(template: str, turns: list[dict[str, Any]], *, opens: bool) -> str:
-    text: str = TOKENIZER.apply_chat_template(
-        turns, tools=TOOLS, chat_template=template, tokenize=False, add_generation_prompt=opens
-    )
+    """What transformers writes; where its sandbox forbids a list to grow, what it writes where one may."""
+    with pytest.MonkeyPatch.context() as patch:
+        if ".ids.append(" in template:
+            patch.setattr(ImmutableSandboxedEnvironment, "is_safe_attribute", SandboxedEnvironment.is_safe_attribute)
+        text: str = TOKENIZER.apply_chat_template(
+            turns, tools=TOOLS, chat_template=template, tokenize=False, add_generation_prompt=opens
+        )
     return text
 
 
@@ -129,7 +163,7 @@ def test_what_real_templates_write_of_calls_is_read_back(
             assert back == calls, (name, text)
             assert content.startswith(before.strip()), name
             read += 1
-    assert read > 5 * 30 - 12
+    assert read > 5 * 40 - 20
 
 
 @pytest.mark.parametrize("text", [
@@ -152,10 +186,12 @@ def test_a_call_in_pieces_goes_out_whole_and_all_else_at_once(
         if tools.form is None or not tools.form.opening:
             continue
         text = "Let me see.\n\n" + said(templates[name], tools, CALLS[:1])
-        out = max(tools.form.pending(text[:size]) for size in range(len(text) + 1))
-        assert text[:out] == "Let me see.", name
+        watch = CallWatch(tools.form)
+        out = [watch.take(sign) for sign in text]
+        assert text[: out[-1]] == "Let me see.", name
+        assert out == sorted(out), name
         plain = "a < b, [c] and <tool> or < tool_call?"
-        assert tools.form.pending(plain) == len(plain), name
+        assert CallWatch(tools.form).take(plain) == len(plain), name
 
 
 def test_conversations_with_tools_are_written_as_transformers_writes_them(
@@ -165,27 +201,61 @@ def test_conversations_with_tools_are_written_as_transformers_writes_them(
     for name, tools in found.items():
         if tools.form is None:
             continue
-        calls = turn(CALLS[:1], tools)
+        calls, called = turn(CALLS[:1], tools), calling(CALLS[:1], tools)
         result = {"role": "tool", "tool_call_id": "abcdef120", "name": "get_weather", "content": "Rain, 7 degrees."}
         for turns in ([USER], [USER, calls, result], [USER, calls, result, {**USER, "content": "And then?"}]):
-            mine = ChatWriter(TOKENIZER, templates[name]).like({"tools": TOOLS})
+            mine = ChatWriter(tokenizer(name), templates[name]).like({"tools": TOOLS})
+            sent = [called if one is calls else one for one in turns]
             try:
                 text = theirs(templates[name], turns, opens=True)
             except Exception:  # its author wants these turns otherwise
                 with pytest.raises(UserError):
-                    mine.write(mine.turns(checked_calls(turns)))
+                    mine.write(mine.turns(checked_calls(sent)))
                 continue
-            assert mine.write(mine.turns(checked_calls(turns))) == text, name
+            assert mine.write(mine.turns(checked_calls(sent))) == text, name
             same += 1
-    assert same > 80
+    assert same > 90
 
 
 def test_a_template_without_tools_is_one_sentence(templates: dict[str, str]) -> None:
-    for names, words in ((NONE, "takes no tools"), (SILENT, "does not write calls")):
-        for name in names:
-            chat = ChatWriter(TOKENIZER, templates[name]).like({"tools": TOOLS})
-            with pytest.raises(UserError, match=words):
-                chat.turns([USER])
+    for name in NONE:
+        with pytest.raises(UserError, match="takes no tools"):
+            ChatWriter(TOKENIZER, templates[name]).like({"tools": TOOLS}).turns([USER])
+
+
+def test_a_mark_that_only_the_prompt_names_is_found() -> None:
+    template = (
+        "{% if tools %}<|start|>system\nFor each call, write a JSON object with name and arguments within "
+        "<tool_call></tool_call>.\n{{ tools | tojson }}<|end|>\n{% endif %}{% for m in messages %}<|start|>{{ m.role }}"
+        "\n{{ m.content }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+    )
+    tools = find_tools(TOKENIZER, template, {})
+    assert tools.form == CallForm("object", "<tool_call>", "<tool_call>", "</tool_call>")
+    assert tools.in_text
+    chat = ChatWriter(TOKENIZER, template).like({"tools": TOOLS})
+    written = chat.write(chat.turns(checked_calls([USER, calling(CALLS, tools), {"role": "tool", "content": "Rain.",
+                                                   "tool_call_id": "abcdef120"}])))  # fmt: skip
+    assert tools.form.parse(written.partition("assistant\n")[2], SCHEMAS)[1] == CALLS
+    two = template.replace("within", "within <function_call></function_call> or")
+    assert find_tools(TOKENIZER, two, {}).kind == "reads"
+
+
+@pytest.mark.parametrize(("text", "calls"), [
+    ("[get_weather(city='Oslo', days=3)]", [("get_weather", {"city": "Oslo", "days": 3})]),
+    ('[get_weather(city="O\\"s\\nlo", where={"lat": 5.5, \'names\': [True, None, ("a",)]}), send-mail.now(text="x")]',
+     [("get_weather", {"city": 'O"s\nlo', "where": {"lat": 5.5, "names": [True, None, ["a"]]}}),
+      ("send-mail.now", {"text": "x"})]),
+    ("[get_weather()]", [("get_weather", {})]),
+    ('{"name": "get_weather", "arguments": {"city": "Oslo"}}', [("get_weather", {"city": "Oslo"})]),
+    ("[get_weather(city=')]<|tool_call_end|>')]", [("get_weather", {"city": ")]<|tool_call_end|>"})]),
+    ("[get_weather('Oslo')]", []), ("[get_weather(city=Oslo)]", []), ("[get_weather(city='Oslo')", []),
+    ("[rm(all=True)]", []), ("[]", []), ("[get_weather(days=" + "[" * 5000 + ")]", []), ("[get_weather(days=1+1)]", []),
+])  # fmt: skip
+def test_calls_as_python_writes_them_are_read(text: str, calls: list[Any], found: dict[str, ToolTemplate]) -> None:
+    form = found["LFM2-8B-A1B"].form
+    assert form is not None
+    whole = f"Let me see.<|tool_call_start|>{text}<|tool_call_end|>"
+    assert form.parse(whole, SCHEMAS) == ("Let me see." if calls else whole, calls)
 
 
 def test_no_result_of_a_tool_ends_itself_or_writes_a_call(templates: dict[str, str]) -> None:

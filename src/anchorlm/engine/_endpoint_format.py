@@ -26,14 +26,19 @@ _TRIED: dict[str, Any] = {
 """Nobody answers a question so by chance."""
 _ROOM = 64
 
+_TIGHT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""For servers that are built with llguidance: it allows white space without end. Others pass over it."""
+
 
 def as_asked(found: Abilities, generation: GenerationSettings) -> dict[str, Any]:
     """A response format as a server takes it; nothing where none is asked for."""
     format = generation.response_format
     if format is None:
         return {}
-    if found.mode != "chat" and found.kind == "llama-server":
-        return {"json_schema": schema_of(format)}
+    if found.kind == "llama-server":
+        tight = {**schema_of(format), "x-guidance": _TIGHT}
+        named = {"type": "json_schema", "json_schema": {"name": "answer", "schema": tight, "strict": True}}
+        return {"response_format": named} if found.mode == "chat" else {"json_schema": tight}
     if found.mode != "chat" and found.kind == "sglang":
         return {"json_schema": json.dumps(schema_of(format))}
     if format["type"] == "json_schema":

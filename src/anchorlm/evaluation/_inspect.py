@@ -32,6 +32,7 @@ from inspect_ai.solver import TaskState, generate
 from inspect_ai.tool import ToolChoice, ToolInfo
 
 from anchorlm.engine import runtime
+from anchorlm.evaluation._inspect_tools import calls_of, offered, turn_of
 from anchorlm.evaluation.runs._exclusion import MATCHER, chosen_by
 from anchorlm.evaluation.runs._stops import given_out, with_stops
 from anchorlm.evaluation.tasks._attacks import parse_attack, seeded
@@ -42,7 +43,8 @@ from anchorlm.records import Message, Request, Response, TokenScore, UserError, 
 
 _UNSERVED = ("frequency_penalty", "presence_penalty", "logit_bias", "best_of")
 
-_STOPS: dict[str, StopReason] = {"stop": "stop", "length": "max_tokens", "refusal": "content_filter"}
+_STOPS: dict[str, StopReason] = {"stop": "stop", "length": "max_tokens", "refusal": "content_filter",
+                                 "tool_calls": "tool_calls"}  # fmt: skip
 
 
 class GuardedModel(ModelAPI):
@@ -87,24 +89,23 @@ class GuardedModel(ModelAPI):
         """See `ModelAPI`.
 
         Raises:
-            UserError: Tools or a schema are asked for, which a defense does not vouch for.
+            UserError: A schema is asked for, or tools that the chat template or the defense does not take.
         """
-        if tools:
-            raise UserError("A guarded model calls no tools: choose a task without them.")
         if config.response_schema:
             raise UserError("A guarded model gives text only: leave out response_schema.")
         if odd := [name for name in _UNSERVED if getattr(config, name, None)]:
             raise UserError(f"A guarded model has no {' and no '.join(odd)}: leave them out of the task's settings.")
-        messages = [_message(one) for one in input]
+        messages = [turn_of(one) for one in input]
+        settings = _generation(config) | offered(tools, tool_choice, config.parallel_tool_calls)
         model, choices = self.guard.defense.target.model, config.num_choices or 1
-        if len(model.encode(messages)) >= model.context_length:
+        first = self.guard.request(messages, **settings)
+        if len(model.encode(first.prompt, first.options)) >= model.context_length:
             return ModelOutput.from_content(self.model_name, "", stop_reason="model_length")
         seed = config.seed
         if seed is None:  # epochs are other samples of the same prompt
             key = prompt_key(messages)
             seed = self.guard.generation.seed + choices * self._asked[key]
             self._asked[key] += 1
-        settings = _generation(config)
         asked = [
             with_stops(self.guard.request(messages, **settings, seed=seed + number), config.stop_seqs)
             for number in range(choices)
@@ -123,7 +124,7 @@ class GuardedModel(ModelAPI):
     def _choice(self, request: Request, response: Response) -> ChatCompletionChoice:
         text, reason = given_out(self.guard, request, response)
         return ChatCompletionChoice(
-            message=ChatMessageAssistant(content=text, model=self.model_name),
+            message=ChatMessageAssistant(content=text, tool_calls=calls_of(response), model=self.model_name),
             stop_reason=_STOPS[reason],
             logprobs=None if response.scores is None else self._logprobs(response.scores, len(text.encode())),
         )
@@ -221,14 +222,6 @@ def _solved(state: TaskState, answer: str, text: str) -> bool:
 
     labels = tuple(state.metadata["labels"])
     return is_correct(Case("", (), "task", answer=answer, form=state.metadata["form"], labels=labels), text)
-
-
-def _message(one: ChatMessage) -> Message:
-    if one.role == "tool":
-        raise UserError("A guarded model calls no tools: choose a task without them.")
-    if not isinstance(one.content, str) and any(part.type != "text" for part in one.content):
-        raise UserError("Inspect's images, sounds and files are not read: give a task of text, or use Guard.chat.")
-    return {"role": one.role, "content": one.text}
 
 
 def _chat_message(one: Message) -> ChatMessage:

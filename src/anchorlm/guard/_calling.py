@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import secrets
 import string
+from codecs import getincrementaldecoder
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from anchorlm.models import CallForm
+from anchorlm.models import CallForm, CallWatch
 from anchorlm.records import Decision, Event, Finished, TextDelta, ToolCall, ToolUse, first_stop, json_text
 
 _SIGNS = string.ascii_letters + string.digits
@@ -24,34 +26,38 @@ class Calls:
 
     def __init__(self, form: CallForm, marks: Any, use: ToolUse, stops: Sequence[str] = ()) -> None:
         self._form, self._marks, self._use, self._stops = form, marks, use, stops
-        self._plain_text = ""
-        self._held: list[TextDelta] = []
-        self._tokens: list[int] = []
-        self._loose = ""  # what came without tokens
+        self._watch = CallWatch(form)
+        self._bytes = getincrementaldecoder("utf-8")("replace")
+        self._plain_text: list[str] = []
+        self._held: deque[tuple[TextDelta, str]] = deque()  # each with what it adds to the text
+        self._ends: deque[int] = deque()  # where in the text each of them ends
+        self._length = 0
         self._out = 0  # of the text, control tokens by their names
 
     def take(self, piece: TextDelta) -> Iterator[TextDelta]:
         """A piece of the response, and what may go out now."""
-        self._held.append(piece)
-        self._plain_text += piece.text
+        said = self._said(piece)
+        self._plain_text.append(piece.text)
+        self._held.append((piece, said))
+        self._length += len(said)
+        half = bool(self._bytes.getstate()[0])  # of a character, which the next piece makes whole
+        self._ends.append(self._length + half)
+        until = self._watch.take(said)
         if not piece.token_ids:
-            self._loose += piece.text
             return
-        self._tokens += piece.token_ids
-        until = self._form.pending(self._text)
-        while self._held and self._out + len(said := self._said(self._held[0])) <= until:
-            self._out += len(said)
-            yield self._held.pop(0)
+        while self._ends and self._ends[0] <= until:
+            self._out = self._ends.popleft()
+            yield self._held.popleft()[0]
 
     def ended(self, finished: Finished) -> Iterator[Event]:
         """What is left, and the calls, if there are any. A refusal is no call, whatever was begun before it."""
-        held, self._held = self._held, []
+        held = [piece for piece, _ in self._held]
         if finished.reason == "refusal":
             refusal = [piece for piece in held if not piece.token_ids]
             yield from refusal or held
             yield finished
             return
-        text = self._text[self._out :]
+        text = "".join(said for _, said in self._held) + self._bytes.decode(b"", True)
         content, found = self._form.parse(text, self._use.schemas) if self._whole else (text, [])
         if not found:
             yield from held
@@ -69,14 +75,15 @@ class Calls:
     @property
     def _whole(self) -> bool:
         """Whether a call may be in what is left: it is not cut, and a call without a mark has no text before it."""
-        return first_stop(self._plain_text, self._stops) is None and not (self._out and not self._form.opening)
-
-    @property
-    def _text(self) -> str:
-        return str(self._marks.text(self._tokens)) + self._loose
+        return first_stop("".join(self._plain_text), self._stops) is None and not (self._out and not self._form.opening)
 
     def _said(self, piece: TextDelta) -> str:
-        return str(self._marks.text(piece.token_ids)) if piece.token_ids else piece.text
+        """What a piece adds to the text. Its tokens are decoded once: a character may need several of them."""
+        if not piece.token_ids:
+            half = self._bytes.decode(b"", True)
+            told = bool(half) and piece.text.startswith(half)  # a cut answer ends with a piece that says so
+            return piece.text if told else half + piece.text
+        return self._bytes.decode(b"".join(map(self._marks.data, piece.token_ids)))
 
     def _plain(self, content: str) -> str:
         """A text without the names of control tokens."""

@@ -7,6 +7,7 @@ from anchorlm._lazy import lazily
 if TYPE_CHECKING:
     from anchorlm.models._bases import BASES, REAL, SHIPPED, PackagedBase, base_named, located
     from anchorlm.models._call_grammar import call_grammar
+    from anchorlm.models._call_watch import CallWatch
     from anchorlm.models._calls import CallForm
     from anchorlm.models._causal import CausalModel
     from anchorlm.models._channel import Channel
@@ -35,6 +36,7 @@ else:
         {
             "_bases": "BASES REAL SHIPPED PackagedBase base_named located",
             "_call_grammar": "call_grammar",
+            "_call_watch": "CallWatch",
             "_calls": "CallForm",
             "_causal": "CausalModel",
             "_channel": "Channel",
@@ -66,6 +68,7 @@ __all__ = [
     "REAL",
     "SHIPPED",
     "CallForm",
+    "CallWatch",
     "CausalModel",
     "Channel",
     "EndpointModel",

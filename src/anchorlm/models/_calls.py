@@ -2,22 +2,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+from anchorlm.models._call_python import python_calls, python_text
 from anchorlm.models._call_values import quoted_object, typed
 
-CallKind = Literal["object", "named", "tagged", "quoted"]
+CallKind = Literal["object", "named", "tagged", "quoted", "python"]
 """`object`: one JSON object holds name and arguments. `named`: a name, and the arguments as JSON behind it. `tagged`:
 each argument between marks of its own. `quoted`: as JSON, but with bare keys and marks in place of quotation marks.
+`python`: a list of calls as Python writes them, or `object`: of such a form only the marks are known.
 """
 
 Found = tuple[str, dict[str, Any]]
 """A call: its name, and its arguments."""
 
-NAME = r"(?P<name>[\w.\-]{1,64})"
+LONGEST_NAME = 64
+NAME = rf"(?P<name>[\w.\-]{{1,{LONGEST_NAME}}})"
 _DECODER = json.JSONDecoder()
 
 
@@ -63,6 +66,20 @@ class CallForm:
         """What opens calls, without white space around it."""
         return self.begin.strip()
 
+    @property
+    def _listable(self) -> bool:
+        """Whether calls may stand in a list."""
+        return self.kind in ("object", "python")
+
+    def written(self, calls: Sequence[Found]) -> str:
+        """Calls as a model writes them in JSON or in Python, for a template that writes none itself."""
+        if self.kind == "python":
+            return f"{self.begin}{python_text(calls)}{self.end}"
+        made = [json.dumps(dict(zip(self.keys, call, strict=True)), ensure_ascii=False) for call in calls]
+        if self.listed:
+            return f"{self.begin}[{', '.join(made)}]{self.end}"
+        return "".join(f"{self.begin}{one}{self.end}" for one in made)
+
     def place(self, text: str, start: int = 0) -> int | None:
         """Where calls may begin, from some place on."""
         if not self.opening:
@@ -72,32 +89,11 @@ class CallForm:
         return None if found is None else found.start()
 
     def _may_begin(self, text: str) -> bool:
-        if text.startswith(_CODE):
+        if text.startswith(CODE):
             return True
         if self.kind == "object":
             return text.startswith("{")
         return bool(re.match(rf"{NAME}{_digits(self.behind)}", text))
-
-    def pending(self, text: str) -> int:
-        """Up to where a text may go out while more is to come: what may be, or become, the beginning of a call stays.
-
-        Args:
-            text: All of it, control tokens by their names.
-        """
-        if not self.opening:
-            if self.kind == "object":
-                lead = text.lstrip()
-                return 0 if not lead or lead.startswith("{") or _CODE.startswith(lead[: len(_CODE)]) else len(text)
-            return 0 if self.place(text) is not None or "\n" not in text.lstrip() else len(text)
-        if (place := self.place(text)) is not None:
-            return len(text[:place].rstrip())
-        solid = re.sub(r"\s+", "", self.opening)
-        until = len(text)
-        for size in range(1, min(len(text), 2 * len(self.opening) + 8) + 1):  # white space may stand between
-            tail = re.sub(r"\s+", "", text[-size:])
-            if tail and len(tail) < len(solid) and solid.startswith(tail):
-                until = len(text) - size
-        return len(text[:until].rstrip())
 
     def parse(self, text: str, schemas: Mapping[str, Mapping[str, Any]]) -> tuple[str, list[Found]]:
         """The calls in a text, and the text around them. What is no call of a tool that is offered stays text.
@@ -130,10 +126,10 @@ class CallForm:
         calls: list[Found] = []
         begun = self._begin.match(text, place)
         at = begun.end() if begun else place
-        if not self.opening and text.startswith(_CODE, at):
-            at += len(_CODE)
+        if not self.opening and text.startswith(CODE, at):
+            at += len(CODE)
         while True:
-            read = self._object(text, at) if self.kind == "object" else self._other(text, at, schemas)
+            read = self._json_or_python(text, at) if self._listable else self._other(text, at, schemas)
             if read is None or any(name not in schemas for name, _ in read[0]):
                 break
             calls += read[0]
@@ -143,6 +139,10 @@ class CallForm:
                 break
             at = further.end()
         return (calls, _past(self._close, text, after)) if calls else None
+
+    def _json_or_python(self, text: str, at: int) -> tuple[list[Found], int] | None:
+        found = self._object(text, at)
+        return python_calls(text, at) if found is None and self.kind == "python" else found
 
     def _object(self, text: str, at: int) -> tuple[list[Found], int] | None:
         at = _past(_SPACE, text, at)
@@ -198,7 +198,7 @@ class CallForm:
     @cached_property
     def _again(self) -> re.Pattern[str]:
         inner = loose(self.again.strip())
-        if self.kind == "object":
+        if self._listable:
             return re.compile(rf"\s*[,;]?\s*{inner}\s*(?=[{{\[])")
         return re.compile(rf"\s*{inner}\s*(?={NAME})" if inner else r"(?!)")
 
@@ -238,7 +238,7 @@ def _exact_end(mark: str) -> str:
     return rf"{loose(body)}(?:{re.escape(mark[len(body) :])})?"
 
 
-_CODE = "<|python_tag|>"
+CODE = "<|python_tag|>"
 """Llama's models may write it before a call that has no mark."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -12,15 +11,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from anchorlm.models._call_marks import NAMES, VALUES, common, form_of
 from anchorlm.models._calls import CallForm
 from anchorlm.models._rendering import EndlessTemplateError, TemplateFailedError, TemplateRefusedError, rendered
+from anchorlm.models._told_calls import TAG, told_form
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from anchorlm.models._marks import Marks
 
+_FIRST = "Xk0zv"
 _ASKED, _ANSWER, _RESULT, _NEXT = "Xq0zv", "Xq1zv", "Xr0zv", "Xq2zv"
 _LONG_ID, _SHORT_ID = "call_0123456789abcdef0{}", "Xi0zvABC{}"
-_TAG = re.compile(r"<[^<>\s]{1,60}>|\[[^\[\]\s]{2,60}\]")
 _REMEMBERED = 64
 
 Turn = dict[str, Any]
@@ -31,14 +31,16 @@ class ToolTemplate:
     """What a chat template does with tools.
 
     Attributes:
-        kind: `calls`: it writes tools, calls and results. `reads`: it writes tools, but no calls, so what a call of its
-            model looks like cannot be seen. `none`: it takes no tools.
+        kind: `calls`: it writes tools and results, and how its model calls is known. `reads`: it writes tools, but what
+            a call of its model looks like cannot be seen. `none`: it takes no tools.
         form: How it writes calls. Only with `calls`.
         as_text: Whether it takes the arguments of earlier calls as text, and not as an object.
         short_ids: Whether it takes the ids of calls only with nine letters and digits.
         several: Whether it writes several calls of one turn.
         stops: Control tokens with which a turn ends that calls, by their names.
         marks: What stands around calls and results: no result of a tool may write it.
+        in_text: Whether it leaves out the calls of a turn. Then they are written as a part of the turn's text.
+        why: Of `reads`: what the template does, in a few words.
     """
 
     kind: Literal["calls", "reads", "none"] = "none"
@@ -48,17 +50,20 @@ class ToolTemplate:
     several: bool = True
     stops: tuple[str, ...] = ()
     marks: frozenset[str] = field(default_factory=frozenset)
+    in_text: bool = False
+    why: str = "writes no calls, and names no mark that opens one"
 
     @property
     def told(self) -> str:
         """In a few words, for people."""
         if self.form is None:
-            return "read, but the template writes no calls" if self.kind == "reads" else "not taken"
+            return f"read, but the template {self.why}" if self.kind == "reads" else "not taken"
         mark = self.form.opening.split("\n")[0] or "a call that has no mark"
         return f"called ({mark}, arguments as {ARGUMENTS[self.form.kind]})"
 
 
-ARGUMENTS = {"object": "JSON", "named": "JSON", "tagged": "text between tags", "quoted": "a list of names and values"}
+ARGUMENTS = {"object": "JSON", "named": "JSON", "tagged": "text between tags", "quoted": "a list of names and values",
+             "python": "Python or JSON"}  # fmt: skip
 """How each kind of call holds its arguments, in a few words."""
 
 _known: dict[str, ToolTemplate] = {}
@@ -75,11 +80,12 @@ def find_tools(tokenizer: PreTrainedTokenizerBase, template: str, options: Mappi
     if "tools" not in template:
         return ToolTemplate()
     options = {name: value for name, value in options.items() if name != "tools"}
-    key = json.dumps([template, options, tokenizer.special_tokens_map], sort_keys=True, default=str)
+    added = sorted({str(token.content) for token in tokenizer.added_tokens_decoder.values()})
+    key = json.dumps([template, options, tokenizer.special_tokens_map, added], sort_keys=True, default=str)
     if key not in _known:
         found = ToolTemplate()
         with suppress(EndlessTemplateError):  # which is said where the template is used
-            found = _Search(tokenizer, template, options).found()
+            found = _Search(tokenizer, template, options, frozenset(added)).found()
         while len(_known) >= _REMEMBERED:
             _known.pop(next(iter(_known)), None)
         _known[key] = found
@@ -100,19 +106,20 @@ def usable(found: ToolTemplate, marks: Marks, stops: frozenset[int]) -> ToolTemp
     within = (form.begin, form.behind, form.key, form.value, form.bare)
     if stops.isdisjoint(token for text in within for token in marks.ids(text)):
         return found
-    return ToolTemplate("reads")
+    return ToolTemplate("reads", why="writes calls in the middle of which an answer would end")
 
 
 class _Search:
     """Tries one template."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str, options: Mapping[str, Any]) -> None:
-        self._tokenizer, self._template, self._options = tokenizer, template, options
-        self._added = {str(token.content) for token in tokenizer.added_tokens_decoder.values()}
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, template: str, options: Mapping[str, Any], added: frozenset[str]
+    ) -> None:
+        self._tokenizer, self._template, self._options, self._added = tokenizer, template, options, added
 
     def found(self) -> ToolTemplate:
         asked = self._text([_USER], opens=True)
-        if asked is None or not all(name in asked for name in (*NAMES, "Xk0zv")):
+        if asked is None or not all(name in asked for name in (*NAMES, _FIRST)):
             return ToolTemplate()
         self._leads = [_behind(asked), self._lead()]
         for as_text in (False, True):
@@ -124,11 +131,24 @@ class _Search:
                 if two is not None and not all(word in two for word in (*NAMES, *VALUES)):
                     two = None
                 if (found := self._of(one, two)) is not None:
-                    marks = self._marks(as_text, short)
+                    marks = self._around_result(_calls(1, as_text, short)) or frozenset()
                     return replace(
                         found, as_text=as_text, short_ids=short, several=two is not None, marks=found.marks | marks
                     )
-        return ToolTemplate("reads")
+        return self._told(asked) or ToolTemplate("reads")
+
+    def _told(self, asked: str) -> ToolTemplate | None:
+        """What is found where the template leaves out calls. It must write a text that holds them, and results."""
+        form = told_form(asked, self._added)
+        if form is None:
+            return None
+        turn: Turn = {"role": "assistant", "content": form.written([(NAMES[0], {_FIRST: VALUES[0]})])}
+        text, around = self._behind_user([turn]), self._around_result(turn)
+        if text is None or turn["content"] not in text or around is None:
+            return None
+        ends = list(_tokens(text.partition(turn["content"])[2], self._added))[:1]
+        marks = frozenset(filter(None, (form.begin, form.end))) | around
+        return ToolTemplate("calls", form, stops=tuple(ends), marks=marks, in_text=True)
 
     @staticmethod
     def _is_whole(text: str) -> bool:
@@ -167,7 +187,7 @@ class _Search:
             return None
         form, rest = read
         ends = list(_tokens(rest, self._added))[:1]
-        marks = {tag for part in (form.begin, form.again, form.end, form.close) for tag in _TAG.findall(part)}
+        marks = {tag for part in (form.begin, form.again, form.end, form.close) for tag in TAG.findall(part)}
         return ToolTemplate("calls", form, stops=tuple(ends), marks=frozenset(marks))
 
     def _before(self, text: str) -> int:
@@ -178,18 +198,22 @@ class _Search:
             return len(max(whole, key=len))
         return max((_at_tag(common(head, lead)) for lead in self._leads), default=0)
 
-    def _marks(self, as_text: bool, short: bool) -> frozenset[str]:
-        """The tags that stand around the result of a tool."""
-        turn = _calls(1, as_text, short)
-        result = {"role": "tool", "content": _RESULT, "name": NAMES[0], "tool_call_id": turn["tool_calls"][0]["id"]}
+    def _around_result(self, turn: Turn) -> frozenset[str] | None:
+        """The tags that stand around the result of a tool. None where the template leaves it out.
+
+        Args:
+            turn: Calls the tool.
+        """
+        call = turn["tool_calls"][0]["id"] if "tool_calls" in turn else _LONG_ID.format(0)
+        result = {"role": "tool", "content": _RESULT, "name": NAMES[0], "tool_call_id": call}
         for more in ([], [{"role": "user", "content": _NEXT}]):
             text = self._text([_USER, turn, result, *more], opens=True)
             if text is None or _RESULT not in text:
                 continue
             before, _, after = text.partition(_RESULT)
             near = before[before.rfind(VALUES[0]) :] + after.partition(_NEXT)[0]
-            return frozenset(tag for tag in _TAG.findall(near) if "zv" not in tag)
-        return frozenset()
+            return frozenset(tag for tag in TAG.findall(near) if "zv" not in tag)
+        return None
 
 
 _USER: Turn = {"role": "user", "content": _ASKED}
@@ -235,7 +259,7 @@ def _at_tag(text: str) -> int:
     return len(text)
 
 
-def _tokens(text: str, added: set[str]) -> Iterator[str]:
+def _tokens(text: str, added: frozenset[str]) -> Iterator[str]:
     """The control tokens with which a text begins."""
     rest = text.lstrip()
     while rest:

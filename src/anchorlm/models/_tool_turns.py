@@ -17,8 +17,8 @@ def no_tools(found: ToolTemplate) -> NoToolsError:
     """What is said where a template does not do what tools need."""
     if found.kind == "reads":
         return NoToolsError(
-            "The model's chat template shows tools to the model, but does not write calls in a way that can be read "
-            "here: send no tools, or give another chat_template."
+            f"The model's chat template shows tools to the model, but {found.why}: send no tools, or give a "
+            "chat_template that writes the tool_calls of a turn."
         )
     return NoToolsError("The model's chat template takes no tools: send none, or give another chat_template.")
 
@@ -46,6 +46,9 @@ def rendered_turn(
     if turn["role"] == "tool":
         named = {"name": clean(message["name"])} if message.get("name") else {}
         return {**turn, "tool_call_id": _id(str(message.get("tool_call_id") or ""), found, clean), **named}
+    if found.in_text and found.form is not None:
+        made = [(clean(name), cleaned(json.loads(text), clean)) for _, name, text in calls_of(message)]
+        return {**turn, "content": turn["content"] + found.form.written(made)} if made else turn
     calls = []
     for id, name, text in calls_of(message):
         arguments = cleaned(json.loads(text), clean)

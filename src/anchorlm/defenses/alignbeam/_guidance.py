@@ -267,18 +267,8 @@ class Guidance:
 
     def _build_translator(self, kind: Kind, top: int) -> Translator:
         from anchorlm.defenses.alignbeam._guide import Translator
-        from anchorlm.tokens import Projection
 
-        anchor, target = self._defense.anchor.model, self._defense.target.model
-        projection = Projection.build(
-            anchor.vocabulary,
-            target.vocabulary,
-            kind,
-            anchor_size=anchor.vocab_size,
-            target_size=target.vocab_size,
-            top=top,
-        )
-        return Translator(projection, anchor, target)
+        return Translator.between(self._defense.anchor.model, self._defense.target.model, kind, top)
 
 
 def _rows(guided: int, settings: MixtureSettings) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from anchorlm.engine import TokenSequence, unnamed
 from anchorlm.models import CausalModel
 from anchorlm.records import DefenseError, UserError
-from anchorlm.tokens import Encoded, Projection, Retokenizer
+from anchorlm.tokens import Encoded, Kind, Projection, Retokenizer
 
 
 class Spare:
@@ -57,6 +57,29 @@ class Translator:
         self.twins = projection.twins if alike else None
         self.retokenizer = Retokenizer(anchor.vocabulary, lead=b"" if alike else anchor.response_lead)
         self.reader = Retokenizer(target.vocabulary)
+
+    @classmethod
+    def between(cls, anchor: CausalModel, target: CausalModel, kind: Kind, top: int) -> Translator:
+        """The way from one model to another.
+
+        Args:
+            anchor: Whose tokens are translated.
+            target: Whose tokens they become.
+            kind: How a token of the anchor becomes one of the target.
+            top: How many of the anchor's tokens the paper's kinds look at.
+
+        Raises:
+            UserError: The vocabularies share nothing.
+        """
+        projection = Projection.build(
+            anchor.vocabulary,
+            target.vocabulary,
+            kind,
+            anchor_size=anchor.vocab_size,
+            target_size=target.vocab_size,
+            top=top,
+        )
+        return cls(projection, anchor, target)
 
 
 class Guide:
