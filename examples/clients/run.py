@@ -67,9 +67,9 @@ def tried(script: Path, python: str, node: str, address: str) -> tuple[str, bool
     print(found.stdout, flush=True)
     client, _, version = found.stdout.partition("\n")[0].rpartition(" ")
     came = dict(re.findall(r"(?m)^(\w+) +(ok|FAILED) ", found.stdout))
-    cells = [client or script.name, version, *(came.get(name, "no answer") for name in CAPABILITIES), f"`{script.name}`"]
+    cells = [client or script.name, version, *(came.get(name, "no answer") for name in CAPABILITIES)]
     works = found.returncode == 0 and all(came.get(name) == "ok" for name in CAPABILITIES)
-    return f"| {' | '.join(cells)} |", works
+    return f"| {' | '.join(cells)} | `{script.name}` |", works
 
 
 def main() -> None:

@@ -52,15 +52,18 @@ async function reasoning() {
   return streamed;
 }
 
-// In place of an object. The SDK says that there is none, and the refusal stands in what the server sent.
+// In place of an object. The SDK throws an error that has the refusal as its text.
 async function refusal() {
+  const said = await generateText({ model: server(STRICT), prompt: HARMFUL });
+  check(/sorry/i.test(said.text) && !/sorry.*sorry/i.test(said.text), `the refusal is ${said.text}`);
   const harmful = { model: server(STRICT), prompt: HARMFUL, output: Output.object({ schema: Bread }) };
   try {
     const { output } = await generateText(harmful);
     throw new Error(`an object of a refusal: ${JSON.stringify(output)}`);
   } catch (error) {
     if (!NoObjectGeneratedError.isInstance(error)) throw error;
-    return error.response.body.choices[0].message.refusal;
+    check(error.finishReason === "content-filter", `it ended with ${error.finishReason}`);
+    return error.text;
   }
 }
 

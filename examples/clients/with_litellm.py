@@ -63,7 +63,8 @@ def reasoning() -> str:
 def refusal() -> str:
     """In place of an object."""
     turns = [{"role": "user", "content": HARMFUL}]
-    message = litellm.completion(messages=turns, response_format=Bread, **{**server, "model": f"openai/{STRICT}"}).choices[0].message
+    answer = litellm.completion(messages=turns, response_format=Bread, **{**server, "model": f"openai/{STRICT}"})
+    message = answer.choices[0].message
     check(message.content is None, "the refusal stands in the content")
     return str(message.refusal)
 
