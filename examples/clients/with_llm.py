@@ -17,7 +17,7 @@ from llm.default_plugins.openai_models import Chat, Responses
 server: Any = {"api_base": BASE_URL, "supports_schema": True, "supports_tools": True}
 
 
-class Caller(Chat):
+class Caller(Chat):  # type: ignore[misc] # `llm` is not there where mypy runs
     """Says which tool to call first: `llm` has no option for that, and waits for a model that calls by itself."""
 
     def build_kwargs(self, prompt: Any, stream: bool) -> dict[str, Any]:
