@@ -29,11 +29,11 @@ class Weather(BaseModel):
     city: Literal["Oslo", "Rome"]
 
 
-TOOL: dict[str, Any] = {
+TOOL: Any = {
     "type": "function",
     "function": {"name": "weather", "description": Weather.__doc__, "parameters": Weather.model_json_schema()},
 }
-CALL_IT: dict[str, Any] = {"type": "function", "function": {"name": "weather"}}
+CALL_IT: Any = {"type": "function", "function": {"name": "weather"}}
 """Without this the model decides by itself whether it calls a tool. The one in `guard.toml` is too small for that."""
 
 

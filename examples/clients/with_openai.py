@@ -52,8 +52,10 @@ def tools() -> str:
 
 def schema() -> str:
     """An object of a class."""
-    parsed = client.chat.completions.parse(model=MODEL, messages=asked, response_format=Bread)
-    return repr(parsed.choices[0].message.parsed or check(False, "no object"))
+    answer = client.chat.completions.parse(model=MODEL, messages=asked, response_format=Bread)
+    made = answer.choices[0].message.parsed
+    check(isinstance(made, Bread), f"{made!r} is no object")
+    return repr(made)
 
 
 def reasoning() -> str:
