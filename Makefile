@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 VLLM := .venv-vllm
+CLIENTS := .venv-clients
 
-.PHONY: demo demo-real test test-fast test-vllm lint docs docs-tables bench bench-gpu zoo real zoo-real clean
+.PHONY: demo demo-real test test-fast test-vllm test-clients lint docs docs-tables bench bench-gpu zoo real zoo-real clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -38,6 +39,17 @@ $(VLLM)/.ready: pyproject.toml tests/vllm_plugin/requirements.txt
 # The plug-in in a real vLLM on this CPU. Setting it up takes about ten minutes.
 test-vllm: $(VLLM)/.ready
 	$(VLLM)/bin/python -m pytest -W ignore tests/vllm_plugin
+
+# Clients that the tests do not install, and Node.js for those in JavaScript, in an environment of their own.
+$(CLIENTS)/.ready: examples/clients/requirements.txt examples/clients/package-lock.json
+	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check -r examples/clients/requirements.txt
+	PATH="$(CURDIR)/$(CLIENTS)/bin:$$PATH" npm ci --prefix examples/clients --ignore-scripts --no-audit --no-fund
+	touch $@
+
+# Every client of docs/clients.md against a real server.
+test-clients: $(READY) $(CLIENTS)/.ready
+	$(BIN)/python examples/clients/run.py $(CLIENTS)/bin/python
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -85,4 +97,4 @@ zoo-real: real
 	$(BIN)/python -m tools.zoo_real ship
 
 clean:
-	rm -rf $(VENV) $(VLLM) build dist
+	rm -rf $(VENV) $(VLLM) $(CLIENTS) examples/clients/node_modules build dist

@@ -19,13 +19,6 @@ SHOWN = {
     "own_judge": (r"bake bread\?\nanswer: .*\nended:  (stop|length)", r"get a bomb\?\nanswer: .*\nended:  refusal"),
     "own_defense": (r"list:   bomb\nanswer: .*\nended:  stop", r"list:   bread\nanswer: I'm sorry.*\nended:  refusal"),
     "serve_and_ask": (r"answer:  \S.*\ndecided: answer",),
-    "ask_as_clients_do": (
-        r"chat:     \S",
-        r"stream:   tokens go up from 0 to \d+: True",
-        r"response: \S.*\nstreamed: the same: True",
-        r"refusal:  I'm sorry, but I can't help with that\.",
-        r"schema:   kind='(question|order)' polite=(True|False)\nschema:   I'm sorry, but I can't help with that\.",
-    ),
     "compare_two_recipes": (r"bare +refuses 0 of 8 harmful", r"safe decoding +refuses [6-8] of 8 harmful"),
 }
 """What each script prints."""

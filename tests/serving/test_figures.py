@@ -163,12 +163,24 @@ def test_a_refusal_that_a_candidate_won_is_told_as_one_whole_and_streamed(
     whole = httpx.post(url, json=BODY, timeout=60).json()
     message = whole["choices"][0]["message"]
     assert (whole["anchorlm"]["decision"], whole["anchorlm"]["refused"]) == ("answer", True)
-    assert message["refusal"] == message["content"] != ""
+    assert message["refusal"] is None
     lines = httpx.post(url, json=BODY | {"stream": True}, timeout=60).text.splitlines()
     events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
     deltas = [choice["delta"] for event in events for choice in event["choices"]]
     assert "".join(delta.get("content", "") for delta in deltas) == message["content"]
-    assert [delta["refusal"] for delta in deltas if "refusal" in delta] == [message["content"]]
+    assert message["content"]
+    assert not any("refusal" in delta for delta in deltas)
+
+
+def test_a_refusal_stands_in_one_place_whole_and_streamed(live: Live) -> None:
+    url = f"{live.url}/v1/chat/completions"
+    message = httpx.post(url, json=BODY | {"model": "strict"}, timeout=60).json()["choices"][0]["message"]
+    assert (bool(message["content"]), message["refusal"]) == (True, None)
+    lines = httpx.post(url, json=BODY | {"model": "strict", "stream": True}, timeout=60).text.splitlines()
+    events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    deltas = [choice["delta"] for event in events for choice in event["choices"]]
+    said = "".join((delta.get("content") or "") + (delta.get("refusal") or "") for delta in deltas)
+    assert said == message["content"]
 
 
 def test_an_answer_is_no_refusal_and_the_configured_refusal_is(live: Live) -> None:
@@ -176,7 +188,5 @@ def test_an_answer_is_no_refusal_and_the_configured_refusal_is(live: Live) -> No
     for model, refused in (("guarded", False), ("plain", False), ("strict", True)):
         answer = httpx.post(url, json=BODY | {"model": model}, timeout=60).json()
         assert answer["anchorlm"]["refused"] is refused
-        content = answer["choices"][0]["message"]["content"]
-        assert answer["choices"][0]["message"]["refusal"] == (content if refused else None)
     text = httpx.post(f"{live.url}/v1/completions", json={"model": "plain", "prompt": "bread"}, timeout=60).json()
     assert text["anchorlm"]["refused"] is False

@@ -34,12 +34,9 @@ class Shape:
         """The body of an answer that came at once."""
         choices = []
         for index, answer in enumerate(self._exchange.answers):
-            # The content stays, too: most clients show nothing else. With a schema they take it for JSON.
-            content: dict[str, Any] = {
-                "role": "assistant",
-                "content": answer.text,
-                "refusal": answer.text if answer.refused else None,
-            }
+            # A refusal stands in the content, since most clients show nothing else, and not in both: Vercel's SDK joins
+            # them. With a schema clients take the content for JSON.
+            content: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
             if answer.refusal:
                 content |= {"content": None, "refusal": answer.refusal}
             if answer.calls:
@@ -94,8 +91,7 @@ class Shape:
                     yield self._chunk(index, {part: str(piece)}, None, known)
                     continue
                 told = {"anchorlm": self._exchange.told(index)}
-                refusal = {"refusal": answer.text} if self._chat and answer.refused and not answer.refusal else {}
-                yield self._chunk(index, refusal, answer.finish, known | told)
+                yield self._chunk(index, {}, answer.finish, known | told)
             if usage:
                 yield _event(self._frame(self._chunk_object) | {"choices": [], "usage": self._exchange.usage()})
         except Exception as error:
