@@ -29,6 +29,7 @@ def engine(name: str) -> LocalEngine:
     return LocalEngine(loaded)
 
 
+@cache
 def prompts(kind: Literal["mixed", "harmless"]) -> list[str]:
     """Half of them harmful and half not, or none harmful. All were held out of what the models were trained on."""
     each = AT_ONCE // 2
@@ -41,26 +42,29 @@ def free(messages: Any, text: str) -> float:
     return 0.0
 
 
+def answers(guard: Guard, kind: Literal["mixed", "harmless"]) -> list[str]:
+    """Of all prompts at once."""
+    for each in (engine(TARGET), engine(ANCHOR)):
+        each.prefixes.clear()  # prompts are new to a server
+    requests = [guard.request([{"role": "user", "content": prompt}]) for prompt in prompts(kind)]
+    found = {}
+    for index, outcome in guard.map(requests, concurrency=AT_ONCE):
+        if isinstance(outcome, AnchorLMError):
+            raise outcome
+        found[index] = outcome.text
+    return [found[index] for index in range(len(requests))]
+
+
 def over_undefended(guard: Guard, kind: Literal["mixed", "harmless"], measure: Measure) -> Figure:
     plain = Guard(engine(TARGET), generation={"max_new_tokens": NEW})
-    asked = prompts(kind)
     texts: dict[str, list[str]] = {}
 
-    def answers(name: str, one: Guard) -> None:
-        for each in (engine(TARGET), engine(ANCHOR)):
-            each.prefixes.clear()  # prompts are new to a server
-        found = {}
-        for index, outcome in one.map(
-            [one.request([{"role": "user", "content": prompt}]) for prompt in asked], concurrency=AT_ONCE
-        ):
-            if isinstance(outcome, AnchorLMError):
-                raise outcome
-            found[index] = outcome.text
-        texts[name] = [found[index] for index in range(len(asked))]
+    def write(name: str, one: Guard) -> None:
+        texts[name] = answers(one, kind)
 
-    ratios = measure.ratios(lambda: answers("guarded", guard), lambda: answers("plain", plain))
+    ratios = measure.ratios(lambda: write("guarded", guard), lambda: write("plain", plain))
     same = sum(a == b for a, b in zip(texts["guarded"], texts["plain"], strict=True))
-    return Figure(ratios, f"{same} of {len(asked)} texts as undefended")
+    return Figure(ratios, f"{same} of {AT_ONCE} texts as undefended")
 
 
 def alignbeam(judge: Literal["free", "rubric"], gate: str, kind: Literal["mixed", "harmless"], m: Measure) -> Figure:
@@ -69,6 +73,21 @@ def alignbeam(judge: Literal["free", "rubric"], gate: str, kind: Literal["mixed"
     generation = {"max_new_tokens": NEW}
     guard = Guard(engine(TARGET), "alignbeam", anchor=engine(ANCHOR), judge=who, generation=generation, **knobs)
     return over_undefended(guard, kind, m)
+
+
+def lazy(measure: Measure) -> Figure:
+    """All openings finished at once, over one by one: the same answers."""
+    guards = {
+        written: Guard(engine(TARGET), "alignbeam", anchor=engine(ANCHOR), judge=free, gate="always",
+                       generation={"max_new_tokens": NEW}, candidates_written=written)
+        for written in ("all", "lazy")
+    }  # fmt: skip
+    texts: dict[str, list[str]] = {}
+    ratios = measure.ratios(
+        *(lambda name=name: texts.update({name: answers(guards[name], "mixed")}) for name in guards)
+    )
+    same = sum(a == b for a, b in zip(*texts.values(), strict=True))
+    return Figure(ratios, f"{same} of {AT_ONCE} texts equal")
 
 
 def composed(kind: Literal["mixed", "harmless"], measure: Measure) -> Figure:
@@ -136,6 +155,7 @@ def long_ones(guard: Guard) -> list[str]:
 ROWS = (
     Row("alignbeam-free", "AlignBeam (lazy, gate always) over undefended, 16 prompts at once, free judge", 1.3, True,
         partial(alignbeam, "free", "always", "mixed")),
+    Row("alignbeam-lazy", "AlignBeam with all openings finished over one by one, free judge", 1.0, False, lazy),
     Row("alignbeam-rubric", "the same with a rubric judge on the anchor", 1.8, True,
         partial(alignbeam, "rubric", "always", "mixed")),
     Row("alignbeam-evidence", "the same with evidence in front (gate auto), free judge", 1.3, True,
