@@ -1,6 +1,7 @@
 """Agreement of judges with labels: XSTest completions (given by people), refusal_direction/runs (by two programs).
 
 With the argument `logits`: what a rubric judge gains from reading its grade in the logits of one token.
+With the argument `first`: how often a classifier in front of another judge is sure, and how often it is wrong then.
 """
 
 from __future__ import annotations
@@ -84,6 +85,12 @@ def main() -> None:
         from benchmarks._logits import main as by_logits
 
         by_logits([(row["prompt"], row["completion"]) for row in xstest()], sys.argv[2:])
+        return
+    if sys.argv[1:2] == ["first"]:
+        from benchmarks._first import main as first
+
+        guard = "is_jailbreak_llamaguard2"
+        first([*completions("*/*_baseline_*", guard), *completions("*/*_a[cb]*_*", guard)], sys.argv[2:])
         return
     matcher, lenient = RefusalMatcher(), RefusalMatcher(partial="refused")
     rows = xstest()

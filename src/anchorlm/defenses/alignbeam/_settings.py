@@ -120,10 +120,10 @@ class AlignBeamSettings(MixtureSettings):
         json_schema_extra={"paper": "1"},
     )
     candidates_written: Literal["all", "lazy"] = Field(
-        default="all",
-        description="`all`: finish every opening, then choose. `lazy`: finish the most likely one first, and the next "
-        "one only if the judge is not comfortable with the answer. You get the same answer. It writes "
-        "less, but in more rounds.",
+        default="lazy",
+        description="`all`: finish every opening, then choose. `lazy`: write only as much of each opening as shows "
+        "which is the most likely, finish that one, and the next one only if the judge is not comfortable with the "
+        "answer. You get the same answer.",
         json_schema_extra={"paper": "`all`"},
     )
     trace_top: int = Field(
