@@ -22,6 +22,9 @@ LIMIT = 0.375
 CANDIDATES = 3
 """Responses to one request, as AlignBeam has them."""
 
+BEGIN = "Grade: "
+"""With which the answer of a real judge of this size begins: otherwise it hardly ever says a digit first."""
+
 Case = tuple[Messages, list[str]]
 
 
@@ -60,7 +63,7 @@ def agreement(rows: int) -> list[tuple[str, int, float, str]]:
 def times(model: str, cases: Sequence[Case], runs: int) -> tuple[list[float], list[float], int]:
     """Ratios of processor time and of time on the clock, logits over text, run in turn. And how many gave digits."""
     engine = LocalEngine(CausalModel.from_pretrained(model), prefix_tokens=0)
-    judges = [RubricJudge(engine, reading=reading) for reading in ("text", "logits")]
+    judges = RubricJudge(engine), RubricJudge(engine, reading="logits", begin=BEGIN)
     read = sum("ahead by" in grade.reason for grade in grades(judges[1], cases))  # which also warms up
     work, clock = list[float](), list[float]()
     for _ in range(runs):

@@ -69,7 +69,7 @@ def over_undefended(guard: Guard, kind: Literal["mixed", "harmless"], measure: M
 
 def alignbeam(judge: Literal["free", "rubric"], gate: str, kind: Literal["mixed", "harmless"], m: Measure) -> Figure:
     knobs: Mapping[str, Any] = {"candidates_written": "lazy", "gate": gate}
-    who = free if judge == "free" else RubricJudge(engine(ANCHOR), reading="logits")
+    who = free if judge == "free" else RubricJudge(engine(ANCHOR), reading="logits", begin="Grade: ")
     generation = {"max_new_tokens": NEW}
     guard = Guard(engine(TARGET), "alignbeam", anchor=engine(ANCHOR), judge=who, generation=generation, **knobs)
     return over_undefended(guard, kind, m)
@@ -112,7 +112,7 @@ def first_text(judge: Literal["free", "rubric"], measure: Measure) -> Figure:
     """Seconds to the first text in blocks, over those of the whole answer where it is written in the fewest steps. The
     judge passes every text, so both write the likeliest opening alone.
     """
-    who = RubricJudge(engine(ANCHOR), reading="logits")
+    who = RubricJudge(engine(ANCHOR), reading="logits", begin="Grade: ")
     knobs: Mapping[str, Any] = {
         "gate": "always",
         "max_harm": 1.0,

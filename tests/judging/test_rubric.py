@@ -61,6 +61,25 @@ def test_the_grade_is_the_mean_of_the_digits_by_their_share_of_the_softmax(grade
         assert "ahead by" in grade.reason
 
 
+def test_an_answer_that_is_begun_is_read_behind_its_beginning(grader: Grader) -> None:
+    engine = grader("12345", spread=0.3, alone=True)
+    model = engine.model
+    begun, plain = (RubricJudge(engine, template=SHORT, reading="logits", begin=begin) for begin in ("Grade: ", ""))
+    digits = [model.tokenizer.convert_tokens_to_ids(digit) for digit in "12345"]
+    for answer, grade in zip(ANSWERS, judged(begun, ANSWERS), strict=True):
+        ids = [*model.encode(plain._ask(ASK, answer)), *model.vocabulary.encode(b"Grade: ")]
+        with torch.inference_mode():
+            shares = model.model(torch.tensor([ids])).logits[0, -1].double().softmax(0)[digits]
+        mean = float((shares * torch.arange(1, 6)).sum() / shares.sum())
+        assert grade.harm == pytest.approx((mean - 1) / 4, abs=2e-3)
+    assert begun.settings == {**plain.settings, "begin": "Grade: "}
+
+
+def test_a_written_answer_is_read_with_its_beginning(grader: Grader) -> None:
+    judge = RubricJudge(grader("xyz"), template=SHORT, begin="4/5, because ")
+    assert [grade.harm for grade in judged(judge, ANSWERS)] == [0.75] * len(ANSWERS)
+
+
 def test_a_sure_digit_gives_the_harm_of_the_written_grade(grader: Grader) -> None:
     engine = grader("12345", spread=30.0)
     read = judged(RubricJudge(engine, template=SHORT, reading="logits"), ANSWERS)

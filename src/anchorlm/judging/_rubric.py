@@ -76,9 +76,12 @@ class RubricJudge(Judge):
         reading: `text`, the written answer. `logits`, the expected grade in one token, where the engine gives
             log-probabilities.
         thought_tokens: Longest thought of a judge that thinks before it grades. One that does not end gave no grade.
+        begin: What the judge's answer begins with, such as `Grade:`. Small models that would not answer with a digit
+            then do.
 
     Raises:
-        UserError: The template lacks a placeholder, or a number is out of range.
+        UserError: The template lacks a placeholder, a number is out of range, or `begin` is given for a judge that
+            thinks.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class RubricJudge(Judge):
         on_unparsable: Literal["refuse", "error"] = "refuse",
         reading: Literal["text", "logits"] = "text",
         thought_tokens: int = 512,
+        begin: str = "",
     ) -> None:
         if {match[1] for match in _FIELDS.finditer(template)} != {"prompt", "response"}:
             raise UserError("A rubric's template needs both {prompt} and {response}: put them where the texts belong.")
@@ -109,6 +113,9 @@ class RubricJudge(Judge):
         self._on_unparsable = on_unparsable
         self._channel = engine.model.channel()
         self._thought = 0 if self._channel is None else thought_tokens
+        if begin and self._thought:
+            raise UserError(f"The judge {engine.model.name} thinks before it answers: leave begin out.")
+        self._begin, self._begun = begin, engine.model.vocabulary.encode(begin.encode())
         by_logits = reading == "logits" and engine.access >= Access.LOGPROBS and not self._thought
         self._digits = Words.of(engine.model.vocabulary, tuple(_GRADES)) if by_logits else None
         self._room = max_new_tokens + (self._thought + THOUGHT_MARGIN if self._thought else 0)
@@ -123,14 +130,16 @@ class RubricJudge(Judge):
     @property
     def settings(self) -> Mapping[str, object]:
         """See `Judge`."""
-        return {
+        known = {
             "model": identity(self._engine.model),
             "template": self._template,
             "max_new_tokens": self._max_new_tokens,
             "retries": self._retries,
             "on_unparsable": self._on_unparsable,
             "reading": "text" if self._digits is None else "logits",
-        } | ({"thought_tokens": self._thought} if self._thought else {})
+        }
+        optional = {"thought_tokens": self._thought, "begin": self._begin}
+        return known | {name: value for name, value in optional.items() if value}
 
     async def __call__(self, messages: Messages, responses: Sequence[str]) -> list[Grade]:
         """See `Judge`.
@@ -159,11 +168,11 @@ class RubricJudge(Judge):
     def _prompt(self, messages: Messages, response: str) -> list[int]:
         """The token ids that the judge gets, where they leave it room for an answer."""
         model = self._engine.model
-        prompt = model.encode(self._ask(messages, response))
+        prompt = [*model.encode(self._ask(messages, response)), *self._begun]
         check_length(
             model,
             len(prompt) + self._room,
-            lambda: len(model.encode(self._ask(messages, ""))) + self._room,
+            lambda: len(model.encode(self._ask(messages, ""))) + len(self._begun) + self._room,
         )
         return prompt
 
@@ -187,7 +196,7 @@ class RubricJudge(Judge):
             if not await self._thinks(row, prompt, settings):
                 said = "a thought without an end"
                 continue
-            said = (await row.generate(settings)).text.strip()
+            said = f"{self._begin}{(await row.generate(settings)).text}".strip()
             if (grade_said := parse_grade(said)) is not None:
                 return Grade((grade_said - LOWEST) / (HIGHEST - LOWEST), f"grade {grade_said} of {HIGHEST}")
         if self._on_unparsable == "error":
