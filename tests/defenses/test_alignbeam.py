@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from anchorlm.defenses import AlignBeam
+from anchorlm.defenses.alignbeam._defense import Primed
 from anchorlm.engine import LocalEngine, runtime
 from anchorlm.guard import Guard
 from anchorlm.judging import CallableJudge
@@ -169,6 +170,26 @@ def test_openings_that_are_finished_one_by_one_give_what_all_of_them_give(
     )
     assert (lazy.text, lazy.token_ids, lazy.finish_reason) == (whole.text, whole.token_ids, whole.finish_reason)
     assert {one["text"] for one in candidates(lazy)} <= set(texts)
+
+
+def test_an_opening_is_mixed_no_further_than_shows_that_it_is_not_the_likeliest(
+    target: LocalEngine, anchor: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[Primed] = []
+    step = Primed.step
+
+    async def counted(opening: Primed) -> None:
+        steps.append(opening)
+        await step(opening)
+
+    monkeypatch.setattr(Primed, "step", counted)
+    taken = {}
+    for written in ("all", "lazy"):
+        steps.clear()
+        texts = [guard(target, anchor, candidates_written=written).chat(said(prompt)).text for prompt in PROMPTS]
+        taken[written] = texts, len(steps)
+    assert taken["lazy"][0] == taken["all"][0]
+    assert taken["lazy"][1] < taken["all"][1]
 
 
 def test_an_opening_is_only_finished_where_the_judge_is_not_comfortable_with_a_likelier_one(
