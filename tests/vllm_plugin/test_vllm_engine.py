@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 from mixtures import loaded
+from pages import block
 
 from anchorlm.engine import LocalEngine, VLLMEngine, runtime
-from anchorlm.guard import Guard
+from anchorlm.guard import Guard, Recipe
 from anchorlm.models import VLLMSettings
 from anchorlm.records import Access, DefenseError, GenerationSettings, UserError
 
@@ -189,6 +190,14 @@ def test_what_cannot_be_had_is_refused_with_a_remedy(there: VLLMEngine, small_an
 
     with pytest.raises(UserError, match="inside vLLM: load the model here"):
         runtime().run(read())
+
+
+def test_the_recipe_of_the_page_passes_its_check(smollm2: Path, small_anchor: Path, tmp_path: Path) -> None:
+    names = {"org/my-specialist": smollm2, "org/small-aligned-model": small_anchor}
+    (tmp_path / "guard.toml").write_text(block("toml", "# guard.toml", names), "utf-8")
+    found = Guard.check(Recipe.load(tmp_path / "guard.toml"))
+    assert found.passed, found.gaps
+    assert any("in vLLM, which starts with the guard" in fact for fact in found.facts)
 
 
 @pytest.mark.parametrize(

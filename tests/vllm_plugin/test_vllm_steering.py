@@ -36,7 +36,7 @@ def states(target: LocalEngine) -> dict[str | None, Steering | None]:
     return {None: None, "calm": Steering(some(9, 10, 11), 0.3, "prompt"), "wild": Steering(some(5, 12, 20), 1.0, "all")}
 
 
-@pytest.fixture(scope="module", params=["eager"])
+@pytest.fixture(scope="module", params=["eager", "compiled"])
 def found(
     request: pytest.FixtureRequest, smollm2: Path, states: dict[Any, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:

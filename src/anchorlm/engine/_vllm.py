@@ -192,8 +192,10 @@ class VLLMEngine:
 
     async def _answers(self, ids: Sequence[int], params: Any) -> AsyncGenerator[Any, None]:
         """What vLLM says to a prompt. Who leaves early ends the request in vLLM, too."""
+        from vllm.inputs import tokens_input
+
         until = monotonic() + self._timeout
-        outputs = self._server.generate({"prompt_token_ids": list(ids)}, params, f"anchorlm-{uuid4().hex}")
+        outputs = self._server.generate(tokens_input(list(ids)), params, f"anchorlm-{uuid4().hex}")
         try:
             while True:
                 # No deadline is open while the answer is with the caller: it would cancel other work.
