@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import pytest
 import torch
-from pages import block
 from torch import nn
+from vllm_page import block
 
 from anchorlm.engine import Edit, Steering
 from anchorlm.records import DefenseError, UserError

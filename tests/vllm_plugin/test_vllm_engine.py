@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from mixtures import loaded
-from pages import block
+from vllm_page import block
 
 from anchorlm.engine import LocalEngine, VLLMEngine, runtime
 from anchorlm.guard import Guard, Recipe
@@ -114,7 +114,7 @@ def test_a_stream_is_the_whole_answer_and_leaving_it_ends_the_request_in_vllm(th
     async def stream(most: int) -> list[int]:
         found: list[int] = []
         async with there.open(there.model.encode(said(QUESTIONS[2])), room=200) as row:
-            pieces = row.stream(asked)
+            pieces: Any = row.stream(asked)
             async for token in pieces:
                 found.append(token)
                 if len(found) == most:

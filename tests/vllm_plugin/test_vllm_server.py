@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 from mixtures import Ours, loaded
-from pages import block
+from vllm_page import block
 
 from anchorlm.defenses.alignbeam import MixtureSettings
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "vllm.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "vllm.md"
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -18,9 +18,8 @@ def block(kind: str, words: str, names: Mapping[str, object] | None = None) -> s
         words: Of which it is known.
         names: What is put in the place of names.
     """
-    (found,) = [
-        text for language, text in _BLOCK.findall(PAGE.read_text("utf-8")) if language == kind and words in text
-    ]
+    blocks: list[tuple[str, str]] = _BLOCK.findall(PAGE.read_text("utf-8"))
+    (found,) = [text for language, text in blocks if language == kind and words in text]
     for name, value in (names or {}).items():
         found = found.replace(name, str(value))
     return found
