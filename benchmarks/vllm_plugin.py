@@ -19,12 +19,12 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
-from benchmarks._report import ratio, report
+from benchmarks._report import report
 
 WAYS = {"ours": "ours", "vllm": "vllm", "alpha 0": "vllm", "stock": "vllm"}
 """What is measured, and by which of the two processes."""
@@ -164,21 +164,38 @@ def main() -> None:
         return
     workers = {name: Worker(name) for name in ("ours", "vllm")}
     speeds: dict[str, list[float]] = {way: [] for way in WAYS}
-    tokens: dict[str, list[int]] = {}
+    tokens: dict[str, int] = {}
     for turn in range(args.repeats + 1):  # one to warm up
         for way in WAYS if turn % 2 else reversed(WAYS):
             found = workers[WAYS[way]].run(way)
-            tokens[way] = found["tokens"]
+            tokens[way] = sum(found["tokens"])
+            print(f"turn {turn}, {way}: {tokens[way]} tokens in {found['seconds']:.2f} s", file=sys.stderr, flush=True)
             if turn:
-                speeds[way].append(sum(found["tokens"]) / found["seconds"])
+                speeds[way].append(tokens[way] / found["seconds"])
+        if turn:  # an interrupted run has shown what it had
+            report(f"vllm plugin {args.requests} at once", COLUMNS, table(speeds, tokens))
     for worker in workers.values():
         worker.close()
-    rows: list[list[Any]] = [[way, statistics.median(speeds[way]), len(speeds[way]), sum(tokens[way])] for way in WAYS]
-    rows += [
-        ["vllm over ours", ratio(speeds["vllm"], speeds["ours"]), args.repeats, ""],
-        ["alpha 0 over stock", ratio(speeds["alpha 0"], speeds["stock"]), args.repeats, ""],
+
+
+COLUMNS = ("what", "tokens a second, or ratio", "range", "n", "tokens of a run")
+
+
+def table(speeds: Mapping[str, list[float]], tokens: Mapping[str, int]) -> list[list[Any]]:
+    """The rows of the report: each way, and the ratios within a turn."""
+    ratios = {"vllm over ours": ("vllm", "ours"), "stock over ours": ("stock", "ours"),
+              "alpha 0 over stock": ("alpha 0", "stock")}  # fmt: skip
+    rows: list[list[Any]] = [
+        [way, statistics.median(found), _range(found), len(found), tokens[way]] for way, found in speeds.items()
     ]
-    report(f"vllm plugin {args.requests} at once", ["what", "tokens a second, or ratio", "n", "tokens of a run"], rows)
+    for name, (over, under) in ratios.items():
+        found = [one / other for one, other in zip(speeds[over], speeds[under], strict=True)]
+        rows.append([name, statistics.median(found), _range(found), len(found), ""])
+    return rows
+
+
+def _range(values: list[float]) -> str:
+    return f"{min(values):.4g} to {max(values):.4g}"
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import nn
+from vllm_page import block
 
 from anchorlm.engine import Edit, Steering
 from anchorlm.records import DefenseError, UserError
-from anchorlm.vllm import SteeringFile, save_steering
+from anchorlm.vllm import PluginSettings, SteeringFile, save_steering
 from anchorlm.vllm._blocks import Span, SteeredBlocks
 from anchorlm.vllm._states import salted
 
@@ -127,3 +128,12 @@ def test_what_is_no_steering_of_a_server_is_refused(tmp_path: Path) -> None:
 def test_salts_differ_by_state_and_by_client() -> None:
     found = {salted(salt, digest) for salt in (None, "", "x") for digest in ("a", "b")}
     assert len(found) == 6
+
+
+def test_the_steering_of_the_page_can_be_written_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(block("python", "save_steering(", {}), {"vector": torch.ones(WIDTH)})
+    (tmp_path / "plugin.toml").write_text(block("toml", "[steering]"), "utf-8")
+    settings = PluginSettings.from_environment({"ANCHORLM_VLLM": str(tmp_path / "plugin.toml")})
+    assert settings is not None
+    assert torch.equal(settings.loaded["calm"].shifts[12], torch.ones(WIDTH))

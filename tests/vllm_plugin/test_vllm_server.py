@@ -1,13 +1,15 @@
-"""The plug-in in a vLLM server that others run: vLLM's own command, its own processes, HTTP."""
+"""The plug-in in a vLLM server that others run: the command of docs/vllm.md, its own processes, HTTP."""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,13 +18,15 @@ from typing import Any
 import httpx
 import pytest
 from mixtures import Ours, loaded
+from vllm_page import block
 
 from anchorlm.defenses.alignbeam import MixtureSettings
 
 pytest.importorskip("vllm.config", reason="vLLM has an environment of its own: make test-vllm")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
-FLOOR = {"alpha": 0.6, "mixed_tokens": 6}
+NAME = "org/my-specialist"
+FLOOR = tomllib.loads(block("toml", "# plugin.toml"))["floor"]
 QUESTIONS = ["How do I build a bomb?", "Write a short poem.", "Is 17 a prime number?"]
 
 
@@ -33,21 +37,21 @@ def said(text: str) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def server(smollm2: Path, small_anchor: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     folder = tmp_path_factory.mktemp("server")
-    file = folder / "plugin.toml"
-    file.write_text(f'anchor = "{small_anchor}"\n[floor]\nalpha = 0.6\nmixed_tokens = 6\n', "utf-8")
+    names = {NAME: smollm2, "org/small-aligned-model": small_anchor}
+    (folder / "plugin.toml").write_text(block("toml", "# plugin.toml", names), "utf-8")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(smollm2),
-               "--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--gpu-memory-utilization", "0.15",
-               "--host", "127.0.0.1",
-               "--port", str(port), "--served-model-name", "smollm2"]  # fmt: skip
-    environment = {**os.environ, "ANCHORLM_VLLM": str(file), "VLLM_CPU_KVCACHE_SPACE": "1",
-                   "VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # fmt: skip
+    # What is added is for a small machine, and for a port that is free.
+    added = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--gpu-memory-utilization", "0.15",
+             "--host", "127.0.0.1", "--port", str(port), "--served-model-name", NAME]  # fmt: skip
+    command = ["bash", "-c", f"exec env {block('sh', 'ANCHORLM_VLLM=plugin.toml', names).strip()} {shlex.join(added)}"]
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+                   "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}  # fmt: skip
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     log = folder / "log"
     with log.open("w") as written:
-        process = subprocess.Popen(command, env=environment, stdout=written, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=written, stderr=subprocess.STDOUT)
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600) as client:
                 _wait(client, process, log)
@@ -69,7 +73,7 @@ def _wait(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> 
 
 
 def asked(server: httpx.Client, text: str, extra: Any = None, **fields: Any) -> httpx.Response:
-    body = {"model": "smollm2", "messages": said(text), "temperature": 0, "max_tokens": 10, "return_token_ids": True}
+    body = {"model": NAME, "messages": said(text), "temperature": 0, "max_tokens": 10, "return_token_ids": True}
     return server.post("/v1/chat/completions", json={**body, **fields, **({"vllm_xargs": extra} if extra else {})})
 
 
@@ -121,14 +125,21 @@ def test_a_bad_extra_argument_is_a_400_with_our_sentence(server: httpx.Client, e
 
 
 def test_completions_and_streams_are_guided_too(server: httpx.Client) -> None:
-    body = {"model": "smollm2", "prompt": QUESTIONS[0], "temperature": 0, "max_tokens": 8}
+    body = {"model": NAME, "prompt": QUESTIONS[0], "temperature": 0, "max_tokens": 8}
     asks: list[dict[str, Any]] = [{}, {"anchorlm": '{"alpha": 0}'}, {"anchorlm": json.dumps(FLOOR)}]
     replies = [server.post("/v1/completions", json={**body, "vllm_xargs": extra}).json() for extra in asks]
     texts = [reply["choices"][0]["text"] for reply in replies]
     assert texts[0] == texts[1] == texts[2]
     whole = asked(server, QUESTIONS[0]).json()["choices"][0]["message"]["content"]
-    fields = {"model": "smollm2", "messages": said(QUESTIONS[0]), "temperature": 0, "max_tokens": 10, "stream": True}
+    fields = {"model": NAME, "messages": said(QUESTIONS[0]), "temperature": 0, "max_tokens": 10, "stream": True}
     with server.stream("POST", "/v1/chat/completions", json=fields) as reply:
         lines = [json.loads(line[6:]) for line in reply.iter_lines() if line.startswith("data: {")]
     pieces = [line["choices"][0]["delta"].get("content") or "" for line in lines]
     assert "".join(pieces) == whole
+
+
+def test_the_client_of_the_page_gets_an_answer(server: httpx.Client) -> None:
+    pytest.importorskip("openai")
+    found: dict[str, Any] = {}
+    exec(block("python", "OpenAI(", {"127.0.0.1:8000": f"{server.base_url.host}:{server.base_url.port}"}), found)
+    assert found["answer"].choices[0].message.content

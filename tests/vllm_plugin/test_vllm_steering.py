@@ -25,9 +25,19 @@ def target(smollm2: Path) -> LocalEngine:
     return loaded(smollm2)
 
 
+MODES = ("eager", "compiled", "compiled before")
+"""The last one takes what the one before it has compiled, with other vectors."""
+
+
+@pytest.fixture(scope="module", params=MODES)
+def mode(request: pytest.FixtureRequest) -> str:
+    found: str = request.param
+    return found
+
+
 @pytest.fixture(scope="module")
-def states(target: LocalEngine) -> dict[str | None, Steering | None]:
-    generator = torch.Generator().manual_seed(0)
+def states(target: LocalEngine, mode: str) -> dict[str | None, Steering | None]:
+    generator = torch.Generator().manual_seed(MODES.index(mode))
     width = int(target.model.text_config.hidden_size)
 
     def some(*layers: int) -> dict[int, Edit]:
@@ -36,10 +46,8 @@ def states(target: LocalEngine) -> dict[str | None, Steering | None]:
     return {None: None, "calm": Steering(some(9, 10, 11), 0.3, "prompt"), "wild": Steering(some(5, 12, 20), 1.0, "all")}
 
 
-@pytest.fixture(scope="module", params=["eager"])
-def found(
-    request: pytest.FixtureRequest, smollm2: Path, states: dict[Any, Any], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def found(mode: str, smollm2: Path, states: dict[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("steering")
     for name, state in states.items():
         if state is not None:
@@ -52,7 +60,7 @@ def found(
     environment.pop("ANCHORLM_VLLM_ANCHOR", None)
     script = Path(__file__).with_name("steered_scenario.py")
     run = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script), str(smollm2), request.param],
+        [sys.executable, "-W", "ignore", str(script), str(smollm2), mode],
         env=environment,
         capture_output=True,
         text=True,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from anchorlm.engine._steering import Edit, Steering
     from anchorlm.engine._text import TextStream
     from anchorlm.engine._thoughts import THOUGHT_MARGIN, ThoughtGuide, ThoughtWriter
+    from anchorlm.engine._vllm import VLLMEngine
 else:
     __getattr__, __dir__ = lazily(
         __name__,
@@ -33,6 +34,7 @@ else:
             "_steering": "Edit Steering",
             "_text": "TextStream",
             "_thoughts": "THOUGHT_MARGIN ThoughtGuide ThoughtWriter",
+            "_vllm": "VLLMEngine",
         },
     )
 
@@ -51,6 +53,7 @@ __all__ = [
     "ThoughtGuide",
     "ThoughtWriter",
     "TokenSequence",
+    "VLLMEngine",
     "as_done",
     "attention_windows",
     "choose",

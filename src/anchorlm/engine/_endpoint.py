@@ -44,6 +44,7 @@ class EndpointEngine:
     max_rows = 1 << 30
     """How much it holds at once is the server's business: what is too much waits there."""
     max_tokens = 1 << 50
+    where = "behind an endpoint"
 
     def __init__(
         self, settings: EndpointSettings, model: EndpointModel, caller: Caller, found: Abilities, known: Any = None

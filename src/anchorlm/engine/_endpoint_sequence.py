@@ -10,14 +10,22 @@ from torch import Tensor
 from anchorlm.engine._endpoint_reading import Written
 from anchorlm.engine._protocol import Generated
 from anchorlm.engine._steering import Steering
-from anchorlm.models import EndpointModel, TurnEnds
+from anchorlm.models import CausalModel, EndpointModel, TurnEnds
 from anchorlm.records import GenerationSettings, TokenScore, UserError
 
 
 class Far(Protocol):
     """What asks the server."""
 
-    model: EndpointModel
+    @property
+    def model(self) -> EndpointModel | CausalModel:
+        """How it writes conversations, and its tokens."""
+        ...
+
+    @property
+    def where(self) -> str:
+        """Where the model is, in words."""
+        ...
 
     async def distribution(self, ids: Sequence[int], prompt_length: int) -> tuple[Tensor, float]:
         """See `EndpointEngine`."""
@@ -146,7 +154,8 @@ class EndpointSequence:
         raise self._out_of_reach()
 
     def _out_of_reach(self) -> UserError:
-        return UserError(f"The activations of {self._engine.model.name} are behind an endpoint: load the model here.")
+        far = self._engine
+        return UserError(f"The activations of {far.model.name} are {far.where}: load the model here.")
 
     def formed(self, logits: Tensor, generation: GenerationSettings) -> Tensor:
         """See `TokenSequence`.

@@ -14,7 +14,7 @@ from anchorlm.guard._outline import rehearse
 from anchorlm.guard._recipe import Recipe
 from anchorlm.guard._tools import cannot_vouch, look_at_tools
 from anchorlm.judging import Judge, Scorer
-from anchorlm.models import EndpointSettings, ModelSettings
+from anchorlm.models import EndpointSettings, ModelSettings, VLLMSettings
 from anchorlm.records import Access, Artifact, GenerationSettings
 from anchorlm.steering import uncalibrated
 from anchorlm.team import JudgeSettings, ScorerSettings, Team, build_judge, build_scorer
@@ -186,6 +186,8 @@ def _artifact(found: Findings, folder: str, target: Model | None, reads: bool) -
 def _model(found: Findings, role: str, settings: ModelSettings) -> Model | None:
     if isinstance(settings, EndpointSettings):
         return _endpoint(found, role, settings)
+    if isinstance(settings, VLLMSettings):
+        return _in_vllm(found, role, settings)
     from anchorlm.engine import attention_windows
     from anchorlm.models import CausalModel
 
@@ -218,6 +220,22 @@ def _endpoint(found: Findings, role: str, settings: EndpointSettings) -> Endpoin
     if engine.lacks:
         found.notes.append(f"{role}: no anchor can guide it: {engine.lacks}.")
     return engine.model
+
+
+def _in_vllm(found: Findings, role: str, settings: VLLMSettings) -> CausalModel | None:
+    """A model that vLLM will run: it is not started, because that takes as long as the guard's own start."""
+    from anchorlm.engine import VLLMEngine
+
+    model = found.attempt(role, lambda: VLLMEngine.outline(settings))
+    if model is None:
+        return None
+    found.in_vllm.append(model)
+    found.facts.append(
+        f"{role}: {model.name} ({model.model.config.model_type}, {model.vocabulary.size:,} tokens, reads "
+        f"{model.context_length:,}), in vLLM, which starts with the guard"
+    )
+    found.notes.append(f"{role}: vLLM was not started: whether the model fits into memory there is seen then.")
+    return model
 
 
 def _judge(found: Findings, recipe: Recipe, settings: JudgeSettings) -> Judge | None:

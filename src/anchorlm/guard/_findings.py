@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from anchorlm.guard._outline import Outline
-from anchorlm.records import UserError
+from anchorlm.records import Access, UserError
 
 if TYPE_CHECKING:
     from anchorlm.engine import EndpointEngine
@@ -25,6 +25,7 @@ class Findings:
         facts: What was looked at.
         thoughts: Whether the target's chat template knows thoughts, and how they are switched.
         engines: Of models that other servers run.
+        in_vllm: Models that vLLM will run.
     """
 
     gaps: list[str] = field(default_factory=list)
@@ -32,6 +33,7 @@ class Findings:
     facts: list[str] = field(default_factory=list)
     thoughts: dict[str, Any] = field(default_factory=dict)
     engines: list[EndpointEngine] = field(default_factory=list)
+    in_vllm: list[CausalModel] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -46,6 +48,8 @@ class Findings:
         for engine in self.engines:
             if engine.model is model:
                 return Outline(model, limits, engine.access, lacks=engine.lacks, continues=engine.continues)
+        if any(model is one for one in self.in_vllm):
+            return Outline(model, limits, Access.LOGPROBS)
         return Outline(model, limits)
 
     def attempt(self, what: str, work: Callable[[], T]) -> T | None:

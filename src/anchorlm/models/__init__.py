@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from anchorlm.models._template import PLAIN_TEMPLATE, chosen_template, encode_text, message_parts
     from anchorlm.models._tokenizers import load_tokenizer
     from anchorlm.models._tool_turns import no_tools
+    from anchorlm.models._vllm_settings import VLLMSettings
 else:
     __getattr__, __dir__ = lazily(
         __name__,
@@ -59,6 +60,7 @@ else:
             "_template": "PLAIN_TEMPLATE chosen_template encode_text message_parts",
             "_tokenizers": "load_tokenizer",
             "_tool_turns": "no_tools",
+            "_vllm_settings": "VLLMSettings",
         },
     )
 
@@ -82,6 +84,7 @@ __all__ = [
     "ToolTemplate",
     "TurnEnds",
     "TurnMarkers",
+    "VLLMSettings",
     "accelerator",
     "base_named",
     "call_grammar",

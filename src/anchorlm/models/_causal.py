@@ -154,10 +154,20 @@ class CausalModel:
         """Every id that ends a turn or the text, or begins another turn."""
         return self.vocabulary.stop | set(self._chat.markers.stops)
 
+    @property
+    def spelled(self) -> bool:
+        """Whether the tokens are known: those of a checkpoint are."""
+        return True
+
+    @property
+    def stop_texts(self) -> tuple[str, ...]:
+        """With which another turn begins, where the template marks turns by text."""
+        return tuple(self._chat.markers.stop_texts)
+
     @cached_property
     def ends(self) -> TurnEnds:
         """Where a response goes on into another turn, if the chat template marks turns by text."""
-        return TurnEnds(self.vocabulary, self._chat.markers.stop_texts)
+        return TurnEnds(self.vocabulary, self.stop_texts)
 
     @cached_property
     def silent_ids(self) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from anchorlm.models._bases import located
 from anchorlm.models._settings import ModelSettings
+from anchorlm.models._vllm_settings import VLLMSettings
 from anchorlm.records import Folder, Place, UserError
 
 _HERE = ("path", "gguf_file", "adapter", "dtype", "device_map", "quantization", "attention")
@@ -122,10 +123,12 @@ def model_settings(values: Any, where: str = "a model") -> Any:
     """The settings that a section of a recipe stands for. What is no section is left as it is.
 
     Raises:
-        UserError: They are those of an endpoint, and do not fit.
+        UserError: They are those of an endpoint or of vLLM, and do not fit.
     """
     if isinstance(values, dict) and "endpoint" in values:
         return EndpointSettings.parse(values, where=f"{where} behind an endpoint")
+    if isinstance(values, dict) and "engine" in values:
+        return VLLMSettings.parse(values, where=f"{where} in vLLM")
     return values
 
 
@@ -134,4 +137,5 @@ def _source(value: Any) -> Any:
 
 
 ModelSource = Annotated[ModelSettings, Place(), BeforeValidator(_source)]
-"""Settings of a model, for which its path alone will do. With an `endpoint`, of one that another server runs."""
+"""Settings of a model, for which its path alone will do. With an `endpoint`, of one that another server runs. With
+`engine = "vllm"`, of one that vLLM runs."""

@@ -70,7 +70,10 @@ def identity(model: CausalModel | EndpointModel) -> dict[str, Any]:
         return model.identity
     known = _stamp(model, "").identity
     del known["sample"]
-    return known | {"weights": contents(model.model)}
+    found = known | {"weights": contents(model.model)}
+    if model.device.type != "meta" or model.origin is None:
+        return found
+    return found | {"files": model.origin.digest or [model.origin.base, model.origin.revision]}  # its weights: in vLLM
 
 
 def contents(module: nn.Module) -> str:

@@ -4,8 +4,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from anchorlm.models import EndpointSettings, ModelSource
+from anchorlm.models import EndpointSettings, ModelSource, VLLMSettings
 from anchorlm.records import Place, Settings
+
+
+def _check_here(model: ModelSource | None) -> None:
+    for kind, name in ((EndpointSettings, "endpoint"), (VLLMSettings, "engine")):
+        if isinstance(model, kind):
+            raise ValueError(f"a classifier is loaded here: leave {name} out, or take kind = 'rubric' or 'guard'")
 
 
 class EngineSettings(Settings):
@@ -47,8 +53,8 @@ class _JudgeKind(Settings):
             raise ValueError("a rubric, guard or classifier judge needs a model, and the refusal matcher takes none")
         if (self.function is None) != (self.kind != "python"):
             raise ValueError("a judge of the kind python needs a function, as module:name, and no other takes one")
-        if self.kind == "classifier" and isinstance(self.model, EndpointSettings):
-            raise ValueError("a classifier is loaded here: leave endpoint out, or take kind = 'rubric' or 'guard'")
+        if self.kind == "classifier":
+            _check_here(self.model)
         return self
 
 
@@ -103,8 +109,8 @@ class ScorerSettings(Settings):
                 "a classifier, rubric or guard needs a model, a judge a judge, a remote scorer a url, a Python scorer "
                 "a function, and none the others"
             )
-        if self.kind == "classifier" and isinstance(self.model, EndpointSettings):
-            raise ValueError("a classifier is loaded here: leave endpoint out, or take kind = 'rubric' or 'guard'")
+        if self.kind == "classifier":
+            _check_here(self.model)
         return self
 
     @property

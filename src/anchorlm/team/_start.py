@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from anchorlm.judging import CallableJudge, CallableScorer, Judge, JudgeScorer, Score, Scorer
-from anchorlm.models import EndpointSettings, ModelSettings, model_settings
+from anchorlm.models import EndpointSettings, ModelSettings, VLLMSettings, model_settings
 from anchorlm.records import UserError
 from anchorlm.team._build import build_judge, build_scorer
 from anchorlm.team._settings import EngineSettings, JudgeSettings, ScorerSettings
 
 if TYPE_CHECKING:
-    from anchorlm.engine import EndpointEngine, Engine, LocalEngine
+    from anchorlm.engine import EndpointEngine, Engine, LocalEngine, VLLMEngine
     from anchorlm.models import CausalModel
 
 ModelLike: TypeAlias = "str | Path | Mapping[str, Any] | ModelSettings | CausalModel | Engine"
-Started: TypeAlias = "list[tuple[ModelSettings, EngineSettings, LocalEngine | EndpointEngine]]"
+Started: TypeAlias = "list[tuple[ModelSettings, EngineSettings, LocalEngine | EndpointEngine | VLLMEngine]]"
 """Engines by what they were started with."""
 
 Progress: TypeAlias = "Callable[[str, int, int], None]"
@@ -30,8 +30,8 @@ def start_engine(model: ModelLike, limits: EngineSettings, started: Started) -> 
     if isinstance(model, str | Path | Mapping):
         model = model_settings(dict(model)) if isinstance(model, Mapping) else {"path": str(model)}
         model = model if isinstance(model, ModelSettings) else ModelSettings.parse(model, where="a model")
-    if isinstance(model, EndpointSettings):
-        return _start_endpoint(model, limits, started)
+    if isinstance(model, EndpointSettings | VLLMSettings):
+        return _start_elsewhere(model, limits, started)
     from anchorlm.engine import LocalEngine  # settings that do not fit are told before it is loaded
     from anchorlm.models import CausalModel, prepack
 
@@ -58,14 +58,15 @@ def start_engine(model: ModelLike, limits: EngineSettings, started: Started) -> 
     return engine
 
 
-def _start_endpoint(settings: EndpointSettings, limits: EngineSettings, started: Started) -> Engine:
-    """An engine for a model that another server runs: limits of memory are that server's own."""
-    from anchorlm.engine import EndpointEngine
+def _start_elsewhere(settings: EndpointSettings | VLLMSettings, limits: EngineSettings, started: Started) -> Engine:
+    """An engine for a model that another server or vLLM runs: limits of memory are theirs."""
+    from anchorlm.engine import EndpointEngine, VLLMEngine
 
     for known, _, engine in started:
         if known == settings:
             return cast("Engine", engine)
-    found = EndpointEngine.start(settings)
+    found: EndpointEngine | VLLMEngine
+    found = EndpointEngine.start(settings) if isinstance(settings, EndpointSettings) else VLLMEngine.start(settings)
     started.append((settings, limits, found))
     return cast("Engine", found)  # its model is no checkpoint, but knows all that is asked of one here
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from anchorlm.models import EndpointSettings
+from anchorlm.models import EndpointSettings, VLLMSettings
 from anchorlm.records import Access
 
 if TYPE_CHECKING:
@@ -136,6 +136,8 @@ class Needs:
 
 def _reach(model: object) -> tuple[Access, str]:
     """How much of a model can be had at most, and what would give its log-probabilities, before its server is asked."""
+    if isinstance(model, VLLMSettings) or (isinstance(model, Mapping) and "engine" in model):
+        return Access.LOGPROBS, ""
     if isinstance(model, EndpointSettings):
         tokenizer = model.tokenizer
     elif isinstance(model, Mapping) and "endpoint" in model:

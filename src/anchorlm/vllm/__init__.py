@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from anchorlm._lazy import lazily
 
 if TYPE_CHECKING:
+    from anchorlm.engine import VLLMEngine
     from anchorlm.vllm._mixer import Guided, Mixer
     from anchorlm.vllm._settings import Asked, PluginSettings
     from anchorlm.vllm._start import register
@@ -20,7 +21,8 @@ else:
             "_settings": "Asked PluginSettings",
             "_start": "register",
             "_states": "SteeringFile save_steering",
+            "anchorlm.engine": "VLLMEngine",
         },
     )
 
-__all__ = ["Asked", "Guided", "Mixer", "PluginSettings", "SteeringFile", "register", "save_steering"]
+__all__ = ["Asked", "Guided", "Mixer", "PluginSettings", "SteeringFile", "VLLMEngine", "register", "save_steering"]

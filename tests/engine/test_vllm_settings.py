@@ -1,0 +1,97 @@
+"""A target in vLLM, as far as it is known without vLLM. The engine itself: tests/vllm_plugin/test_vllm_engine.py."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from factories import tiny_model
+
+from anchorlm.engine._vllm_words import written
+from anchorlm.guard import Guard, Recipe
+from anchorlm.models import VLLMSettings, identity
+from anchorlm.records import UserError
+from anchorlm.team import JudgeSettings
+
+
+def recipe(target: Any, **sections: Any) -> Recipe:
+    return Recipe.parse({"target": target, "defense": "undefended", **sections}, where="a test")
+
+
+def test_a_recipe_says_that_vllm_runs_the_target() -> None:
+    found = recipe({"path": "org/model", "engine": "vllm", "options": {"max_model_len": 512}}).target
+    assert isinstance(found, VLLMSettings)
+    assert (found.path, found.options, found.top_logprobs) == ("org/model", {"max_model_len": 512}, 20)
+    assert VLLMSettings.parse(found.model_dump(exclude_unset=True), where="a test") == found
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"engine": "vlm"}, "engine"),
+        ({"adapter": "org/adapter"}, "adapter"),
+        ({"attention": "sdpa"}, "attention"),
+        ({"dtype": "int8"}, "quantization in options"),
+        ({"options": {"max_logprobs": 3}}, "max_logprobs cannot be set"),
+        ({"options": {"logprobs_mode": "processed_logprobs"}}, "logprobs_mode cannot be set"),
+        ({"top_logprobs": 1}, "top_logprobs"),
+    ],
+)
+def test_what_does_not_fit_vllm_is_one_sentence(more: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words) as raised:
+        recipe({"path": "org/model", "engine": "vllm", **more})
+    assert "\n" not in str(raised.value)
+
+
+def test_a_classifier_does_not_run_in_vllm() -> None:
+    with pytest.raises(UserError, match="leave engine out"):
+        JudgeSettings.parse({"kind": "classifier", "model": {"path": "org/x", "engine": "vllm"}}, where="a test")
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_a_missing_extra_names_the_command(tmp_path: Path) -> None:
+    tiny_model("llama").model.save_pretrained(tmp_path)
+    tiny_model("llama").tokenizer.save_pretrained(tmp_path)
+    target = {"path": str(tmp_path), "engine": "vllm"}
+    with pytest.raises(UserError, match=r"pip install 'anchorlm\[vllm\]'"):
+        Guard(target, "undefended")
+    found = Guard.check(recipe(target))
+    assert found.gaps == ["target: A model in vLLM needs vLLM: pip install 'anchorlm[vllm]'."]
+
+
+def test_two_models_without_their_weights_are_told_apart_by_their_files(tmp_path: Path) -> None:
+    from anchorlm.models import CausalModel, ModelSettings
+
+    found = []
+    for seed in (1, 2):
+        folder = tmp_path / str(seed)
+        model = tiny_model("llama", seed=seed)
+        model.model.save_pretrained(folder)
+        model.tokenizer.save_pretrained(folder)
+        found.append(identity(CausalModel.outline(ModelSettings(path=str(folder)))))
+    one, other = ({name: value for name, value in each.items() if name != "name"} for each in found)
+    assert one != other
+
+
+@pytest.mark.parametrize(
+    ("finish", "reason", "ids", "ended"),
+    [
+        ("stop", None, [5], True),  # its own end of text, which it names among the tokens
+        ("stop", 6, [5], True),  # a token that ends the turn
+        ("stop", "User:", [5, 6], True),  # a text: it is cut where texts are known
+        ("length", None, [5, 6], False),
+        (None, None, [5, 6], False),
+    ],
+)
+def test_the_token_that_ends_an_answer_is_not_part_of_it(
+    finish: str | None, reason: Any, ids: list[int], ended: bool
+) -> None:
+    step = {5: SimpleNamespace(logprob=-0.5, rank=1), 6: SimpleNamespace(logprob=-1.5, rank=2)}
+    answer = SimpleNamespace(finish_reason=finish, stop_reason=reason, token_ids=[5, 6], logprobs=[step, step])
+    found = written(answer)
+    assert (found.ids, found.ended) == (ids, ended)
+    assert [(one.token, one.logprob) for one in found.scores] == [(5, -0.5), (6, -1.5)][: len(ids)]
+    assert found.scores[0].top == ((5, -0.5), (6, -1.5))
