@@ -28,8 +28,8 @@ class VLLMSettings(ModelSettings):
         for name in _NOT_THERE:
             if getattr(self, name) is not None:
                 raise ValueError(f"{name} is for a model that is loaded here: leave it out, or leave engine out")
-        if self.dtype == "int8":
-            raise ValueError("dtype = 'int8' is for a model that is loaded here: give quantization in options")
+        if self.dtype in ("int8", "int4"):
+            raise ValueError(f"dtype = '{self.dtype}' is for a model loaded here: give quantization in options")
         for name in _OURS:
             if name in self.options:
                 raise ValueError(f"{name} cannot be set in options: leave it out there")
