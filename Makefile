@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 VLLM := .venv-vllm
+RAY := .venv-ray
 
-.PHONY: demo demo-real test test-fast test-vllm lint docs docs-tables bench bench-gpu zoo real zoo-real clean
+.PHONY: demo demo-real test test-fast test-vllm test-ray lint docs docs-tables bench bench-gpu zoo real zoo-real clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -38,6 +39,16 @@ $(VLLM)/.ready: pyproject.toml tests/vllm_plugin/requirements.txt
 # The plug-in in a real vLLM on this CPU. Setting it up takes about ten minutes.
 test-vllm: $(VLLM)/.ready
 	$(VLLM)/bin/python -m pytest -W ignore tests/vllm_plugin
+
+# Ray brings seventy packages, which nothing else needs.
+$(RAY)/.ready: pyproject.toml constraints.txt tests/ray_cluster/requirements.txt
+	test -x $(RAY)/bin/python || $(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r tests/ray_cluster/requirements.txt -e '.[ray]'
+	touch $@
+
+# A real Ray on this machine, two workers and two replicas. Setting it up takes some minutes.
+test-ray: $(RAY)/.ready
+	$(RAY)/bin/python -m pytest -W ignore tests/ray_cluster
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -85,4 +96,4 @@ zoo-real: real
 	$(BIN)/python -m tools.zoo_real ship
 
 clean:
-	rm -rf $(VENV) $(VLLM) build dist
+	rm -rf $(VENV) $(VLLM) $(RAY) build dist
