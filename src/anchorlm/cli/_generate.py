@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -77,13 +77,14 @@ def run(
         start = monotonic()
         if pending:
             if ray:
+                asks = [(row.prompt, _offer(row)) for row in pending]
                 tried = recipe.probe.run if probe is None else probe
-                asks = [(row.prompt, offer) for row, offer in zip(pending, map(_offer, pending), strict=True)]
                 found = answers(recipe, asks, probe=tried, workers=workers, concurrency=concurrency)
                 outcomes = ((place, one.outcome, one.pipeline) for place, one in found)
+                _write(outcomes, pending, output, tally, skip_bad=skip_bad)
             else:
-                outcomes = _here(load_guard(recipe, probe=probe), pending, concurrency)
-            _write(outcomes, pending, output, tally, skip_bad=skip_bad)
+                guard = load_guard(recipe, probe=probe)
+                _answer(guard, pending, output, tally, skip_bad=skip_bad, concurrency=concurrency)
         _report(tally, len(output.done), place, monotonic() - start)
         if tally.failed:
             raise DefenseError(
@@ -97,12 +98,15 @@ def _offer(row: PromptRow) -> dict[str, Any]:
     return {name: row.fields[name] for name in _TOOLS if row.fields.get(name)}
 
 
-def _here(guard: Guard, pending: Sequence[PromptRow], concurrency: int) -> Iterator[_Outcome]:
-    """Answers of this process."""
+def _answer(
+    guard: Guard, pending: Sequence[PromptRow], output: Output, tally: _Tally, *, skip_bad: bool, concurrency: int
+) -> None:
+    """Answers rows in this process."""
     pipeline = getattr(guard.defense, "pipeline", None)
     requests = (guard.request(as_messages(row.prompt), **_offer(row)) for row in pending)
-    for position, outcome in guard.map(requests, concurrency=concurrency):
-        yield position, outcome, pipeline
+    found = guard.map(requests, concurrency=concurrency)
+    outcomes = ((position, outcome, pipeline) for position, outcome in found)
+    _write(outcomes, pending, output, tally, skip_bad=skip_bad)
 
 
 def _write(

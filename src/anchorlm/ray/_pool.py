@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from threading import Lock
 from typing import Any, Generic, TypeVar
@@ -50,18 +51,20 @@ def shared(items: Sequence[Item], begin: Callable[[], Work[Item, Result]], crew:
     rows = [{"place": place, "item": pickle.dumps(item)} for place, item in enumerate(items)]
     # An item is a row and, up to some thousands, a task of its own: its result comes when it is done, not when a whole
     # batch is, and what goes down with a killed run is only what was under way.
-    pool = ray.data.from_items(rows, override_num_blocks=min(len(rows), _TASKS)).map(
-        Worker,
-        fn_constructor_args=(begin, crew.cpus, code_allowed()),
-        compute=ActorPoolStrategy(
-            size=crew.size, max_tasks_in_flight_per_actor=at_once, max_concurrent_calls_per_actor=at_once,
-            enable_true_multi_threading=True,
-        ),
-        num_cpus=crew.cpus,
-        num_gpus=crew.gpus,
-        max_restarts=-1,
-        max_task_retries=_TRIES,
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        # Ray 2.64 takes `max_task_retries` away, and has nothing in its place yet: our extra ends before it.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pool = ray.data.from_items(rows, override_num_blocks=min(len(rows), _TASKS)).map(
+            Worker,
+            fn_constructor_args=(begin, crew.cpus, code_allowed()),
+            compute=ActorPoolStrategy(
+                size=crew.size, max_tasks_in_flight_per_actor=at_once, max_concurrent_calls_per_actor=at_once,
+                enable_true_multi_threading=True,
+            ),
+            num_cpus=crew.cpus,
+            num_gpus=crew.gpus,
+            max_task_retries=_TRIES,  # by default an item that kills its worker would be given out for ever
+        )  # fmt: skip
     told: set[str] = set()
     try:
         for row in pool.iter_rows():

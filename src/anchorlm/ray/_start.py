@@ -58,8 +58,8 @@ def started(workers: int | None) -> Iterator[Crew]:
         except (ConnectionError, RuntimeError, ValueError) as error:
             why = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
             raise UserError(
-                f"The Ray cluster cannot be reached ({why}): start one with `ray start --head`, or unset RAY_ADDRESS to "
-                "run one on this machine alone."
+                f"The Ray cluster cannot be reached ({why}): start one with `ray start --head`, or unset RAY_ADDRESS "
+                "to run one on this machine alone."
             ) from None
     try:
         yield fitting([one["Resources"] for one in ray.nodes() if one["Alive"]], workers)
