@@ -53,7 +53,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(recipe: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The lines that one process writes, in the order of the prompts."""
     out = tmp_path_factory.mktemp("alone") / "out.jsonl"
-    done = run("generate", prompts, "-r", recipe, "-o", out, "--trace")
+    done = run("generate", prompts, "-r", recipe, "-o", out)
     assert done.returncode == 0, done.stderr
     return ordered(out)
 

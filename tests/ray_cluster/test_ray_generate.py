@@ -15,7 +15,7 @@ def test_two_workers_write_the_same_lines_as_one_process(
     recipe: Path, prompts: Path, alone: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "out.jsonl"
-    done = run("generate", prompts, "-r", recipe, "-o", out, "--trace", "--ray", "--workers", 2)
+    done = run("generate", prompts, "-r", recipe, "-o", out, "--ray", "--workers", 2)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert f"{len(alone)} rows written" in done.stderr
@@ -26,7 +26,7 @@ def test_a_run_whose_driver_was_killed_goes_on_and_loses_and_doubles_nothing(
     recipe: Path, prompts: Path, alone: list[str], tmp_path: Path, start: Start
 ) -> None:
     out, log = tmp_path / "out.jsonl", tmp_path / "log"
-    what = ("generate", prompts, "-r", recipe, "-o", out, "--trace", "--ray", "--workers", 2)
+    what = ("generate", prompts, "-r", recipe, "-o", out, "--ray", "--workers", 2)
     driver = start("anchorlm", *what, "--concurrency", 2, log=log)
     wait_for(lambda: out.exists() and out.read_bytes().count(b"\n") >= 5, log)
     left = below(driver.pid)
@@ -46,7 +46,7 @@ def test_a_killed_worker_loses_and_doubles_nothing(
     recipe: Path, prompts: Path, alone: list[str], tmp_path: Path, start: Start
 ) -> None:
     out, log = tmp_path / "out.jsonl", tmp_path / "log"
-    driver = start("anchorlm", "generate", prompts, "-r", recipe, "-o", out, "--trace", "--ray", "--workers", 2,
+    driver = start("anchorlm", "generate", prompts, "-r", recipe, "-o", out, "--ray", "--workers", 2,
                    "--concurrency", 2, log=log)  # fmt: skip
     wait_for(lambda: out.exists() and out.read_bytes().count(b"\n") >= 3, log)
     worker = next(one for one, name in below(driver.pid).items() if "MapWorker" in name)

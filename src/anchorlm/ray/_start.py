@@ -54,7 +54,7 @@ def started(workers: int | None) -> Iterator[Crew]:
     if ours:
         try:
             # What workers print would come in between answers on stdout. What they have to say, they send.
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
             why = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
             raise UserError(
