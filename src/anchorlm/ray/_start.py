@@ -11,6 +11,10 @@ from typing import Any
 from anchorlm.records import UserError
 
 
+_STARTS, _BUSY = 3, "timed out during startup"
+"""How often Ray is started, and what it says if the machine was too busy for the 30 seconds that it waits."""
+
+
 @dataclass(frozen=True, slots=True)
 class Crew:
     """How many processes answer, and what each of them gets.
@@ -52,20 +56,31 @@ def started(workers: int | None) -> Iterator[Crew]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ours = not ray.is_initialized()
     if ours:
-        try:
-            # What workers print would come in between answers on stdout. What they have to say, they send.
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            why = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
-            raise UserError(
-                f"The Ray cluster cannot be reached ({why}): start one with `ray start --head`, or unset RAY_ADDRESS "
-                "to run one on this machine alone."
-            ) from None
+        _connect()
     try:
         yield fitting([one["Resources"] for one in ray.nodes() if one["Alive"]], workers)
     finally:
         if ours:
             ray.shutdown()
+
+
+def _connect() -> None:
+    import ray
+
+    for left in reversed(range(_STARTS)):
+        try:
+            # What workers print would come in between answers on stdout. What they have to say, they send.
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        except Exception as error:  # Ray raises bare ones, too
+            why = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+            if left and _BUSY in why:
+                ray.shutdown()
+                continue
+            raise UserError(
+                f"Ray cannot be started or reached ({why}): start a cluster with `ray start --head`, or unset "
+                "RAY_ADDRESS to run one on this machine alone."
+            ) from None
+        return
 
 
 def fitting(machines: list[dict[str, Any]], workers: int | None) -> Crew:
