@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Start, below, run, wait_for
+from clusters import Start, below, run, wait_for
 
 pytest.importorskip("ray.data", reason="Ray has an environment of its own: make test-ray")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_200)]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import ROOT, Start, wait_for
+from clusters import ROOT, Start, wait_for
 
 pytest.importorskip("ray.serve", reason="Ray has an environment of its own: make test-ray")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_200)]

@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import Start, below, ordered, run, wait_for
+from clusters import Start, below, ordered, run, wait_for
 
 pytest.importorskip("ray.data", reason="Ray has an environment of its own: make test-ray")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -10,7 +10,6 @@ from typing import Any
 
 from anchorlm.records import UserError
 
-
 _STARTS, _BUSY = 3, "timed out during startup"
 """How often Ray is started, and what it says if the machine was too busy for the 30 seconds that it waits."""
 
