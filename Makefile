@@ -6,8 +6,9 @@ READY := $(VENV)/.ready
 
 VLLM := .venv-vllm
 CLIENTS := .venv-clients
+RAY := .venv-ray
 
-.PHONY: demo demo-real test test-fast test-vllm test-clients lint docs docs-tables bench bench-gpu zoo real zoo-real clean
+.PHONY: demo demo-real test test-fast test-vllm test-clients test-ray lint docs docs-tables bench bench-gpu zoo real zoo-real clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -50,6 +51,16 @@ $(CLIENTS)/.ready: examples/clients/requirements.txt examples/clients/package-lo
 # Every client of docs/clients.md against a real server.
 test-clients: $(READY) $(CLIENTS)/.ready
 	$(BIN)/python examples/clients/run.py $(CLIENTS)/bin/python
+
+# Ray brings seventy packages, which nothing else needs.
+$(RAY)/.ready: pyproject.toml constraints.txt tests/ray_cluster/requirements.txt
+	test -x $(RAY)/bin/python || $(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r tests/ray_cluster/requirements.txt -e '.[ray]'
+	touch $@
+
+# A real Ray on this machine, two workers and two replicas. Setting it up takes some minutes.
+test-ray: $(RAY)/.ready
+	$(RAY)/bin/python -m pytest -W ignore tests/ray_cluster
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -97,4 +108,4 @@ zoo-real: real
 	$(BIN)/python -m tools.zoo_real ship
 
 clean:
-	rm -rf $(VENV) $(VLLM) $(CLIENTS) examples/clients/node_modules build dist
+	rm -rf $(VENV) $(VLLM) $(CLIENTS) $(RAY) examples/clients/node_modules build dist

@@ -48,8 +48,9 @@ def test_the_defense_in_the_documentation_works() -> None:
     assert len(response.token_ids) <= 4
 
 
-ELSEWHERE = {"docs/vllm.md"}
-"""Pages about what runs in an environment of its own: `make test-vllm` sends such requests to a vLLM server."""
+ELSEWHERE = {"docs/vllm.md", "docs/ray.md"}
+"""Pages about what runs in an environment of its own: `make test-vllm` sends such requests to a vLLM server, and
+`make test-ray` runs the blocks."""
 
 
 @pytest.mark.slow

@@ -225,6 +225,8 @@ def test_a_lazy_package_gives_what_its_imports_say(file: Path) -> None:
         for one in names.split()
     }
     package = import_module(name)
+    if name == "anchorlm.ray":
+        pytest.importorskip("ray.data", reason="without Ray, it gives an error that says so")
     assert found == read
     assert sorted(found) == sorted(package.__all__) == dir(package)
     assert all(getattr(package, one) is getattr(import_module(module), one) for one, module in found.items())

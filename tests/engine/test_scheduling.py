@@ -424,5 +424,5 @@ def test_every_waiting_row_is_in_one_forward_and_padding_is_bounded(lengths: lis
         assert counts == [min(member.row.pending, most) for member in batch]
         assert [member.row.slot for member in batch] == sorted(member.row.slot for member in batch)
         padded = len(batch) * max(counts)
-        assert padded <= max(128, 2 * sum(counts))
+        assert padded <= max(128, 1.3 * sum(counts))
         assert padded <= most or max(counts) == 1 or len(batch) == 1

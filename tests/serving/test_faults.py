@@ -248,6 +248,31 @@ def test_a_guard_that_fails_its_self_test_never_gets_ready(
     assert set(good.state.metrics.bare) == {"model", "plain"}
 
 
+def test_a_guard_that_fails_a_later_self_test_gets_no_more_requests_until_it_passes_one(
+    start_live: Callable[..., Live], make_guard: Callable[..., Guard]
+) -> None:
+    broken = False
+
+    def judge(messages: Any, response: str) -> float:
+        return 1.0 if broken or "bomb" in str(messages) else 0.0
+
+    live = start_live([ServedModel.of("model", make_guard(judge))], probe=True)
+
+    def ask() -> Any:
+        return live.client().chat.completions.create(model="model", messages=TURN)
+
+    assert ask().choices[0].message.content
+    broken = True
+    asyncio.run(live.state.test_again())
+    assert httpx.get(f"{live.url}/ready").json()["status"] == "failed"
+    with pytest.raises(openai.InternalServerError, match="self-test"):
+        ask()
+    broken = False
+    asyncio.run(live.state.test_again())
+    assert httpx.get(f"{live.url}/ready").json() == {"status": "ready"}
+    assert ask().choices[0].message.content
+
+
 def test_what_a_judge_raises_in_the_self_test_is_told_nowhere(
     start_live: Callable[..., Live], make_guard: Callable[..., Guard], caplog: pytest.LogCaptureFixture
 ) -> None:

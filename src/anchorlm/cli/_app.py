@@ -9,7 +9,7 @@ from anchorlm.cli._errors import OneSentence
 from anchorlm.cli._fit import AllowCode
 from anchorlm.cli._fit_alignbeam import fit
 from anchorlm.cli._fit_inferenceguard import calibrate
-from anchorlm.cli._options import Anchor, AsJson, Changes, Defense, Judge, Limit, RecipeFile, Target, TryFirst
+from anchorlm.cli._options import Anchor, AsJson, Changes, Defense, Judge, Limit, Ray, RecipeFile, Target, TryFirst
 from anchorlm.cli._zoo_app import zoo
 from anchorlm.records import UserError
 
@@ -70,6 +70,13 @@ def generate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start the output again.")] = False,
     trace: Annotated[bool, typer.Option("--trace", help="Write into each row what the defense decided.")] = False,
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="How many rows are answered at once.")] = 64,
+    ray: Ray = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers", min=1, help="With --ray: how many processes answer. By default one for each GPU, or machine."
+        ),
+    ] = None,
     probe: TryFirst = None,
     allow_code: AllowCode = False,
 ) -> None:
@@ -86,6 +93,8 @@ def generate(
         overwrite=overwrite,
         trace=trace,
         concurrency=concurrency,
+        ray=ray,
+        workers=workers,
         probe=probe,
     )
 
@@ -234,8 +243,14 @@ def compare(
         ),
     ] = None,
     workers: Annotated[
-        int, typer.Option("--workers", min=1, help="How many processes answer. Each loads its own models.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            "--workers",
+            min=1,
+            help="How many processes answer, each with its own models: 1, or with --ray one for each GPU or machine.",
+        ),
+    ] = None,
+    ray: Ray = False,
     probe: Annotated[
         bool | None,
         typer.Option("--probe/--no-probe", help="Try every guard first, and report what fails. On by default."),
@@ -255,6 +270,7 @@ def compare(
         only={"defenses": defenses, "targets": targets, "data": data},
         attacks=attacks,
         workers=workers,
+        ray=ray,
         probe=probe,
     )
 

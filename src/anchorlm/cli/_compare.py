@@ -26,19 +26,22 @@ def run(
     sweep: Sequence[str],
     only: Mapping[Part, str | None],
     attacks: str | None,
-    workers: int,
+    workers: int | None,
+    ray: bool = False,
     probe: bool | None = None,
 ) -> None:
     """Runs a comparison, or takes one that was run, and writes its tables and its report.
 
     Raises:
-        UserError: Nowhere to write, or what `CompareRecipe.load` and `compare` raise.
+        UserError: Nowhere to write, no Ray, or what `CompareRecipe.load` and `compare` raise.
     """
     if source is not None:
         if recipe is not None or out is not None:
             raise UserError("--from takes a run as it is: leave out the recipe and --out.")
         _tell(source)
         return
+    if ray:
+        from anchorlm.ray import crew
     if out is None:
         raise UserError("A run needs a place of its own: give --out DIR, or --from DIR for one that was run.")
     changes = {
@@ -63,7 +66,8 @@ def run(
 
     quiet_libraries()
     with _progress() as told:
-        compare(chosen, out, embedded=embedded(), workers=workers, progress=told)
+        who = {"crew": crew(workers)} if ray else {"workers": workers or 1}
+        compare(chosen, out, embedded=embedded(), progress=told, **who)
     _tell(out)
 
 

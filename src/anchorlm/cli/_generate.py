@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from anchorlm.cli._errors import complain
 from anchorlm.cli._loading import load_guard
@@ -12,7 +12,7 @@ from anchorlm.cli._output import Output
 from anchorlm.cli._recipes import digest
 from anchorlm.files import BadRow, PromptRow, read_rows
 from anchorlm.guard import Guard, Recipe
-from anchorlm.records import AnchorLMError, DefenseError, UserError, as_messages
+from anchorlm.records import AnchorLMError, DefenseError, Response, UserError, as_messages
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -22,6 +22,10 @@ _TOOLS = ("tools", "tool_choice")
 
 _NAMED = 10
 """How many skipped rows are explained one by one at the end."""
+
+
+_Outcome = tuple[int, Response | UserError | DefenseError, str | None]
+"""Place of a row, what came of it, and the digest of what answered."""
 
 
 @dataclass(slots=True)
@@ -45,14 +49,21 @@ def run(
     overwrite: bool = False,
     trace: bool = False,
     concurrency: int = 64,
+    ray: bool = False,
+    workers: int | None = None,
     probe: bool | None = None,
 ) -> None:
     """Answers the rows of `source` that `place` does not hold yet, and writes each as soon as it is done.
 
     Raises:
-        UserError: A malformed row or a request that fails, unless `skip_bad`. Rows that are done stay written.
+        UserError: A malformed row or a request that fails, unless `skip_bad`. Rows that are done stay written. Or
+            Ray is not there, or `workers` without it.
         DefenseError: A defense failed and the guard is not allowed to refuse.
     """
+    if workers is not None and not ray:
+        raise UserError("--workers goes with --ray: without it one process answers, and --concurrency says how much.")
+    if ray:
+        from anchorlm.ray import answers
     everything = read_rows(source, column)
     if place != "-" and source != "-" and Path(place).exists() and Path(place).samefile(source):
         raise UserError(f"{place!r} is the input: choose another output.")
@@ -65,7 +76,15 @@ def run(
         pending = [row for row in rows if isinstance(row, PromptRow) and row.index not in output.done]
         start = monotonic()
         if pending:
-            _answer(load_guard(recipe, probe=probe), pending, output, tally, skip_bad=skip_bad, concurrency=concurrency)
+            if ray:
+                asks = [(row.prompt, _offer(row)) for row in pending]
+                tried = recipe.probe.run if probe is None else probe
+                found = answers(recipe, asks, probe=tried, workers=workers, concurrency=concurrency)
+                outcomes = ((place, one.outcome, one.pipeline) for place, one in found)
+                _write(outcomes, pending, output, tally, skip_bad=skip_bad)
+            else:
+                guard = load_guard(recipe, probe=probe)
+                _answer(guard, pending, output, tally, skip_bad=skip_bad, concurrency=concurrency)
         _report(tally, len(output.done), place, monotonic() - start)
         if tally.failed:
             raise DefenseError(
@@ -74,15 +93,28 @@ def run(
             )
 
 
+def _offer(row: PromptRow) -> dict[str, Any]:
+    """What a row says of tools."""
+    return {name: row.fields[name] for name in _TOOLS if row.fields.get(name)}
+
+
 def _answer(
     guard: Guard, pending: Sequence[PromptRow], output: Output, tally: _Tally, *, skip_bad: bool, concurrency: int
 ) -> None:
-    output.pipeline = getattr(guard.defense, "pipeline", None)
-    offers = [{name: row.fields[name] for name in _TOOLS if row.fields.get(name)} for row in pending]
-    requests = (guard.request(as_messages(row.prompt), **offer) for row, offer in zip(pending, offers, strict=True))
+    """Answers rows in this process."""
+    pipeline = getattr(guard.defense, "pipeline", None)
+    requests = (guard.request(as_messages(row.prompt), **_offer(row)) for row in pending)
+    found = guard.map(requests, concurrency=concurrency)
+    outcomes = ((position, outcome, pipeline) for position, outcome in found)
+    _write(outcomes, pending, output, tally, skip_bad=skip_bad)
+
+
+def _write(
+    outcomes: Iterable[_Outcome], pending: Sequence[PromptRow], output: Output, tally: _Tally, *, skip_bad: bool
+) -> None:
     with _progress() as progress:
         task = progress.add_task("Answering", total=len(pending))
-        for position, outcome in guard.map(requests, concurrency=concurrency):
+        for position, outcome, output.pipeline in outcomes:
             row = pending[position]
             if isinstance(outcome, AnchorLMError):
                 if not skip_bad:

@@ -24,4 +24,5 @@ TryFirst = Annotated[
     bool | None,
     typer.Option("--probe/--no-probe", help="Try the guard first, and stop if it fails. On by default."),
 ]
+Ray = Annotated[bool, typer.Option("--ray", help="Share the prompts over a Ray cluster.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only this many rows, from the first on.")]

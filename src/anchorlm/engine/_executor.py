@@ -14,6 +14,9 @@ from anchorlm.engine._sampling import choose, token_scores
 from anchorlm.engine._sequence import LocalSequence
 from anchorlm.records import ModelError, TokenScore, UserError
 
+_PADDED = 1.3
+"""On real models on a CPU, more padding costs more than further forwards do, and so does less."""
+
 
 class BatchExecutor:
     """One forward over sequences that wait, and what each of them gets from it."""
@@ -176,8 +179,8 @@ def _capture(batch: list[LocalSequence], calls: list[PendingCall], counts: list[
 def batches(waiting: Sequence[LocalSequence], prefill_tokens: int) -> list[tuple[list[LocalSequence], list[int]]]:
     """Splits what waits into forwards: rows of like length together, so little is padded.
 
-    A forward may be padded to twice its real tokens, or to 128 where that is more: a few short rows are better run
-    together than apart. A prompt longer than `prefill_tokens` is read in several forwards.
+    A forward may be padded to `_PADDED` times its real tokens, or to 128 where that is more: a few short rows are
+    better run together than apart. A prompt longer than `prefill_tokens` is read in several forwards.
     """
     alive = [member for member in waiting if not _call(member).future.done()]
     if alive and all(member.row.pending == 1 for member in alive):
@@ -187,7 +190,7 @@ def batches(waiting: Sequence[LocalSequence], prefill_tokens: int) -> list[tuple
     for member in sorted(alive, key=lambda member: member.row.pending):
         count = min(member.row.pending, prefill_tokens)
         padded = (len(groups[-1]) + 1) * count if groups else 0
-        if not groups or padded > max(128, 2 * (real + count)) or (count > 1 and padded > prefill_tokens):
+        if not groups or padded > max(128, _PADDED * (real + count)) or (count > 1 and padded > prefill_tokens):
             groups.append([])
             real = 0
         groups[-1].append(member)

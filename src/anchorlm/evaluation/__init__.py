@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from anchorlm.evaluation.runs._recipe import CompareRecipe, OwnPrompts, Part, parse_sweep
     from anchorlm.evaluation.runs._run import Progress, compare
     from anchorlm.evaluation.runs._sets import own_prompts
+    from anchorlm.evaluation.runs._shares import Crew, Share
     from anchorlm.evaluation.tasks._attacks import Attack, attack_names, parse_attack
     from anchorlm.evaluation.tasks._cases import Case, Half, halves, load_cases
     from anchorlm.evaluation.tasks._english import EnglishGrader, HarmGrader
@@ -45,6 +46,7 @@ else:
             "anchorlm.evaluation.reports._report": "write_report",
             "anchorlm.evaluation.runs._run": "Progress compare",
             "anchorlm.evaluation.runs._sets": "own_prompts",
+            "anchorlm.evaluation.runs._shares": "Crew Share",
             "anchorlm.evaluation.reports._statistics": "Agreement Estimate Paired agreement bootstrap mcnemar "
             "pareto similarity",
             "anchorlm.evaluation.reports._tables": "latex markdown summary write_costs write_tables",
@@ -58,6 +60,7 @@ __all__ = [
     "Attack",
     "Case",
     "CompareRecipe",
+    "Crew",
     "Embedded",
     "EnglishGrader",
     "Estimate",
@@ -73,6 +76,7 @@ __all__ = [
     "Progress",
     "RefusalGrader",
     "Row",
+    "Share",
     "TruthGrader",
     "agreement",
     "answer_line",

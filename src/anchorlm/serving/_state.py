@@ -168,28 +168,41 @@ class ServerState:
                 self.wrong.append("The models could not be loaded: see the server's log.")
                 return
         for one in self.models.values():
-            wrong: list[str] = []
-            tested = self.settings.probe and one.guard.probes.run
-            try:
-                async with asyncio.timeout(self.settings.deadline):
-                    if tested:
-                        wrong = await examine(one, raw=self.settings.raw_completions)
-                    if not wrong and (bare := await bare_seconds_per_token(one)):
-                        self.metrics.bare[one.id] = bare
-            except TimeoutError:
-                wrong = [
-                    f"{one.id} was not done with its self-test after {self.settings.deadline:g} s: see whether its "
-                    "judge and its models answer, or raise the deadline."
-                ]
-            except Exception as error:  # whatever a model raises: told by /ready, which would say "testing" for ever
-                wrong = [f"{one.id} could not be timed ({type(error).__name__}): try its recipe with `anchorlm chat`."]
-            for sentence in wrong:
-                _log.error("%s", sentence)
-            if tested:
+            wrong = await self._examined(one, timed=True)
+            if self._tests(one):
                 self.wrong += wrong
             else:
                 _log.warning("%s is served without having been tested.", one.id)
         self.ready = not self.wrong
+
+    async def test_again(self) -> None:
+        """Tests every guard again while it serves. One that fails now gets no more requests: nothing is ready then."""
+        found = [await self._examined(one, timed=False) for one in self.models.values() if self._tests(one)]
+        self.wrong = [sentence for wrong in found for sentence in wrong]
+        self.ready = not self.wrong
+
+    def _tests(self, one: ServedModel) -> bool:
+        return self.settings.probe and one.guard.probes.run
+
+    async def _examined(self, one: ServedModel, *, timed: bool) -> list[str]:
+        """What is wrong with a guard, in as long as a request may take."""
+        wrong: list[str] = []
+        try:
+            async with asyncio.timeout(self.settings.deadline):
+                if self._tests(one):
+                    wrong = await examine(one, raw=self.settings.raw_completions)
+                if timed and not wrong and (bare := await bare_seconds_per_token(one)):
+                    self.metrics.bare[one.id] = bare
+        except TimeoutError:
+            wrong = [
+                f"{one.id} was not done with its self-test after {self.settings.deadline:g} s: see whether its "
+                "judge and its models answer, or raise the deadline."
+            ]
+        except Exception as error:  # whatever a model raises: told by /ready, which would say "testing" for ever
+            wrong = [f"{one.id} could not be timed ({type(error).__name__}): try its recipe with `anchorlm chat`."]
+        for sentence in wrong:
+            _log.error("%s", sentence)
+        return wrong
 
     async def note(self, event: str, fields: Mapping[str, Any], deadline: float) -> None:
         """Writes a line of the audit log. It is written even if the one who waits for it is gone before.

@@ -6,7 +6,7 @@ from anchorlm._lazy import lazily
 
 if TYPE_CHECKING:
     from anchorlm.team._build import build_judge, build_scorer
-    from anchorlm.team._code import allow_code, require_leave
+    from anchorlm.team._code import allow_code, code_allowed, require_leave
     from anchorlm.team._limits import in_time, timed
     from anchorlm.team._settings import EngineSettings, FirstJudgeSettings, JudgeSettings, ScorerSettings
     from anchorlm.team._start import (
@@ -25,7 +25,7 @@ else:
         __name__,
         {
             "_build": "build_judge build_scorer",
-            "_code": "allow_code require_leave",
+            "_code": "allow_code code_allowed require_leave",
             "_limits": "in_time timed",
             "_settings": "EngineSettings FirstJudgeSettings JudgeSettings ScorerSettings",
             "_start": "JudgeLike ModelLike Progress ScorerLike Started start_engine start_judge start_scorer",
@@ -49,6 +49,7 @@ __all__ = [
     "allow_code",
     "build_judge",
     "build_scorer",
+    "code_allowed",
     "in_time",
     "require_leave",
     "start_engine",

@@ -23,6 +23,11 @@ def allow_code(allowed: bool = True) -> None:
         os.environ.pop(_ALLOWED, None)
 
 
+def code_allowed() -> bool:
+    """Whether `allow_code` was said, here or where this process was started."""
+    return os.environ.get(_ALLOWED) == "1"
+
+
 def loaded(function: str, run: bool = True) -> Score:
     """The function that a recipe names as `module:name`, from the current folder or the installed packages.
 
@@ -60,7 +65,7 @@ def require_leave(*roles: Any) -> None:
 
 
 def _check_leave(function: str) -> None:
-    if os.environ.get(_ALLOWED) != "1":
+    if not code_allowed():
         raise UserError(
             f"The recipe names the Python function {function}, and code is not allowed: if you trust it, add "
             "--allow-code to the command, or call anchorlm.team.allow_code()."

@@ -16,7 +16,8 @@ from anchorlm.evaluation.runs._exclusion import may_grade
 from anchorlm.evaluation.runs._folder import artifacts, check, prepare
 from anchorlm.evaluation.runs._recipe import CompareRecipe
 from anchorlm.evaluation.runs._setting import Setting
-from anchorlm.evaluation.runs._stored import ANSWERS, PROBES, TIMINGS, key, read_answers, read_probes
+from anchorlm.evaluation.runs._shares import Crew, Share, cut
+from anchorlm.evaluation.runs._stored import ANSWERS, PROBES, TIMINGS, Key, key, read_answers, read_probes
 from anchorlm.evaluation.runs._workers import Pair, records
 from anchorlm.evaluation.tasks._attacks import parse_attack
 from anchorlm.evaluation.tasks._cases import Case
@@ -42,6 +43,7 @@ def compare(
     *,
     embedded: Embedded | None = None,
     workers: int = 1,
+    crew: Crew | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Runs a comparison. What the folder holds already is not run again, but for what an outage spoiled.
@@ -53,6 +55,7 @@ def compare(
         folder: Gets the run.
         embedded: Knows the embedded models, if the recipe names any.
         workers: Processes that answer, each with models of its own. Single answers are timed by one alone, at the end.
+        crew: Who answers in place of these processes, on a cluster say. Single answers are timed here all the same.
         progress: Told how far the run is.
 
     Returns:
@@ -75,7 +78,11 @@ def compare(
         Journal(place / PROBES) as probes,
     ):
         run = _Run(setting, pool, answers, timings, probes, progress or (lambda done, total, what: None))
-        if workers > 1:
+        if crew is not None:
+            for some in crew(recipe, place, embedded, run.shares):
+                for record in some:
+                    run.take(record)
+        elif workers > 1:
             for record in records(setting, place, embedded, run.open_pairs, workers, answer_pair):
                 run.take(record)
         run.everything()
@@ -89,6 +96,16 @@ def answer_pair(setting: Setting, pool: Pool, hand_over: Callable[[Record], None
     tried = [record for record in read_probes(pool.folder) if record["target"] == target]
     run = _Run(setting, pool, _Sent(done, hand_over), _Sent([], hand_over), _Sent(tried, hand_over))
     run.answer_missing(target, setting.contestants[place])
+
+
+def answer_share(setting: Setting, pool: Pool, share: Share) -> list[Record]:
+    """What a worker of a `Crew` does: the answers of a share, and its own time."""
+    found: list[Record] = []
+    contestant = setting.contestants[share.place]
+    tried = [{"target": share.target, "defense": contestant.label}] if share.tried else []
+    answers, others, probes = _Sent(share.old, found.append), _Sent([], found.append), _Sent(tried, found.append)
+    _Run(setting, pool, answers, others, probes, only=frozenset(share.keys)).answer_missing(share.target, contestant)
+    return found
 
 
 def _check_contestants(setting: Setting, pool: Pool) -> None:
@@ -123,7 +140,9 @@ class _Run:
         timings: Journal | _Sent,
         probes: Journal | _Sent,
         progress: Progress = lambda done, total, what: None,
+        only: frozenset[Key] | None = None,
     ) -> None:
+        self._only = only
         self.setting, self.pool, self.recipe = setting, pool, setting.recipe
         self._answers, self._timings, self._probes, self._progress = answers, timings, probes, progress
         self._tried = {(one["target"], one["defense"]) for one in probes.records}
@@ -163,6 +182,19 @@ class _Run:
             for place, contestant in enumerate(self.setting.contestants)
             if self._missing(target, contestant)
         ]
+
+    @property
+    def shares(self) -> list[Share]:
+        """What is missing, target by target, in pieces that are answered together."""
+        found: list[Share] = []
+        for target, place in self.open_pairs:
+            label = self.setting.contestants[place].label
+            keys = [(target, label, name, attack, case.id) for name, attack, case in
+                    self._missing(target, self.setting.contestants[place])]  # fmt: skip
+            old = [self._old.get(key) for key in keys]
+            tried = (target, label) in self._tried
+            found += cut(target, place, keys, old, self.recipe.concurrency, tried=tried)
+        return found
 
     def take(self, record: Record) -> None:
         """Writes an answer down, or a worker's time. The last line of an answer counts."""
@@ -206,8 +238,11 @@ class _Run:
             for name, cases in self.setting.cases[target].items()
             for case in cases
             for attack in self.setting.attacks(case)
-            if (target, contestant.label, name, attack, case.id) not in self._done
+            if self._wanted((target, contestant.label, name, attack, case.id))
         ]
+
+    def _wanted(self, key: Key) -> bool:
+        return key not in self._done and (self._only is None or key in self._only)
 
     def _untimed(self, target: str, contestant: Contestant) -> list[tuple[str, Sequence[Case]]]:
         """What is still to be timed, but for what gave no answer and so has no time."""

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from anchorlm.records import UserError
+
+_STARTS, _BUSY = 3, "timed out during startup"
+"""How often Ray is started, and what it says if the machine was too busy for the 30 seconds that it waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """How many processes answer, and what each of them gets.
+
+    Attributes:
+        size: How many there are.
+        cpus: Processors of each, and so the threads that it computes with.
+        gpus: GPUs of each: one or none.
+    """
+
+    size: int
+    cpus: int
+    gpus: int
+
+
+def require() -> None:
+    """Whether Ray is there.
+
+    Raises:
+        UserError: It is not installed.
+    """
+    if find_spec("ray") is None:
+        raise UserError("Ray is not installed, and this needs it: pip install 'anchorlm[ray]'.")
+
+
+@contextmanager
+def started(workers: int | None) -> Iterator[Crew]:
+    """A connection to the Ray cluster of this machine or of RAY_ADDRESS, or else a Ray of its own while it lasts.
+
+    Args:
+        workers: How many processes are wanted. None: one for each GPU, or one for each machine where there is none.
+
+    Raises:
+        UserError: The cluster cannot be reached, or is too small.
+    """
+    import ray
+
+    # Nothing is told to anyone about what runs here, unless you have chosen so.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ours = not ray.is_initialized()
+    if ours:
+        _connect()
+    try:
+        yield fitting([one["Resources"] for one in ray.nodes() if one["Alive"]], workers)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _connect() -> None:
+    import ray
+
+    for left in reversed(range(_STARTS)):
+        try:
+            # What workers print would come in between answers on stdout. What they have to say, they send.
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        except Exception as error:  # Ray raises bare ones, too
+            why = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+            if left and _BUSY in why:
+                ray.shutdown()
+                continue
+            raise UserError(
+                f"Ray cannot be started or reached ({why}): start a cluster with `ray start --head`, or unset "
+                "RAY_ADDRESS to run one on this machine alone."
+            ) from None
+        return
+
+
+def fitting(machines: list[dict[str, Any]], workers: int | None) -> Crew:
+    """How a crew is spread over some machines.
+
+    Args:
+        machines: What each of them has, as Ray says it.
+        workers: How many processes are wanted. None: one for each GPU, or one for each machine where there is none.
+
+    Raises:
+        UserError: There is not enough for so many.
+    """
+    gpus = sum(int(one.get("GPU", 0)) for one in machines)
+    machines = [one for one in machines if one.get("CPU", 0) >= 1]
+    size = workers or gpus or len(machines)
+    if gpus and size > gpus:
+        raise UserError(f"The Ray cluster has {gpus} GPUs, and each worker takes one: give --workers {gpus} or fewer.")
+    cores = [int(one["CPU"]) for one in machines if not gpus or one.get("GPU", 0) >= 1]
+    if not size or size > sum(cores):
+        raise UserError(
+            f"The Ray cluster has {sum(cores)} processors for workers, and each takes one at least: give fewer "
+            "--workers, or start Ray with more."
+        )
+    # Everyone gets the same share, and no one is promised a processor that lies on another machine.
+    share = max(share for share in range(1, max(cores) + 1) if sum(core // share for core in cores) >= size)
+    return Crew(size, share, 1 if gpus else 0)

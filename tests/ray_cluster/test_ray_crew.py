@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+
+from anchorlm.ray._start import Crew, fitting
+from anchorlm.records import UserError
+
+CPUS, GPUS = {"CPU": 8.0}, {"CPU": 8.0, "GPU": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("machines", "workers", "crew"),
+    [
+        ([CPUS], None, Crew(1, 8, 0)),
+        ([CPUS], 2, Crew(2, 4, 0)),
+        ([CPUS], 3, Crew(3, 2, 0)),
+        ([CPUS, CPUS], None, Crew(2, 8, 0)),
+        ([CPUS, CPUS], 3, Crew(3, 4, 0)),  # and not 5, which would leave the third one without a machine
+        ([CPUS, {"memory": 1.0}], None, Crew(1, 8, 0)),
+        ([CPUS, GPUS], None, Crew(2, 4, 1)),
+        ([GPUS, GPUS], 3, Crew(3, 4, 1)),
+    ],
+)
+def test_workers_share_what_the_machines_have(
+    machines: list[dict[str, float]], workers: int | None, crew: Crew
+) -> None:
+    assert fitting(machines, workers) == crew
+
+
+@pytest.mark.parametrize(("machines", "workers"), [([CPUS], 9), ([GPUS], 3), ([], None)])
+def test_a_cluster_that_is_too_small_is_told_in_one_sentence(
+    machines: list[dict[str, float]], workers: int | None
+) -> None:
+    with pytest.raises(UserError, match="--workers"):
+        fitting(machines, workers)
