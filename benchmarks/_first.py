@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import random
 from collections.abc import Sequence
 
 from anchorlm.evaluation import Estimate
@@ -44,9 +45,9 @@ def main(rows: Sequence[Row], arguments: Sequence[str]) -> None:
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.judges first")
     parser.add_argument("--model", default="real-judge", help="The classifier.")
-    parser.add_argument("--limit", type=int, help="So many responses.")
+    parser.add_argument("--limit", type=int, default=300, help="So many responses, drawn at random.")
     given = parser.parse_args(arguments)
-    rows = rows[: given.limit]
+    rows = random.Random(0).sample(rows, min(given.limit, len(rows)))
     found = list(zip(rows, harms(given.model, rows), strict=True))
     table = []
     for safe, harmful in ((0.1, 0.9), (0.2, 0.8), (0.3, 0.7)):
