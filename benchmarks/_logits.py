@@ -7,7 +7,7 @@ import asyncio
 import random
 import statistics
 from collections.abc import Sequence
-from time import perf_counter, process_time
+from time import process_time
 
 from anchorlm import CausalModel, zoo
 from anchorlm.engine import LocalEngine
@@ -60,21 +60,35 @@ def agreement(rows: int) -> list[tuple[str, int, float, str]]:
     return table
 
 
-def times(model: str, cases: Sequence[Case], runs: int) -> tuple[list[float], list[float], int]:
-    """Ratios of processor time and of time on the clock, logits over text, run in turn. And how many gave digits."""
-    engine = LocalEngine(CausalModel.from_pretrained(model), prefix_tokens=0)
-    judges = RubricJudge(engine), RubricJudge(engine, reading="logits", begin=BEGIN)
-    read = sum("ahead by" in grade.reason for grade in grades(judges[1], cases))  # which also warms up
-    work, clock = list[float](), list[float]()
-    for _ in range(runs):
-        spent = []
-        for judge in judges:
-            before = process_time(), perf_counter()
-            grades(judge, cases)
-            spent.append((process_time() - before[0], perf_counter() - before[1]))
-        work.append(spent[1][0] / spent[0][0])
-        clock.append(spent[1][1] / spent[0][1])
-    return work, clock, read
+def times(model: str, runs: Sequence[Sequence[Case]]) -> dict[str, list[float]]:
+    """Ratios of processor time, run in turn, over a judge that writes its answer and reads each rubric again.
+
+    Args:
+        model: The judge.
+        runs: What is judged in each run. The first one warms up.
+
+    Returns:
+        The ratios of each other way, and how many grades were read from logits (`read`).
+    """
+    loaded = CausalModel.from_pretrained(model)
+    bare, keeping = LocalEngine(loaded, prefix_tokens=0), LocalEngine(loaded)
+    judges = {
+        "text": RubricJudge(bare),
+        "logits": RubricJudge(bare, reading="logits", begin=BEGIN),
+        "logits, rubric kept": RubricJudge(keeping, reading="logits", begin=BEGIN),
+    }
+    found: dict[str, list[float]] = {name: [] for name in (*judges, "read")}
+    for turn, cases in enumerate(runs):
+        spent = {}
+        for name, judge in judges.items():
+            before = process_time()
+            given = grades(judge, cases)
+            spent[name] = process_time() - before
+        if turn:
+            found["read"].append(sum("ahead by" in grade.reason for grade in given) / len(given))
+            for name in judges:
+                found[name].append(spent[name] / spent["text"])
+    return found
 
 
 def main(completions: Sequence[tuple[str, str]], arguments: Sequence[str]) -> None:
@@ -97,17 +111,19 @@ def main(completions: Sequence[tuple[str, str]], arguments: Sequence[str]) -> No
     if not given.prompts:
         return
     cases: list[Case] = []
-    for first in range(given.prompts):
-        some = completions[first * CANDIDATES : (first + 1) * CANDIDATES]
+    for first in range(0, len(completions) - CANDIDATES, CANDIDATES):
+        some = completions[first : first + CANDIDATES]
         cases.append(([{"role": "user", "content": some[0][0]}], [text for _, text in some]))
-    work, clock, read = times(given.model, cases, given.runs)
-    row = (
-        given.model, given.prompts * CANDIDATES, read, given.runs, statistics.median(work), min(work), max(work),
-        statistics.median(clock),
-    )  # fmt: skip
-    columns = (
-        "judge", "responses", "read from logits", "runs", "processor time, logits over text", "lowest", "highest",
-        "time on the clock",
-    )  # fmt: skip
-    report("time of judges by logits", columns, [row])
-    print("|", " | ".join(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row), "|")
+    size, most = given.prompts, len(cases) // given.prompts
+    if most < given.runs + 1:
+        parser.error(f"there are completions for {most - 1} runs of {size} prompts")
+    found = times(given.model, [cases[turn * size : (turn + 1) * size] for turn in range(given.runs + 1)])
+    read = 100 * statistics.mean(found.pop("read"))
+    rows = [
+        (name, size * CANDIDATES, given.runs, statistics.median(ratios), min(ratios), max(ratios))
+        for name, ratios in found.items()
+    ]
+    columns = ("reading", "responses", "runs", "processor time over text", "lowest", "highest")
+    report(f"time of judges by logits, {given.model}: {read:.0f} % read from logits", columns, rows)
+    for row in rows:
+        print("|", " | ".join(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row), "|")
