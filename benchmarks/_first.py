@@ -50,7 +50,7 @@ def main(rows: Sequence[Row], arguments: Sequence[str]) -> None:
     rows = random.Random(0).sample(rows, min(given.limit, len(rows)))
     found = list(zip(rows, harms(given.model, rows), strict=True))
     table = []
-    for safe, harmful in ((0.1, 0.9), (0.2, 0.8), (0.3, 0.7)):
+    for safe, harmful in ((0.05, 0.95), (0.1, 0.9), (0.2, 0.8), (0.3, 0.7)):
         passed = [(row[2], not row[1]) for row, harm in found if harm <= safe]
         turned = [(row[2], row[1]) for row, harm in found if harm >= harmful]
         sure = [(row[2], not safe < harm < harmful) for row, harm in found]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -50,7 +51,7 @@ def line(row: Row, measure: Measure) -> Line:
     """Measures one row."""
     try:
         figure = row.measure(measure)
-    except (AnchorLMError, ImportError, OSError) as error:
+    except (AnchorLMError, ImportError, OSError, RuntimeError, subprocess.SubprocessError) as error:
         figure = Figure([], str(error))
     ratios = figure.ratios
     middle = statistics.median(ratios) if ratios else None
@@ -107,7 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         known = {one["name"]: one for one in json.loads(given.json.read_text("utf-8"))}
     wanted = given.only or list(ROWS)
     for name in wanted:
-        if name in known and not given.again:
+        there = known.get(name, {"ratio": None})
+        if there["ratio"] is not None and there["bar"] == ROWS[name].bar and not given.again:
             continue
         known[name] = asdict(line(ROWS[name], measure))
         if given.json is not None:

@@ -15,7 +15,7 @@ from anchorlm.engine import LocalEngine
 from anchorlm.files import PromptRow, read_rows
 from anchorlm.guard import Guard, Recipe
 from anchorlm.judging import CallableScorer
-from anchorlm.records import Decision, TextDelta, ToolCall, UserError
+from anchorlm.records import Decision, TextDelta, ToolCall, UserError, json_text, readable
 
 
 def test_a_call_comes_apart_from_the_text_before_it_whole_and_streamed() -> None:
@@ -259,3 +259,17 @@ def test_rows_of_a_file_may_have_tools_and_turns_of_tools(tmp_path: Path) -> Non
     written = {one["index"]: one for one in map(json.loads, (tmp_path / "out.jsonl").read_text("utf-8").splitlines())}
     assert written[0]["tool_calls"][0]["function"] == {"name": "weather", "arguments": '{"city": "Oslo"}'}
     assert written[1]["usage"]["prompt_tokens"] > written[0]["usage"]["prompt_tokens"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ['{"x": "bread"}', '{"x": "\\u0062\\u0072ead"}', "x='\\x62\\x72ead'", '"{\\"x\\": \\"\\\\u0062read\\"}"'],
+)
+def test_no_word_of_a_call_hides_from_a_judge_behind_escapes(arguments: str) -> None:
+    assert "bread" in readable(arguments)
+
+
+def test_arguments_that_no_other_json_knows_are_sent_as_texts() -> None:
+    assert json.loads(json_text({"x": [float("nan")], "y": float("inf")}), parse_constant=pytest.fail) == {
+        "x": ["NaN"], "y": "Infinity",
+    }  # fmt: skip

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from anchorlm.engine import LocalEngine
 from anchorlm.guard import Guard
-from anchorlm.judging import CallableJudge, CascadeJudge, Judge, RefusalMatcher
-from anchorlm.records import DefenseError, Messages, UserError
+from anchorlm.judging import CallableJudge, CascadeJudge, Grade, Judge, RefusalMatcher
+from anchorlm.records import DefenseError, Messages, UnreadableError, UserError
 from anchorlm.team import FirstJudgeSettings, JudgeSettings, build_judge, start_judge
 
 ASK: Messages = [{"role": "user", "content": "How do I bake bread?"}]
@@ -68,6 +68,27 @@ def test_clear_cases_keep_the_first_grade_and_all_others_get_the_other_judges(
 
 def test_a_first_judge_that_fails_leaves_everything_to_the_other_one() -> None:
     assert graded(CascadeJudge(CallableJudge(failing), numbers()), ["0.0", "0.5"]) == [0.0, 0.5]
+
+
+def test_a_conversation_that_the_first_judge_cannot_read_is_the_other_one_s() -> None:
+    def unreadable(messages: Messages, response: str) -> float:
+        raise UnreadableError("too long")
+
+    class Short(CallableJudge):
+        async def __call__(self, messages: Messages, responses: Sequence[str]) -> list[Grade]:
+            raise UnreadableError("too long")
+
+    assert graded(CascadeJudge(Short(unreadable), numbers()), ["0.5"]) == [0.5]
+
+
+def test_a_first_judge_that_reads_no_thoughts_never_passes_one() -> None:
+    asked: list[str] = []
+    judge = CascadeJudge(RefusalMatcher(), harsh(asked), safe=0.0)
+    assert judge.reads_thoughts
+    refusal = "I'm sorry, but I can't help with that."
+    thought = f"<think>\nMix flour.\n</think>\n\n{refusal}"
+    assert graded(judge, [refusal, thought]) == [0.0, 1.0]
+    assert asked == [thought]
 
 
 def test_a_doubtful_case_that_the_other_judge_cannot_grade_is_an_error() -> None:

@@ -135,6 +135,43 @@ def test_an_anchor_that_cannot_read_the_prompt_gives_the_refusal_and_the_other_r
     assert written[0][:8] == server.answer([short], [Asked()], new=8)[0][0]
 
 
+@pytest.mark.parametrize("tokens", [2, 6])
+@pytest.mark.parametrize("place", [1, 3, 6, 9])
+def test_a_refusal_goes_on_in_a_request_that_left_the_batch_and_came_back(
+    target: LocalEngine, anchor: LocalEngine, place: int, tokens: int
+) -> None:
+    model = target.model
+    mixer = Mixer(model, anchor, settings(mixing={"refusal": "No, sorry."}))
+    server, long = Server(target, mixer), model.encode(said("bread " * 200))
+    asked = Asked(mixed_tokens=tokens)
+    written, state = list[int](), server.start(long, asked)
+    for step in range(16):
+        if step == place:
+            state = server.start(long, asked)  # as a server does that makes room for others
+        assert state is not None
+        logits = read(target, long, written)[None].clone()
+        mixer.mix(logits, [(0, state, written)])
+        written.append(int(logits[0].argmax()))
+    text = model.vocabulary.decode(written[: written.index(0)])
+    assert text.endswith(b"No, sorry.")
+    assert set(written[written.index(0) :]) == {0}
+
+
+def test_a_guided_answer_goes_on_by_itself_in_a_request_that_came_back(
+    target: LocalEngine, anchor: LocalEngine
+) -> None:
+    mixer = Mixer(target.model, anchor, settings())
+    server, prompt = Server(target, mixer), target.model.encode(said("x"))
+    (whole,), _ = server.answer([prompt], [Asked()])
+    state = server.start(prompt, Asked())
+    assert state is not None
+    for step in range(7, 10):
+        logits = read(target, prompt, whole[:step])[None].clone()
+        mixer.mix(logits, [(0, state, whole[:step])])
+        assert int(logits[0].argmax()) == whole[step]
+    mixer.close(state)
+
+
 def test_tokens_that_the_server_has_not_said_yet_are_never_guessed(target: LocalEngine, anchor: LocalEngine) -> None:
     mixer = Mixer(target.model, anchor, settings(mixing={"refusal": "No."}))
     state = mixer.state(Asked())

@@ -72,7 +72,7 @@ class Prefixes:
     def fill(self, row: SlotRow, end: int) -> None:
         """Starts a row of which nothing was read from what is kept, up to position `end` at most."""
         end = min(end, _limit(row), len(row.tokens) - 1)  # the last token is always read: logits come after it
-        if row.computed or row.slot < 0 or not self.size or end < _LEAST:
+        if row.computed or row.slot < 0 or not self.size or not self._cache.made or end < _LEAST:
             return
         root = self._roots.get(_state(row))
         if root is None:

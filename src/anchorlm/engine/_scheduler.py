@@ -171,7 +171,13 @@ class Scheduler:
             length = cache.length
         slots = max(rows, min(2 * cache.slots, self._max_rows, most // length))
         used = max((row.computed for row in self._rows if row is not None), default=0)
-        cache.resize(slots, length, len(self._rows), used)
+        try:
+            cache.resize(slots, length, len(self._rows), used)
+        finally:
+            if not cache.made:  # memory ran out, and what was in it is gone
+                for row in self._rows:
+                    if row is not None:
+                        row.computed = 0
 
     def _watch(self) -> None:
         loop = asyncio.get_running_loop()

@@ -112,11 +112,20 @@ class SlotCache(Cache):  # type: ignore[misc]
                 self._stores[layer] = sized(keys, slots, length), sized(values, slots, length)
                 done.append(layer)
         except BaseException:  # memory ran out: what was there still fits
-            for layer in done:
-                keys, values = self._stores[layer]
-                self._stores[layer] = sized(keys, self.slots, self.length), sized(values, self.slots, self.length)
+            try:
+                for layer in done:
+                    keys, values = self._stores[layer]
+                    self._stores[layer] = sized(keys, self.slots, self.length), sized(values, self.slots, self.length)
+            except BaseException:  # not even that: rows are read again
+                self._stores = {}
+                raise
             raise
         self.slots, self.length = slots, length
+
+    @property
+    def made(self) -> bool:
+        """Whether there is any memory yet: it is taken when the first row is read."""
+        return bool(self._stores)
 
     def _allocate(self, slots: int, length: int) -> None:
         """Empty slots. The old ones are gone before, so that the new ones may lie where they lay."""

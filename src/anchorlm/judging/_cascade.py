@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 from anchorlm.judging._base import Follow, Grade, Judge
 from anchorlm.judging._names import THEN
+from anchorlm.judging._thoughts import without_thoughts
 from anchorlm.records import DefenseError, Messages, UserError
 
 
@@ -12,7 +13,8 @@ class CascadeJudge(Judge):
     """A cheap judge decides the clear cases, and leaves the doubtful ones to a better one.
 
     Args:
-        first: The cheap judge. Where it cannot do its work, the other one decides.
+        first: The cheap judge. Where it cannot do its work, or does not read a thought that is there, the other one
+            decides.
         judge: Grades what `first` leaves.
         safe: At most this harm, and the first judge's grade stands. None: it never passes anything.
         harmful: At least this harm, and it stands as well. None: it never turns anything down.
@@ -27,7 +29,7 @@ class CascadeJudge(Judge):
             raise UserError("The first judge needs safe, harmful or both, from 0 to 1, with safe below harmful.")
         self.first, self.judge = first, judge
         self._safe, self._harmful = safe, harmful
-        self.reads_thoughts = first.reads_thoughts and judge.reads_thoughts
+        self.reads_thoughts = judge.reads_thoughts
 
     @property
     def name(self) -> str:
@@ -70,9 +72,16 @@ class CascadeJudge(Judge):
         """The first judge's grades where they are clear."""
         try:
             grades = await self.first(messages, responses)
-        except DefenseError:
+        except (DefenseError, UserError):
             return [None] * len(responses)
-        return [Grade(one.harm, f"clear: {one.reason}") if self._is_clear(one.harm) else None for one in grades]
+        return [
+            Grade(one.harm, f"clear: {one.reason}") if self._is_clear(one.harm) and self._saw(response) else None
+            for one, response in zip(grades, responses, strict=True)
+        ]
+
+    def _saw(self, response: str) -> bool:
+        """Whether the first judge has read all of a response: some do not read thoughts."""
+        return self.first.reads_thoughts or response == without_thoughts(response)
 
     def _is_clear(self, harm: float) -> bool:
         safe = self._safe is not None and harm <= self._safe

@@ -62,9 +62,9 @@ class RubricJudge(Judge):
     are untrusted: control tokens and the template's own tags in them are broken up, so that they are text like any
     other, and nothing but the judge's own answer is searched for a grade. No word of either is left out.
 
-    The grade is read from the logits of the first token of the judge's answer: the mean of the five digits, weighted by
-    their probability. Where the digits have less than half of the probability, or the engine gives no
-    log-probabilities, the judge writes its answer, and the grade is looked for in the text.
+    With `reading="logits"` the grade is read from the logits of the first token of the judge's answer: the mean of the
+    five digits, weighted by their probability. Where the digits have less than half of the probability, or the engine
+    gives no log-probabilities, the judge writes its answer, and the grade is looked for in the text.
 
     Args:
         engine: Runs the judging model.

@@ -12,8 +12,10 @@ MOST_TOOLS = 128
 """Tools that one request may offer."""
 
 _NAME = re.compile(r"[\w.\-]{1,64}", re.ASCII)
-_ESCAPED = re.compile(r'\\(?:u([0-9a-fA-F]{4})|(["\\/bfnrt]))')
+_ESCAPED = re.compile(r'\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|(["\'\\/bfnrt]))')
 _SIGNS = {"b": " ", "f": " ", "n": "\n", "r": "\n", "t": "\t"}
+_NESTED = 4
+"""How often escapes may stand within escapes."""
 _PAIRS = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
@@ -134,8 +136,11 @@ def _checked(tool: Any) -> dict[str, Any]:
 
 
 def json_text(value: Any) -> str:
-    """Arguments as JSON that can be sent, half of a character among them as an escape."""
-    text = json.dumps(value, ensure_ascii=False)
+    """Arguments as JSON that can be sent, half of a character among them as an escape, NaN and infinity as texts."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:  # Python reads and writes what no other JSON knows
+        return json_text(json.loads(json.dumps(value), parse_constant=str))
     return text if _is_unicode(text) else json.dumps(value)
 
 
@@ -153,10 +158,20 @@ def call_text(name: str, arguments: str) -> str:
 
 
 def readable(text: str) -> str:
-    """A text with what JSON writes in escapes as it is meant: no word of a call's arguments can hide in them."""
-    plain = _ESCAPED.sub(lambda found: chr(int(found[1], 16)) if found[1] else _SIGNS.get(found[2], found[2]), text)
+    """A text with what JSON and Python write in escapes as it is meant: no word of a call's arguments can hide in them.
+
+    Arguments may be a text that holds JSON again, so escapes are looked for until there are none.
+    """
+    plain, left = text, _NESTED
+    while left and (found := _ESCAPED.sub(_meant, plain)) != plain:
+        plain, left = found, left - 1
     plain = _PAIRS.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), plain)
     return plain.encode("utf-8", "replace").decode()
+
+
+def _meant(found: re.Match[str]) -> str:
+    code = found[1] or found[2]
+    return chr(int(code, 16)) if code else _SIGNS.get(found[3], found[3])
 
 
 def calls_of(turn: Mapping[str, Any]) -> list[tuple[str, str, str]]:

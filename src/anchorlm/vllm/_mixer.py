@@ -31,6 +31,7 @@ class Guided:
         tokens: How many tokens are mixed.
         prompt: The prompt's token ids, once they are known.
         refused_at: The length of the response at which the guard failed; None: it has not.
+        known: Whether it was looked at. A server may take a request out of its batch, and bring it back as a new one.
     """
 
     def __init__(self, alpha: float, tokens: int) -> None:
@@ -38,13 +39,14 @@ class Guided:
         self.tokens = tokens
         self.prompt: list[int] = []
         self.refused_at: int | None = None
+        self.known = False
         self.row: ServerRow | None = None
         self.mixed: MixedSequence | None = None
         self.stack = AsyncExitStack()
 
     def wants(self, written: int) -> bool:
         """Whether the next token, after so many of the response, is ours to say."""
-        return written < self.tokens or self.refused_at is not None
+        return not self.known or written < self.tokens or self.refused_at is not None
 
 
 class _Pair:
@@ -116,6 +118,9 @@ class Mixer:
             logits: (n, V), changed in place.
             rows: Row, request, and the tokens of its response so far.
         """
+        for _, guided, written in rows:
+            if not guided.known:
+                guided.refused_at, guided.known = self._refused_before(guided, written), True
         ours = [(row, guided, written) for row, guided, written in rows if guided.wants(len(written))]
         if not ours:
             return
@@ -129,6 +134,18 @@ class Mixer:
         for _, guided, written in ours:
             if len(written) + 1 >= guided.tokens:
                 self.close(guided)
+
+    def _refused_before(self, guided: Guided, written: Sequence[int]) -> int | None:
+        """Where the refusal began of which a response ends with a part; None where it does not.
+
+        A single token says so only behind the mixed ones: before, the anchor goes on and fails again, if it did.
+        """
+        refusal = [*self._refusal, *[self._end] * len(written)]
+        for start in range(min(guided.tokens, len(written))):
+            length = len(written) - start
+            if list(written[start:]) == refusal[:length] and (length > 1 or len(written) >= guided.tokens):
+                return start
+        return None
 
     def close(self, guided: Guided) -> None:
         """Gives the anchor's row back; what follows is the server's alone."""

@@ -49,7 +49,7 @@ class Asked(Settings):
         if isinstance(value, str):  # vLLM takes no objects in vllm_xargs
             try:
                 value = json.loads(value)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 value = None
         if not isinstance(value, Mapping):
             raise UserError(f"The extra argument {KEY!r} is a JSON object as text, such as '{{\"alpha\": 0.5}}'.")
@@ -135,9 +135,9 @@ class PluginSettings(Settings):
         if asked is not None and self.anchor is None:
             raise UserError(f"This server has no anchor: leave {KEY!r} out, or ask its operator for one.")
         name = (extra or {}).get(STEERING)
-        if name is not None and name not in self.steering:
+        if name is not None and not (isinstance(name, str) and name in self.steering):
             known = ", ".join(sorted(self.steering)) or "none"
-            raise UserError(f"There is no steering {name!r} in this server; it has: {known}.")
+            raise UserError(f"There is no steering {name!r:.80} in this server; it has: {known}.")
         if (extra or {}).get(CAPTURE) and not self.steering:
             raise UserError(f"This server reads no activations: leave {CAPTURE!r} out.")
         return asked

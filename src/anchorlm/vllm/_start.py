@@ -1,11 +1,12 @@
 from __future__ import annotations
 
-from functools import wraps
+import re
+from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 
 from anchorlm.records import UserError
 from anchorlm.vllm._settings import STEERING, PluginSettings
-from anchorlm.vllm._states import salted
+from anchorlm.vllm._states import SteeringFile, salted
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -14,6 +15,9 @@ NAME = "anchorlm.vllm.processor:NamedProcessor"
 """As which the processor is named to a server that must know of it before it has a request."""
 
 WORKER = "anchorlm.vllm.worker.SteeredWorker"
+
+_BEAM = re.compile(r"-beam-\d+")
+"""In the name of each request of which vLLM makes a beam search."""
 
 
 def register() -> None:
@@ -28,7 +32,7 @@ def register() -> None:
     made = EngineArgs.create_engine_config
     if getattr(made, "checked_by_anchorlm", False):
         return
-    _salt_requests()
+    _look_at_requests()
 
     @wraps(made)
     def checked(self: Any, *args: Any, **kwargs: Any) -> VllmConfig:
@@ -41,22 +45,43 @@ def register() -> None:
     EngineArgs.create_engine_config = checked
 
 
-def _salt_requests() -> None:
-    """Steered requests share no keys and values with others: vLLM's prefix cache knows tokens and a salt only."""
+def _look_at_requests() -> None:
+    """Steered requests share no keys and values with others: vLLM's prefix cache knows tokens and a salt only.
+
+    And where there is an anchor, there is no beam search.
+    """
     from vllm.v1.engine.input_processor import InputProcessor
 
     made = InputProcessor.process_inputs
 
     @wraps(made)
-    def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
-        request = made(self, *args, **kwargs)
-        extra = getattr(request.sampling_params, "extra_args", None) or {}
-        settings = PluginSettings.from_environment() if STEERING in extra else None
+    def process_inputs(self: Any, request_id: str, *args: Any, **kwargs: Any) -> Any:
+        if _BEAM.search(request_id):
+            _refuse_beams(PluginSettings.from_environment())
+        request = made(self, request_id, *args, **kwargs)
+        name = (getattr(request.sampling_params, "extra_args", None) or {}).get(STEERING)
+        settings = PluginSettings.from_environment() if isinstance(name, str) else None
         if settings is not None:
-            request.cache_salt = salted(request.cache_salt, settings.loaded[extra[STEERING]].digest)
+            request.cache_salt = salted(request.cache_salt, _digest(settings.steering[str(name)]))
         return request
 
     InputProcessor.process_inputs = process_inputs
+
+
+def _refuse_beams(settings: PluginSettings | None) -> None:
+    """VLLM's beam search chooses by what the target says before any processor, so the anchor would have no say.
+
+    Raises:
+        ValueError: There is an anchor.
+    """
+    if settings is not None and settings.anchor is not None:
+        raise ValueError("AnchorLM guides no beam search in this server: leave use_beam_search out.")
+
+
+@cache
+def _digest(file: str) -> str:
+    """Of a steering, as it is when the first request asks for it: a server has loaded it at its start."""
+    return SteeringFile.load(file).digest
 
 
 def prepare(config: VllmConfig, settings: PluginSettings) -> None:

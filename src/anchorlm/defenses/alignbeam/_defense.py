@@ -182,14 +182,15 @@ class AlignBeam(Defense):
         openings = [cast(Primed, beam.proposal) for beam in beams]
         left = [index for index, opening in enumerate(openings) if not opening.whole]
         async with AsyncExitStack() as stack:
-            rows = max(1, len(left))
+            if not left:
+                return [index for index in _distinct(openings, self.target.model.vocabulary) if index != best]
+            rows = len(left)
             row = await stack.enter_async_context(self.target.open(thinking.whole_prompt, rows=rows, room=plan.room))
             if thinking.room:
                 row.begin(answer=True)
             anchor = self.anchor_for(request)
             root = await self.guidance.open(stack, row, anchor, request, settings, rows=rows, seen=reading)
-            if left:
-                await root.mixture()  # both prompts are read once, for all
+            await root.mixture()  # both prompts are read once, for all
             for index, fork in zip(left, [root, *(root.fork() for _ in left[1:])], strict=False):
                 openings[index].go_on(fork, beams[index].tokens, beams[index].scores)
                 beams[index].closed = None
@@ -229,6 +230,7 @@ class Primed(Guided):
         log_probability: Of the mixed tokens so far.
         whole: Whether all of them are written.
         ended: Whether the turn ended among them.
+        tokens: All of them, once they are written.
     """
 
     def __init__(
@@ -237,6 +239,7 @@ class Primed(Guided):
         super().__init__(mixed, tokens, stops)
         self.log_probability = log_probability
         self.whole = self.ended = False
+        self.tokens: list[int] = []
         self._room = room
         self._first: int | None = first
 
@@ -257,7 +260,7 @@ class Primed(Guided):
             ended = self.row.end_turn()
         self.ended = ended
         if ended or self.mixed.guided >= max(self._tokens, 1) or len(self.response) >= self._room:
-            self.whole = True
+            self.whole, self.tokens = True, self.response
             self.mixed.release_guide()  # while the target goes alone, the anchor's rows are free
 
     def go_on(self, mixed: MixedSequence, tokens: Sequence[int], scores: Sequence[TokenScore]) -> None:
@@ -301,9 +304,9 @@ async def _likeliest(openings: Sequence[Primed]) -> int:
 
 
 def _distinct(openings: Sequence[Primed], vocabulary: ByteVocabulary) -> list[int]:
-    """Their places, the likeliest first; of those that open with the same text only the first."""
+    """Places of whole openings, the likeliest first; of those that are the same text only the first."""
     order = sorted(range(len(openings)), key=lambda place: -openings[place].log_probability)
-    texts = {vocabulary.decode(openings[place].response): place for place in reversed(order)}
+    texts = {(vocabulary.decode(openings[place].tokens), openings[place].ended): place for place in reversed(order)}
     return [place for place in order if place in texts.values()]
 
 
