@@ -18,7 +18,7 @@ from anchorlm.cli._output import Output
 from anchorlm.cli._recipes import digest
 from anchorlm.files import PromptRow, read_rows
 from anchorlm.guard import Recipe
-from anchorlm.records import DefenseError
+from anchorlm.records import DefenseError, Response, Usage, UserError
 
 Invoke = Callable[..., Result]
 Start = Callable[..., subprocess.Popen[str]]
@@ -350,3 +350,24 @@ def test_a_row_says_of_tools_what_a_request_may_say() -> None:
     said = {"tools": [{"type": "function"}], "tool_choice": "auto", "parallel_tool_calls": False}
     assert offer(PromptRow(0, 1, "a", fields={"prompt": "a", **said})) == said
     assert offer(PromptRow(0, 1, "a", fields={"tools": None, "tool_choice": "", "parallel_tool_calls": None})) == {}
+
+
+def test_an_answer_with_other_tools_than_the_input_has_is_not_taken_for_done(tmp_path: Path) -> None:
+    def row(**fields: Any) -> PromptRow:
+        return PromptRow(0, 1, "a", fields={"prompt": "a", **fields})
+
+    out, tools = tmp_path / "out.jsonl", [{"type": "function", "function": {"name": "bake"}}]
+    with Output(str(out), [row(tools=tools)], "r") as output:
+        output.write(row(tools=tools), Response("b", "stop", Usage(1, 1, 1)))
+    with Output(str(out), [row(tools=tools)], "r") as output:
+        assert output.done == {0}
+    for other in (row(), row(tools=tools, parallel_tool_calls=False)):
+        with pytest.raises(UserError, match="Row 0 of .* was answered with other tools"):
+            Output(str(out), [other], "r")
+
+
+def test_a_row_without_tools_is_written_without_a_word_of_them(tmp_path: Path) -> None:
+    row, out = PromptRow(0, 1, "a", fields={"prompt": "a", "tools": None}), tmp_path / "out.jsonl"
+    with Output(str(out), [row], "r") as output:
+        output.write(row, Response("b", "stop", Usage(1, 1, 1)))
+    assert list(lines(out)[0]) == ["index", "prompt", "response", "finish_reason", "usage", "recipe"]

@@ -19,3 +19,9 @@ def offer(row: PromptRow) -> dict[str, Any]:
     if row.fields.get(_SEVERAL) is not None:
         found[_SEVERAL] = row.fields[_SEVERAL]
     return found
+
+
+def offer_digest(row: PromptRow) -> str | None:
+    """A short digest of what a row says of tools. None where it says nothing."""
+    said = offer(row)
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12] if said else None
