@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
+from anchorlm.cli._offers import offer
 from anchorlm.cli._output import Output
 from anchorlm.cli._recipes import digest
 from anchorlm.files import PromptRow, read_rows
 from anchorlm.guard import Recipe
-from anchorlm.records import DefenseError
+from anchorlm.records import DefenseError, Response, Usage, UserError
 
 Invoke = Callable[..., Result]
 Start = Callable[..., subprocess.Popen[str]]
@@ -323,3 +324,50 @@ def test_a_device_that_takes_nothing_is_told_by_its_name(plain_recipe: Path, tmp
     assert result.returncode == 2
     assert ("Standard output" if place == "-" else "/dev/full") in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_row_whose_tools_do_not_fit_stops_the_command_or_is_skipped_and_named(
+    invoke: Invoke, plain_recipe: Path, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"prompt": "a"}\n{"prompt": "b", "tools": [{"bad": 1}]}\n{"prompt": "c"}\n')
+    result = invoke("generate", source, "-r", plain_recipe, "-o", out)
+    assert result.exit_code == 2
+    assert "Line 2: A tool is" in result.stderr
+    result = invoke("generate", source, "-r", plain_recipe, "-o", out, "--skip-bad")
+    assert result.exit_code == 0, result.stderr
+    assert {row["index"]: row["prompt"] for row in lines(out)} == {0: "a", 2: "c"}
+    assert "1 rows skipped: line 2: A tool is" in result.stderr
+
+
+def test_a_row_alone_may_be_one_whose_tools_do_not_fit(invoke: Invoke, plain_recipe: Path) -> None:
+    result = invoke("generate", "-", "-r", plain_recipe, "--skip-bad", stdin='{"prompt": "b", "tools": [{"bad": 1}]}\n')
+    assert result.exit_code == 0, result.stderr
+    assert "line 1: A tool is" in result.stderr
+
+
+def test_a_row_says_of_tools_what_a_request_may_say() -> None:
+    said = {"tools": [{"type": "function"}], "tool_choice": "auto", "parallel_tool_calls": False}
+    assert offer(PromptRow(0, 1, "a", fields={"prompt": "a", **said})) == said
+    assert offer(PromptRow(0, 1, "a", fields={"tools": None, "tool_choice": "", "parallel_tool_calls": None})) == {}
+
+
+def test_an_answer_with_other_tools_than_the_input_has_is_not_taken_for_done(tmp_path: Path) -> None:
+    def row(**fields: Any) -> PromptRow:
+        return PromptRow(0, 1, "a", fields={"prompt": "a", **fields})
+
+    out, tools = tmp_path / "out.jsonl", [{"type": "function", "function": {"name": "bake"}}]
+    with Output(str(out), [row(tools=tools)], "r") as output:
+        output.write(row(tools=tools), Response("b", "stop", Usage(1, 1, 1)))
+    with Output(str(out), [row(tools=tools)], "r") as output:
+        assert output.done == {0}
+    for other in (row(), row(tools=tools, parallel_tool_calls=False)):
+        with pytest.raises(UserError, match="Row 0 of .* was answered with other tools"):
+            Output(str(out), [other], "r")
+
+
+def test_a_row_without_tools_is_written_without_a_word_of_them(tmp_path: Path) -> None:
+    row, out = PromptRow(0, 1, "a", fields={"prompt": "a", "tools": None}), tmp_path / "out.jsonl"
+    with Output(str(out), [row], "r") as output:
+        output.write(row, Response("b", "stop", Usage(1, 1, 1)))
+    assert list(lines(out)[0]) == ["index", "prompt", "response", "finish_reason", "usage", "recipe"]

@@ -52,3 +52,17 @@ def test_workers_without_ray_are_refused(tmp_path: Path) -> None:
     found = without_ray(code, *args, cwd=tmp_path)
     assert found.returncode == 2
     assert "--workers goes with --ray" in found.stderr
+
+
+@pytest.mark.slow
+def test_a_ray_without_its_parts_names_the_command_that_installs_them(tmp_path: Path) -> None:
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "__init__.py").touch()
+    code = (
+        "from anchorlm.ray._pool import shared\n"
+        "from anchorlm.records import UserError\n"
+        "try:\n    next(shared([1], None, None))\nexcept UserError as error:\n    print(error)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    told = "Ray lacks parts that this needs (No module named 'ray.data'): pip install 'anchorlm[ray]'."
+    assert found.stdout.strip() == told, found.stderr

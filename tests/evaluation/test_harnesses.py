@@ -237,3 +237,23 @@ def as_served(guard: Guard, request: Request) -> str:
         elif isinstance(event, TextDelta):
             said += stop.feed(event.text)
     return said + stop.flush()
+
+
+def test_penalties_of_an_inspect_task_reach_the_guard_and_a_schema_is_refused_with_the_remedy() -> None:
+    pytest.importorskip("inspect_ai", reason=EXTRA)
+    from inspect_ai.model import ChatMessageUser, GenerateConfig, ResponseSchema
+    from inspect_ai.util import JSONSchema
+
+    from anchorlm.evaluation._inspect import GuardedModel
+
+    guard = Guard(str(path("a-finance")), "undefended", generation={"max_new_tokens": 24})
+    model = GuardedModel.__new__(GuardedModel)
+    model.model_name, model.guard, model._asked = "x", guard, Counter()
+    ask = "How do I bake bread?"
+    config = GenerateConfig(max_tokens=24, frequency_penalty=2.0, presence_penalty=2.0)
+    said = asyncio.run(model.generate([ChatMessageUser(content=ask)], [], "none", config))
+    penalties = {"frequency_penalty": 2.0, "presence_penalty": 2.0}
+    assert said.completion == guard.chat([{"role": "user", "content": ask}], **penalties).text
+    shaped = GenerateConfig(response_schema=ResponseSchema(name="x", json_schema=JSONSchema(type="object")))
+    with pytest.raises(UserError, match="set response_format in the recipe's section generation"):
+        asyncio.run(model.generate([ChatMessageUser(content=ask)], [], "none", shaped))

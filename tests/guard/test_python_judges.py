@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,18 @@ from typer.testing import CliRunner
 
 from anchorlm.cli._app import app
 from anchorlm.judging import CallableJudge
+from anchorlm.ray._application import _options
+from anchorlm.ray._application import app as on_ray
+from anchorlm.ray._settings import RayServing
 from anchorlm.records import Messages, UserError
+from anchorlm.serving import ServerSettings
 from anchorlm.team import (
     JudgeSettings,
     ScorerSettings,
     allow_code,
     build_judge,
     build_scorer,
+    code_allowed,
     start_judge,
     start_scorer,
 )
@@ -123,3 +129,23 @@ def test_a_command_that_was_given_leave_runs_the_function_and_one_that_was_not_s
     with_leave = CliRunner().invoke(app, [*command, "--allow-code"])
     assert "--allow-code" not in with_leave.output
     assert "nowhere" in with_leave.output
+
+
+def test_on_ray_a_recipe_with_code_is_refused_before_replicas_start_and_told_how_to_get_leave(tmp_path: Path) -> None:
+    recipe = tmp_path / "guard.toml"
+    recipe.write_text(
+        'target = "x"\ndefense = "best_of_n"\n[judge]\nkind = "python"\nfunction = "own_functions_of_a_test:harm"\n'
+    )
+    with pytest.raises(UserError, match="code is not allowed: .*ANCHORLM_ALLOW_CODE=1 for Ray Serve"):
+        on_ray({"recipe": str(recipe)})
+
+
+def test_replicas_get_the_leave_of_the_process_that_starts_them() -> None:
+    serving = RayServing.parse({"recipe": "guard.toml"}, where="it")
+    assert "runtime_env" not in _options(serving, ServerSettings())["ray_actor_options"]
+    allow_code()
+    variables = _options(serving, ServerSettings())["ray_actor_options"]["runtime_env"]["env_vars"]
+    allow_code(False)
+    assert not code_allowed()
+    os.environ.update(variables)
+    assert code_allowed()

@@ -1,24 +1,23 @@
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from anchorlm.cli._errors import complain
 from anchorlm.cli._loading import load_guard
+from anchorlm.cli._offers import offer
 from anchorlm.cli._output import Output
 from anchorlm.cli._recipes import digest
 from anchorlm.files import BadRow, PromptRow, read_rows
 from anchorlm.guard import Guard, Recipe
-from anchorlm.records import AnchorLMError, DefenseError, Response, UserError, as_messages
+from anchorlm.records import AnchorLMError, DefenseError, Request, Response, UserError, as_messages
 
 if TYPE_CHECKING:
     from rich.progress import Progress
-
-_TOOLS = ("tools", "tool_choice")
-"""What a row may say of tools, next to its messages."""
 
 _NAMED = 10
 """How many skipped rows are explained one by one at the end."""
@@ -77,7 +76,7 @@ def run(
         start = monotonic()
         if pending:
             if ray:
-                asks = [(row.prompt, _offer(row)) for row in pending]
+                asks = [(row.prompt, offer(row)) for row in pending]
                 tried = recipe.probe.run if probe is None else probe
                 found = answers(recipe, asks, probe=tried, workers=workers, concurrency=concurrency)
                 outcomes = ((place, one.outcome, one.pipeline) for place, one in found)
@@ -93,20 +92,38 @@ def run(
             )
 
 
-def _offer(row: PromptRow) -> dict[str, Any]:
-    """What a row says of tools."""
-    return {name: row.fields[name] for name in _TOOLS if row.fields.get(name)}
-
-
 def _answer(
     guard: Guard, pending: Sequence[PromptRow], output: Output, tally: _Tally, *, skip_bad: bool, concurrency: int
 ) -> None:
     """Answers rows in this process."""
     pipeline = getattr(guard.defense, "pipeline", None)
-    requests = (guard.request(as_messages(row.prompt), **_offer(row)) for row in pending)
-    found = guard.map(requests, concurrency=concurrency)
+    found = _found(guard, pending, concurrency)
     outcomes = ((position, outcome, pipeline) for position, outcome in found)
     _write(outcomes, pending, output, tally, skip_bad=skip_bad)
+
+
+def _found(
+    guard: Guard, pending: Sequence[PromptRow], concurrency: int
+) -> Iterator[tuple[int, Response | UserError | DefenseError]]:
+    """What comes of each row, by its place. A row that makes no request costs only itself."""
+    places: list[int] = []  # of the rows that make one, as the guard counts them
+    unfit: deque[tuple[int, UserError | DefenseError]] = deque()
+
+    def requests() -> Iterator[Request]:
+        for place, row in enumerate(pending):
+            try:
+                request = guard.request(as_messages(row.prompt), **offer(row))
+            except (UserError, DefenseError) as error:
+                unfit.append((place, error))
+                continue
+            places.append(place)
+            yield request
+
+    for number, outcome in guard.map(requests(), concurrency=concurrency):
+        while unfit:
+            yield unfit.popleft()
+        yield places[number], outcome
+    yield from unfit
 
 
 def _write(

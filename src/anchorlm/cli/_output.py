@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
+from anchorlm.cli._offers import offer_digest
 from anchorlm.files import BadRow, PromptRow, append_line, lock
 from anchorlm.records import Messages, Response, UserError
 
@@ -94,6 +95,8 @@ class Output:
         if row.id is not None:
             record["id"] = row.id
         record[_field(row.prompt)] = row.prompt
+        if (offered := offer_digest(row)) is not None:
+            record["offer"] = offered
         record |= {
             "response": response.text,
             "finish_reason": response.finish_reason,
@@ -179,6 +182,11 @@ class Output:
             raise UserError(
                 f"Row {index} of {str(path)!r} answers another prompt than the input has there: choose another output, "
                 "or start it again with --overwrite."
+            )
+        if record.get("offer") != offer_digest(row):
+            raise UserError(
+                f"Row {index} of {str(path)!r} was answered with other tools than the input has there: choose another "
+                "output, or start it again with --overwrite."
             )
         return record
 

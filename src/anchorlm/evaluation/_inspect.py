@@ -41,7 +41,7 @@ from anchorlm.evaluation.tasks._graders import RefusalGrader, is_correct
 from anchorlm.guard import Guard, Recipe
 from anchorlm.records import Message, Request, Response, TokenScore, UserError, prompt_key
 
-_UNSERVED = ("frequency_penalty", "presence_penalty", "logit_bias", "best_of")
+_UNSERVED = ("logit_bias", "best_of")
 
 _STOPS: dict[str, StopReason] = {"stop": "stop", "length": "max_tokens", "refusal": "content_filter",
                                  "tool_calls": "tool_calls"}  # fmt: skip
@@ -92,7 +92,10 @@ class GuardedModel(ModelAPI):
             UserError: A schema is asked for, or tools that the chat template or the defense does not take.
         """
         if config.response_schema:
-            raise UserError("A guarded model gives text only: leave out response_schema.")
+            raise UserError(
+                "The response_schema of a task does not reach the guard: leave it out, or set response_format in the "
+                "recipe's section generation."
+            )
         if odd := [name for name in _UNSERVED if getattr(config, name, None)]:
             raise UserError(f"A guarded model has no {' and no '.join(odd)}: leave them out of the task's settings.")
         messages = [turn_of(one) for one in input]

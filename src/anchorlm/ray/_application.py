@@ -9,6 +9,7 @@ from anchorlm.guard import Recipe, faults
 from anchorlm.ray._settings import RayServing
 from anchorlm.records import UserError
 from anchorlm.serving import Keys, ModelServing, ServerSettings, own_output
+from anchorlm.team import code_allowed, require_leave
 
 _SPARE = 256
 """Requests beyond those that may be answered or wait: pages and probes. Whoever comes too much gets our 429, not Ray's
@@ -25,13 +26,15 @@ def app(arguments: dict[str, Any]) -> Any:
         arguments: Those of `RayServing`, as `serve run anchorlm.ray:app recipe=guard.toml` gives them.
 
     Raises:
-        UserError: An argument, a recipe, a setting or a file of keys that does not fit.
+        UserError: An argument, a recipe, a setting or a file of keys that does not fit. Or a recipe names a Python
+            function, and code is not allowed.
     """
     serving = RayServing.parse(arguments, where="anchorlm.ray:app")
     settings = server_settings(serving)
     recipes = [(file.stem, Recipe.load(file)) for file in serving.recipe]
     for id, recipe in recipes:
         ModelServing.parse(recipe.serve, where=f"the section serve of {id}")
+        require_leave(recipe.judge, recipe.cost, recipe.reward)
         for _, why in faults(recipe):
             raise UserError(why)
     if settings.keys is not None:
@@ -76,9 +79,12 @@ def _options(serving: RayServing, settings: ServerSettings) -> Mapping[str, Any]
             "max_replicas": serving.max_replicas,
             "target_ongoing_requests": serving.requests_per_replica,
         }}  # fmt: skip
+    actor: dict[str, Any] = {"num_cpus": serving.cpus, "num_gpus": serving.gpus}
+    if code_allowed():  # a replica is no child of this process
+        actor["runtime_env"] = {"env_vars": {"ANCHORLM_ALLOW_CODE": "1"}}
     return scale | {
         "max_ongoing_requests": settings.concurrency + settings.queue + _SPARE,
-        "ray_actor_options": {"num_cpus": serving.cpus, "num_gpus": serving.gpus},
+        "ray_actor_options": actor,
         "health_check_period_s": _PERIOD,
         "health_check_timeout_s": settings.deadline * len(serving.recipe) + _PERIOD,  # a self-test takes that at most
         "graceful_shutdown_timeout_s": settings.drain,

@@ -4,11 +4,12 @@ import logging
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from threading import Lock
 from typing import Any, Generic, TypeVar
 
 from anchorlm.ray._start import Crew
-from anchorlm.records import AnchorLMError, ModelError
+from anchorlm.records import AnchorLMError, ModelError, UserError
 from anchorlm.team import allow_code, code_allowed
 
 _log = logging.getLogger("anchorlm")
@@ -41,13 +42,36 @@ def shared(items: Sequence[Item], begin: Callable[[], Work[Item, Result]], crew:
     Raises:
         AnchorLMError: What `begin` or the work raised in a worker.
         ModelError: Workers are killed again and again.
+        UserError: Ray is there without the parts that this needs.
     """
-    import ray
-    from ray.data import ActorPoolStrategy, DataContext
+    try:
+        from ray.data import DataContext
+    except ImportError as error:  # a Ray without the parts of its own that this needs
+        raise UserError(f"Ray lacks parts that this needs ({error}): pip install 'anchorlm[ray]'.") from None
+    with _quiet(DataContext.get_current()):
+        yield from _results(items, begin, crew, at_once)
 
-    context = DataContext.get_current()
+
+@contextmanager
+def _quiet(context: Any) -> Iterator[None]:
+    """Ray Data without its bars and its log, while this lasts."""
+    log = logging.getLogger("ray.data")
+    bars, level = context.enable_progress_bars, log.level
     context.enable_progress_bars = False  # the bar is ours
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # an error is raised, and told once
+    log.setLevel(logging.CRITICAL)  # an error is raised, and told once
+    try:
+        yield
+    finally:
+        context.enable_progress_bars = bars
+        log.setLevel(level)
+
+
+def _results(
+    items: Sequence[Item], begin: Callable[[], Work[Item, Result]], crew: Crew, at_once: int
+) -> Iterator[tuple[int, Result]]:
+    import ray
+    from ray.data import ActorPoolStrategy
+
     rows = [{"place": place, "item": pickle.dumps(item)} for place, item in enumerate(items)]
     # An item is a row and, up to some thousands, a task of its own: its result comes when it is done, not when a whole
     # batch is, and what goes down with a killed run is only what was under way.

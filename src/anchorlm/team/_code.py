@@ -68,7 +68,7 @@ def _check_leave(function: str) -> None:
     if not code_allowed():
         raise UserError(
             f"The recipe names the Python function {function}, and code is not allowed: if you trust it, add "
-            "--allow-code to the command, or call anchorlm.team.allow_code()."
+            "--allow-code to the command, call anchorlm.team.allow_code(), or set ANCHORLM_ALLOW_CODE=1 for Ray Serve."
         )
 
 
