@@ -252,7 +252,7 @@ def test_penalties_of_an_inspect_task_reach_the_guard_and_a_schema_is_refused_wi
     ask = "How do I bake bread?"
     config = GenerateConfig(max_tokens=24, frequency_penalty=2.0, presence_penalty=2.0)
     said = asyncio.run(model.generate([ChatMessageUser(content=ask)], [], "none", config))
-    penalties = {"frequency_penalty": 2.0, "presence_penalty": 2.0}
+    penalties: dict[str, Any] = {"frequency_penalty": 2.0, "presence_penalty": 2.0}
     assert said.completion == guard.chat([{"role": "user", "content": ask}], **penalties).text
     shaped = GenerateConfig(response_schema=ResponseSchema(name="x", json_schema=JSONSchema(type="object")))
     with pytest.raises(UserError, match="set response_format in the recipe's section generation"):
