@@ -17,7 +17,7 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from hashlib import sha256
-from math import log1p
+from math import log, log1p
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -27,9 +27,10 @@ from anchorlm.evaluation import EnglishGrader, Estimate, OwnPrompts, Paired, own
 from anchorlm.guard import Guard
 from anchorlm.models import BASES, CausalModel, located
 from anchorlm.team import EngineSettings, start_judge
+from anchorlm.tokens import token_text
 from benchmarks._report import FOLDER, report
 
-MIXED, CANDIDATES, MAX_HARM = 6, 3, 0.45
+MIXED, CANDIDATES, NAMED, MAX_HARM = 6, 3, 10, 0.45
 CLOSE = 1e-3
 """What two engines may differ by in a logit, and so in a share of a probability, where both compute in float32."""
 ROUNDED = 1e-4
@@ -99,9 +100,17 @@ class Side:
         self._rows: dict[str, Row] = {row["id"]: row for row in map(_whole, lines) if row}
 
     def answer(self, id: str, prompt: str) -> Row:
+        """The answer as a user gets it."""
+        return self._kept(id, prompt, {})
+
+    def whole(self, id: str, prompt: str) -> Row:
+        """The same with every candidate written, which shows what else could have been chosen."""
+        return self._kept(f"{id}, all", prompt, {"candidates_written": "all"})
+
+    def _kept(self, id: str, prompt: str, knobs: Row) -> Row:
         if id not in self._rows:
             start = perf_counter()
-            response = self.guard.chat([{"role": "user", "content": prompt}])
+            response = self.guard.chat([{"role": "user", "content": prompt}], knobs=knobs)
             told = {one.kind: one.data for one in response.trace if one.kind != "mix"}
             if response.failed:
                 raise SystemExit(f"{id}: {told['fail_closed']['why']}")
@@ -138,33 +147,40 @@ class Explainer:
         self._target = target
 
     def why(self, prompt: str, here: Row, far: Row) -> tuple[str, str]:
-        """The reason, and how close the matter was."""
-        own, other = ([one["text"] for one in row["candidates"]] for row in (here, far))
-        odd = sorted((text for text in other if text not in own), key=lambda text: text != far["text"])
-        if odd:
-            return self._written(prompt, here, far, odd[0])
-        if len(own) != len(other):
-            return "cut", f"{len(other)} of {len(own)} candidates"
+        """The reason, and how close the matter was. Of answers with every candidate written (`Side.whole`)."""
+        if here["text"] == far["text"]:
+            return "unexplained", "equal with every candidate written"
+        own, other = (_texts(row) for row in (here, far))
+        if far["text"] in other and far["text"] not in own:
+            place = other.index(far["text"])
+            return self._written(prompt, here, far, range(len(own)), [place])
+        if here["text"] in own and here["text"] not in other:
+            place = own.index(here["text"])
+            return self._written(prompt, here, far, [place], range(len(other)))
         return self._ordered(here, far)
 
-    def _written(self, prompt: str, here: Row, far: Row, text: str) -> tuple[str, str]:
-        """Why a candidate was written there that was not written here."""
+    def _written(self, prompt: str, here: Row, far: Row, own: Sequence[int], other: Sequence[int]) -> tuple[str, str]:
+        """Why a candidate was written on one side only: where it parts from the one most like it on the other side."""
         encode = self._target.model.vocabulary.encode
-        theirs = encode(text.encode())
-        ours = [encode(one["text"].encode()) for one in here["candidates"]]
-        alike = [_common(one, theirs) for one in ours]
-        place, shared = max(enumerate(alike), key=lambda pair: pair[1])
-        steps = here["steps"][str(place)]
-        told = far["steps"][str([one["text"] for one in far["candidates"]].index(text))]
-        if shared < len(steps):
-            probabilities = [value for _, value in steps[shared]["mixture"]]
-            last = 1 if shared else CANDIDATES  # the first tokens are as many as there are candidates
-            lead = probabilities[last - 1] - probabilities[last]
-            rest = told[min(shared, len(told) - 1)].get("unnamed", 0.0)
-            shown = f"token {shared + 1}: led by {lead:.4f}, unnamed {rest:.4f}"
-            return _reason(lead, 2 * rest, CLOSE * probabilities[last] + ROUNDED), shown
-        gap = runtime().run(self._gap(prompt, ours[place], theirs, shared))
-        return _reason(gap, 0.0, CLOSE), f"token {shared + 1}, of the target alone: led by {gap:.4f}"
+        ours, theirs = ([encode(text.encode()) for text in _texts(row)] for row in (here, far))
+        pairs = [(i, j) for i in own for j in other]
+        place, at = max(pairs, key=lambda pair: _common(ours[pair[0]], theirs[pair[1]]))
+        shared = _common(ours[place], theirs[at])
+        steps, told = here["steps"][str(place)], far["steps"][str(at)]
+        if shared >= len(steps):
+            gap = runtime().run(self._gap(prompt, ours[place], theirs[at], shared))
+            return _reason(gap, 0.0, CLOSE), f"token {shared + 1}, of the target alone: led by {gap:.4f}"
+        lost, won = self._next(ours[place], shared), self._next(theirs[at], shared)
+        if not shared:  # another token was among the first
+            firsts, others = ({self._next(one, 0) for one in side} for side in (ours, theirs))
+            lost, won = _parted(steps[0]["mixture"], firsts - others, others - firsts)
+        return _led(shared, dict(steps[shared]["mixture"]), lost, won, _unnamed(told, shared))
+
+    def _next(self, tokens: Sequence[int], place: int) -> str:
+        """A token as the trace names it. The end of a turn is one."""
+        model = self._target.model
+        token = tokens[place] if place < len(tokens) else min(model.stop_ids)
+        return token_text(model.vocabulary, token)
 
     async def _gap(self, prompt: str, ours: Sequence[int], theirs: Sequence[int], shared: int) -> float:
         """By how much, in logits, the target prefers its own next token to the other's. The end of a turn is one."""
@@ -178,17 +194,44 @@ class Explainer:
 
     def _ordered(self, here: Row, far: Row) -> tuple[str, str]:
         """Why another one of the same candidates was chosen: its likelihood is known but for what was not named."""
-        scores = {one["text"]: one["log_probability"] or 0.0 for one in here["candidates"]}
-        gap = abs(scores.get(here["text"], 0.0) - scores.get(far["text"], 0.0))
-        slack = 0.0
-        for text in (here["text"], far["text"]):
-            place = next((str(at) for at, one in enumerate(here["candidates"]) if one["text"] == text), "0")
-            told = next((str(at) for at, one in enumerate(far["candidates"]) if one["text"] == text), "0")
-            for step, other in zip(here["steps"][place], far["steps"][told], strict=False):
-                slack += log1p(other.get("unnamed", 0.0) / max(step["mixture"][-1][1], ROUNDED))
-        return _reason(
-            gap, slack, len(here["steps"]) * CLOSE
-        ), f"the same candidates, led by {gap:.4f} in log-likelihood, cut up to {slack:.4f}"
+        own, other = (_texts(row) for row in (here, far))
+        chosen = [text for text in (here["text"], far["text"]) if text in own and text in other]
+        if len(chosen) < 2:
+            return "unexplained", "the same candidates, of which one side gave none"
+        scores = [float(here["candidates"][own.index(text)]["log_probability"]) for text in chosen]
+        gap, slack = abs(scores[0] - scores[1]), 0.0
+        for text in chosen:
+            steps, told = here["steps"][str(own.index(text))], far["steps"][str(other.index(text))]
+            for place, step in enumerate(steps):
+                least = step["mixture"][0 if place else CANDIDATES - 1][1]
+                slack += log1p(_unnamed(told, place) / max(least, ROUNDED))
+        how = f"the same candidates, led by {gap:.4f} in log-likelihood, cut up to {slack:.4f}"
+        return _reason(gap, slack, len(here["steps"]["0"]) * CLOSE), how
+
+
+def _texts(row: Row) -> list[str]:
+    return [one["text"] for one in row["candidates"]]
+
+
+def _unnamed(steps: Sequence[Row], place: int) -> float:
+    return float(steps[min(place, len(steps) - 1)].get("unnamed", 0.0))
+
+
+def _parted(mixture: Sequence[tuple[str, float]], lost: set[str], won: set[str]) -> tuple[str, str]:
+    """The likeliest of the first tokens that only this side has, and the least likely of the other side's."""
+    shares = dict(mixture)
+    return (
+        max(lost, key=lambda text: shares.get(text, 0.0), default=mixture[0][0]),
+        min(won, key=lambda text: shares.get(text, 0.0), default=""),
+    )
+
+
+def _led(place: int, shares: dict[str, float], lost: str, won: str, rest: float) -> tuple[str, str]:
+    """Whether what was not named may have turned two tokens round. One that the trace does not show counts as 0."""
+    own, other = shares.get(lost, 0.0), shares.get(won, 0.0)
+    further = f", {log(own / other):.4f} in log-probability" if own and other else ""
+    shown = f"token {place + 1}: {lost!r} led {won!r} by {own - other:.4f}{further}, unnamed {rest:.4f}"
+    return _reason(own - other, 2 * rest, CLOSE * own + ROUNDED), shown
 
 
 def _reason(lead: float, cut: float, close: float) -> str:
@@ -205,7 +248,7 @@ def sides(given: argparse.Namespace, folder: Path, target: str, url: str) -> tup
     """The guard here and the one over the endpoint. Anchor and judge are the same."""
     knobs: dict[str, Any] = {
         "mixed_tokens": MIXED, "candidates": CANDIDATES, "max_harm": MAX_HARM, "gate": "always",
-        "trace_top": CANDIDATES + 1, "generation": {"max_new_tokens": given.tokens}, "on_error": "refuse",
+        "trace_top": NAMED, "generation": {"max_new_tokens": given.tokens}, "on_error": "refuse",
     }  # fmt: skip
     told = {"target": target, "anchor": given.anchor, "judge": given.judge, **knobs}
     key = sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
@@ -257,7 +300,9 @@ def measured(given: argparse.Namespace, here: Side, far: Side) -> None:
     prompts = asked(given.prompts)
     for number, (id, _, prompt) in enumerate(prompts, 1):
         own, other = here.answer(id, prompt), far.answer(id, prompt)
-        reason, how = ("equal", "") if own["text"] == other["text"] else explainer.why(prompt, own, other)
+        reason, how = "equal", ""
+        if own["text"] != other["text"]:
+            reason, how = explainer.why(prompt, here.whole(id, prompt), far.whole(id, prompt))
         reasons[reason] += 1
         words = [word(row["text"])[0] for row in (own, other)]
         refused.append((words[0] == "refused", words[1] == "refused"))
