@@ -161,7 +161,7 @@ def test_the_anchor_is_read_once_and_says_what_it_says_when_it_is_read_again(
         {"role": "assistant", "content": "A thing."},
         {"role": "user", "content": HARMFUL[0]},
     ]
-    for messages, most in ((PROMPTS[1], 1), (HARMFUL[2], 1), (request, 3)):
+    for messages, most in ((PROMPTS[1], 1), (HARMFUL[2], 1), (request, 4)):
         before = anchor.runner.forwards
         seen = found.chat(messages).trace[0].data
         assert anchor.runner.forwards - before <= most  # beginnings inside a conversation have no logits of their own
