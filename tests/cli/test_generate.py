@@ -358,7 +358,7 @@ def test_an_answer_with_other_tools_than_the_input_has_is_not_taken_for_done(tmp
 
     out, tools = tmp_path / "out.jsonl", [{"type": "function", "function": {"name": "bake"}}]
     with Output(str(out), [row(tools=tools)], "r") as output:
-        output.write(row(tools=tools), Response("b", "stop", Usage(1, 1, 1)))
+        output.write(row(tools=tools), Response("b", (), "stop", Usage(1, 1, 1), ()))
     with Output(str(out), [row(tools=tools)], "r") as output:
         assert output.done == {0}
     for other in (row(), row(tools=tools, parallel_tool_calls=False)):
@@ -369,5 +369,5 @@ def test_an_answer_with_other_tools_than_the_input_has_is_not_taken_for_done(tmp
 def test_a_row_without_tools_is_written_without_a_word_of_them(tmp_path: Path) -> None:
     row, out = PromptRow(0, 1, "a", fields={"prompt": "a", "tools": None}), tmp_path / "out.jsonl"
     with Output(str(out), [row], "r") as output:
-        output.write(row, Response("b", "stop", Usage(1, 1, 1)))
+        output.write(row, Response("b", (), "stop", Usage(1, 1, 1), ()))
     assert list(lines(out)[0]) == ["index", "prompt", "response", "finish_reason", "usage", "recipe"]
