@@ -25,7 +25,7 @@ def test_the_recipes_are_listed_and_printed_as_they_are(invoke: Invoke) -> None:
 def test_an_unknown_recipe_is_a_sentence_that_names_the_others(invoke: Invoke) -> None:
     result = invoke("recipe", "nowhere")
     assert result.exit_code == 2
-    assert "There is no recipe 'nowhere'; choose one of compare," in result.stderr
+    assert "There is no recipe 'nowhere'; choose one of blocks, compare," in result.stderr
 
 
 def test_the_wheel_brings_every_recipe_and_the_readme_links_only_to_the_network() -> None:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from anchorlm.cli._errors import complain
 from anchorlm.cli._loading import load_guard
@@ -97,14 +98,14 @@ def _answer(
 ) -> None:
     """Answers rows in this process."""
     pipeline = getattr(guard.defense, "pipeline", None)
-    found = _found(guard, pending, concurrency)
-    outcomes = ((position, outcome, pipeline) for position, outcome in found)
-    _write(outcomes, pending, output, tally, skip_bad=skip_bad)
+    with closing(_found(guard, pending, concurrency)) as found:
+        outcomes = ((position, outcome, pipeline) for position, outcome in found)
+        _write(outcomes, pending, output, tally, skip_bad=skip_bad)
 
 
 def _found(
     guard: Guard, pending: Sequence[PromptRow], concurrency: int
-) -> Iterator[tuple[int, Response | UserError | DefenseError]]:
+) -> Generator[tuple[int, Response | UserError | DefenseError], None, None]:
     """What comes of each row, by its place. A row that makes no request costs only itself."""
     places: list[int] = []  # of the rows that make one, as the guard counts them
     unfit: deque[tuple[int, UserError | DefenseError]] = deque()
@@ -119,10 +120,12 @@ def _found(
             places.append(place)
             yield request
 
-    for number, outcome in guard.map(requests(), concurrency=concurrency):
-        while unfit:
-            yield unfit.popleft()
-        yield places[number], outcome
+    # Where a row ends the run, the others are ended here and now, and not when their memory is cleared.
+    with closing(cast("Generator[Any, None, None]", guard.map(requests(), concurrency=concurrency))) as outcomes:
+        for number, outcome in outcomes:
+            while unfit:
+                yield unfit.popleft()
+            yield places[number], outcome
     yield from unfit
 
 
