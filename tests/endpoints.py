@@ -19,7 +19,7 @@ from anchorlm.models import CausalModel
 
 Form = Literal["chat", "ids", "names"]
 _KNOWN = {"model", "prompt", "messages", "temperature", "top_p", "presence_penalty", "frequency_penalty", "seed",
-          "max_tokens", "logprobs", "top_logprobs", "stop", "stream"}  # fmt: skip
+          "max_tokens", "logprobs", "top_logprobs", "stop", "stream", "logit_bias"}  # fmt: skip
 
 
 def readable(model: CausalModel) -> CausalModel:
@@ -47,6 +47,7 @@ class Endpoint:
         strict: Whether it refuses fields that OpenAI's interface does not have.
         most: Likeliest tokens that may be asked for.
         key: API key that it wants.
+        hides: Whether it names tokens only where `logit_bias` says which one to take; `biased`: and counts it in.
     """
 
     def __init__(
@@ -63,12 +64,13 @@ class Endpoint:
         strict: bool = False,
         most: int = 1000,
         key: str | None = None,
+        hides: Literal["unbiased", "biased"] | None = None,
         port: int = 0,
     ) -> None:
         self.model = model
         self.form, self.owner, self.arrays, self.completions = form, owner, arrays, completions
         self.continues, self.strict, self.most, self.key = continues, strict, most, key
-        self.tokenizes, self.counts = tokenizes, counts
+        self.tokenizes, self.counts, self.hides = tokenizes, counts, hides
         self.id = "tiny"
         self.details: dict[str, Any] = {"max_model_len": 256}
         self.version = "0.32.0"
@@ -161,7 +163,8 @@ class Endpoint:
         ids, begun = self._prompt(body) if chat else (self._ids(body["prompt"]), "")
         if len(ids) >= self.model.context_length:
             return _send(handler, 400, {"error": {"message": "the prompt exceeds the maximum context length"}})
-        self._answer(handler, body, chat, ids, begun, None if self.form is None or fault == "no logprobs" else top)
+        silent = self.form is None or fault == "no logprobs" or (self.hides and not body.get("logit_bias"))
+        self._answer(handler, body, chat, ids, begun, None if silent else top)
         return None
 
     def _barred(self, handler: BaseHTTPRequestHandler) -> bool:
@@ -268,6 +271,9 @@ class Endpoint:
         for _ in range(body["max_tokens"]):
             with self._lock, torch.inference_mode():
                 raw = self.model.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+            if self.hides == "biased":
+                for token, bias in body.get("logit_bias", {}).items():
+                    raw = raw + bias * torch.nn.functional.one_hot(torch.tensor(int(token)), len(raw))
             logprobs = heard(self.model, raw).log_softmax(-1)
             temperature = body["temperature"]
             probs = (logprobs / max(temperature, 1e-6)).softmax(-1)

@@ -14,7 +14,7 @@ from factories import tiny_model
 
 from anchorlm.engine import EndpointEngine, LocalEngine, runtime
 from anchorlm.models import CausalModel, EndpointSettings
-from anchorlm.records import Access, GenerationSettings, UserError
+from anchorlm.records import Access, DefenseError, GenerationSettings, UserError
 
 TURNS = [{"role": "user", "content": "How do I bake bread?"}]
 GREEDY = GenerationSettings(max_new_tokens=12)
@@ -116,6 +116,29 @@ def test_named_log_probabilities_are_those_of_the_model_and_the_rest_is_told(
     torch.testing.assert_close(named[known], exact[known], atol=1e-4, rtol=1e-4)
     assert rest == pytest.approx(1 - float(exact[known].exp().sum()), abs=1e-4)
     assert int(named.argmax()) == int(exact.argmax())
+
+
+def test_a_server_that_hides_them_is_made_to_name_the_models_own(
+    serve: Callable[..., Endpoint], model: CausalModel, folder: str
+) -> None:
+    server = serve()
+    far, here = engine(server, folder, top_logprobs=10), LocalEngine(model)
+
+    async def look(one: Any) -> torch.Tensor:
+        async with one.open(one.model.encode(TURNS), room=1) as row:
+            found: torch.Tensor = await row.logits()
+            return found
+
+    exact = runtime().run(look(here)).log_softmax(-1)[: model.vocabulary.size]
+    server.hides = "unbiased"
+    assert engine(server, folder, top_logprobs=10).access == Access.LOGPROBS
+    named = runtime().run(look(far))
+    assert int(named.isfinite().sum()) >= 5
+    torch.testing.assert_close(named[named.isfinite()], exact[named.isfinite()], atol=1e-4, rtol=1e-4)
+    server.hides = "biased"
+    with pytest.raises(DefenseError, match="logit_bias"):
+        runtime().run(look(far))
+    assert engine(server, folder, top_logprobs=10).access == Access.TEXT
 
 
 def test_every_request_says_how_to_sample(serve: Callable[..., Endpoint], folder: str) -> None:

@@ -14,6 +14,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 gguf = pytest.importorskip("gguf", reason="pip install 'anchorlm[gguf]'")
@@ -107,6 +108,37 @@ def test_greedy_text_and_stream_are_those_of_the_same_weights_here(
         assert far.chat(turns).text == here.chat(turns).text
         pieces = [event.text for event in far.stream(turns) if hasattr(event, "text")]
         assert "".join(pieces) == here.chat(turns).text
+
+
+def test_likely_tokens_are_named_where_almost_every_token_ends_inside_a_character(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    half = [model.vocabulary.encode("é".encode())[0], *model.vocabulary.encode("😀".encode())[:1]]
+    with torch.no_grad():
+        head = model.model.get_output_embeddings().weight
+        head[[token for token in range(len(head)) if token not in half]] *= 0.01
+        head[half] = 2 * torch.randn(len(half), head.shape[1], generator=torch.Generator().manual_seed(0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(test_gguf, "tiny_weights", lambda kind: model.model)
+        file = Path(test_gguf.write(tmp_path / "halves.gguf"))
+    server = Running(file, 128)
+    source = {"endpoint": server.url, "tokenizer": str(file), "top_logprobs": EVERY}
+    far = EndpointEngine.start(EndpointSettings.parse(source, where="a test"))
+    here = LocalEngine(CausalModel.from_pretrained(file))
+
+    async def look(engine: Any, prompt: str) -> torch.Tensor:
+        async with engine.open(engine.model.encode([{"role": "user", "content": prompt}]), room=1) as row:
+            found: torch.Tensor = (await row.logits()).log_softmax(-1)
+            return found
+
+    hidden = 0
+    for prompt in PROMPTS:
+        named, exact = (runtime().run(look(engine, prompt)) for engine in (far, here))
+        known = named.isfinite()
+        assert int(known.sum()) > 100
+        # Its cache is in float16.
+        torch.testing.assert_close(named[known], exact[known], atol=2e-2, rtol=1e-2)
+        hidden += float(exact[half].exp().sum()) > 0.5
+    assert hidden
 
 
 def test_alignbeam_chooses_what_it_chooses_with_the_same_weights_here(

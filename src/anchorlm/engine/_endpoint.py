@@ -8,6 +8,7 @@ from torch import Tensor
 
 from anchorlm.engine._endpoint_bodies import (
     Abilities,
+    chosen,
     ends,
     likeliest,
     neutral,
@@ -142,6 +143,10 @@ class EndpointEngine:
         body |= neutral(self.found) | likeliest(self.found, self.found.top)
         reply = await self._asked(body)
         try:
+            if not reply.entries and reply.finish == "length":
+                # llama-server leaves out the log-probabilities of a token that ends inside a character.
+                reply = await self._asked(body | chosen(token := self._reader.letter))
+                self._reader.check_unbiased(reply, token)
             return self._reader.distribution(reply, answer_of(self.model, self._answer(ids, prompt_length)))
         except UnusableError as error:
             raise wrong(self._settings, str(error)) from None

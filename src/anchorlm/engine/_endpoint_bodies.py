@@ -93,6 +93,11 @@ def neutral(found: Abilities) -> dict[str, Any]:
     return sampling(found, own, 1)
 
 
+def chosen(token: int) -> dict[str, Any]:
+    """Makes the server take one token. What it says of the likeliest ones is what it says without."""
+    return {"logit_bias": {str(token): 100}}
+
+
 def likeliest(found: Abilities, top: int) -> dict[str, Any]:
     """Asks for the likeliest tokens."""
     if found.mode == "chat":

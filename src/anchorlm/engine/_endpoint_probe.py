@@ -5,10 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from anchorlm.engine._endpoint_bodies import Abilities, Kind, Mode, likeliest, neutral, with_prompt, with_turns
+from anchorlm.engine._endpoint_bodies import (
+    Abilities,
+    Kind,
+    Mode,
+    chosen,
+    likeliest,
+    neutral,
+    with_prompt,
+    with_turns,
+)
 from anchorlm.engine._endpoint_faults import MissingError, RejectedError, wrong
 from anchorlm.engine._endpoint_http import Caller
-from anchorlm.engine._endpoint_reading import text_of
+from anchorlm.engine._endpoint_reading import Reader, text_of
 from anchorlm.engine._endpoint_replies import Reply, UnusableError, read_reply
 from anchorlm.engine._endpoint_tokenizer import TokenizerCheck
 from anchorlm.engine._endpoint_watch import listed, names, told
@@ -109,7 +118,7 @@ async def _completions(
     prompts: dict[Mode, list[int] | str] = {"tokens": ids, "text": text_of(model, ids)}
     for mode, prompt in prompts.items():
         able = replace(found, mode=mode)
-        tried = await _likeliest(caller, settings, able, with_prompt(able, prompt))
+        tried = await _likeliest(caller, settings, model, able, with_prompt(able, prompt))
         if tried is None:
             continue
         able, reply = tried
@@ -127,7 +136,7 @@ async def _completions(
 async def _chat(caller: Caller, settings: EndpointSettings, model: EndpointModel, found: Abilities) -> Abilities:
     """How a server that writes conversations itself is asked."""
     able = replace(found, mode="chat")
-    tried = await _likeliest(caller, settings, able, with_turns(able, {"messages": _ASKED}, ""))
+    tried = await _likeliest(caller, settings, model, able, with_turns(able, {"messages": _ASKED}, ""))
     if tried is None:
         raise UserError(
             f"The server at {settings.endpoint} answers neither conversations nor prompts that are written here: check "
@@ -168,7 +177,7 @@ def _continued(model: EndpointModel, trial: Abilities, reply: Reply) -> bool:
 
 
 async def _likeliest(
-    caller: Caller, settings: EndpointSettings, able: Abilities, body: dict[str, Any]
+    caller: Caller, settings: EndpointSettings, model: EndpointModel, able: Abilities, body: dict[str, Any]
 ) -> tuple[Abilities, Reply] | None:
     """The most that the server takes in a request and gives in an answer. None where it takes none."""
     wanted = settings.top_logprobs
@@ -179,12 +188,27 @@ async def _likeliest(
             more = neutral(trial) | (likeliest(trial, top) if top else {})
             try:
                 reply = _read(settings, await caller.post(trial.path, body | more))
+                if top and model.spelled and not reply.entries and reply.finish == "length":
+                    reply = await _unhidden(caller, settings, model, trial, body | more) or reply
             except MissingError:
                 return None
             except (RejectedError, TooLongError):
                 continue
             return _told(trial, reply, top), reply
     return None
+
+
+async def _unhidden(
+    caller: Caller, settings: EndpointSettings, model: EndpointModel, trial: Abilities, body: dict[str, Any]
+) -> Reply | None:
+    """An answer that names tokens although the first one hid them, as llama-server does inside a character."""
+    reader = Reader(model, whole=False)
+    try:
+        reply = _read(settings, await caller.post(trial.path, body | chosen(reader.letter)))
+        reader.check_unbiased(reply, reader.letter)
+    except (RejectedError, UnusableError):
+        return None
+    return reply
 
 
 def _told(trial: Abilities, reply: Reply, asked: int) -> Abilities:

@@ -13,6 +13,9 @@ from anchorlm.models import EndpointModel
 from anchorlm.records import TokenScore
 from anchorlm.tokens import in_pieces, piece_bytes
 
+_CERTAIN = 1e-4
+"""How far a log-probability is from that of a token that is sure to come, at least."""
+
 
 @dataclass(frozen=True, slots=True)
 class Written:
@@ -40,6 +43,21 @@ class Reader:
     def __init__(self, model: EndpointModel, *, whole: bool) -> None:
         self._model = model
         self._whole = whole
+
+    @property
+    def letter(self) -> int:
+        """A token that is no part of a character."""
+        return int(self._model.vocabulary.encode(b"a")[0])
+
+    def check_unbiased(self, reply: Reply, token: int) -> None:
+        """Whether log-probabilities are the model's own, although the server was made to take a token.
+
+        Raises:
+            UnusableError: The token counts as certain.
+        """
+        for named in reply.entries[0].top if reply.entries else ():
+            if self.tokens(named) == [token] and named.logprob > -_CERTAIN:
+                raise UnusableError("its log-probabilities follow logit_bias")
 
     def tokens(self, named: Named) -> list[int] | None:
         """The ids of a token that a server names: several where we spell it otherwise, None where it is not known."""
