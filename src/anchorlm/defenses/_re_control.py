@@ -68,7 +68,7 @@ class REControl(Defense):
     name: ClassVar[str] = "re_control"
     thinks: ClassVar[bool] = True
     formats: ClassVar[FormatSupport] = "local"
-    needs: ClassVar[Needs] = Needs(target=Access.ACTIVATIONS)
+    needs: ClassVar[Needs] = Needs(target=Access.EDITS)
     settings_type: ClassVar[type[DefenseSettings]] = REControlSettings
     artifacts: ClassVar[Mapping[str, str]] = {"critic": "inferenceguard"}
 

@@ -9,7 +9,8 @@ from pydantic import Field
 from anchorlm.defenses._base import DefenseSettings
 from anchorlm.defenses._thinking import Thinking, said
 from anchorlm.defenses.inferaligner import SteeringDefense, SteeringSettings
-from anchorlm.records import Decision, Event, Request
+from anchorlm.records import Access, Decision, Event, Request
+from anchorlm.team import Needs
 
 if TYPE_CHECKING:
     from anchorlm.engine import Steering, TokenSequence
@@ -81,6 +82,7 @@ class AlphaSteer(_Steered):
     """Null-space constrained steering (arXiv 2506.07022): a matrix that leaves harmless activations as they are."""
 
     name: ClassVar[str] = "alphasteer"
+    needs: ClassVar[Needs] = Needs(target=Access.EDITS)
 
     async def _steering(
         self, row: TokenSequence, request: Request, settings: SteeringSettings

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from anchorlm.engine._text import TextStream
     from anchorlm.engine._thoughts import THOUGHT_MARGIN, ThoughtGuide, ThoughtWriter
     from anchorlm.engine._vllm import VLLMEngine
+    from anchorlm.engine._vllm_wishes import ROOM, Wishes
 else:
     __getattr__, __dir__ = lazily(
         __name__,
@@ -35,10 +36,12 @@ else:
             "_text": "TextStream",
             "_thoughts": "THOUGHT_MARGIN ThoughtGuide ThoughtWriter",
             "_vllm": "VLLMEngine",
+            "_vllm_wishes": "ROOM Wishes",
         },
     )
 
 __all__ = [
+    "ROOM",
     "THOUGHT_MARGIN",
     "Edit",
     "EndpointEngine",
@@ -54,6 +57,7 @@ __all__ = [
     "ThoughtWriter",
     "TokenSequence",
     "VLLMEngine",
+    "Wishes",
     "as_done",
     "attention_windows",
     "choose",

@@ -6,7 +6,7 @@ from anchorlm.records import Access
 
 async def read_ahead(engine: Engine, sequence: TokenSequence) -> None:
     """Reads what forks will share, once. Another server sees to that itself, as far as it can."""
-    if engine.access >= Access.LOGITS:
+    if Access.LOGITS in engine.access:
         await sequence.logits()
 
 

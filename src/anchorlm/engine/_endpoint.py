@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from torch import Tensor
 
@@ -26,6 +26,7 @@ from anchorlm.engine._endpoint_replies import Reply, UnusableError, read_reply
 from anchorlm.engine._endpoint_sequence import EndpointSequence
 from anchorlm.engine._endpoint_watch import Watch
 from anchorlm.engine._runtime import runtime
+from anchorlm.engine._steering import Steering
 from anchorlm.models import EndpointModel, EndpointSettings
 from anchorlm.records import Access, DefenseError, GenerationSettings, TooLongError, UserError
 from anchorlm.tokens import prompt_of
@@ -45,7 +46,6 @@ class EndpointEngine:
     max_rows = 1 << 30
     """How much it holds at once is the server's business: what is too much waits there."""
     max_tokens = 1 << 50
-    where = "behind an endpoint"
 
     def __init__(
         self, settings: EndpointSettings, model: EndpointModel, caller: Caller, found: Abilities, known: Any = None
@@ -102,7 +102,7 @@ class EndpointEngine:
     @property
     def lacks(self) -> str:
         """Why there are no log-probabilities here, and what helps; empty where there are."""
-        if self.access >= Access.LOGPROBS:
+        if Access.LOGPROBS in self.access:
             return ""
         if not self.model.spelled:
             return f"give the tokenizer of {self.model.name} with tokenizer"
@@ -137,7 +137,7 @@ class EndpointEngine:
             UserError: The server gives none.
             DefenseError: It gave none this time.
         """
-        if self.access < Access.LOGPROBS:
+        if Access.LOGPROBS not in self.access:
             raise UserError(f"Log-probabilities of the next token are out of reach: {self.lacks}.")
         body, _ = self._prompt(ids)
         body |= neutral(self.found) | likeliest(self.found, self.found.top)
@@ -197,6 +197,27 @@ class EndpointEngine:
         if finish is None:
             raise wrong(self._settings, "it was cut off")
         self._finish(finish)
+
+    def steered(self, steering: Steering | None, prompt_length: int) -> Self:
+        """Nothing can be added to activations there.
+
+        Raises:
+            UserError: Something was to be added.
+        """
+        if steering is not None:
+            raise self._out_of_reach()
+        return self
+
+    async def activations(self, ids: Sequence[int], positions: Sequence[int], mean_from: int | None) -> Tensor:
+        """Activations do not leave another server.
+
+        Raises:
+            UserError: Always.
+        """
+        raise self._out_of_reach()
+
+    def _out_of_reach(self) -> UserError:
+        return UserError(f"The activations of {self.model.name} are behind an endpoint: load the model here.")
 
     def _asks(self, generation: GenerationSettings, room: int) -> dict[str, Any]:
         """How to choose tokens, where to end, and what to tell of each token."""

@@ -22,11 +22,6 @@ class Far(Protocol):
         """How it writes conversations, and its tokens."""
         ...
 
-    @property
-    def where(self) -> str:
-        """Where the model is, in words."""
-        ...
-
     async def distribution(self, ids: Sequence[int], prompt_length: int) -> tuple[Tensor, float]:
         """See `EndpointEngine`."""
         ...
@@ -39,6 +34,22 @@ class Far(Protocol):
 
     def streamed(self, ids: Sequence[int], generation: GenerationSettings, room: int) -> AsyncGenerator[Written, None]:
         """See `EndpointEngine`."""
+        ...
+
+    def steered(self, steering: Steering | None, prompt_length: int) -> Far:
+        """The same for a sequence that is steered from now on, or no longer.
+
+        Raises:
+            UserError: Activations are out of reach there.
+        """
+        ...
+
+    async def activations(self, ids: Sequence[int], positions: Sequence[int], mean_from: int | None) -> Tensor:
+        """See `TokenSequence`.
+
+        Raises:
+            UserError: Activations are out of reach there.
+        """
         ...
 
 
@@ -137,25 +148,23 @@ class EndpointSequence:
         return tuple(self._scores[place] for place in places) if all(map(self._scores.__contains__, places)) else ()
 
     def steer(self, steering: Steering | None) -> None:
-        """Nothing can be added to activations on another server.
+        """See `TokenSequence`.
 
         Raises:
-            UserError: Something was to be added.
+            UserError: Activations are out of reach there.
         """
-        if steering is not None:
-            raise self._out_of_reach()
+        self._check()
+        self._engine = self._engine.steered(steering, self.prompt_length)
+        self._last = None
 
     async def activations(self, positions: Sequence[int] = (-1,), mean_from: int | None = None) -> Tensor:
-        """Activations do not leave another server.
+        """See `TokenSequence`.
 
         Raises:
-            UserError: Always.
+            UserError: Activations are out of reach there.
         """
-        raise self._out_of_reach()
-
-    def _out_of_reach(self) -> UserError:
-        far = self._engine
-        return UserError(f"The activations of {far.model.name} are {far.where}: load the model here.")
+        self._check()
+        return await self._engine.activations(self.ids, positions, mean_from)
 
     def formed(self, logits: Tensor, generation: GenerationSettings) -> Tensor:
         """See `TokenSequence`.

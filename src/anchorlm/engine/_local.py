@@ -43,7 +43,7 @@ class LocalEngine:
         UserError: The architecture cannot be run in slots, or `base` changes positions of prompts only.
     """
 
-    access = Access.ACTIVATIONS
+    access = Access.ALL
 
     def __init__(
         self,

@@ -3,11 +3,11 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
-import os
+from asyncio import gather
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import fields, replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from time import monotonic
 from typing import Any, Literal
@@ -17,10 +17,13 @@ import torch
 from torch import Tensor
 
 from anchorlm.engine._endpoint_reading import Written
-from anchorlm.engine._endpoint_sequence import EndpointSequence
+from anchorlm.engine._endpoint_sequence import EndpointSequence, Far
+from anchorlm.engine._steering import Steering
+from anchorlm.engine._vllm_activations import Inside, Steered
+from anchorlm.engine._vllm_start import started
 from anchorlm.engine._vllm_words import asked, one_step, written
-from anchorlm.models import CausalModel, VLLMSettings
-from anchorlm.records import Access, DefenseError, GenerationSettings, TooLongError, UserError
+from anchorlm.models import UNREAD, VLLM_ACCESS, CausalModel, VLLMSettings
+from anchorlm.records import DefenseError, GenerationSettings, TooLongError, UserError
 
 _log = logging.getLogger("anchorlm")
 
@@ -42,20 +45,22 @@ class VLLMEngine:
 
     Attributes:
         model: The checkpoint as defenses see it: its weights are in vLLM.
-        where: Where these are, in words.
+        access: How much of it is within reach.
+        unread: How its activations can be had, where they cannot.
     """
 
-    access = Access.LOGPROBS
     lacks = ""
     continues = True
-    where = "inside vLLM"
     max_rows = 1 << 30
     """How much it holds at once is vLLM's business: what is too much waits there."""
     max_tokens = 1 << 50
 
-    def __init__(self, model: CausalModel, server: Any, *, top: int, timeout: float) -> None:
+    def __init__(self, model: CausalModel, server: Any, *, top: int, timeout: float, activations: bool = False) -> None:
         self.model = model
+        self.access = VLLM_ACCESS[activations]
+        self.unread = "" if activations else UNREAD
         self._server = server
+        self._inside = Inside(server)
         self._top = min(top, model.vocab_size)
         self._timeout = timeout
         silent = torch.zeros(model.vocab_size, dtype=torch.bool)
@@ -72,11 +77,11 @@ class VLLMEngine:
         model = cls.outline(settings)
         # vLLM starts tasks on the loop of the thread that it is started on, and this may be a caller's.
         with ThreadPoolExecutor(1) as thread:
-            server = thread.submit(_started, settings, model).result()
+            server = thread.submit(started, settings, model).result()
         # How much vLLM reads may be less than the model was made for.
         vars(model)["context_length"] = min(model.context_length, int(server.model_config.max_model_len))
         atexit.register(server.shutdown)  # before Python ends vLLM's processes, which would complain
-        return cls(model, server, top=settings.top_logprobs, timeout=settings.timeout)
+        return cls(model, server, top=settings.top_logprobs, timeout=settings.timeout, activations=settings.activations)
 
     @staticmethod
     def outline(settings: VLLMSettings) -> CausalModel:
@@ -128,13 +133,15 @@ class VLLMEngine:
         finally:
             root.close()
 
-    async def distribution(self, ids: Sequence[int], prompt_length: int) -> tuple[Tensor, float]:
+    async def distribution(
+        self, ids: Sequence[int], prompt_length: int, by: Steered | None = None
+    ) -> tuple[Tensor, float]:
         """Log-probabilities (V,) of the next token as far as vLLM names tokens, and the mass that is left.
 
         Raises:
             DefenseError: vLLM gave none.
         """
-        answer = await self._whole(ids, one_step(self._top))
+        answer = await self._whole(ids, one_step(self._top), by)
         named = answer.logprobs
         if not named:
             raise self._wrong("it has no log-probabilities")
@@ -149,14 +156,14 @@ class VLLMEngine:
         return logits, max(0.0, 1.0 - mass)
 
     async def completed(
-        self, ids: Sequence[int], generation: GenerationSettings, room: int
+        self, ids: Sequence[int], generation: GenerationSettings, room: int, by: Steered | None = None
     ) -> tuple[Written, Literal["stop", "length"]]:
         """What the model goes on with, and why it ends.
 
         Raises:
             DefenseError: vLLM gave no whole answer.
         """
-        answer = await self._whole(ids, asked(self.model, generation, room, self._top))
+        answer = await self._whole(ids, asked(self.model, generation, room, self._top), by)
         finish = self._finish(answer)
         found = written(answer)
         if finish == "length" and not found.ids:
@@ -164,14 +171,14 @@ class VLLMEngine:
         return found, finish
 
     async def streamed(
-        self, ids: Sequence[int], generation: GenerationSettings, room: int
+        self, ids: Sequence[int], generation: GenerationSettings, room: int, by: Steered | None = None
     ) -> AsyncGenerator[Written, None]:
         """The same in pieces, as they come.
 
         Raises:
             DefenseError: vLLM ended before the answer did.
         """
-        answers = self._answers(ids, asked(self.model, generation, room, self._top, streamed=True))
+        answers = self._answers(ids, asked(self.model, generation, room, self._top, streamed=True), by)
         finish = None
         async with aclosing(answers):
             async for answer in answers:
@@ -181,39 +188,94 @@ class VLLMEngine:
         if finish is None:
             raise self._wrong("it was cut off")
 
-    async def _whole(self, ids: Sequence[int], params: Any) -> Any:
+    def steered(self, steering: Steering | None, prompt_length: int) -> Far:
+        """See `Far`.
+
+        Raises:
+            UserError: The model's activations are not to be had, or no constant vectors are to be added.
+        """
+        if steering is not None:
+            self._check_read()
+        return _View(self, Steered.of(steering, prompt_length))
+
+    async def activations(
+        self, ids: Sequence[int], positions: Sequence[int], mean_from: int | None, by: Steered | None = None
+    ) -> Tensor:
+        """See `TokenSequence`. Each position is read by a request that ends there.
+
+        Raises:
+            UserError: The model's activations are not to be had.
+            DefenseError: vLLM gave none.
+        """
+        self._check_read()
+        places = [place % len(ids) for place in positions]
+        found = await gather(*(self._end(ids[: place + 1], mean_from, by) for place in places))
+        return torch.stack(found, dim=1)
+
+    async def _end(self, ids: Sequence[int], mean_from: int | None, by: Steered | None) -> Tensor:
+        """The activations (L, H) after some tokens, and behind them the mean from a position on."""
+        name = uuid4().hex
+        fetched = False
+        try:
+            await self._whole(ids, one_step(None, whole=mean_from is not None), by, capture=name, mean_from=mean_from)
+            found = await self._inside.fetch(name)
+            fetched = True
+        finally:
+            if not fetched:
+                self._inside.leave(name)
+        return found
+
+    def _check_read(self) -> None:
+        if self.unread:
+            raise UserError(f"The activations of {self.model.name} are inside vLLM: {self.unread}, or load it here.")
+
+    async def _whole(self, ids: Sequence[int], params: Any, by: Steered | None = None, **read: Any) -> Any:
         """The one answer to a prompt, when it has ended."""
-        answers = self._answers(ids, params)
+        answers = self._answers(ids, params, by, **read)
         async with aclosing(answers):
             async for answer in answers:
                 if answer.finish_reason is not None:
                     return answer
         raise self._wrong("it was cut off")
 
-    async def _answers(self, ids: Sequence[int], params: Any) -> AsyncGenerator[Any, None]:
-        """What vLLM says to a prompt. Who leaves early ends the request in vLLM, too."""
+    async def _answers(
+        self, ids: Sequence[int], params: Any, by: Steered | None = None, **read: Any
+    ) -> AsyncGenerator[Any, None]:
+        """What vLLM says to a prompt. Who leaves early ends the request in vLLM, too.
+
+        Args:
+            ids: The prompt.
+            params: How to go on with it.
+            by: By which it is steered.
+            **read: What is read of it, as fields of `Wishes`.
+        """
         from vllm.inputs import tokens_input
 
         until = monotonic() + self._timeout
-        outputs = self._server.generate(tokens_input(list(ids)), params, f"anchorlm-{uuid4().hex}")
-        try:
-            while True:
-                # No deadline is open while the answer is with the caller: it would cancel other work.
-                async with asyncio.timeout(max(until - monotonic(), 0.0)):
-                    output: Any = await anext(outputs, _END)
-                if output is _END:
-                    return
-                yield output.outputs[0]
-        except TimeoutError:
-            raise DefenseError(
-                f"vLLM gave no answer within {self._timeout:g} seconds: raise timeout, or send fewer requests at once."
-            ) from None
-        except (DefenseError, UserError):
-            raise
-        except Exception as error:  # of vLLM, in many classes
-            raise self._failed(error, params) from None
-        finally:
-            await outputs.aclose()
+        async with self._inside.steered(by) as (wishes, salt):
+            if by is not None or read:
+                params.extra_args = replace(wishes, **read).extra
+            prompt = tokens_input(list(ids), cache_salt=salt)
+            outputs = self._server.generate(prompt, params, f"anchorlm-{uuid4().hex}")
+            try:
+                while True:
+                    # No deadline is open while the answer is with the caller: it would cancel other work.
+                    async with asyncio.timeout(max(until - monotonic(), 0.0)):
+                        output: Any = await anext(outputs, _END)
+                    if output is _END:
+                        return
+                    yield output.outputs[0]
+            except TimeoutError:
+                raise DefenseError(
+                    f"vLLM gave no answer within {self._timeout:g} seconds: raise timeout, or send fewer requests at "
+                    "once."
+                ) from None
+            except (DefenseError, UserError):
+                raise
+            except Exception as error:  # of vLLM, in many classes
+                raise self._failed(error, params) from None
+            finally:
+                await outputs.aclose()
 
     def _failed(self, error: Exception, params: Any) -> Exception:
         from vllm.exceptions import VLLMClientError
@@ -238,27 +300,30 @@ class VLLMEngine:
         return DefenseError(f"vLLM gave an answer that cannot be used: {what}.")
 
 
-def _started(settings: VLLMSettings, model: CausalModel) -> Any:
-    # What vLLM prints must not stand among answers. Its process cannot be forked from one that has used torch.
-    for name, value in {"VLLM_LOGGING_STREAM": "ext://sys.stderr", "VLLM_LOGGING_LEVEL": "WARNING",
-                        "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}.items():  # fmt: skip
-        os.environ.setdefault(name, value)
-    try:
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
-    except ImportError as error:
-        raise UserError(f"vLLM cannot be imported ({error}): pip install 'anchorlm[vllm]'.") from None
-    known = {one.name for one in fields(AsyncEngineArgs)}
-    if strange := [name for name in settings.options if name not in known]:
-        raise UserError(f"vLLM has no option {strange[0]!r}: leave it out of the section options.")
-    every = settings.top_logprobs >= model.vocab_size
-    own = {"max_logprobs": -1 if every else settings.top_logprobs, "revision": settings.revision,
-           "dtype": settings.dtype or "auto", "trust_remote_code": settings.trust_remote_code,
-           "disable_log_stats": True, "enable_log_requests": False}  # fmt: skip
-    try:
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(model=settings.path, **(own | settings.options)))
-    except UserError:
-        raise
-    except Exception as error:  # of vLLM, in many classes
-        said = " ".join(str(error).split())[:200].rstrip(".")
-        raise UserError(f"vLLM could not start {model.name} ({said}): see what it printed.") from None
+@dataclass(frozen=True, slots=True)
+class _View:
+    """The engine for a sequence that is steered."""
+
+    engine: VLLMEngine
+    by: Steered | None
+
+    @property
+    def model(self) -> CausalModel:
+        return self.engine.model
+
+    async def distribution(self, ids: Sequence[int], prompt_length: int) -> tuple[Tensor, float]:
+        return await self.engine.distribution(ids, prompt_length, self.by)
+
+    async def completed(
+        self, ids: Sequence[int], generation: GenerationSettings, room: int
+    ) -> tuple[Written, Literal["stop", "length"]]:
+        return await self.engine.completed(ids, generation, room, self.by)
+
+    def streamed(self, ids: Sequence[int], generation: GenerationSettings, room: int) -> AsyncGenerator[Written, None]:
+        return self.engine.streamed(ids, generation, room, self.by)
+
+    def steered(self, steering: Steering | None, prompt_length: int) -> Far:
+        return self.engine.steered(steering, prompt_length)
+
+    async def activations(self, ids: Sequence[int], positions: Sequence[int], mean_from: int | None) -> Tensor:
+        return await self.engine.activations(ids, positions, mean_from, self.by)

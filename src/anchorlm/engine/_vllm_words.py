@@ -9,11 +9,17 @@ from anchorlm.models import CausalModel
 from anchorlm.records import GenerationSettings, TokenScore, schema_of
 
 
-def one_step(top: int) -> Any:
-    """For the distribution of the next token, which vLLM gives before any sampler."""
+def one_step(top: int | None, *, whole: bool = False) -> Any:
+    """For the distribution of the next token, which vLLM gives before any sampler.
+
+    Args:
+        top: How many tokens of it. None: it is not wanted.
+        whole: Whether every token of the prompt is to be computed, whatever was kept of it.
+    """
     from vllm import SamplingParams
 
-    return SamplingParams(temperature=0.0, max_tokens=1, logprobs=top, flat_logprobs=True, detokenize=False)
+    return SamplingParams(temperature=0.0, max_tokens=1, logprobs=top, flat_logprobs=top is not None, detokenize=False,
+                          skip_reading_prefix_cache=whole or None)  # fmt: skip
 
 
 def asked(model: CausalModel, generation: GenerationSettings, room: int, top: int, *, streamed: bool = False) -> Any:

@@ -129,7 +129,7 @@ def _formats(found: Findings, defense: Defense, generation: GenerationSettings) 
     if gap is None:
         here = "every answer can be held to json_object and json_schema"
         there = "if the target's server holds to it, which is tried when a request first asks for it"
-        found.facts.append(f"response_format: {there if defense.target.access < Access.LOGITS else here}")
+        found.facts.append(f"response_format: {there if Access.LOGITS not in defense.target.access else here}")
 
 
 def _scorer(settings: ScorerSettings, found: Findings, recipe: Recipe, role: str) -> Scorer | None:
@@ -229,7 +229,7 @@ def _in_vllm(found: Findings, role: str, settings: VLLMSettings) -> CausalModel 
     model = found.attempt(role, lambda: VLLMEngine.outline(settings))
     if model is None:
         return None
-    found.in_vllm.append(model)
+    found.in_vllm.append((model, settings.activations))
     found.facts.append(
         f"{role}: {model.name} ({model.model.config.model_type}, {model.vocabulary.size:,} tokens, reads "
         f"{model.context_length:,}), in vLLM, which starts with the guard"

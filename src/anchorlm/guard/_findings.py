@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from anchorlm.guard._outline import Outline
-from anchorlm.records import Access, UserError
+from anchorlm.models import UNREAD, VLLM_ACCESS
+from anchorlm.records import UserError
 
 if TYPE_CHECKING:
     from anchorlm.engine import EndpointEngine
@@ -33,7 +34,7 @@ class Findings:
     facts: list[str] = field(default_factory=list)
     thoughts: dict[str, Any] = field(default_factory=dict)
     engines: list[EndpointEngine] = field(default_factory=list)
-    in_vllm: list[CausalModel] = field(default_factory=list)
+    in_vllm: list[tuple[CausalModel, bool]] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -48,8 +49,10 @@ class Findings:
         for engine in self.engines:
             if engine.model is model:
                 return Outline(model, limits, engine.access, lacks=engine.lacks, continues=engine.continues)
-        if any(model is one for one in self.in_vllm):
-            return Outline(model, limits, Access.LOGPROBS)
+        for known, activations in self.in_vllm:
+            if model is known:
+                unread = "" if activations else UNREAD
+                return Outline(model, limits, VLLM_ACCESS[activations], unread=unread)
         return Outline(model, limits)
 
     def attempt(self, what: str, work: Callable[[], T]) -> T | None:

@@ -14,7 +14,7 @@ def format_gap(defense: Defense) -> str | None:
             f"{defense.name} gives text that no response_format holds: leave response_format out, or choose another "
             "defense."
         )
-    if defense.formats == "local" and defense.target.access < Access.LOGITS:
+    if defense.formats == "local" and Access.LOGITS not in defense.target.access:
         return (
             f"{defense.name} holds answers to a response_format only where the target is loaded here: leave "
             "response_format out, load the target with transformers, or choose a defense such as best_of_n."
@@ -33,13 +33,13 @@ def check_format(defense: Defense, generation: GenerationSettings) -> None:
     if gap := format_gap(defense):
         raise UserError(gap)
     target = defense.target
-    if target.access >= Access.LOGITS:  # another server compiles it itself
+    if Access.LOGITS in target.access:  # another server compiles it itself
         target.model.grammars.form(generation.response_format)
 
 
 def calls_gap(defense: Defense) -> str | None:
     """Why calls cannot be held to a grammar with this defense and its target; None where they can, as far as known."""
-    if defense.formats == "none" or defense.target.access < Access.LOGITS:
+    if defense.formats == "none" or Access.LOGITS not in defense.target.access:
         return f"{defense.name} cannot hold the calls of this target to a schema"
     form = defense.target.model.tools.form
     if form is None or form.kind not in ("object", "named"):

@@ -41,14 +41,16 @@ class Outline:
         access: What that engine offers.
         rows: Most rows that were asked for at once.
         lacks: Why it gives no log-probabilities, and what helps.
+        unread: How its activations can be had, where they cannot.
         continues: Whether it goes on with an answer that has begun.
     """
 
     model: Any
     limits: EngineSettings
-    access: Access = Access.ACTIVATIONS
+    access: Access = Access.ALL
     rows: int = 1
     lacks: str = ""
+    unread: str = ""
     continues: bool = True
 
     @property

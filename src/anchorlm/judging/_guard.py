@@ -89,7 +89,7 @@ class GuardJudge(Judge):
         self._most = self._form.max_new_tokens if max_new_tokens is None else max_new_tokens
         if self._most < 1:
             raise UserError("A guard judge needs max_new_tokens of at least 1.")
-        by_logits = reading == "logits" and engine.access >= Access.LOGPROBS
+        by_logits = reading == "logits" and Access.LOGPROBS in engine.access
         self._words = Words.of(model.vocabulary, tuple(self._harm)) if by_logits else None
         self._writer = GuardWriter(model, self._form)
         self._thought, self._lead = (

@@ -116,7 +116,7 @@ class RubricJudge(Judge):
         if begin and self._thought:
             raise UserError(f"The judge {engine.model.name} thinks before it answers: leave begin out.")
         self._begin, self._begun = begin, engine.model.vocabulary.encode(begin.encode())
-        by_logits = reading == "logits" and engine.access >= Access.LOGPROBS and not self._thought
+        by_logits = reading == "logits" and Access.LOGPROBS in engine.access and not self._thought
         self._digits = Words.of(engine.model.vocabulary, tuple(_GRADES)) if by_logits else None
         self._room = max_new_tokens + (self._thought + THOUGHT_MARGIN if self._thought else 0)
         self._break = Breaker(control_texts(engine.model.tokenizer))

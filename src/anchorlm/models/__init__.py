@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from anchorlm.models._template import PLAIN_TEMPLATE, chosen_template, encode_text, message_parts
     from anchorlm.models._tokenizers import load_tokenizer
     from anchorlm.models._tool_turns import no_tools
-    from anchorlm.models._vllm_settings import VLLMSettings
+    from anchorlm.models._vllm_settings import UNREAD, VLLM_ACCESS, VLLMSettings
 else:
     __getattr__, __dir__ = lazily(
         __name__,
@@ -60,7 +60,7 @@ else:
             "_template": "PLAIN_TEMPLATE chosen_template encode_text message_parts",
             "_tokenizers": "load_tokenizer",
             "_tool_turns": "no_tools",
-            "_vllm_settings": "VLLMSettings",
+            "_vllm_settings": "UNREAD VLLM_ACCESS VLLMSettings",
         },
     )
 
@@ -69,6 +69,8 @@ __all__ = [
     "PLAIN_TEMPLATE",
     "REAL",
     "SHIPPED",
+    "UNREAD",
+    "VLLM_ACCESS",
     "CallForm",
     "CallWatch",
     "CausalModel",

@@ -214,15 +214,20 @@ async def check_activations(engine: Engine) -> None:
         raise UserError(str(error)) from None
 
 
-def with_activations(engine: Engine, role: str) -> Engine:
+def with_activations(engine: Engine, role: str, reader: str = "InferAligner") -> Engine:
     """The engine, if it lets activations be read.
+
+    Args:
+        engine: Runs the model.
+        role: Of the model.
+        reader: What reads them.
 
     Raises:
         UserError: It does not.
     """
-    if engine.access < Access.ACTIVATIONS:
+    if Access.ACTIVATIONS not in engine.access:
+        remedy = getattr(engine, "unread", "") or f"load the {role} with transformers"
         raise UserError(
-            f"InferAligner reads activations, but the {role}'s engine offers {engine.access.name.lower()}: load the "
-            f"{role} with transformers."
+            f"{reader} reads the {role}'s activations, but its engine offers {engine.access.words}: {remedy}."
         )
     return engine

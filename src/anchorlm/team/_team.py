@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from anchorlm.models import EndpointSettings, VLLMSettings
+from anchorlm.models import UNREAD, VLLM_ACCESS, EndpointSettings, VLLMSettings
 from anchorlm.records import Access
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ class Offer:
         reward: Whether there is a reward model.
         target_lacks: How a target on another server could give its log-probabilities.
         anchor_lacks: The same of the anchor.
+        target_unread: How a target in another process could give its activations.
+        anchor_unread: The same of the anchor.
         continues: Whether the target can go on with an answer that has begun.
     """
 
@@ -34,14 +36,17 @@ class Offer:
     reward: bool = False
     target_lacks: str = ""
     anchor_lacks: str = ""
+    target_unread: str = ""
+    anchor_unread: str = ""
     continues: bool = True
 
     @classmethod
     def named(cls, *, anchor: object, judge: object, cost: object, reward: object, target: object = None) -> Offer:
         """Of models that are only named: that everything of them is within reach is believed until they are loaded."""
         named = {"judge": judge is not None, "cost": cost is not None, "reward": reward is not None}
-        (own, lacks), (other, misses) = _reach(target), _reach(anchor)
-        return cls(own, None if anchor is None else other, **named, target_lacks=lacks, anchor_lacks=misses)
+        (own, lacks, unread), (other, misses, closed) = _reach(target), _reach(anchor)
+        return cls(own, None if anchor is None else other, **named, target_lacks=lacks, anchor_lacks=misses,
+                   target_unread=unread, anchor_unread=closed)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,8 @@ class Team:
             self.reward is not None,
             getattr(self.target, "lacks", ""),
             getattr(self.anchor, "lacks", ""),
+            getattr(self.target, "unread", ""),
+            getattr(self.anchor, "unread", ""),
             getattr(self.target, "continues", True),
         )
 
@@ -103,14 +110,15 @@ class Needs:
             offer: What the models can give.
         """
         found = []
-        if offer.target < self.target:
-            found.append(_short(name, "target", self.target, offer.target, offer.target_lacks))
+        if self.target not in offer.target:
+            lacks = (offer.target_lacks, offer.target_unread)
+            found.append(_short(name, "target", self.target, offer.target, *lacks))
         elif self.continues and not offer.continues:
             found.append(
                 f"{name} goes on with answers that have begun, and the target's server cannot: give the target's "
                 "tokenizer with tokenizer, or load the target with transformers."
             )
-        found += self._of_anchor(name, offer.anchor, offer.anchor_lacks)
+        found += self._of_anchor(name, offer.anchor, offer.anchor_lacks, offer.anchor_unread)
         if self.requires("judge") and not offer.judge:
             found.append(f"{name} picks the safest of several candidates: give a judge.")
         elif offer.judge and not self.judge:
@@ -124,32 +132,34 @@ class Needs:
                 )
         return found
 
-    def _of_anchor(self, name: str, given: Access | None, lacks: str) -> list[str]:
+    def _of_anchor(self, name: str, given: Access | None, lacks: str, unread: str) -> list[str]:
         if self.requires("anchor") and given is None:
             return [f"{name} is guided by an anchor: give a small aligned model as anchor."]
         if self.anchor is None and given is not None:
             return [f"{name} has no use for an anchor: leave it out, or choose a defense such as alignbeam."]
-        if self.anchor is not None and given is not None and given < self.anchor:
-            return [_short(name, "anchor", self.anchor, given, lacks)]
+        if self.anchor is not None and given is not None and self.anchor not in given:
+            return [_short(name, "anchor", self.anchor, given, lacks, unread)]
         return []
 
 
-def _reach(model: object) -> tuple[Access, str]:
-    """How much of a model can be had at most, and what would give its log-probabilities, before its server is asked."""
+def _reach(model: object) -> tuple[Access, str, str]:
+    """How much of a model can be had at most, and how its log-probabilities and its activations, before it is asked."""
     if isinstance(model, VLLMSettings) or (isinstance(model, Mapping) and "engine" in model):
-        return Access.LOGPROBS, ""
+        activations = model.activations if isinstance(model, VLLMSettings) else model.get("activations", False)
+        return VLLM_ACCESS[bool(activations)], "", "" if activations else UNREAD
     if isinstance(model, EndpointSettings):
         tokenizer = model.tokenizer
     elif isinstance(model, Mapping) and "endpoint" in model:
         tokenizer = model.get("tokenizer")
     else:
-        return Access.ACTIVATIONS, ""
+        return Access.ALL, "", ""
     if tokenizer is None:
-        return Access.TEXT, "give the tokenizer of the model on the server with tokenizer"
-    return Access.LOGPROBS, ""
+        return Access.TEXT, "give the tokenizer of the model on the server with tokenizer", ""
+    return Access.LOGPROBS, "", ""
 
 
-def _short(name: str, role: str, wanted: Access, offered: Access, lacks: str) -> str:
+def _short(name: str, role: str, wanted: Access, offered: Access, lacks: str, unread: str) -> str:
     """What is said of a model whose engine offers too little."""
-    remedy = lacks if lacks and wanted <= Access.LOGPROBS else f"load the {role} with transformers"
-    return f"{name} uses the {role}'s {wanted.name.lower()}, but its engine offers {offered.name.lower()}: {remedy}."
+    remedies = {Access.LOGPROBS: lacks, Access.ACTIVATIONS: unread}
+    remedy = remedies.get(wanted) or f"load the {role} with transformers"
+    return f"{name} uses the {role}'s {wanted.words}, but its engine offers {offered.words}: {remedy}."

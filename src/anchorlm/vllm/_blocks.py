@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from anchorlm.engine import Wishes
 from anchorlm.records import DefenseError, UserError
 
 
@@ -19,16 +20,35 @@ class Span:
         end: One behind its last token.
         state: By which it is steered; 0: by nothing.
         steered: How many of its tokens are, from the first one on.
+        strength: Factor of what is added.
+        summed: From which of its tokens on activations are summed; None: from none.
     """
 
     start: int
     end: int
     state: int = 0
     steered: int = 0
+    strength: float = 1.0
+    summed: int | None = None
+
+    @classmethod
+    def of(cls, wishes: Wishes, start: int, count: int, read: int) -> Self:
+        """Of a request's next tokens.
+
+        Args:
+            wishes: The request's.
+            start: Where the tokens begin in the step.
+            count: How many there are.
+            read: How many of the request were read before.
+        """
+        until, begin = wishes.until, wishes.mean_from
+        steered = (count if until is None else max(0, min(count, until - read))) if wishes.state else 0
+        summed = None if begin is None or begin >= read + count else max(0, begin - read)
+        return cls(start, start + count, wishes.state, steered, wishes.strength, summed)
 
 
 class SteeredBlocks:
-    """Adds to the output of every block of a server's model what each token's request is steered by.
+    """Adds to the output of every block of a server's model what each token's request is steered by, and reads it.
 
     Everything that changes lies in buffers, and the hooks are there before the model is compiled: so they are part of
     what is compiled, and a later step changes numbers only. A block gives `(hidden, residual)`, and the activation is
@@ -39,53 +59,65 @@ class SteeredBlocks:
         width: Of the activations.
         tokens: Most tokens of a step.
         requests: Most requests of a step.
-        states: What is added by each state, by block.
+        states: How many there may be to be steered by.
     """
 
-    def __init__(
-        self,
-        blocks: nn.ModuleList,
-        *,
-        width: int,
-        tokens: int,
-        requests: int,
-        states: Sequence[Mapping[int, Tensor]],
-    ) -> None:
+    def __init__(self, blocks: nn.ModuleList, *, width: int, tokens: int, requests: int, states: int) -> None:
         weight = next(blocks.parameters())
-        for state in states:
-            if any(not 0 <= layer < len(blocks) or len(vector) != width for layer, vector in state.items()):
-                raise UserError(
-                    f"A steering is for another model: this one has {len(blocks)} blocks of width {width}: fit it."
-                )
         self._blocks = blocks
+        self._width = width
         self._rows = torch.zeros(tokens, dtype=torch.int64, device=weight.device)
+        self._strengths = torch.zeros(tokens, 1).to(weight)
         self._ends = torch.zeros(requests, dtype=torch.int64, device=weight.device)
+        # The last row of the sums takes what no one asks for.
+        self._sums = torch.full((tokens,), requests, dtype=torch.int64, device=weight.device)
         self._fired = 0
-        for layer, block in enumerate(blocks):
-            table = torch.zeros(1 + len(states), width)
-            for index, state in enumerate(states):
-                if layer in state:
-                    table[1 + index] = state[layer].float()
+        for block in blocks:
             buffers = {
                 "rows": self._rows,
+                "strengths": self._strengths,
                 "ends": self._ends,
-                "table": table.to(weight),
+                "sums": self._sums,
+                "table": torch.zeros(1 + states, width).to(weight),
                 "seen": torch.zeros(requests, width).to(weight),
+                "summed": torch.zeros(requests + 1, width, device=weight.device),
                 "fired": torch.zeros(1, dtype=torch.int64, device=weight.device),
             }
             for name, buffer in buffers.items():
                 block.register_buffer(f"anchorlm_{name}", buffer, persistent=False)
             block.register_forward_hook(_add)
 
+    def put(self, state: int, shifts: Mapping[int, Tensor]) -> None:
+        """Makes a state of what is added by block (H,), in place of what it was.
+
+        Raises:
+            UserError: It is for another model.
+        """
+        if any(not 0 <= layer < len(self._blocks) or len(vector) != self._width for layer, vector in shifts.items()):
+            raise UserError(
+                f"A steering is for another model: this one has {len(self._blocks)} blocks of width {self._width}: fit "
+                "it."
+            )
+        for layer, block in enumerate(self._blocks):
+            row = self._buffer(block, "table")[state]
+            row.copy_(shifts[layer]) if layer in shifts else row.zero_()
+
     def lay_out(self, spans: Sequence[Span]) -> None:
         """Says which tokens of the next step belong to which request."""
         rows = torch.zeros(len(self._rows), dtype=torch.int64)
+        strengths = torch.zeros(len(self._strengths), 1)
         ends = torch.zeros(len(self._ends), dtype=torch.int64)
+        sums = torch.full((len(self._sums),), len(self._ends), dtype=torch.int64)
         for index, span in enumerate(spans):
             rows[span.start : span.start + span.steered] = span.state
+            strengths[span.start : span.start + span.steered] = span.strength
             ends[index] = span.end - 1
+            if span.summed is not None:
+                sums[span.start + span.summed : span.end] = index
         self._rows.copy_(rows)
+        self._strengths.copy_(strengths)
         self._ends.copy_(ends)
+        self._sums.copy_(sums)
         self._fired = int(self._count().sum())
 
     def check(self) -> None:
@@ -106,6 +138,10 @@ class SteeredBlocks:
         seen = [self._buffer(block, "seen")[request] for block in self._blocks]
         return torch.stack(seen).float().cpu()
 
+    def sums(self, request: int) -> Tensor:
+        """(L, H), the sum of the activations over the tokens of a request in this step from which they are summed."""
+        return torch.stack([self._buffer(block, "summed")[request] for block in self._blocks]).cpu()
+
     def _count(self) -> Tensor:
         return torch.stack([self._buffer(block, "fired") for block in self._blocks])
 
@@ -117,7 +153,10 @@ class SteeredBlocks:
 
 def _add(module: Any, inputs: Any, output: Any) -> Any:
     hidden, residual = output
-    hidden = hidden + module.anchorlm_table[module.anchorlm_rows[: hidden.shape[0]]]
-    module.anchorlm_seen.copy_((hidden + residual)[module.anchorlm_ends])
+    count = hidden.shape[0]
+    hidden = hidden + module.anchorlm_strengths[:count] * module.anchorlm_table[module.anchorlm_rows[:count]]
+    activations = hidden + residual
+    module.anchorlm_seen.copy_(activations[module.anchorlm_ends])
+    module.anchorlm_summed.zero_().index_add_(0, module.anchorlm_sums[:count], activations.float())
     module.anchorlm_fired.add_(1)
     return hidden, residual

@@ -1,12 +1,17 @@
-"""The worker that vLLM starts where the operator steers. This file imports vLLM."""
+"""The worker that vLLM starts where activations are read or steered. This file imports vLLM."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from vllm.platforms import current_platform
 
+from anchorlm.engine import ROOM, Wishes
 from anchorlm.records import UserError
 from anchorlm.vllm._blocks import Span, SteeredBlocks
 from anchorlm.vllm._settings import CAPTURE, STEERING, PluginSettings
@@ -19,20 +24,41 @@ else:
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-_KEPT = 64
-"""Requests whose activations are kept until they are fetched. Clients may ask as often as they like."""
+_KEPT, _FETCHED = 64, 1024
+"""Requests whose activations are kept until they are fetched: those of clients, who may ask often, and our own."""
+
+
+@dataclass(slots=True)
+class _Read:
+    """What is read of a request in one step.
+
+    Attributes:
+        wishes: The request's.
+        name: Under which it is kept.
+        read: How many of its tokens were read before.
+        end: How many are read when the step has ended.
+        last: Whether its prompt ends in this step.
+    """
+
+    wishes: Wishes
+    name: str
+    read: int
+    end: int
+    last: bool
 
 
 class SteeredWorker(Worker):  # type: ignore[misc]  # vLLM is not there where types are checked
-    """vLLM's own worker, whose model is steered request by request."""
+    """vLLM's own worker, whose model is read and steered request by request."""
 
     def __init__(self, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> None:
         settings = PluginSettings.from_environment()
-        self._states = {} if settings is None else settings.loaded
+        self._files = {} if settings is None else settings.loaded
         # A model that was compiled for a server without our hooks would be taken from vLLM's cache.
-        kinds = len(self._states)
-        vllm_config.additional_config = {**vllm_config.additional_config, "anchorlm_states": kinds}
+        states = len(self._files) + ROOM
+        vllm_config.additional_config = {**vllm_config.additional_config, "anchorlm_states": states}
         self._captured: dict[str, Tensor] = {}
+        self._fetched: dict[str, Tensor] = {}
+        self._sums: dict[str, tuple[Tensor, int]] = {}  # and how many tokens they are of
         super().__init__(vllm_config, *args, **kwargs)
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
@@ -44,9 +70,11 @@ class SteeredWorker(Worker):  # type: ignore[misc]  # vLLM is not there where ty
             width=self.vllm_config.model_config.get_hidden_size(),
             tokens=runner.max_num_tokens,
             requests=runner.max_num_reqs,
-            states=[one.shifts for one in self._states.values()],
+            states=len(self._files) + ROOM,
         )
-        self._asked: dict[int, str] = {}
+        for state, file in enumerate(self._files.values(), 1 + ROOM):
+            self._steered.put(state, file.shifts)
+        self._reads: dict[int, _Read] = {}
         made = runner._prepare_inputs
 
         def prepared(scheduler_output: Any, counts: Any, *more: Any, **others: Any) -> Any:
@@ -60,23 +88,27 @@ class SteeredWorker(Worker):  # type: ignore[misc]  # vLLM is not there where ty
         """Called when the batch of a step is settled: requests stand in it in the order of the runner's own."""
         runner = self.model_runner
         spans, start = [], 0
-        self._asked = {}
-        names = list(self._states)
+        self._reads = {}
         for index, (name, count) in enumerate(zip(runner.input_batch.req_ids, counts, strict=False)):
             request = runner.requests[name]
             extra = (request.sampling_params.extra_args or {}) if request.sampling_params is not None else {}
             read = int(runner.input_batch.num_computed_tokens_cpu[index])
-            state, steered = 0, 0
-            if (asked := extra.get(STEERING)) is not None:
-                state, steered = 1 + names.index(asked), count
-                if self._states[asked].positions == "prompt":
-                    steered = max(0, min(count, request.num_prompt_tokens - read))
-            spans.append(Span(start, start + count, state, steered))
-            if extra.get(CAPTURE) and read + count >= request.num_prompt_tokens:
-                self._asked[index] = name
+            wishes = Wishes.of(extra) or self._wishes(extra, name, request.num_prompt_tokens)
+            spans.append(Span.of(wishes, start, count, read))
+            if wishes.capture is not None and read < request.num_prompt_tokens:
+                last = request.num_prompt_tokens <= read + count
+                self._reads[index] = _Read(wishes, wishes.capture, read, read + count, last)
             start += count
         self._steered.lay_out(spans)
         self._laid_out = True
+
+    def _wishes(self, extra: Mapping[str, Any], name: str, prompt: int) -> Wishes:
+        """What a client of a plain server asks for."""
+        state, until = 0, None
+        if (asked := extra.get(STEERING)) is not None:
+            state = 1 + ROOM + list(self._files).index(asked)
+            until = prompt if self._files[asked].positions == "prompt" else None
+        return Wishes(state=state, until=until, capture=name if extra.get(CAPTURE) else None, kept=False)
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """Runs a step, and looks whether every block was steered in it."""
@@ -84,17 +116,48 @@ class SteeredWorker(Worker):  # type: ignore[misc]  # vLLM is not there where ty
         found = super().execute_model(scheduler_output)
         if self._laid_out:
             self._steered.check()
-            for index, name in self._asked.items():
-                self._captured.setdefault(name, self._steered.activations(index))
-            while len(self._captured) > _KEPT:
-                del self._captured[next(iter(self._captured))]
+            for index, one in self._reads.items():
+                self._read(index, one)
         return found
+
+    def _read(self, index: int, one: _Read) -> None:
+        begin = one.wishes.mean_from
+        if begin is not None and one.end > begin:
+            total, count = self._steered.sums(index), one.end - max(one.read, begin)
+            if one.read > begin and one.name in self._sums:  # else it is read from the beginning, perhaps once more
+                before, more = self._sums[one.name]
+                total, count = before + total, more + count
+            self._sums[one.name] = (total, count)
+        if not one.last:
+            return
+        found = self._steered.activations(index)
+        if begin is not None:
+            total, count = self._sums.pop(one.name)
+            if count != one.end - begin:
+                return  # a part was taken from the cache, and who fetches it is told that there is nothing
+            found = torch.cat([found, total / count], dim=-1)
+        kept, most = (self._fetched, _FETCHED) if one.wishes.kept else (self._captured, _KEPT)
+        kept.setdefault(one.name, found)
+        while len(kept) > most:
+            del kept[next(iter(kept))]
 
     def anchorlm_captured(self) -> dict[str, list[list[float]]]:
         """The activations (L, H) at the end of each prompt whose request asked for them; they are given once."""
         found = {name: tensor.tolist() for name, tensor in self._captured.items()}
         self._captured.clear()
         return found
+
+    def anchorlm_fetch(self, names: list[str]) -> bytes:
+        """Those of some requests of a guard's own, as safetensors: (L, H), or (L, 2 H) with the mean. Given once."""
+        there = {name: self._fetched.pop(name) for name in names if name in self._fetched}
+        for name in names:
+            self._sums.pop(name, None)
+        data: bytes = save(there)
+        return data
+
+    def anchorlm_put(self, state: int, data: bytes) -> None:
+        """Makes one of the guard's states of the vectors (H,) by block, as safetensors."""
+        self._steered.put(state, {int(name): vector for name, vector in load(data).items()})
 
 
 def _blocks(model: nn.Module, config: VllmConfig) -> nn.ModuleList:

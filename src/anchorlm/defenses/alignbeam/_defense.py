@@ -103,7 +103,7 @@ class AlignBeam(Defense):
             await first.lead(room - 1)
             tokens = (await first.mixture()).top(settings.candidates)
             # What no server has named is no candidate, nor is what the response format forbids.
-            if self.target.access < Access.LOGITS or request.generation.response_format is not None:
+            if Access.LOGITS not in self.target.access or request.generation.response_format is not None:
                 tokens = [one for one in tokens if one[1] > -inf] or tokens[:1]
             mixtures = [first, *(first.fork() for _ in tokens[1:])]
             stops = ends(row, request.generation)

@@ -263,7 +263,7 @@ def readers_of(gate: Artifact, anchor: Engine) -> Readers:
     """
     from anchorlm.models import stamp
 
-    if anchor.access < Access.ACTIVATIONS or "reader" not in gate.models:
+    if Access.ACTIVATIONS not in anchor.access or "reader" not in gate.models:
         return "target"
     return "both" if gate.models["reader"].difference(stamp(anchor.model)) is None else "target"
 

@@ -69,7 +69,7 @@ class Guidance:
 
     def _check_access(self) -> None:
         for role, engine in (("target", self._defense.target), ("anchor", self._defense.anchor)):
-            if engine.access < Access.LOGPROBS:
+            if Access.LOGPROBS not in engine.access:
                 remedy = getattr(engine, "lacks", "") or f"load the {role} with transformers"
                 raise UserError(f"The anchor guides by log-probabilities, which the {role} does not give: {remedy}.")
 
@@ -119,15 +119,15 @@ class Guidance:
         return None if found is None else str(found)
 
     def _take_gate(self, folder: str, wanted: Readers | None) -> None:
-        from anchorlm.steering import GateReader
+        from anchorlm.steering import GateReader, with_activations
 
         target, anchor = self._defense.target, self._defense.anchor
         artifact = Artifact.load(folder, "inferaligner")
         usual = readers_of(artifact, anchor)
         self._readers = wanted or usual
         for reader, engine in (("target", target), ("anchor", anchor)):
-            if self._readers in (reader, "both") and engine.access < Access.ACTIVATIONS:
-                raise UserError(f"The gate reads the {reader}'s activations: load the {reader} with transformers.")
+            if self._readers in (reader, "both"):
+                with_activations(engine, reader, "The gate")
         # Evidence that was fitted on both readers wants both, whoever reads where there is none.
         self.aligner = GateReader.load(artifact, target, None if usual == self._readers == "target" else anchor)
 

@@ -111,9 +111,9 @@ class InferenceGuard(Defense):
 
     def _critic(self, artifact: Artifact) -> Critic:
         from anchorlm.defenses.inferenceguard._critic import Critic
+        from anchorlm.steering import with_activations
 
-        if self.target.access < Access.ACTIVATIONS:
-            raise UserError("The critic reads the target's activations: load the target with transformers.")
+        with_activations(self.target, "target", "The critic")
         check_critic(artifact, self.team, self.settings)
         return Critic.of(artifact.tensors, artifact.settings["threshold"])
 

@@ -21,7 +21,6 @@ from anchorlm.engine import Engine, runtime
 from anchorlm.judging import Scorer, auroc, checked_scores, opens_refusing
 from anchorlm.models import identity, stamp
 from anchorlm.records import (
-    Access,
     Artifact,
     GenerationSettings,
     Messages,
@@ -31,7 +30,7 @@ from anchorlm.records import (
     sketches,
 )
 from anchorlm.records import prompt_key as key
-from anchorlm.steering import classes
+from anchorlm.steering import classes, with_activations
 from anchorlm.team import EngineSettings, ModelLike, Progress, ScorerLike, Team, start_engine, start_scorer
 
 _TELLS = 0.7
@@ -113,9 +112,7 @@ def fit_inferenceguard(
     bad, good = classes(harmful, harmless, seed)
     limits = engine or EngineSettings()
     started: Any = []
-    running = start_engine(target, limits, started)
-    if running.access < Access.ACTIVATIONS:
-        raise UserError("The critic reads the target's activations: load the target with transformers.")
+    running = with_activations(start_engine(target, limits, started), "target", "The critic")
     team = Team(running, None, None, start_scorer(cost, limits, started), start_scorer(reward, limits, started))
     generation = GenerationSettings(max_new_tokens=max_new_tokens, do_sample=True, temperature=temperature, seed=seed)
     step = progress or (lambda what, done, total: None)
