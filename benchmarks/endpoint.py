@@ -66,13 +66,17 @@ def in_floats(source: Path, place: Path) -> Path:
 
 
 def serve(file: Path, threads: int) -> tuple[str, Any]:
-    """The address of a llama-server on a file, with its cache in float32, too. And the server, which ends with it."""
+    """The address of a llama-server on a file, which computes in float32. And the server, which ends with it.
+
+    Its flash attention would round to half precision, whatever weights and cache are.
+    """
     import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path = str(file)
     params.n_ctx, params.n_parallel, params.warmup, params.verbosity = 2048, 1, False, 0
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     running = xllamacpp.Server(params)
     return f"{running.listening_address}/v1", running
@@ -250,9 +254,9 @@ def sides(given: argparse.Namespace, folder: Path, target: str, url: str) -> tup
         "mixed_tokens": MIXED, "candidates": CANDIDATES, "max_harm": MAX_HARM, "gate": "always",
         "trace_top": NAMED, "generation": {"max_new_tokens": given.tokens}, "on_error": "refuse",
     }  # fmt: skip
-    told = {"target": target, "anchor": given.anchor, "judge": given.judge, **knobs}
+    told = {"target": target, "anchor": given.anchor, "dtype": "float32", "judge": given.judge, **knobs}
     key = sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
-    anchor = LocalEngine(CausalModel.from_pretrained(given.anchor))
+    anchor = LocalEngine(CausalModel.from_pretrained(given.anchor, dtype="float32"))
     judge = start_judge({"kind": "classifier", "model": given.judge}, EngineSettings(), [])
     source = {"endpoint": url, "tokenizer": given.tokenizer or target, "top_logprobs": given.top}
     here, far = (

@@ -205,7 +205,7 @@ def test_a_guard_model_that_gets_conversations_only_is_told(tmp_path: Path) -> N
 
 
 WORDS = {"text": Access.TEXT, "log-probabilities": Access.LOGPROBS, "all logits": Access.LOGITS,
-         "activations": Access.ACTIVATIONS}  # fmt: skip
+         "activations": Access.ACTIVATIONS, "changes of activations": Access.EDITS}  # fmt: skip
 
 
 def documented() -> dict[str, Needs]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from vllm_page import block
 
-from anchorlm.engine import Edit, Steering
+from anchorlm.engine import Edit, Steering, Wishes
 from anchorlm.records import DefenseError, UserError
 from anchorlm.vllm import PluginSettings, SteeringFile, save_steering
 from anchorlm.vllm._blocks import Span, SteeredBlocks
@@ -51,7 +54,10 @@ STATES = [{0: torch.ones(WIDTH), 2: torch.full((WIDTH,), -2.0)}, {1: torch.arang
 
 
 def put_on(model: Model, states: Any = STATES) -> SteeredBlocks:
-    return SteeredBlocks(model.layers, width=WIDTH, tokens=TOKENS, requests=REQUESTS, states=states)
+    blocks = SteeredBlocks(model.layers, width=WIDTH, tokens=TOKENS, requests=REQUESTS, states=len(states))
+    for number, state in enumerate(states, 1):
+        blocks.put(number, state)
+    return blocks
 
 
 def by_hand(model: Model, tokens: torch.Tensor, state: dict[int, torch.Tensor]) -> list[torch.Tensor]:
@@ -72,6 +78,7 @@ def test_every_token_gets_what_its_request_is_steered_by(model: Model, compiled:
         [Span(0, 3), Span(3, 7, 1, 4), Span(7, 8, 2, 1)],
         [Span(0, 5, 2, 5)],
         [Span(0, 4, 1, 2), Span(4, 6)],  # the last two tokens of the first one are not of the prompt
+        [Span(0, 4, 1, 4, 0.5, 0), Span(4, 7, 0, 0, 1.0, 2), Span(7, 12, 2, 3, -2.0)],
     ):
         tokens = torch.randn(spans[-1].end, WIDTH)
         steered.lay_out(spans)
@@ -81,11 +88,40 @@ def test_every_token_gets_what_its_request_is_steered_by(model: Model, compiled:
         for index, span in enumerate(spans):
             wanted = by_hand(model, tokens[span.start : span.end], {})
             if span.state:
-                touched = by_hand(model, tokens[span.start : span.end], STATES[span.state - 1])
+                added = {layer: span.strength * shift for layer, shift in STATES[span.state - 1].items()}
+                touched = by_hand(model, tokens[span.start : span.end], added)
                 for one, other in zip(wanted, touched, strict=True):
                     one[: span.steered] = other[: span.steered]
             assert torch.allclose(got[span.start : span.end], wanted[-1], atol=1e-5)
             assert torch.allclose(steered.activations(index), torch.stack([one[-1] for one in wanted]), atol=1e-5)
+            total = [one[span.summed :].sum(0) if span.summed is not None else torch.zeros(WIDTH) for one in wanted]
+            assert torch.allclose(steered.sums(index), torch.stack(total), atol=1e-4)
+
+
+def test_a_state_that_is_replaced_steers_by_the_new_one(model: Model) -> None:
+    steered, tokens = put_on(model), torch.randn(3, WIDTH)
+    with torch.inference_mode():
+        steered.put(1, STATES[1])
+        steered.lay_out([Span(0, 3, 1, 3)])
+        assert torch.allclose(model(tokens), by_hand(model, tokens, STATES[1])[-1], atol=1e-5)
+
+
+@given(
+    mean_from=st.integers(0, 20), until=st.integers(0, 20) | st.none(), cuts=st.lists(st.integers(1, 19), max_size=4)
+)
+def test_a_prompt_that_is_read_in_pieces_is_steered_and_summed_as_in_one(
+    mean_from: int, until: int | None, cuts: list[int]
+) -> None:
+    wishes = Wishes(state=1, until=until, capture="x", mean_from=mean_from)
+    steered: list[int] = []
+    summed: list[int] = []
+    edges = [0, *sorted(set(cuts)), 20]
+    for read, end in pairwise(edges):
+        span = Span.of(wishes, 3, end - read, read)
+        steered += range(read, read + span.steered)
+        summed += [] if span.summed is None else range(read + span.summed, end)
+    assert steered == list(range(20 if until is None else until))
+    assert summed == list(range(mean_from, 20))
 
 
 def test_a_hook_that_is_left_out_is_an_error(model: Model) -> None:

@@ -14,6 +14,7 @@ import torch
 from mixtures import loaded
 from vllm_page import block
 
+from anchorlm.defenses.inferaligner import fit_inferaligner
 from anchorlm.engine import LocalEngine, VLLMEngine, runtime
 from anchorlm.guard import Guard, Recipe
 from anchorlm.models import VLLMSettings
@@ -188,7 +189,7 @@ def test_what_cannot_be_had_is_refused_with_a_remedy(there: VLLMEngine, small_an
         async with there.open([1, 2, 3]) as row:
             await row.activations()
 
-    with pytest.raises(UserError, match="inside vLLM: load the model here"):
+    with pytest.raises(UserError, match="inside vLLM: set activations = true"):
         runtime().run(read())
 
 
@@ -200,12 +201,30 @@ def test_the_recipe_of_the_page_passes_its_check(smollm2: Path, small_anchor: Pa
     assert any("in vLLM, which starts with the guard" in fact for fact in found.facts)
 
 
+def test_the_steered_recipe_of_the_page_passes_its_check(
+    here: LocalEngine, smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asks = [f"How do I {verb} {what}?" for verb in ("bake", "cut", "buy") for what in ("bread", "pie", "cake", "tart")]
+    fitted = fit_inferaligner(here, here, [f"{one} Tell me a crime." for one in asks], asks, pooling="end")
+    fitted.save(tmp_path / "artifacts/my-specialist")
+    recipe = block("toml", "# steered.toml", {"org/my-specialist": smollm2}).replace(
+        "path =", 'dtype = "float32"\npath ='
+    )
+    for added, passed in (("", True), ("activations = true", False)):
+        (tmp_path / "steered.toml").write_text(recipe.replace(added, "") if added else recipe, "utf-8")
+        found = Guard.check(Recipe.load(tmp_path / "steered.toml"))
+        assert found.passed is passed, found.gaps
+    assert any("set activations = true" in gap for gap in found.gaps)
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
         ({"options": {"max_modle_len": 512}}, "no option 'max_modle_len'"),
         ({"options": {**OPTIONS, "max_model_len": 10_000_000}}, "vLLM could not start"),
         ({"path": "/nowhere"}, "no folder"),
+        ({"activations": True, "options": {**OPTIONS, "pipeline_parallel_size": 2}}, "lies in one stage"),
     ],
 )
 def test_what_does_not_start_is_said_in_one_sentence(smollm2: Path, more: dict[str, Any], words: str) -> None:

@@ -39,6 +39,8 @@ def register() -> None:
         config: VllmConfig = made(self, *args, **kwargs)
         if (settings := PluginSettings.from_environment()) is not None:
             prepare(config, settings)
+        if config.parallel_config.worker_cls == WORKER:
+            check_steered(config)
         return config
 
     checked.checked_by_anchorlm = True  # type: ignore[attr-defined]
@@ -101,16 +103,27 @@ def prepare(config: VllmConfig, settings: PluginSettings) -> None:
 
 def _prepare_steering(config: VllmConfig, settings: PluginSettings) -> None:
     parallel = config.parallel_config
-    if config.use_v2_model_runner:
-        raise UserError("AnchorLM steers vLLM's older model runner only: set VLLM_USE_V2_MODEL_RUNNER=0.")
-    if parallel.pipeline_parallel_size > 1:
-        raise UserError("AnchorLM steers a model that lies in one stage: start vLLM without --pipeline-parallel-size.")
+    check_steered(config)
     if parallel.worker_cls != WORKER and not parallel.worker_cls.startswith("vllm."):
         raise UserError(
             f"AnchorLM steers in a worker of its own: start vLLM without --worker-cls {parallel.worker_cls}."
         )
     if settings.loaded:  # every file can be read
         parallel.worker_cls = WORKER
+
+
+def check_steered(config: VllmConfig) -> None:
+    """Whether activations can be read and steered in this server.
+
+    Raises:
+        UserError: Its model runner or its stages are in the way.
+    """
+    if config.use_v2_model_runner:
+        raise UserError("AnchorLM steers vLLM's older model runner only: set VLLM_USE_V2_MODEL_RUNNER=0.")
+    if config.parallel_config.pipeline_parallel_size > 1:
+        raise UserError("AnchorLM steers a model that lies in one stage: start vLLM without --pipeline-parallel-size.")
+    if config.speculative_config is not None:
+        raise UserError("AnchorLM steers no server that speculates: start vLLM without --speculative-config.")
 
 
 def is_named(config: VllmConfig) -> bool:

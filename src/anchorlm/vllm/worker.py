@@ -15,6 +15,7 @@ from anchorlm.engine import ROOM, Wishes
 from anchorlm.records import UserError
 from anchorlm.vllm._blocks import Span, SteeredBlocks
 from anchorlm.vllm._settings import CAPTURE, STEERING, PluginSettings
+from anchorlm.vllm._start import check_steered
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as Worker
@@ -51,6 +52,7 @@ class SteeredWorker(Worker):  # type: ignore[misc]  # vLLM is not there where ty
     """vLLM's own worker, whose model is read and steered request by request."""
 
     def __init__(self, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> None:
+        check_steered(vllm_config)
         settings = PluginSettings.from_environment()
         self._files = {} if settings is None else settings.loaded
         # A model that was compiled for a server without our hooks would be taken from vLLM's cache.

@@ -1,0 +1,168 @@
+"""Activations of a model in vLLM: `anchorlm.vllm.worker` reads and steers them there, and this asks it to."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from anchorlm.engine._steering import Change, Edit, Steering
+from anchorlm.engine._vllm_wishes import ROOM, Wishes
+from anchorlm.records import DefenseError, UserError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Steered:
+    """How a sequence is steered.
+
+    Attributes:
+        edits: What is added after each block.
+        strength: Factor of it.
+        until: The first position that is left alone; None: there is none.
+    """
+
+    edits: Mapping[int, Change]
+    strength: float
+    until: int | None
+
+    @classmethod
+    def of(cls, steering: Steering | None, prompt_length: int) -> Steered | None:
+        """None where nothing is added.
+
+        Raises:
+            UserError: What is added is no constant vector.
+        """
+        if steering is None or not steering.strength:
+            return None
+        if any(not isinstance(edit, Edit) or edit.shift is None or edit.down is not None
+               for edit in steering.edits.values()):  # fmt: skip
+            raise UserError("vLLM adds constant vectors only: load the target with transformers.")
+        return cls(steering.edits, float(steering.strength), prompt_length if steering.positions == "prompt" else None)
+
+
+@dataclass(slots=True, eq=False)
+class _State:
+    """What the worker steers by under a number."""
+
+    number: int
+    edits: Mapping[int, Change]
+    digest: str
+    ready: asyncio.Future[None]
+
+
+class Inside:
+    """Speaks with the worker of one vLLM.
+
+    Args:
+        server: vLLM's engine.
+    """
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+        self._states: dict[int, _State] = {}  # by what is added; the one that was used last is the last
+        self._used: Counter[int] = Counter()
+        self._wanted: dict[str, asyncio.Future[Tensor | None]] = {}
+        self._fetching: asyncio.Task[None] | None = None
+        self._left: list[str] = []
+
+    @asynccontextmanager
+    async def steered(self, by: Steered | None) -> AsyncIterator[tuple[Wishes, str | None]]:
+        """What a request says of its steering, and the salt under which vLLM keeps what it reads: of these alone.
+
+        Raises:
+            DefenseError: Too many steerings at once, or the worker did not take this one.
+        """
+        if by is None:
+            yield Wishes(), None
+            return
+        state = self._state(by)
+        self._used[state.number] += 1
+        try:
+            await asyncio.shield(state.ready)
+            told: Any = json.dumps([state.digest, by.strength, by.until])
+            salt = hashlib.sha256(told.encode()).hexdigest()
+            yield Wishes(state.number, by.strength, by.until), salt
+        finally:
+            self._used[state.number] -= 1
+
+    def _state(self, by: Steered) -> _State:
+        known = self._states.pop(id(by.edits), None)
+        if known is None:
+            known = self._new(by.edits)
+        self._states[id(by.edits)] = known
+        return known
+
+    def _new(self, edits: Mapping[int, Change]) -> _State:
+        from safetensors.torch import save
+
+        free = set(range(1, ROOM + 1)).difference(one.number for one in self._states.values())
+        if not free:
+            idle = next((key for key, one in self._states.items() if not self._used[one.number]), None)
+            if idle is None:
+                raise DefenseError(f"vLLM steers by at most {ROOM} different sets of vectors at once: ask again later.")
+            free = {self._states.pop(idle).number}
+        shifts = {
+            layer: edit.shift for layer, edit in edits.items() if isinstance(edit, Edit) and edit.shift is not None
+        }
+        data = save({str(layer): shift.detach().float().contiguous().cpu() for layer, shift in shifts.items()})
+        number, ready = free.pop(), asyncio.get_running_loop().create_future()
+        state = _State(number, edits, hashlib.sha256(data).hexdigest(), ready)
+        self._task = asyncio.create_task(self._put(state, id(edits), data))
+        return state
+
+    async def _put(self, state: _State, key: int, data: bytes) -> None:
+        try:
+            await self._server.collective_rpc("anchorlm_put", args=(state.number, data))
+            state.ready.set_result(None)
+        except Exception as error:  # of vLLM, in many classes
+            if self._states.get(key) is state:
+                del self._states[key]
+            said = " ".join(str(error).split())[:160].rstrip(".")
+            state.ready.set_exception(DefenseError(f"vLLM did not take a steering ({said}): see what it printed."))
+            state.ready.exception()
+
+    async def fetch(self, name: str) -> Tensor:
+        """The activations that were kept under a name. Whoever asks at the same time shares a call.
+
+        Raises:
+            DefenseError: There are none.
+        """
+        future: asyncio.Future[Tensor | None] = asyncio.get_running_loop().create_future()
+        self._wanted[name] = future
+        if self._fetching is None or self._fetching.done():
+            self._fetching = asyncio.create_task(self._fetch())
+        found = await future
+        if found is None:
+            raise DefenseError("vLLM did not keep the activations of a request: start the guard again.")
+        return found
+
+    def leave(self, name: str) -> None:
+        """Nobody fetches them any more."""
+        self._left.append(name)
+
+    async def _fetch(self) -> None:
+        from safetensors.torch import load
+
+        while self._wanted:
+            wanted, self._wanted = self._wanted, {}
+            left, self._left = self._left, []
+            try:
+                # Every worker of a split model has them whole: the first one's will do.
+                answers = await self._server.collective_rpc("anchorlm_fetch", args=([*wanted, *left],))
+                found = load(bytes(answers[0]))
+            except Exception as error:  # of vLLM, in many classes
+                said = " ".join(str(error).split())[:160].rstrip(".")
+                for future in wanted.values():
+                    if not future.done():
+                        future.set_exception(DefenseError(f"vLLM gave no activations ({said}): see what it printed."))
+                continue
+            for name, future in wanted.items():
+                if not future.done():
+                    future.set_result(found.get(name))

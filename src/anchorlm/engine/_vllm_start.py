@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from typing import Any
+
+from anchorlm.models import CausalModel, VLLMSettings
+from anchorlm.records import UserError
+
+
+def started(settings: VLLMSettings, model: CausalModel) -> Any:
+    """VLLM's engine, when it has loaded the model.
+
+    Raises:
+        UserError: vLLM is not installed, cannot run the model, or does not know an option.
+    """
+    # What vLLM prints must not stand among answers. Its process cannot be forked from one that has used torch.
+    for name, value in {"VLLM_LOGGING_STREAM": "ext://sys.stderr", "VLLM_LOGGING_LEVEL": "WARNING",
+                        "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}.items():  # fmt: skip
+        os.environ.setdefault(name, value)
+    try:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+    except ImportError as error:
+        raise UserError(f"vLLM cannot be imported ({error}): pip install 'anchorlm[vllm]'.") from None
+    known = {one.name for one in fields(AsyncEngineArgs)}
+    if strange := [name for name in settings.options if name not in known]:
+        raise UserError(f"vLLM has no option {strange[0]!r}: leave it out of the section options.")
+    every = settings.top_logprobs >= model.vocab_size
+    own = {"max_logprobs": -1 if every else settings.top_logprobs, "revision": settings.revision,
+           "dtype": settings.dtype or "auto", "trust_remote_code": settings.trust_remote_code,
+           "disable_log_stats": True, "enable_log_requests": False}  # fmt: skip
+    if settings.activations:
+        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # the newer runner settles its batches elsewhere
+        own["worker_cls"] = "anchorlm.vllm.worker.SteeredWorker"
+    try:
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(model=settings.path, **(own | settings.options)))
+    except UserError:
+        raise
+    except Exception as error:  # of vLLM, in many classes
+        said = " ".join(str(error).split())[:200].rstrip(".")
+        raise UserError(f"vLLM could not start {model.name} ({said}): see what it printed.") from None
