@@ -284,7 +284,7 @@ def main() -> None:
     options.add_argument("--name", default="llama-server")
     options.add_argument("--prompts", type=int, default=100)
     options.add_argument("--tokens", type=int, default=32)
-    options.add_argument("--top", type=int, default=20)
+    options.add_argument("--top", type=int, default=200)
     options.add_argument("--threads", type=int, default=1, help="Of llama.cpp, which spins where cores are busy.")
     given = options.parse_args()
     folder = FOLDER / "endpoint"

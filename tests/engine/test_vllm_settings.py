@@ -24,7 +24,7 @@ def recipe(target: Any, **sections: Any) -> Recipe:
 def test_a_recipe_says_that_vllm_runs_the_target() -> None:
     found = recipe({"path": "org/model", "engine": "vllm", "options": {"max_model_len": 512}}).target
     assert isinstance(found, VLLMSettings)
-    assert (found.path, found.options, found.top_logprobs) == ("org/model", {"max_model_len": 512}, 20)
+    assert (found.path, found.options, found.top_logprobs) == ("org/model", {"max_model_len": 512}, 200)
     assert VLLMSettings.parse(found.model_dump(exclude_unset=True), where="a test") == found
 
 

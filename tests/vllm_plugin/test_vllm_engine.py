@@ -16,6 +16,7 @@ from vllm_page import block
 
 from anchorlm.defenses.inferaligner import fit_inferaligner
 from anchorlm.engine import LocalEngine, VLLMEngine, runtime
+from anchorlm.engine._vllm_words import asked
 from anchorlm.guard import Guard, Recipe
 from anchorlm.models import VLLMSettings
 from anchorlm.records import Access, DefenseError, GenerationSettings, UserError
@@ -128,13 +129,17 @@ def test_a_stream_is_the_whole_answer_and_leaving_it_ends_the_request_in_vllm(th
     assert unfinished(there) == 0
 
 
-def test_samples_follow_their_seed_and_the_log_probabilities_are_told(there: VLLMEngine) -> None:
-    def sampled(seed: int) -> list[int]:
-        return generated(there, QUESTIONS[2], do_sample=True, temperature=1.3, seed=seed)
+def test_a_seed_goes_to_vllm_unless_it_runs_on_a_cpu(there: VLLMEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.platforms import current_platform
 
-    assert sampled(3) == sampled(3)
-    assert sampled(3) != sampled((1 << 80) + 5)
+    sampled = GenerationSettings(do_sample=True, seed=(1 << 80) + 5)
+    for cpu, seed in ((True, None), (False, sampled.seed % (1 << 63))):
+        monkeypatch.setattr(type(current_platform), "is_cpu", lambda self, cpu=cpu: cpu)
+        assert asked(there.model, sampled, 8, 20).seed == seed
+        assert asked(there.model, GenerationSettings(), 8, 20).seed is None
 
+
+def test_the_log_probabilities_of_an_answer_are_told(there: VLLMEngine) -> None:
     async def scores() -> Any:
         async with there.open(there.model.encode(said(QUESTIONS[1])), room=8) as row:
             await row.generate(GenerationSettings(max_new_tokens=4, logprobs=3))
@@ -143,6 +148,23 @@ def test_samples_follow_their_seed_and_the_log_probabilities_are_told(there: VLL
     ids, found = runtime().run(scores())
     assert [one.token for one in found] == ids
     assert all(len(one.top) == 3 and one.top[0] == (one.token, one.logprob) for one in found)
+
+
+def test_more_samples_than_a_step_reads_at_once_all_come(there: VLLMEngine) -> None:
+    import asyncio
+
+    prompts = [there.model.encode(said(f"{n}. {QUESTIONS[2] * 60}")) for n in range(12)]
+
+    async def sampled(seed: int) -> int:
+        wanted = GenerationSettings(max_new_tokens=4, do_sample=True, temperature=1.3, seed=seed)
+        async with there.open(prompts[seed], room=4) as row:
+            return len((await row.generate(wanted)).token_ids)
+
+    async def together() -> list[int]:
+        return list(await asyncio.gather(*map(sampled, range(12))))
+
+    assert sum(map(len, prompts)) > 3000
+    assert all(runtime().run(together()))
 
 
 def test_an_answer_holds_to_a_response_format(there: VLLMEngine) -> None:

@@ -163,7 +163,7 @@ class VLLMEngine:
         Raises:
             DefenseError: vLLM gave no whole answer.
         """
-        answer = await self._whole(ids, asked(self.model, generation, room, self._top), by)
+        answer = await self._whole(ids, self._asked(generation, room), by)
         finish = self._finish(answer)
         found = written(answer)
         if finish == "length" and not found.ids:
@@ -178,7 +178,7 @@ class VLLMEngine:
         Raises:
             DefenseError: vLLM ended before the answer did.
         """
-        answers = self._answers(ids, asked(self.model, generation, room, self._top, streamed=True), by)
+        answers = self._answers(ids, self._asked(generation, room, streamed=True), by)
         finish = None
         async with aclosing(answers):
             async for answer in answers:
@@ -187,6 +187,9 @@ class VLLMEngine:
                     yield found
         if finish is None:
             raise self._wrong("it was cut off")
+
+    def _asked(self, generation: GenerationSettings, room: int, *, streamed: bool = False) -> Any:
+        return asked(self.model, generation, room, self._top, streamed=streamed)
 
     def steered(self, steering: Steering | None, prompt_length: int) -> Far:
         """See `Far`.

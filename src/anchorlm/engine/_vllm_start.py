@@ -27,7 +27,8 @@ def started(settings: VLLMSettings, model: CausalModel) -> Any:
     if strange := [name for name in settings.options if name not in known]:
         raise UserError(f"vLLM has no option {strange[0]!r}: leave it out of the section options.")
     every = settings.top_logprobs >= model.vocab_size
-    own = {"max_logprobs": -1 if every else settings.top_logprobs, "revision": settings.revision,
+    own: dict[str, Any] = {
+           "max_logprobs": -1 if every else settings.top_logprobs, "revision": settings.revision,
            "dtype": settings.dtype or "auto", "trust_remote_code": settings.trust_remote_code,
            "disable_log_stats": True, "enable_log_requests": False}  # fmt: skip
     if settings.activations:

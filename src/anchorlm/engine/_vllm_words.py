@@ -25,8 +25,10 @@ def one_step(top: int | None, *, whole: bool = False) -> Any:
 def asked(model: CausalModel, generation: GenerationSettings, room: int, top: int, *, streamed: bool = False) -> Any:
     """How to choose tokens, where to end, and what to tell of each token."""
     from vllm import SamplingParams
+    from vllm.platforms import current_platform
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
+    seed = generation.seed % (1 << 63)  # not on a CPU, where vLLM 0.32 does not survive all seeds
     own, format = generation.do_sample, generation.response_format
     # A text that begins another turn may stand in a value.
     texts = [] if format is not None else list(model.stop_texts)
@@ -38,7 +40,7 @@ def asked(model: CausalModel, generation: GenerationSettings, room: int, top: in
         presence_penalty=generation.presence_penalty,
         frequency_penalty=generation.frequency_penalty,
         repetition_penalty=generation.repetition_penalty,
-        seed=generation.seed % (1 << 63) if own else None,
+        seed=seed if own and not current_platform.is_cpu() else None,
         max_tokens=room,
         stop=texts or None,
         stop_token_ids=sorted(model.stop_ids.union(generation.stop_token_ids)),

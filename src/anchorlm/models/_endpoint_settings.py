@@ -29,7 +29,7 @@ class EndpointSettings(ModelSettings):
     key_file: Folder | None = Field(default=None, description="File with the API key.")
     prompts: Literal["auto", "completions", "chat"] = Field(default="auto", description="Where prompts go: auto is "
         "/completions where a tokenizer is given and the server takes them, else /chat/completions.")  # fmt: skip
-    top_logprobs: int = Field(default=20, ge=2, le=200_000, description="Likeliest tokens to ask for at a mixed step.")
+    top_logprobs: int = Field(default=200, ge=2, le=200_000, description="Likeliest tokens to ask for at a mixed step.")
     context: int | None = Field(default=None, ge=2, description="Tokens that the model reads, where the server does "
                                 "not say it.")  # fmt: skip
     timeout: float = Field(default=120.0, gt=0, description="Seconds for one call, retries included.")

@@ -22,7 +22,7 @@ class VLLMSettings(ModelSettings):
     """A model that vLLM runs for this guard, in a process of its own."""
 
     engine: Literal["vllm"] = Field(description="Always vllm.")
-    top_logprobs: int = Field(default=20, ge=2, le=1_000_000, description="Likeliest tokens that are read at a mixed "
+    top_logprobs: int = Field(default=200, ge=2, le=1_000_000, description="Likeliest tokens that are read at a mixed "
                               "step. As many as the model has tokens: all of them.")  # fmt: skip
     activations: bool = Field(default=False, description="Whether gates and critics can read the model, and "
                               "InferAligner can steer it. It costs a little in every step.")  # fmt: skip
