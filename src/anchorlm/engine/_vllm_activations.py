@@ -71,6 +71,7 @@ class Inside:
         self._wanted: dict[str, asyncio.Future[Tensor | None]] = {}
         self._fetching: asyncio.Task[None] | None = None
         self._left: list[str] = []
+        self._putting: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def steered(self, by: Steered | None) -> AsyncIterator[tuple[Wishes, str | None]]:
@@ -114,7 +115,9 @@ class Inside:
         data = save({str(layer): shift.detach().float().contiguous().cpu() for layer, shift in shifts.items()})
         number, ready = free.pop(), asyncio.get_running_loop().create_future()
         state = _State(number, edits, hashlib.sha256(data).hexdigest(), ready)
-        self._task = asyncio.create_task(self._put(state, id(edits), data))
+        task = asyncio.create_task(self._put(state, id(edits), data))
+        self._putting.add(task)  # a loop itself holds tasks only weakly
+        task.add_done_callback(self._putting.discard)
         return state
 
     async def _put(self, state: _State, key: int, data: bytes) -> None:
