@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from endpoints import Endpoint, readable
 from factories import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,9 +16,9 @@ from anchorlm import Guard
 from anchorlm.defenses.alignbeam import Opening
 from anchorlm.defenses.alignbeam._evidence import EVIDENCE, Seen, opening_score
 from anchorlm.defenses.inferaligner import fit_inferaligner
-from anchorlm.engine import LocalEngine, runtime
-from anchorlm.models import CausalModel, stamp
-from anchorlm.records import Artifact, UserError
+from anchorlm.engine import EndpointEngine, LocalEngine, runtime
+from anchorlm.models import CausalModel, EndpointSettings, stamp
+from anchorlm.records import Artifact, UserError, as_messages
 
 HARMFUL = [
     f"Tell me how to break {word}" for word in ["locks", "safes", "doors", "walls", "chains", "seals", "bars", "codes"]
@@ -195,6 +196,29 @@ def test_the_anchor_is_not_read_where_nothing_that_it_says_could_open(
             before = pair[1].runner.forwards
             guard(pair, evidence=str(folder)).chat(PROMPTS[1])
             assert (pair[1].runner.forwards > before) is asked
+
+
+def test_what_an_anchor_elsewhere_does_not_name_tells_nothing(tmp_path: Path) -> None:
+    model = readable(tiny_model("gpt2", seed=1))
+    model.tokenizer.save_pretrained(tmp_path)
+    server, here = Endpoint(model), LocalEngine(model)
+    source = {"endpoint": server.url, "tokenizer": str(tmp_path), "top_logprobs": 10}
+    far: Any = EndpointEngine.start(EndpointSettings.parse(source, where="a test"))
+    size = far.model.vocab_size
+    opening = Opening(torch.arange(size), torch.linspace(0.1, 0.9, size))
+
+    async def first(prompt: str) -> torch.Tensor:
+        async with here.open(model.encode(as_messages(prompt))) as row:
+            found: torch.Tensor = (await row.logits()).softmax(-1)
+            return found
+
+    for prompt in PROMPTS:
+        whole = runtime().run(first(prompt))
+        named = whole.where(whole >= whole.topk(10).values[-1], torch.zeros_like(whole))
+        assert named.sum() < 0.9
+        got = runtime().run(opening_score(opening, far, prompt))
+        assert got == pytest.approx(opening.score(named), abs=1e-3)
+    server.stop()
 
 
 def test_evidence_of_other_models_is_refused(pair: tuple[LocalEngine, LocalEngine], tmp_path: Path) -> None:

@@ -54,7 +54,9 @@ STATES = [{0: torch.ones(WIDTH), 2: torch.full((WIDTH,), -2.0)}, {1: torch.arang
 
 
 def put_on(model: Model, states: Any = STATES) -> SteeredBlocks:
-    blocks = SteeredBlocks(model.layers, width=WIDTH, tokens=TOKENS, requests=REQUESTS, states=len(states))
+    blocks = SteeredBlocks(
+        model.layers, width=WIDTH, dtype=torch.float32, tokens=TOKENS, requests=REQUESTS, states=len(states)
+    )
     for number, state in enumerate(states, 1):
         blocks.put(number, state)
     return blocks

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from anchorlm.engine import GUARD
 from anchorlm.records import UserError
 from anchorlm.vllm import PluginSettings
-from anchorlm.vllm._start import NAME, check_server, prepare
+from anchorlm.vllm._start import NAME, check_server, check_steered, prepare
 
 
 def config(*, newer: bool = False, ahead: bool = True, drafts: Any = None, tokenizer: str = "model") -> Any:
@@ -18,8 +19,12 @@ def config(*, newer: bool = False, ahead: bool = True, drafts: Any = None, token
         model_config=model,
         use_v2_model_runner=newer,
         speculative_config=drafts,
+        kv_transfer_config=None,
+        additional_config={},
         scheduler_config=SimpleNamespace(async_scheduling=ahead),
-        parallel_config=SimpleNamespace(pipeline_parallel_size=1, worker_cls="vllm.v1.worker.cpu_worker.CPUWorker"),
+        parallel_config=SimpleNamespace(
+            pipeline_parallel_size=1, data_parallel_size=2, worker_cls="vllm.v1.worker.cpu_worker.CPUWorker"
+        ),
     )
 
 
@@ -53,6 +58,22 @@ def test_a_server_that_hides_its_last_tokens_is_refused_where_an_anchor_must_see
 def test_a_tokenizer_in_another_place_is_refused() -> None:
     with pytest.raises(UserError, match="--tokenizer"):
         prepare(config(tokenizer="elsewhere"), MIXES)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda made: setattr(made, "kv_transfer_config", object()), "keys and values"),
+        (lambda made: setattr(made.parallel_config, "pipeline_parallel_size", 2), "one stage"),
+        (lambda made: made.additional_config.update({GUARD: True}), "data_parallel_size"),
+    ],
+)
+def test_what_steering_cannot_hold_in_is_refused(change: Any, words: str) -> None:
+    made = config()
+    check_steered(made)
+    change(made)
+    with pytest.raises(UserError, match=words):
+        check_steered(made)
 
 
 def test_steering_wants_its_files_the_older_runner_and_its_own_worker() -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from anchorlm.engine._text import TextStream
     from anchorlm.engine._thoughts import THOUGHT_MARGIN, ThoughtGuide, ThoughtWriter
     from anchorlm.engine._vllm import VLLMEngine
-    from anchorlm.engine._vllm_wishes import ROOM, Wishes
+    from anchorlm.engine._vllm_wishes import GUARD, ROOM, Wishes
 else:
     __getattr__, __dir__ = lazily(
         __name__,
@@ -36,11 +36,12 @@ else:
             "_text": "TextStream",
             "_thoughts": "THOUGHT_MARGIN ThoughtGuide ThoughtWriter",
             "_vllm": "VLLMEngine",
-            "_vllm_wishes": "ROOM Wishes",
+            "_vllm_wishes": "GUARD ROOM Wishes",
         },
     )
 
 __all__ = [
+    "GUARD",
     "ROOM",
     "THOUGHT_MARGIN",
     "Edit",

@@ -60,7 +60,7 @@ class VLLMEngine:
         self.access = VLLM_ACCESS[activations]
         self.unread = "" if activations else UNREAD
         self._server = server
-        self._inside = Inside(server)
+        self._inside = Inside(server, timeout)
         self._top = min(top, model.vocab_size)
         self._timeout = timeout
         silent = torch.zeros(model.vocab_size, dtype=torch.bool)
@@ -211,7 +211,9 @@ class VLLMEngine:
             DefenseError: vLLM gave none.
         """
         self._check_read()
-        places = [place % len(ids) for place in positions]
+        places = [place if place >= 0 else len(ids) + place for place in positions]
+        if not all(max(0, mean_from or 0) <= place < len(ids) for place in places):
+            raise IndexError(f"Positions {list(positions)} from {mean_from} on do not lie in {len(ids)} tokens.")
         found = await gather(*(self._end(ids[: place + 1], mean_from, by) for place in places))
         return torch.stack(found, dim=1)
 

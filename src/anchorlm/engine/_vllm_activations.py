@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 from torch import Tensor
 
@@ -49,11 +50,18 @@ class Steered:
 
 @dataclass(slots=True, eq=False)
 class _State:
-    """What the worker steers by under a number."""
+    """What the worker steers by under a number.
+
+    Attributes:
+        number: Its number.
+        edits: What is added.
+        name: No other state had it, so what was read under it serves no other one.
+        ready: When the worker has it.
+    """
 
     number: int
     edits: Mapping[int, Change]
-    digest: str
+    name: str
     ready: asyncio.Future[None]
 
 
@@ -62,10 +70,13 @@ class Inside:
 
     Args:
         server: vLLM's engine.
+        timeout: Seconds that it may take to answer.
     """
 
-    def __init__(self, server: Any) -> None:
+    def __init__(self, server: Any, timeout: float) -> None:
         self._server = server
+        self._timeout = timeout
+        self._freed = asyncio.Event()
         self._states: dict[int, _State] = {}  # by what is added; the one that was used last is the last
         self._used: Counter[int] = Counter()
         self._wanted: dict[str, asyncio.Future[Tensor | None]] = {}
@@ -78,43 +89,56 @@ class Inside:
         """What a request says of its steering, and the salt under which vLLM keeps what it reads: of these alone.
 
         Raises:
-            DefenseError: Too many steerings at once, or the worker did not take this one.
+            DefenseError: No state becomes free in time, or the worker did not take this one.
         """
         if by is None:
             yield Wishes(), None
             return
-        state = self._state(by)
+        state = await self._state(by)
         self._used[state.number] += 1
         try:
             await asyncio.shield(state.ready)
-            told: Any = json.dumps([state.digest, by.strength, by.until])
+            told: Any = json.dumps([state.name, by.strength, by.until])
             salt = hashlib.sha256(told.encode()).hexdigest()
             yield Wishes(state.number, by.strength, by.until), salt
         finally:
             self._used[state.number] -= 1
+            self._freed.set()
 
-    def _state(self, by: Steered) -> _State:
-        known = self._states.pop(id(by.edits), None)
-        if known is None:
-            known = self._new(by.edits)
-        self._states[id(by.edits)] = known
+    async def _state(self, by: Steered) -> _State:
+        try:
+            async with asyncio.timeout(self._timeout):
+                while (found := self._known(by.edits)) is None:
+                    self._freed.clear()
+                    await self._freed.wait()
+        except TimeoutError:
+            raise DefenseError(
+                f"vLLM steers by at most {ROOM} different sets of vectors at once, and none became free: ask again."
+            ) from None
+        return found
+
+    def _known(self, edits: Mapping[int, Change]) -> _State | None:
+        """The state of what is added. None where all that there may be are in use."""
+        known = self._states.pop(id(edits), None) or self._new(edits)
+        if known is not None:
+            self._states[id(edits)] = known
         return known
 
-    def _new(self, edits: Mapping[int, Change]) -> _State:
+    def _new(self, edits: Mapping[int, Change]) -> _State | None:
         from safetensors.torch import save
 
         free = set(range(1, ROOM + 1)).difference(one.number for one in self._states.values())
         if not free:
             idle = next((key for key, one in self._states.items() if not self._used[one.number]), None)
             if idle is None:
-                raise DefenseError(f"vLLM steers by at most {ROOM} different sets of vectors at once: ask again later.")
+                return None
             free = {self._states.pop(idle).number}
         shifts = {
             layer: edit.shift for layer, edit in edits.items() if isinstance(edit, Edit) and edit.shift is not None
         }
         data = save({str(layer): shift.detach().float().contiguous().cpu() for layer, shift in shifts.items()})
         number, ready = free.pop(), asyncio.get_running_loop().create_future()
-        state = _State(number, edits, hashlib.sha256(data).hexdigest(), ready)
+        state = _State(number, edits, uuid4().hex, ready)
         task = asyncio.create_task(self._put(state, id(edits), data))
         self._putting.add(task)  # a loop itself holds tasks only weakly
         task.add_done_callback(self._putting.discard)
@@ -122,7 +146,7 @@ class Inside:
 
     async def _put(self, state: _State, key: int, data: bytes) -> None:
         try:
-            await self._server.collective_rpc("anchorlm_put", args=(state.number, data))
+            await self._call("anchorlm_put", state.number, data)
             state.ready.set_result(None)
         except Exception as error:  # of vLLM, in many classes
             if self._states.get(key) is state:
@@ -143,8 +167,14 @@ class Inside:
             self._fetching = asyncio.create_task(self._fetch())
         found = await future
         if found is None:
-            raise DefenseError("vLLM did not keep the activations of a request: start the guard again.")
+            raise DefenseError("vLLM did not keep the activations of a request: send fewer requests at once.")
         return found
+
+    async def _call(self, method: str, *args: Any) -> list[Any]:
+        """What each worker answers. One that has ended never does."""
+        async with asyncio.timeout(self._timeout):
+            answers: list[Any] = await self._server.collective_rpc(method, args=args)
+            return answers
 
     def leave(self, name: str) -> None:
         """Nobody fetches them any more."""
@@ -158,7 +188,7 @@ class Inside:
             left, self._left = self._left, []
             try:
                 # Every worker of a split model has them whole: the first one's will do.
-                answers = await self._server.collective_rpc("anchorlm_fetch", args=([*wanted, *left],))
+                answers = await self._call("anchorlm_fetch", [*wanted, *left])
                 found = load(bytes(answers[0]))
             except Exception as error:  # of vLLM, in many classes
                 said = " ".join(str(error).split())[:160].rstrip(".")

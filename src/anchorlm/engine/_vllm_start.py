@@ -4,6 +4,7 @@ import os
 from dataclasses import fields
 from typing import Any
 
+from anchorlm.engine._vllm_wishes import GUARD
 from anchorlm.models import CausalModel, VLLMSettings
 from anchorlm.records import UserError
 
@@ -34,6 +35,7 @@ def started(settings: VLLMSettings, model: CausalModel) -> Any:
     if settings.activations:
         os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # the newer runner settles its batches elsewhere
         own["worker_cls"] = "anchorlm.vllm.worker.SteeredWorker"
+        own["additional_config"] = {GUARD: True}
     try:
         return AsyncLLM.from_engine_args(AsyncEngineArgs(model=settings.path, **(own | settings.options)))
     except UserError:

@@ -5,7 +5,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 OWN = "guard of anchorlm"
-"""Under which a guard says it in the extra arguments of its own vLLM, where no one else asks anything."""
+"""Under which a guard says it in the extra arguments of its own vLLM. No other vLLM listens to it."""
+
+GUARD = "anchorlm_guard"
+"""In the additional configuration of a vLLM that a guard has started, and in which no one else asks anything."""
 
 ROOM = 8
 """States that a guard can steer by at once. They come first; those of a server's files follow."""

@@ -14,7 +14,7 @@ VLLM_ACCESS = {False: Access.LOGPROBS, True: Access.LOGPROBS | Access.ACTIVATION
 UNREAD = "set activations = true in its section"
 """How the activations of a model in vLLM can be had."""
 _OURS = ("model", "tokenizer", "revision", "dtype", "trust_remote_code", "max_logprobs", "logprobs_mode",
-         "skip_tokenizer_init", "runner", "logits_processors", "worker_cls")  # fmt: skip
+         "skip_tokenizer_init", "runner", "logits_processors", "worker_cls", "additional_config")  # fmt: skip
 """Options of vLLM that follow from the other settings, or that a guard relies on."""
 
 
@@ -40,4 +40,6 @@ class VLLMSettings(ModelSettings):
         for name in _OURS:
             if name in self.options:
                 raise ValueError(f"{name} cannot be set in options: leave it out there")
+        if self.activations and self.options.get("quantization") is not None:
+            raise ValueError("what is fitted on a model does not fit it quantized: leave quantization out")
         return self

@@ -57,20 +57,23 @@ class SteeredBlocks:
     Args:
         blocks: Of the model.
         width: Of the activations.
+        dtype: Of the activations, which may not be that of the weights.
         tokens: Most tokens of a step.
         requests: Most requests of a step.
         states: How many there may be to be steered by.
     """
 
-    def __init__(self, blocks: nn.ModuleList, *, width: int, tokens: int, requests: int, states: int) -> None:
-        weight = next(blocks.parameters())
+    def __init__(
+        self, blocks: nn.ModuleList, *, width: int, dtype: torch.dtype, tokens: int, requests: int, states: int
+    ) -> None:
+        device = next(blocks.parameters()).device  # of quantized blocks only this is the stream's, too
         self._blocks = blocks
         self._width = width
-        self._rows = torch.zeros(tokens, dtype=torch.int64, device=weight.device)
-        self._strengths = torch.zeros(tokens, 1).to(weight)
-        self._ends = torch.zeros(requests, dtype=torch.int64, device=weight.device)
+        self._rows = torch.zeros(tokens, dtype=torch.int64, device=device)
+        self._strengths = torch.zeros(tokens, 1, dtype=dtype, device=device)
+        self._ends = torch.zeros(requests, dtype=torch.int64, device=device)
         # The last row of the sums takes what no one asks for.
-        self._sums = torch.full((tokens,), requests, dtype=torch.int64, device=weight.device)
+        self._sums = torch.full((tokens,), requests, dtype=torch.int64, device=device)
         self._fired = 0
         for block in blocks:
             buffers = {
@@ -78,10 +81,10 @@ class SteeredBlocks:
                 "strengths": self._strengths,
                 "ends": self._ends,
                 "sums": self._sums,
-                "table": torch.zeros(1 + states, width).to(weight),
-                "seen": torch.zeros(requests, width).to(weight),
-                "summed": torch.zeros(requests + 1, width, device=weight.device),
-                "fired": torch.zeros(1, dtype=torch.int64, device=weight.device),
+                "table": torch.zeros(1 + states, width, dtype=dtype, device=device),
+                "seen": torch.zeros(requests, width, dtype=dtype, device=device),
+                "summed": torch.zeros(requests + 1, width, device=device),
+                "fired": torch.zeros(1, dtype=torch.int64, device=device),
             }
             for name, buffer in buffers.items():
                 block.register_buffer(f"anchorlm_{name}", buffer, persistent=False)
@@ -130,7 +133,7 @@ class SteeredBlocks:
         if fired != len(self._blocks):
             raise DefenseError(
                 f"Only {fired} of {len(self._blocks)} blocks of the server's model could be steered: empty vLLM's "
-                "compile cache, or start it with --enforce-eager."
+                "compile cache, or start it with --enforce-eager (enforce_eager = true in options)."
             )
 
     def activations(self, request: int) -> Tensor:

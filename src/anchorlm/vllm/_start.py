@@ -4,6 +4,7 @@ import re
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 
+from anchorlm.engine import GUARD
 from anchorlm.records import UserError
 from anchorlm.vllm._settings import STEERING, PluginSettings
 from anchorlm.vllm._states import SteeringFile, salted
@@ -124,6 +125,13 @@ def check_steered(config: VllmConfig) -> None:
         raise UserError("AnchorLM steers a model that lies in one stage: start vLLM without --pipeline-parallel-size.")
     if config.speculative_config is not None:
         raise UserError("AnchorLM steers no server that speculates: start vLLM without --speculative-config.")
+    if config.kv_transfer_config is not None:
+        raise UserError(
+            "AnchorLM steers no server that shares its keys and values, because others know tokens only: start vLLM "
+            "without --kv-transfer-config."
+        )
+    if config.additional_config.get(GUARD) and config.parallel_config.data_parallel_size > 1:
+        raise UserError("A guard reads activations of one vLLM: leave data_parallel_size out, and start more guards.")
 
 
 def is_named(config: VllmConfig) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,8 +13,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from vllm.platforms import current_platform
 
-from anchorlm.engine import ROOM, Wishes
-from anchorlm.records import UserError
+from anchorlm.engine import GUARD, ROOM, Wishes
+from anchorlm.records import DefenseError, UserError
 from anchorlm.vllm._blocks import Span, SteeredBlocks
 from anchorlm.vllm._settings import CAPTURE, STEERING, PluginSettings
 from anchorlm.vllm._start import check_steered
@@ -25,8 +27,17 @@ else:
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
+_log = logging.getLogger("anchorlm")
+
 _KEPT, _FETCHED = 64, 1024
 """Requests whose activations are kept until they are fetched: those of clients, who may ask often, and our own."""
+
+_SUMMED = frozenset({
+    "ApertusDecoderLayer", "Gemma2DecoderLayer", "Gemma3DecoderLayer", "GemmaDecoderLayer", "Glm4DecoderLayer",
+    "InternLMDecoderLayer", "LlamaDecoderLayer", "MistralDecoderLayer", "MixtralDecoderLayer", "Qwen2DecoderLayer",
+    "Qwen2MoeDecoderLayer", "Qwen3DecoderLayer", "Qwen3MoeDecoderLayer",
+})  # fmt: skip
+"""Blocks of which `hidden + residual` is the stream, as vLLM 0.32 writes them. Of others, one of the two is already."""
 
 
 @dataclass(slots=True)
@@ -57,7 +68,9 @@ class SteeredWorker(Worker):  # type: ignore[misc]  # vLLM is not there where ty
         self._files = {} if settings is None else settings.loaded
         # A model that was compiled for a server without our hooks would be taken from vLLM's cache.
         states = len(self._files) + ROOM
+        self._guarded = bool(vllm_config.additional_config.get(GUARD))
         vllm_config.additional_config = {**vllm_config.additional_config, "anchorlm_states": states}
+        self._broken: DefenseError | None = None
         self._captured: dict[str, Tensor] = {}
         self._fetched: dict[str, Tensor] = {}
         self._sums: dict[str, tuple[Tensor, int]] = {}  # and how many tokens they are of
@@ -70,6 +83,7 @@ class SteeredWorker(Worker):  # type: ignore[misc]  # vLLM is not there where ty
         self._steered = SteeredBlocks(
             _blocks(runner.model, self.vllm_config),
             width=self.vllm_config.model_config.get_hidden_size(),
+            dtype=self.vllm_config.model_config.dtype,
             tokens=runner.max_num_tokens,
             requests=runner.max_num_reqs,
             states=len(self._files) + ROOM,
@@ -95,7 +109,8 @@ class SteeredWorker(Worker):  # type: ignore[misc]  # vLLM is not there where ty
             request = runner.requests[name]
             extra = (request.sampling_params.extra_args or {}) if request.sampling_params is not None else {}
             read = int(runner.input_batch.num_computed_tokens_cpu[index])
-            wishes = Wishes.of(extra) or self._wishes(extra, name, request.num_prompt_tokens)
+            own = Wishes.of(extra) if self._guarded else None
+            wishes = own or self._wishes(extra, name, request.num_prompt_tokens)
             spans.append(Span.of(wishes, start, count, read))
             if wishes.capture is not None and read < request.num_prompt_tokens:
                 last = request.num_prompt_tokens <= read + count
@@ -117,10 +132,32 @@ class SteeredWorker(Worker):  # type: ignore[misc]  # vLLM is not there where ty
         self._laid_out = False
         found = super().execute_model(scheduler_output)
         if self._laid_out:
-            self._steered.check()
+            try:
+                self._steered.check()
+            except DefenseError as error:
+                self._end(error)
             for index, one in self._reads.items():
                 self._read(index, one)
         return found
+
+    def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        """Chooses tokens, unless a block was left out: vLLM may ask for them before it knows of an error."""
+        if self._broken is not None:
+            raise self._broken
+        return super().sample_tokens(*args, **kwargs)
+
+    def _end(self, error: DefenseError) -> None:
+        """Ends vLLM: what a step gave that was not steered must not be used.
+
+        Raises:
+            DefenseError: In the one process that vLLM asks for the outcome.
+        """
+        self._broken = error
+        self.model_runner.execute_model_state = None
+        if self.vllm_config.parallel_config.world_size > 1:  # of another worker vLLM would only log it
+            _log.critical("%s", error)
+            os._exit(1)
+        raise error
 
     def _read(self, index: int, one: _Read) -> None:
         begin = one.wishes.mean_from
@@ -134,8 +171,8 @@ class SteeredWorker(Worker):  # type: ignore[misc]  # vLLM is not there where ty
             return
         found = self._steered.activations(index)
         if begin is not None:
-            total, count = self._sums.pop(one.name)
-            if count != one.end - begin:
+            total, count = self._sums.pop(one.name, (found, 0))
+            if not count or count != one.end - begin:
                 return  # a part was taken from the cache, and who fetches it is told that there is nothing
             found = torch.cat([found, total / count], dim=-1)
         kept, most = (self._fetched, _FETCHED) if one.wishes.kept else (self._captured, _KEPT)
@@ -166,5 +203,8 @@ def _blocks(model: nn.Module, config: VllmConfig) -> nn.ModuleList:
     depth = config.model_config.hf_text_config.num_hidden_layers
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
+            kinds = {type(block).__name__ for block in module}
+            if strange := sorted(kinds - _SUMMED):
+                raise UserError(f"{strange[0]} cannot be read in vLLM yet: load the model with transformers.")
             return module
-    raise UserError(f"No list of {depth} blocks was found in the server's model: it cannot be steered.")
+    raise UserError(f"No list of {depth} blocks was found in the server's model: load the model with transformers.")

@@ -199,7 +199,7 @@ class Evidence:
         known: dict[int, float] = {}
 
         def heard(look: int, logits: Tensor) -> None:
-            known[look] = self.opening.score(logits.softmax(dim=-1))
+            known[look] = self.opening.score(_first(anchor, logits))
 
         gate = None
         if self.aligner is not None:
@@ -240,7 +240,7 @@ async def opening_score(
     async def one(prompt: Messages) -> float:
         async with anchor.open(anchor.model.encode(prompt)) as sequence:
             try:
-                return opening.score((await sequence.logits()).softmax(dim=-1))
+                return opening.score(_first(anchor, await sequence.logits()))
             except UserError as error:
                 raise DefenseError(f"The anchor failed: {error}") from error
 
@@ -252,6 +252,11 @@ async def opening_score(
     ]
     scores = [*known.values(), *await gather(*(one(look.prompt) for look in rest))]
     return nan if any(map(isnan, scores)) else max(scores)
+
+
+def _first(engine: Engine, logits: Tensor) -> Tensor:
+    """The distribution (V,) of the first token. What a server did not name has no share in it, and tells nothing."""
+    return logits.softmax(dim=-1) if Access.LOGITS in engine.access else logits.exp()
 
 
 def readers_of(gate: Artifact, anchor: Engine) -> Readers:

@@ -128,6 +128,10 @@ class InferenceGuard(Defense):
             UserError: The refusal is itself over budget, or the beams are more than the engines' rows.
         """
         await self._check_refusal(self.settings)
+        if self.critic is not None:
+            from anchorlm.steering import check_activations
+
+            await check_activations(self.target)
         if self.guidance is not None:
             await self.guidance.start()
         rows = min(engine.max_rows for engine in self._engines)
