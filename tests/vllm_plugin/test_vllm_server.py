@@ -12,6 +12,7 @@ import time
 import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def server(smollm2: Path, small_anchor: Path, tmp_path_factory: pytest.TempPathF
              "--host", "127.0.0.1", "--port", str(port), "--served-model-name", NAME]  # fmt: skip
     command = ["bash", "-c", f"exec env {block('sh', 'ANCHORLM_VLLM=plugin.toml', names).strip()} {shlex.join(added)}"]
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-                   "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}  # fmt: skip
+                   "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+                   "PYTHONPATH": str(_named(folder / "named"))}  # fmt: skip
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     log = folder / "log"
     with log.open("w") as written:
@@ -59,6 +61,15 @@ def server(smollm2: Path, small_anchor: Path, tmp_path_factory: pytest.TempPathF
         finally:
             process.terminate()
             process.wait(60)
+
+
+def _named(folder: Path) -> Path:
+    """A folder in which Python finds a package `vllm`. vLLM's program asks for its version; the CPU build has none."""
+    number = f"{version('vllm-cpu')}+cpu"
+    found = folder / f"vllm-{number}.dist-info"
+    found.mkdir(parents=True)
+    (found / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {number}\n", "utf-8")
+    return folder
 
 
 def _wait(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
