@@ -135,6 +135,15 @@ def test_a_bad_extra_argument_is_a_400_with_our_sentence(server: httpx.Client, e
     assert asked(server, "x").status_code == 200
 
 
+def test_a_beam_search_is_a_400_with_our_sentence(server: httpx.Client) -> None:
+    beams = {"use_beam_search": True, "n": 2}
+    body = {"model": NAME, "prompt": QUESTIONS[0], "temperature": 0, "max_tokens": 8, **beams}
+    for reply in (asked(server, QUESTIONS[0], **beams), server.post("/v1/completions", json=body)):
+        assert reply.status_code == 400
+        assert "AnchorLM guides no beam search" in reply.json()["error"]["message"]
+    assert asked(server, QUESTIONS[0]).status_code == 200
+
+
 def test_completions_and_streams_are_guided_too(server: httpx.Client) -> None:
     body = {"model": NAME, "prompt": QUESTIONS[0], "temperature": 0, "max_tokens": 8}
     asks: list[dict[str, Any]] = [{}, {"anchorlm": '{"alpha": 0}'}, {"anchorlm": json.dumps(FLOOR)}]
