@@ -223,7 +223,7 @@ def test_beams_of_a_server_are_refused_where_there_is_an_anchor_and_only_there(
     from vllm.inputs import tokens_input
     from vllm.sampling_params import BeamSearchParams
 
-    class Server(BeamSearchOnlineMixin):
+    class Server(BeamSearchOnlineMixin):  # type: ignore[misc]  # vLLM is not there where types are checked
         engine_client = there._server
         renderer = there._server.renderer
 
