@@ -8,7 +8,7 @@ VLLM := .venv-vllm
 CLIENTS := .venv-clients
 RAY := .venv-ray
 
-.PHONY: demo demo-real test test-fast test-vllm test-clients test-ray lint docs docs-tables bench bench-gpu zoo real zoo-real clean
+.PHONY: demo demo-real test test-fast test-vllm test-clients test-ray lint docs docs-tables bench bench-gpu bench-gpu-vllm zoo real zoo-real clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -86,6 +86,11 @@ bench: $(READY)
 
 bench-gpu: $(READY)
 	$(BIN)/python -m benchmarks.gpu
+
+# vLLM with the plug-in and without. Here only tiny models on a CPU, to see that it runs. On a machine with a GPU you
+# install pip install 'anchorlm[vllm]', and start python -m benchmarks.vllm_gpu.
+bench-gpu-vllm: $(VLLM)/.ready
+	$(VLLM)/bin/python -m benchmarks.vllm_gpu --tiny
 
 zoo: $(READY)
 	$(BIN)/python -m tools.zoo build

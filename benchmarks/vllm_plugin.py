@@ -19,9 +19,10 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import perf_counter
+from types import SimpleNamespace
 from typing import Any
 
 from benchmarks._report import report
@@ -90,26 +91,31 @@ def vllm(args: argparse.Namespace) -> Callable[[str], list[int]]:
 
     def run(way: str) -> list[int]:
         params = SamplingParams(temperature=0.0, max_tokens=args.new, extra_args=extra[way])
-        with _taken_out(llm, way == "stock"):
+        with taken_out(llm, way == "stock"):
             return [len(one.outputs[0].token_ids) for one in llm.chat(messages, params, use_tqdm=False)]
 
     return run
 
 
 @contextmanager
-def _taken_out(llm: Any, wanted: bool) -> Iterator[None]:
+def taken_out(llm: Any, wanted: bool) -> Iterator[None]:
     """The server without our processors, where that is wanted."""
     from anchorlm.vllm.processor import AnchorProcessor
 
-    batch = llm.llm_engine.model_executor.driver_worker.worker.model_runner.input_batch
-    processors, told = batch.logitsprocs.non_argmax_invariant, batch.logitsprocs_need_output_token_ids
+    runner = llm.llm_engine.model_executor.driver_worker.worker.model_runner
+    batch = getattr(runner, "input_batch", None)
+    if batch is None:  # the newer runner
+        batch, place, name = SimpleNamespace(), runner.sampler, "logits_processors"
+    else:
+        place, name = batch.logitsprocs, "non_argmax_invariant"
+    processors, told = getattr(place, name), getattr(batch, "logitsprocs_need_output_token_ids", False)
     if wanted:
-        batch.logitsprocs.non_argmax_invariant = [one for one in processors if not isinstance(one, AnchorProcessor)]
+        setattr(place, name, [one for one in processors if not isinstance(one, AnchorProcessor)])
         batch.logitsprocs_need_output_token_ids = False
     try:
         yield
     finally:
-        batch.logitsprocs.non_argmax_invariant = processors
+        setattr(place, name, processors)
         batch.logitsprocs_need_output_token_ids = told
 
 
@@ -173,24 +179,26 @@ def main() -> None:
             if turn:
                 speeds[way].append(tokens[way] / found["seconds"])
         if turn:  # an interrupted run has shown what it had
-            report(f"vllm plugin {args.requests} at once", COLUMNS, table(speeds, tokens))
+            report(f"vllm plugin {args.requests} at once", COLUMNS, table(speeds, tokens, RATIOS))
     for worker in workers.values():
         worker.close()
 
 
+RATIOS = (("vllm", "ours"), ("stock", "ours"), ("alpha 0", "stock"))
+
 COLUMNS = ("what", "tokens a second, or ratio", "range", "n", "tokens of a run")
 
 
-def table(speeds: Mapping[str, list[float]], tokens: Mapping[str, int]) -> list[list[Any]]:
+def table(
+    speeds: Mapping[str, list[float]], tokens: Mapping[str, int], ratios: Sequence[tuple[str, str]]
+) -> list[list[Any]]:
     """The rows of the report: each way, and the ratios within a turn."""
-    ratios = {"vllm over ours": ("vllm", "ours"), "stock over ours": ("stock", "ours"),
-              "alpha 0 over stock": ("alpha 0", "stock")}  # fmt: skip
     rows: list[list[Any]] = [
         [way, statistics.median(found), _range(found), len(found), tokens[way]] for way, found in speeds.items()
     ]
-    for name, (over, under) in ratios.items():
+    for over, under in ratios:
         found = [one / other for one, other in zip(speeds[over], speeds[under], strict=True)]
-        rows.append([name, statistics.median(found), _range(found), len(found), ""])
+        rows.append([f"{over} over {under}", statistics.median(found), _range(found), len(found), ""])
     return rows
 
 

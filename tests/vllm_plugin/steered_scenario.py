@@ -10,14 +10,38 @@ LONG = "Tell me about the history of bread, from the first ovens to today, with 
 CALM, WILD = "calm", "wild"
 
 
+def compile_as_on_gpus() -> dict[str, Any]:
+    """Has vLLM compile with its own compiler; gives what goes into `compilation_config`.
+
+    On a CPU, vLLM takes torch's alone, and then never takes from its cache what it has put there.
+    """
+    from vllm.config import CompilationMode
+    from vllm.engine.arg_utils import EngineArgs
+
+    made = EngineArgs.create_engine_config
+
+    def configured(self: Any, *args: Any, **kwargs: Any) -> Any:
+        config = made(self, *args, **kwargs)
+        config.compilation_config.mode = CompilationMode.VLLM_COMPILE
+        return config
+
+    EngineArgs.create_engine_config = configured
+    # What vLLM sets itself where it compiles so, and a pass without operators that only GPUs have.
+    return {"compile_sizes": [], "inductor_compile_config": {"enable_auto_functionalized_v2": True}}
+
+
 def main(target: str, mode: str) -> None:
     """All that is tried, in one server."""
     from vllm import LLM, SamplingParams
+    from vllm.compilation.counter import compilation_counter
+    from vllm.sampling_params import BeamSearchParams
     from vllm.v1.engine.input_processor import InputProcessor
 
+    compiler = compile_as_on_gpus() if mode in ("saved", "loaded") else {}
     # The tests watch vLLM's standard output for the last line only.
     llm = LLM(target, dtype="float32", max_model_len=768, gpu_memory_utilization=0.15, max_num_seqs=8,
-              enforce_eager=mode == "eager", enable_prefix_caching=True, max_logprobs=20)  # fmt: skip
+              enforce_eager=mode == "eager", enable_prefix_caching=True, max_logprobs=20,
+              compilation_config=compiler)  # fmt: skip
 
     def ask(asked: list[tuple[str, str | None]], capture: bool = False) -> list[dict[str, Any]]:
         params = [
@@ -40,7 +64,8 @@ def main(target: str, mode: str) -> None:
             for (text, state), one in zip(asked, out, strict=True)
         ]
 
-    found: dict[str, Any] = {"mode": mode}
+    found: dict[str, Any] = {"mode": mode, "compiled": compilation_counter.num_aot_compiles,
+                             "taken": compilation_counter.num_aot_artifacts_loaded}  # fmt: skip
     found["batch"] = ask([("How do I bake bread?", state) for state in (None, CALM, WILD)] + [("Hello!", CALM)])
     orders: dict[str, tuple[str | None, ...]] = {"clean first": (None, WILD, None), "steered first": (WILD, None, WILD)}
     for name, order in orders.items():
@@ -49,6 +74,8 @@ def main(target: str, mode: str) -> None:
         ask([("What is the capital of France?", state)], capture=True)
         (captured,) = llm.collective_rpc("anchorlm_captured")[0].values()
         found[f"captured {state}"] = captured
+    beams = llm.beam_search([{"prompt": "The capital of France is"}], BeamSearchParams(beam_width=2, max_tokens=4))
+    found["beams"] = [{"tokens": one.tokens, "logprob": one.cum_logprob} for one in beams[0].sequences]
     salted = InputProcessor.process_inputs
     InputProcessor.process_inputs = salted.__wrapped__
     for name, order in orders.items():

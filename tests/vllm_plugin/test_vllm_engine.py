@@ -255,6 +255,32 @@ def test_what_does_not_start_is_said_in_one_sentence(smollm2: Path, more: dict[s
     assert "\n" not in str(raised.value)
 
 
+def test_beams_of_a_server_are_refused_where_there_is_an_anchor_and_only_there(
+    there: VLLMEngine, small_anchor: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search of vLLM's HTTP server, on an engine of our own."""
+    from vllm.entrypoints.generate.beam_search.online import BeamSearchOnlineMixin
+    from vllm.exceptions import VLLMValidationError
+    from vllm.inputs import tokens_input
+    from vllm.sampling_params import BeamSearchParams
+
+    class Server(BeamSearchOnlineMixin):  # type: ignore[misc]  # vLLM is not there where types are checked
+        engine_client = there._server
+        renderer = there._server.renderer
+
+    prompt = tokens_input(there.model.encode(said(QUESTIONS[1])))
+
+    async def search() -> Any:
+        found = Server().beam_search(prompt, "asked", BeamSearchParams(beam_width=2, max_tokens=4))
+        return [one async for one in found][-1].outputs
+
+    first, second = runtime().run(search())
+    assert first.text != second.text
+    monkeypatch.setenv("ANCHORLM_VLLM_ANCHOR", str(small_anchor))
+    with pytest.raises(VLLMValidationError, match="AnchorLM guides no beam search"):
+        runtime().run(search())
+
+
 def test_an_answer_that_takes_too_long_or_never_comes_is_refused(there: VLLMEngine, small_anchor: Path) -> None:
     """Last in this file: afterwards vLLM is gone."""
     guard = Guard(there, "alignbeam", anchor=str(small_anchor), judge="refusal", gate="always", refusal=REFUSAL)

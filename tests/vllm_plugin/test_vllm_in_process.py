@@ -144,6 +144,15 @@ def test_a_bad_extra_argument_is_an_error_of_vllm_for_clients(llm: Any) -> None:
     assert answers(llm, QUESTIONS[:1], [None])[0].text
 
 
+def test_a_beam_search_is_refused(llm: Any) -> None:
+    from vllm.exceptions import VLLMValidationError
+    from vllm.sampling_params import BeamSearchParams
+
+    with pytest.raises(VLLMValidationError, match="AnchorLM guides no beam search"):
+        llm.beam_search([{"prompt": QUESTIONS[0]}], BeamSearchParams(beam_width=2, max_tokens=4))
+    assert answers(llm, QUESTIONS[:1], [None])[0].text
+
+
 def test_a_server_that_speculates_is_refused_at_its_start_where_there_is_an_anchor(
     llm: Any, smollm2: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

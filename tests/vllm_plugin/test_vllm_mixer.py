@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from factories import tiny_model, tiny_tokenizer
 from mixtures import Ours
 
 from anchorlm.engine import LocalEngine
@@ -284,3 +285,10 @@ def test_settings_that_cannot_be_used_are_one_sentence(tmp_path: Path, text: str
     file.write_text(text, "utf-8")
     with pytest.raises(UserError, match=words):
         PluginSettings.from_environment({"ANCHORLM_VLLM": str(file)})
+
+
+def test_a_server_whose_answers_never_end_is_refused(anchor: LocalEngine) -> None:
+    tokenizer = tiny_tokenizer(specials=("<a>",), chat_template=None)
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match="set its eos_token"):
+        Mixer(tiny_model("llama", tokenizer=tokenizer, eos_token_id=None), anchor, settings())

@@ -12,6 +12,7 @@ import time
 import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def server(smollm2: Path, small_anchor: Path, tmp_path_factory: pytest.TempPathF
              "--host", "127.0.0.1", "--port", str(port), "--served-model-name", NAME]  # fmt: skip
     command = ["bash", "-c", f"exec env {block('sh', 'ANCHORLM_VLLM=plugin.toml', names).strip()} {shlex.join(added)}"]
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-                   "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}  # fmt: skip
+                   "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+                   "PYTHONPATH": str(_named(folder / "named"))}  # fmt: skip
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     log = folder / "log"
     with log.open("w") as written:
@@ -59,6 +61,15 @@ def server(smollm2: Path, small_anchor: Path, tmp_path_factory: pytest.TempPathF
         finally:
             process.terminate()
             process.wait(60)
+
+
+def _named(folder: Path) -> Path:
+    """A folder in which Python finds a package `vllm`. vLLM's program asks for its version; the CPU build has none."""
+    number = f"{version('vllm-cpu')}+cpu"
+    found = folder / f"vllm-{number}.dist-info"
+    found.mkdir(parents=True)
+    (found / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {number}\n", "utf-8")
+    return folder
 
 
 def _wait(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -122,6 +133,15 @@ def test_a_bad_extra_argument_is_a_400_with_our_sentence(server: httpx.Client, e
     assert reply.status_code == 400
     assert words in reply.json()["error"]["message"]
     assert asked(server, "x").status_code == 200
+
+
+def test_a_beam_search_is_a_400_with_our_sentence(server: httpx.Client) -> None:
+    beams = {"use_beam_search": True, "n": 2}
+    body = {"model": NAME, "prompt": QUESTIONS[0], "temperature": 0, "max_tokens": 8, **beams}
+    for reply in (asked(server, QUESTIONS[0], **beams), server.post("/v1/completions", json=body)):
+        assert reply.status_code == 400
+        assert "AnchorLM guides no beam search" in reply.json()["error"]["message"]
+    assert asked(server, QUESTIONS[0]).status_code == 200
 
 
 def test_completions_and_streams_are_guided_too(server: httpx.Client) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,9 @@ def target(smollm2: Path) -> LocalEngine:
     return loaded(smollm2)
 
 
-MODES = ("eager", "compiled", "compiled before")
-"""The last one takes what the one before it has compiled, with other vectors."""
+MODES = ("eager", "compiled", "saved", "loaded")
+"""The last two compile as a server on a GPU does. One saves what it has compiled, and one takes it, with other vectors.
+"""
 
 
 @pytest.fixture(scope="module", params=MODES)
@@ -37,8 +40,12 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def states(target: LocalEngine, mode: str) -> dict[str | None, Steering | None]:
+    return states_of(mode, int(target.model.text_config.hidden_size))
+
+
+def states_of(mode: str, width: int) -> dict[str | None, Steering | None]:
+    """No two modes have the same vectors."""
     generator = torch.Generator().manual_seed(MODES.index(mode))
-    width = int(target.model.text_config.hidden_size)
 
     def some(*layers: int) -> dict[int, Edit]:
         return {layer: Edit(shift=torch.randn(width, generator=generator)) for layer in layers}
@@ -47,34 +54,53 @@ def states(target: LocalEngine, mode: str) -> dict[str | None, Steering | None]:
 
 
 @pytest.fixture(scope="module")
-def found(mode: str, smollm2: Path, states: dict[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("steering")
-    for name, state in states.items():
-        if state is not None:
-            save_steering(state, folder / f"{name}.safetensors")
-    (folder / "plugin.toml").write_text(
-        '[steering]\ncalm = "./calm.safetensors"\nwild = "./wild.safetensors"\n', "utf-8"
-    )
-    environment = {**os.environ, "ANCHORLM_VLLM": str(folder / "plugin.toml"), "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-                   "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # fmt: skip
-    environment.pop("ANCHORLM_VLLM_ANCHOR", None)
-    script = Path(__file__).with_name("steered_scenario.py")
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script), str(smollm2), mode],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr[-4000:]
-    read: dict[str, Any] = json.loads(run.stdout.strip().splitlines()[-1])
-    return read
+def run(smollm2: Path, target: LocalEngine, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """What a vLLM printed in a mode. All have one compile cache, which is empty at first."""
+    cache, width = tmp_path_factory.mktemp("cache"), int(target.model.text_config.hidden_size)
+
+    @functools.cache
+    def run(mode: str) -> dict[str, Any]:
+        folder = tmp_path_factory.mktemp("steering")
+        for name, state in states_of(mode, width).items():
+            if state is not None:
+                save_steering(state, folder / f"{name}.safetensors")
+        (folder / "plugin.toml").write_text(
+            '[steering]\ncalm = "./calm.safetensors"\nwild = "./wild.safetensors"\n', "utf-8"
+        )
+        environment = {**os.environ, "ANCHORLM_VLLM": str(folder / "plugin.toml"), "VLLM_CACHE_ROOT": str(cache),
+                       "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1",
+                       "VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # fmt: skip
+        environment.pop("ANCHORLM_VLLM_ANCHOR", None)
+        script = Path(__file__).with_name("steered_scenario.py")
+        ended = subprocess.run(
+            [sys.executable, "-W", "ignore", str(script), str(smollm2), mode],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert ended.returncode == 0, ended.stderr[-4000:]
+        read: dict[str, Any] = json.loads(ended.stdout.strip().splitlines()[-1])
+        return read
+
+    return run
 
 
-def ours(engine: LocalEngine, text: str, steering: Steering | None, tokens: list[int]) -> list[torch.Tensor]:
+@pytest.fixture(scope="module")
+def found(mode: str, run: Callable[[str], Any]) -> Any:
+    if mode == "loaded":
+        run("saved")
+    return run(mode)
+
+
+def test_only_the_last_mode_takes_what_was_compiled_before(found: dict[str, Any], mode: str) -> None:
+    wanted = {"eager": (0, 0), "compiled": (1, 0), "saved": (1, 0), "loaded": (0, 1)}
+    assert (found["compiled"], found["taken"]) == wanted[mode]
+
+
+def ours(engine: LocalEngine, prompt: list[int], steering: Steering | None, tokens: list[int]) -> list[torch.Tensor]:
     """The log-probabilities before each of some tokens of the response."""
 
     async def read() -> list[torch.Tensor]:
-        prompt = engine.model.encode([{"role": "user", "content": text}])
         async with engine.open(prompt, room=len(tokens)) as row:
             row.steer(steering)
             steps = []
@@ -88,7 +114,8 @@ def ours(engine: LocalEngine, text: str, steering: Steering | None, tokens: list
 
 def differ(engine: LocalEngine, answer: dict[str, Any], steering: Steering | None) -> float:
     """How far an answer's log-probabilities are from ours, at most."""
-    steps = ours(engine, answer["text"], steering, answer["tokens"])
+    prompt = engine.model.encode([{"role": "user", "content": answer["text"]}])
+    steps = ours(engine, prompt, steering, answer["tokens"])
     pairs = [(value, float(wanted[int(token)])) for wanted, step in zip(steps, answer["logprobs"], strict=True)
              for token, value in step.items()]  # fmt: skip
     worst: float = max(abs(one - other) for one, other in pairs)
@@ -121,6 +148,16 @@ def test_without_the_salt_it_would(
     _, second = found[order]
     assert second["cached"] > 100
     assert differ(target, second, states[second["state"]]) > 1e-2
+
+
+def test_a_server_without_an_anchor_searches_with_beams(found: dict[str, Any], target: LocalEngine) -> None:
+    first, second = found["beams"]
+    assert first["tokens"] != second["tokens"]
+    for beam in (first, second):
+        prompt, tokens = beam["tokens"][:-4], beam["tokens"][-4:]
+        steps = ours(target, prompt, None, tokens)
+        total = sum(float(step[token]) for step, token in zip(steps, tokens, strict=True))
+        assert beam["logprob"] == pytest.approx(total, abs=1e-3)
 
 
 @pytest.mark.parametrize("state", [None, "wild"])

@@ -80,7 +80,10 @@ class Mixer:
         self._guidance = Guidance(_Pair(served, anchor), settings.mixing)
         self._refusal = [*target.vocabulary.encode(settings.mixing.refusal.encode())]
         eos = target.tokenizer.eos_token_id  # at which vLLM stops, whatever else the template ends turns with
-        self._end = min(target.stop_ids) if eos is None else int(eos)
+        ends = sorted(target.stop_ids) if eos is None else [int(eos)]
+        if not ends:
+            raise UserError(f"No token ends an answer of {target.name}, so a refusal would go on: set its eos_token.")
+        self._end = ends[0]
 
     @classmethod
     def load(cls, settings: PluginSettings, target: ModelSettings, *, rows: int) -> Self:

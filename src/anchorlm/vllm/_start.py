@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ NAME = "anchorlm.vllm.processor:NamedProcessor"
 WORKER = "anchorlm.vllm.worker.SteeredWorker"
 
 _BEAM = re.compile(r"-beam-\d+")
-"""In the name of each request of which vLLM makes a beam search."""
+"""In the name of each request of which a vLLM server makes a beam search."""
 
 
 def register() -> None:
@@ -38,6 +39,7 @@ def register() -> None:
     @wraps(made)
     def checked(self: Any, *args: Any, **kwargs: Any) -> VllmConfig:
         config: VllmConfig = made(self, *args, **kwargs)
+        _look_at_beams()
         if (settings := PluginSettings.from_environment()) is not None:
             prepare(config, settings)
         if config.parallel_config.worker_cls == WORKER:
@@ -71,14 +73,32 @@ def _look_at_requests() -> None:
     InputProcessor.process_inputs = process_inputs
 
 
+def _look_at_beams() -> None:
+    """In Python, the requests of a beam search are named like any other, so the method itself is looked at."""
+    model = getattr(sys.modules.get("vllm.entrypoints.llm"), "LLM", None)
+    made = getattr(model, "beam_search", None)
+    if model is None or made is None or getattr(made, "checked_by_anchorlm", False):
+        return
+
+    @wraps(made)
+    def beam_search(self: Any, *args: Any, **kwargs: Any) -> Any:
+        _refuse_beams(PluginSettings.from_environment())
+        return made(self, *args, **kwargs)
+
+    beam_search.checked_by_anchorlm = True  # type: ignore[attr-defined]
+    model.beam_search = beam_search
+
+
 def _refuse_beams(settings: PluginSettings | None) -> None:
     """VLLM's beam search chooses by what the target says before any processor, so the anchor would have no say.
 
     Raises:
-        ValueError: There is an anchor.
+        VLLMValidationError: There is an anchor. Of vLLM's errors, a server answers this one with status 400.
     """
     if settings is not None and settings.anchor is not None:
-        raise ValueError("AnchorLM guides no beam search in this server: leave use_beam_search out.")
+        from vllm.exceptions import VLLMValidationError
+
+        raise VLLMValidationError("AnchorLM guides no beam search in this server: leave use_beam_search out.")
 
 
 @cache
