@@ -51,7 +51,7 @@ def test_what_was_found_is_named(serve: Callable[..., str], folder: str) -> None
     found = examine(recipe("undefended", {"endpoint": url, "tokenizer": folder}))
     assert found.gaps == []
     assert found.facts == [
-        f"target: tiny at {url} (vllm 0.32.0, prompts go as tokens, 20 likeliest tokens, reads 256 tokens)",
+        f"target: tiny at {url} (vllm 0.32.0, prompts go as tokens, 200 likeliest tokens, reads 256 tokens)",
         "response_format: if the target's server holds to it, which is tried when a request first asks for it",
     ]
 
