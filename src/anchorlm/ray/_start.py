@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from anchorlm.records import UserError
 
 _STARTS, _BUSY = 3, "timed out during startup"
 """How often Ray is started, and what it says if the machine was too busy for the 30 seconds that it waits."""
+
+_PATIENCE = 10.0
+"""Seconds in which the address of a cluster must answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,20 +70,42 @@ def started(workers: int | None) -> Iterator[Crew]:
 def _connect() -> None:
     import ray
 
+    if not _listens(address := os.environ.get("RAY_ADDRESS", "")):
+        raise _unreachable(f"nothing answers at {address}")
     for left in reversed(range(_STARTS)):
         try:
             # What workers print would come in between answers on stdout. What they have to say, they send.
             ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
         except Exception as error:  # Ray raises bare ones, too
-            why = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+            why = str(error).strip()
             if left and _BUSY in why:
                 ray.shutdown()
                 continue
-            raise UserError(
-                f"Ray cannot be started or reached ({why}): start a cluster with `ray start --head`, or unset "
-                "RAY_ADDRESS to run one on this machine alone."
-            ) from None
+            raise _unreachable(why.split("\n")[0].partition(". ")[0].rstrip(".") or type(error).__name__) from None
         return
+
+
+def _listens(address: str) -> bool:
+    """Whether something answers at an address, where it names a host and a port.
+
+    Ray would look for a cluster twenty times there, 40 seconds each.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal():
+        return True  # a word of Ray's own, such as auto, or what Ray refuses at once
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")  # if it is something else: one look is enough
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+    except (OSError, OverflowError, UnicodeError):
+        return False
+    return True
+
+
+def _unreachable(why: str) -> UserError:
+    return UserError(
+        f"Ray cannot be started or reached ({why}): start a cluster with `ray start --head`, or unset RAY_ADDRESS to "
+        "run one on this machine alone."
+    )
 
 
 def fitting(machines: list[dict[str, Any]], workers: int | None) -> Crew:
