@@ -43,6 +43,11 @@ def require() -> None:
         raise UserError("Ray is not installed, and this needs it: pip install 'anchorlm[ray]'.")
 
 
+def tell_no_one() -> None:
+    """Nothing is told to anyone about what runs on a Ray that starts here, unless you have chosen so."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
 @contextmanager
 def started(workers: int | None) -> Iterator[Crew]:
     """A connection to the Ray cluster of this machine or of RAY_ADDRESS, or else a Ray of its own while it lasts.
@@ -55,8 +60,7 @@ def started(workers: int | None) -> Iterator[Crew]:
     """
     import ray
 
-    # Nothing is told to anyone about what runs here, unless you have chosen so.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    tell_no_one()
     ours = not ray.is_initialized()
     if ours:
         _connect()
