@@ -65,7 +65,7 @@ def started(workers: int | None) -> Iterator[Crew]:
     if ours:
         _connect()
     try:
-        yield fitting([one["Resources"] for one in ray.nodes() if one["Alive"]], workers)
+        yield _crew(workers)
     finally:
         if ours:
             ray.shutdown()
@@ -112,27 +112,48 @@ def _unreachable(why: str) -> UserError:
     )
 
 
-def fitting(machines: list[dict[str, Any]], workers: int | None) -> Crew:
+def _crew(workers: int | None) -> Crew:
+    """The crew, of what is free: Ray would wait for the rest, without a word."""
+    import ray
+    from ray._private.state import available_resources_per_node
+
+    alive = [one for one in ray.nodes() if one["Alive"]]
+    whole = [{kind: one["Resources"][kind] for kind in ("CPU", "GPU") if kind in one["Resources"]} for one in alive]
+    fitting(whole, workers)
+    free = available_resources_per_node()
+    left = [
+        {kind: free.get(one["NodeID"], {}).get(kind, 0.0) for kind in has}
+        for one, has in zip(alive, whole, strict=True)
+    ]
+    return fitting(left, workers, busy=left != whole)
+
+
+def fitting(machines: list[dict[str, Any]], workers: int | None, *, busy: bool = False) -> Crew:
     """How a crew is spread over some machines.
 
     Args:
         machines: What each of them has, as Ray says it.
         workers: How many processes are wanted. None: one for each GPU, or one for each machine where there is none.
+        busy: Whether they have more, which is in use.
 
     Raises:
         UserError: There is not enough for so many.
     """
+    free, more = ("free ", "end what else runs there") if busy else ("", "start Ray with more")
+    with_gpus = any("GPU" in one for one in machines)
     gpus = sum(int(one.get("GPU", 0)) for one in machines)
     machines = [one for one in machines if one.get("CPU", 0) >= 1]
     size = workers or gpus or len(machines)
-    if gpus and size > gpus:
-        raise UserError(f"The Ray cluster has {gpus} GPUs, and each worker takes one: give --workers {gpus} or fewer.")
-    cores = [int(one["CPU"]) for one in machines if not gpus or one.get("GPU", 0) >= 1]
+    if with_gpus and size > gpus:
+        raise UserError(
+            f"The Ray cluster has {gpus} {free}GPUs, and each worker takes one: give fewer --workers, or {more}."
+        )
+    cores = [int(one["CPU"]) for one in machines if not with_gpus or one.get("GPU", 0) >= 1]
     if not size or size > sum(cores):
         raise UserError(
-            f"The Ray cluster has {sum(cores)} processors for workers, and each takes one at least: give fewer "
-            "--workers, or start Ray with more."
+            f"The Ray cluster has {sum(cores)} {free}processors for workers, and each takes one at least: give fewer "
+            f"--workers, or {more}."
         )
     # Everyone gets the same share, and no one is promised a processor that lies on another machine.
     share = max(share for share in range(1, max(cores) + 1) if sum(core // share for core in cores) >= size)
-    return Crew(size, share, 1 if gpus else 0)
+    return Crew(size, share, int(with_gpus))
