@@ -59,6 +59,19 @@ def test_a_setting_that_does_not_fit_is_one_sentence(
     assert len(said) == 1
 
 
+def test_two_recipes_with_one_name_are_told_before_a_model_is_loaded(
+    invoke: Invoke, plain_recipe: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other" / plain_recipe.name
+    other.parent.mkdir()
+    other.write_text(plain_recipe.read_text().replace('target = "', 'target = "./nowhere'))
+    result = invoke("serve", plain_recipe, other, "--port", 0)
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"anchorlm: Two recipes are served as {plain_recipe.stem!r}: give one of them another id in its [serve].\n"
+    )
+
+
 def test_an_address_that_is_taken_is_one_sentence(invoke: Invoke, plain_recipe: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

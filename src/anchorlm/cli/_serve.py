@@ -66,9 +66,7 @@ def run(
     if real and recipes:
         raise UserError("--real serves the real specialist: leave the recipes out, or leave --real out.")
     found = described(recipes, bare=settings.private, real=real)
-    names = [
-        ModelServing.parse(recipe.serve, where=f"the section serve of {id}").id or id for id, recipe in found
-    ]  # before a weight is loaded
+    names = ModelServing.ids((id, recipe.serve) for id, recipe in found)  # before a weight is loaded
     for _, recipe in found:
         for _, why in faults(recipe):
             raise UserError(why)

@@ -7,6 +7,7 @@ from typing import Any
 from anchorlm.files import read_toml
 from anchorlm.guard import Recipe, faults
 from anchorlm.ray._settings import RayServing
+from anchorlm.ray._start import tell_no_one
 from anchorlm.records import UserError
 from anchorlm.serving import Keys, ModelServing, ServerSettings, own_output
 from anchorlm.team import code_allowed, require_leave
@@ -29,11 +30,28 @@ def app(arguments: dict[str, Any]) -> Any:
         UserError: An argument, a recipe, a setting or a file of keys that does not fit. Or a recipe names a Python
             function, and code is not allowed.
     """
-    serving = RayServing.parse(arguments, where="anchorlm.ray:app")
+    tell_no_one()
+    try:
+        return _built(arguments)
+    except UserError as error:
+        raise _plain(error) from None
+
+
+def _plain(error: UserError) -> UserError:
+    """The same, as what Ray tells in one sentence. It would draw its traceback around any other."""
+    try:
+        from anchorlm.ray._refused import RefusedError
+    except ModuleNotFoundError:
+        return error
+    return RefusedError(str(error))
+
+
+def _built(arguments: dict[str, Any]) -> Any:
+    serving = RayServing.parse(arguments, where="AnchorLM on Ray")
     settings = server_settings(serving)
     recipes = [(file.stem, Recipe.load(file)) for file in serving.recipe]
-    for id, recipe in recipes:
-        ModelServing.parse(recipe.serve, where=f"the section serve of {id}")
+    ModelServing.ids((id, recipe.serve) for id, recipe in recipes)
+    for _, recipe in recipes:
         require_leave(recipe.judge, recipe.cost, recipe.reward)
         for _, why in faults(recipe):
             raise UserError(why)

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from anchorlm.records import Settings
 
@@ -36,8 +36,9 @@ class RayServing(Settings):
     def _several(cls, value: Any) -> Any:
         return [one.strip() for one in value.split(",")] if isinstance(value, str) else value
 
-    @model_validator(mode="after")
-    def _grows(self) -> Self:
-        if self.max_replicas is not None and self.max_replicas < self.replicas:
-            raise ValueError("max_replicas is less than replicas: give more, or leave it out")
-        return self
+    @field_validator("max_replicas")
+    @classmethod
+    def _grows(cls, most: int | None, found: ValidationInfo) -> int | None:
+        if most is not None and most < found.data.get("replicas", 1):
+            raise ValueError("it is less than replicas; give more, or leave it out")
+        return most

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import re
 import stat
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from anchorlm.records import Settings
+from anchorlm.records import Settings, UserError
 
 Bounds = tuple[float, float] | tuple[str, ...]
 """What a client may choose: from the first number to the second, or one of some words."""
@@ -55,6 +56,20 @@ class ModelServing(Settings):
         default=(), description="What the playground offers to ask. By default the probes."
     )
 
+    @classmethod
+    def ids(cls, sections: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
+        """The names under which guards are served.
+
+        Args:
+            sections: The section `serve` of each recipe, by the name of its file.
+
+        Raises:
+            UserError: A section that does not fit, or two guards with the same name.
+        """
+        found = [cls.parse(section, where=f"the section serve of {name}").id or name for name, section in sections]
+        require_distinct(found)
+        return found
+
     @property
     def bounds(self) -> dict[Sampled, tuple[float, float]]:
         """The intervals that hold."""
@@ -70,6 +85,17 @@ class ModelServing(Settings):
             if not bounds:
                 raise ValueError(f"the limits of {name} leave nothing to choose: leave {name} out")
         return limits
+
+
+def require_distinct(ids: Sequence[str]) -> None:
+    """Whether each guard has a name of its own.
+
+    Raises:
+        UserError: Two have the same.
+    """
+    for place, id in enumerate(ids):
+        if id in ids[:place]:
+            raise UserError(f"Two recipes are served as {id!r}: give one of them another id in its [serve].")
 
 
 class AuditSettings(Settings):

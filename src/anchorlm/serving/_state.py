@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from anchorlm.records import UserError
 from anchorlm.serving._errors import ApiError
-from anchorlm.serving._settings import ServerSettings
+from anchorlm.serving._settings import ServerSettings, require_distinct
 from anchorlm.serving.ops._admission import Admission
 from anchorlm.serving.ops._audit import Audit
 from anchorlm.serving.ops._keys import Caller, KeyFile, Keys
@@ -81,14 +81,10 @@ class ServerState:
     def _take(self, served: Sequence[ServedModel]) -> None:
         if not served:
             raise UserError("There is nothing to serve: give at least one recipe.")
-        models: dict[str, ServedModel] = {}
-        for one in served:
-            if one.id in models:
-                raise UserError(f"Two recipes are served as {one.id!r}: give one of them another id in its [serve].")
-            models[one.id] = one
+        require_distinct([one.id for one in served])
         for one in served:
             self.metrics.know(*one.names)
-        self.models = models
+        self.models = {one.id: one for one in served}
 
     def model(self, id: str | None) -> ServedModel:
         """The guard of a name. Without one, the first.

@@ -235,9 +235,11 @@ def _read(file: Path) -> dict[str, KeySettings]:
     """What a file says of its keys, by their names."""
     try:
         data = tomllib.loads(file.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no TOML"
         raise UserError(
-            "The file of API keys cannot be read: make one with `anchorlm serve --new-key NAME --keys FILE`."
+            f"The file of API keys {str(file)!r} cannot be read ({why}): make one with `anchorlm serve --new-key NAME "
+            "--keys FILE`."
         ) from None
     if not all(isinstance(values, dict) for values in data.values()):
         raise UserError("The file of API keys holds something else: make one with `anchorlm serve --new-key NAME`.")
