@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mixtures import loaded
 from anchorlm.defenses import find_defense
 from anchorlm.defenses.inferaligner import fit_inferaligner
 from anchorlm.engine import ROOM, Edit, LocalEngine, Steering, VLLMEngine, runtime
+from anchorlm.engine._vllm_activations import Steered
 from anchorlm.guard import Guard
 from anchorlm.models import VLLMSettings
 from anchorlm.records import Access, DefenseError, GenerationSettings, UserError
@@ -125,23 +127,26 @@ def test_the_prefix_cache_carries_no_state_over(
         assert far(got, wanted) < 1e-3
 
 
-def test_more_steerings_than_vllm_holds_take_turns_and_too_many_at_once_are_refused(
-    here: LocalEngine, there: VLLMEngine
+def test_more_steerings_than_vllm_holds_take_turns_and_do_not_wait_for_ever(
+    here: LocalEngine, there: VLLMEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sets = [some(here, 8, seed=seed) for seed in range(ROOM + 3)]
-    for edits in (*sets, sets[0]):
-        steering = Steering(edits, 1.0, "all")
-        wanted, got = (runtime().run(look(engine, "Hello!", steering)) for engine in (here, there))
+    states = [Steering(some(here, 8, seed=seed), 1.0, "all") for seed in range(ROOM + 3)]
+
+    async def at_once(engine: Any) -> list[torch.Tensor]:
+        return list(await asyncio.gather(*(look(engine, "Hello!", one) for one in [*states, states[0]])))
+
+    for got, wanted in zip(runtime().run(at_once(there)), runtime().run(at_once(here)), strict=True):
         assert far(got, wanted) < 1e-3
 
-    async def at_once() -> list[Any]:
-        work = (look(there, "Hello!", Steering(edits, 1.0, "all")) for edits in sets)
-        return list(await asyncio.gather(*work, return_exceptions=True))
+    async def one_more() -> None:
+        async with AsyncExitStack() as stack:
+            for state in states[:ROOM]:
+                await stack.enter_async_context(there._inside.steered(Steered.of(state, 1)))
+            await look(there, "Hello!", states[ROOM])
 
-    found = runtime().run(at_once())
-    assert sum(isinstance(one, torch.Tensor) for one in found) == ROOM
-    assert [str(one) for one in found[ROOM:]] == [str(found[-1])] * 3
-    assert isinstance(found[-1], DefenseError)
+    monkeypatch.setattr(there._inside, "_timeout", 0.5)
+    with pytest.raises(DefenseError, match=f"at most {ROOM} different"):
+        runtime().run(one_more())
 
 
 def test_inferaligner_reads_steers_and_answers_as_with_our_engine(
