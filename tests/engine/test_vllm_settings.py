@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from factories import tiny_model
 
+from anchorlm.cli._recipes import digest
 from anchorlm.engine._vllm_words import written
+from anchorlm.evaluation import CompareRecipe
 from anchorlm.guard import Guard, Recipe
 from anchorlm.models import VLLMSettings, identity
 from anchorlm.records import UserError
@@ -26,6 +28,31 @@ def test_a_recipe_says_that_vllm_runs_the_target() -> None:
     assert isinstance(found, VLLMSettings)
     assert (found.path, found.options, found.top_logprobs) == ("org/model", {"max_model_len": 512}, 200)
     assert VLLMSettings.parse(found.model_dump(exclude_unset=True), where="a test") == found
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"path": "org/model", "engine": "vllm"}, {"path": "org/model"}),
+        ({"path": "org/model", "engine": "vllm"}, {"path": "org/model", "engine": "vllm", "top_logprobs": 50}),
+        ({"endpoint": "http://a/v1", "model": "x"}, {"endpoint": "http://b/v1", "model": "x"}),
+        ({"endpoint": "http://a/v1", "model": "x"}, {"endpoint": "http://a/v1", "model": "y"}),
+        ({"endpoint": "http://a/v1", "model": "x"}, {"endpoint": "http://a/v1", "model": "x", "prompts": "chat"}),
+    ],
+)
+def test_recipes_that_ask_different_models_are_different(one: Any, other: Any) -> None:
+    assert recipe(one).model_dump_json() != recipe(other).model_dump_json()
+    assert digest(recipe(one)) != digest(recipe(other))
+    assert Recipe.parse(recipe(one).model_dump(exclude_unset=True), where="a test") == recipe(one)
+
+
+@pytest.mark.parametrize("model", [{"endpoint": "http://a/v1"}, {"path": "org/model", "engine": "vllm"}])
+@pytest.mark.parametrize("role", ["target", "anchor"])
+def test_a_comparison_loads_its_models_itself(model: Any, role: str) -> None:
+    given = {"targets": {"x": model if role == "target" else "org/x"}, "defenses": {"undefended": {}},
+             "data": {"plain": {"embedded": "plain"}}, **({"anchor": model} if role == "anchor" else {})}  # fmt: skip
+    with pytest.raises(UserError, match="without endpoint and engine"):
+        CompareRecipe.parse(given, where="a test")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -256,6 +257,20 @@ def test_extra_arguments_of_others_are_no_business_of_ours() -> None:
     assert Asked.read({"anchorlm": {"alpha": 0.25}}) == Asked(alpha=0.25)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("logit_bias", {3: 5.0}), ("allowed_token_ids", [3]), ("bad_words", ["no"]), ("structured_outputs", object()),
+     ("presence_penalty", 0.5), ("frequency_penalty", -1.0), ("repetition_penalty", 1.1)],
+)  # fmt: skip
+def test_with_a_floor_no_request_chooses_past_the_guide(name: str, value: Any) -> None:
+    plain: dict[str, Any] = {"logit_bias": None, "allowed_token_ids": None, "bad_words": [], "structured_outputs": None,
+             "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}  # fmt: skip
+    guided = settings(floor={"alpha": 0.4})
+    guided.check_choice(SimpleNamespace(**plain))
+    with pytest.raises(UserError, match=name):
+        guided.check_choice(SimpleNamespace(**{**plain, name: value}))
+
+
 def test_the_environment_names_a_file_or_an_anchor_and_a_floor(tmp_path: Path) -> None:
     assert PluginSettings.from_environment({}) is None
     alone = PluginSettings.from_environment({"ANCHORLM_VLLM_ANCHOR": "some/anchor", "ANCHORLM_VLLM_FLOOR_ALPHA": "0.5"})
@@ -278,6 +293,7 @@ def test_the_environment_names_a_file_or_an_anchor_and_a_floor(tmp_path: Path) -
         ('anchor = "x"\n[mixing]\ngate = "auto"\n', "gate"),
         ('anchor = "x"\n[mixing]\nalpha = 7\n', "alpha"),
         ('anchor = "x"\nfloor = 3\n', "floor"),
+        ('anchor = "x"\n[floor]\nmixed_tokens = 9\n', "alpha above 0"),
     ],
 )
 def test_settings_that_cannot_be_used_are_one_sentence(tmp_path: Path, text: str, words: str) -> None:

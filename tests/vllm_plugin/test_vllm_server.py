@@ -18,10 +18,14 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from mixtures import Ours, loaded
 from vllm_page import block
 
 from anchorlm.defenses.alignbeam import MixtureSettings
+from anchorlm.engine import EndpointEngine, runtime
+from anchorlm.models import EndpointSettings
+from anchorlm.records import Access
 
 pytest.importorskip("vllm.config", reason="vLLM has an environment of its own: make test-vllm")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
@@ -142,6 +146,35 @@ def test_a_beam_search_is_a_400_with_our_sentence(server: httpx.Client) -> None:
         assert reply.status_code == 400
         assert "AnchorLM guides no beam search" in reply.json()["error"]["message"]
     assert asked(server, QUESTIONS[0]).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("logit_bias", {"5": 1}), ("allowed_token_ids", [5, 6]), ("bad_words", ["word"]), ("presence_penalty", 0.5),
+     ("response_format", {"type": "json_object"})],
+)  # fmt: skip
+def test_with_a_floor_no_client_chooses_past_the_guide(server: httpx.Client, name: str, value: Any) -> None:
+    reply = asked(server, "x", **{name: value})
+    assert reply.status_code == 400
+    assert "past the guide" in reply.json()["error"]["message"]
+
+
+def test_our_endpoint_engine_reads_what_the_target_says(server: httpx.Client, smollm2: Path) -> None:
+    source = {"endpoint": f"{server.base_url}/v1", "tokenizer": str(smollm2)}
+    far, here = EndpointEngine.start(EndpointSettings.parse(source, where="a test")), loaded(smollm2)
+    assert (far.found.kind, far.found.mode, far.found.top, far.access) == ("vllm", "tokens", 20, Access.LOGPROBS)
+
+    async def look(engine: Any, text: str) -> torch.Tensor:
+        async with engine.open(engine.model.encode(said(text)), room=4) as row:
+            row.append(engine.model.vocabulary.encode(b"The way"))
+            found: torch.Tensor = (await row.logits()).float()
+            return found
+
+    for text in QUESTIONS:
+        wanted, got = runtime().run(look(here, text)).log_softmax(-1), runtime().run(look(far, text))
+        named = got.isfinite()
+        assert int(named.sum()) == 20
+        assert torch.allclose(got[named], wanted[: len(got)][named], atol=1e-3)
 
 
 def test_completions_and_streams_are_guided_too(server: httpx.Client) -> None:

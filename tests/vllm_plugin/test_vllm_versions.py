@@ -12,7 +12,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-WANTED = {"torch": "2.13.0", "transformers": "5.19.0", "fastapi": "0.136.0"}
+WANTED = {"torch": "2.13.0", "transformers": "5.19.0", "fastapi": "0.136.0", "llguidance": "1.7.6"}
 """The newest that vLLM 0.32 takes."""
 
 

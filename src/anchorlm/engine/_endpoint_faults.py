@@ -39,6 +39,14 @@ def gone(settings: EndpointSettings, why: str) -> DefenseError:
     return DefenseError(f"The server at {settings.endpoint} gave no answer ({why}): check that it runs there.")
 
 
+def slow(settings: EndpointSettings) -> DefenseError:
+    """Nothing whole came in time."""
+    return DefenseError(
+        f"The server at {settings.endpoint} gave no whole answer within {settings.timeout:g} seconds: raise timeout, "
+        "ask for less, or check that it runs there."
+    )
+
+
 def refused(settings: EndpointSettings, status: int, said: str) -> DefenseError:
     """It says that it cannot now."""
     what = "has too much to do" if status == 429 else "fails"
@@ -70,7 +78,10 @@ def fault(settings: EndpointSettings, status: int, said: str) -> AnchorLMError:
 
 def wrong(settings: EndpointSettings, what: str) -> DefenseError:
     """The answer cannot be used."""
-    return DefenseError(f"The server at {settings.endpoint} gave an answer that cannot be used: {what}.")
+    return DefenseError(
+        f"The server at {settings.endpoint} gave an answer that cannot be used ({what}): ask it again, and look at its "
+        "log if it stays so."
+    )
 
 
 def _said(text: str) -> str:

@@ -10,7 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from anchorlm.engine._endpoint_faults import Passing, fault, gone, refused
+from anchorlm.engine._endpoint_faults import Passing, fault, gone, refused, slow
 from anchorlm.models import EndpointSettings
 from anchorlm.records import UserError
 
@@ -197,7 +197,7 @@ class Caller:
                 yield
         except TimeoutError:
             self.doubtful = True
-            raise gone(self._settings, f"nothing whole within {self._settings.timeout:g} seconds") from None
+            raise slow(self._settings) from None
 
 
 def _http_errors() -> tuple[type[Exception], ...]:

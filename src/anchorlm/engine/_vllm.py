@@ -302,7 +302,7 @@ class VLLMEngine:
 
     @staticmethod
     def _wrong(what: str) -> DefenseError:
-        return DefenseError(f"vLLM gave an answer that cannot be used: {what}.")
+        return DefenseError(f"vLLM gave an answer that cannot be used ({what}): ask again, and see what it printed.")
 
 
 @dataclass(frozen=True, slots=True)

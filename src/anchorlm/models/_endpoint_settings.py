@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from anchorlm.models._bases import located
 from anchorlm.models._settings import ModelSettings
@@ -136,6 +136,6 @@ def _source(value: Any) -> Any:
     return {"path": str(value)} if isinstance(value, str | Path) else model_settings(value)
 
 
-ModelSource = Annotated[ModelSettings, Place(), BeforeValidator(_source)]
+ModelSource = Annotated[SerializeAsAny[ModelSettings], Place(), BeforeValidator(_source)]
 """Settings of a model, for which its path alone will do. With an `endpoint`, of one that another server runs. With
 `engine = "vllm"`, of one that vLLM runs."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -24,6 +25,13 @@ KEY = "anchorlm"
 
 STEERING, CAPTURE = f"{KEY}_steering", f"{KEY}_capture"
 """The same for the name of a steering, and for whether activations are wanted."""
+
+
+_CHOOSE: dict[str, Any] = {
+    "logit_bias": {}, "allowed_token_ids": [], "bad_words": [], "structured_outputs": None, "presence_penalty": 0.0,
+    "frequency_penalty": 0.0, "repetition_penalty": 1.0,
+}  # fmt: skip
+"""Fields of a request that move what the target says, with the values that ask for nothing."""
 
 
 class Asked(Settings):
@@ -112,9 +120,29 @@ class PluginSettings(Settings):
         if isinstance(mixing := data.get("mixing"), dict):
             data["mixing"] = {"gate": "always", **mixing}
         settings = cls.parse(data, where=f"the settings of AnchorLM for vLLM ({file or 'environment'})")
+        if settings.floor.alpha == 0 and "floor" in data:
+            raise UserError(f"A floor needs a weight of the anchor: give alpha above 0 in it, or set {FLOOR['alpha']}.")
         if settings.mixing.gate != "always":
             raise UserError("A vLLM server reads no gate: leave gate out of the section mixing.")
         return settings
+
+    @classmethod
+    def current(cls) -> PluginSettings:
+        """What the environment says, read once; of an idle plug-in, what there is without it."""
+        return _current(tuple(os.environ.get(name) for name in (FILE, ANCHOR, *FLOOR.values())))
+
+    def check_choice(self, params: Any) -> None:
+        """Whether a request lets the mixture choose. A server applies these fields around it, so they go past a floor.
+
+        Args:
+            params: The request's sampling parameters.
+
+        Raises:
+            UserError: It does not.
+        """
+        for name, neutral in _CHOOSE.items():
+            if getattr(params, name, None) not in (None, neutral):
+                raise UserError(f"This server guides every answer, and {name} chooses past the guide: leave it out.")
 
     @property
     def loaded(self) -> dict[str, SteeringFile]:
@@ -151,3 +179,8 @@ class PluginSettings(Settings):
         if self.floor.alpha == 0:
             return alpha, tokens
         return max(alpha, self.floor.alpha), max(tokens, self.floor.mixed_tokens)
+
+
+@lru_cache(maxsize=1)
+def _current(environment: tuple[str | None, ...]) -> PluginSettings:
+    return PluginSettings.from_environment() or PluginSettings()

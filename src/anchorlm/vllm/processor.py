@@ -12,7 +12,7 @@ from anchorlm.models import ModelSettings
 from anchorlm.records import UserError
 from anchorlm.vllm._settings import KEY, Asked, PluginSettings
 from anchorlm.vllm._slots import Held, Slots
-from anchorlm.vllm._start import check_server, is_named
+from anchorlm.vllm._start import WORKER, check_server, is_named
 
 try:
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as NewerProcessor
@@ -51,6 +51,8 @@ class AnchorProcessor(OlderProcessor, NewerProcessor):  # type: ignore[misc]  # 
 
     def _load(self, config: VllmConfig) -> Mixer | None:
         settings = PluginSettings.from_environment() if self._serves(config) else None
+        if settings is not None and settings.steering and config.parallel_config.worker_cls != WORKER:
+            raise UserError("AnchorLM had no part in this server's start, so it cannot steer: name it in VLLM_PLUGINS.")
         if settings is None or settings.anchor is None:
             return None
         from anchorlm.vllm._mixer import Mixer
@@ -77,8 +79,11 @@ class AnchorProcessor(OlderProcessor, NewerProcessor):  # type: ignore[misc]  # 
             ValueError: It cannot.
         """
         try:
+            settings = PluginSettings.current()
             if any(str(name).startswith(KEY) for name in sampling_params.extra_args or {}):
-                (PluginSettings.from_environment() or PluginSettings()).check(sampling_params.extra_args)
+                settings.check(sampling_params.extra_args)
+            if settings.floor.alpha > 0:
+                settings.check_choice(sampling_params)
         except UserError as error:
             raise ValueError(str(error)) from None
 

@@ -12,7 +12,7 @@ from anchorlm.evaluation.tasks._attacks import attack_label, attack_names, parse
 from anchorlm.evaluation.tasks._cases import Kind
 from anchorlm.files import read_toml
 from anchorlm.guard import ProbeSettings
-from anchorlm.models import ModelSource
+from anchorlm.models import ModelSettings, ModelSource
 from anchorlm.records import GenerationSettings, Settings, UserError
 from anchorlm.team import EngineSettings, JudgeSettings, ScorerSettings
 
@@ -116,6 +116,16 @@ class CompareRecipe(Settings):
     probe: ProbeSettings = Field(default=ProbeSettings(), description="What every guard is tried with at the start.")
     concurrency: int = Field(default=64, ge=1, description="How many requests are answered at once.")
     timed: int = Field(default=4, ge=0, description="How many prompts of each set are answered alone, to time them.")
+
+    @model_validator(mode="after")
+    def _loaded_here(self) -> Self:
+        for model in (*self.targets.values(), *filter(None, [self.anchor])):
+            if type(model) is not ModelSettings:
+                raise ValueError(
+                    "a comparison loads targets and anchor itself, to time and to attack them alike: give their path, "
+                    "without endpoint and engine"
+                )
+        return self
 
     @field_validator("sweep", mode="before")
     @classmethod
