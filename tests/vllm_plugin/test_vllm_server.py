@@ -53,7 +53,7 @@ def server(smollm2: Path, small_anchor: Path, tmp_path_factory: pytest.TempPathF
     command = ["bash", "-c", f"exec env {block('sh', 'ANCHORLM_VLLM=plugin.toml', names).strip()} {shlex.join(added)}"]
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
                    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-                   "PYTHONPATH": str(_named(folder / "named"))}  # fmt: skip
+                   "PYTHONPATH": os.pathsep.join([str(_named(folder / "named")), *sys.path[1:]])}  # fmt: skip
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     log = folder / "log"
     with log.open("w") as written:
@@ -173,7 +173,7 @@ def test_our_endpoint_engine_reads_what_the_target_says(server: httpx.Client, sm
     for text in QUESTIONS:
         wanted, got = runtime().run(look(here, text)).log_softmax(-1), runtime().run(look(far, text))
         named = got.isfinite()
-        assert int(named.sum()) == 20
+        assert 20 <= int(named.sum()) <= 21  # and the one that was taken
         assert torch.allclose(got[named], wanted[: len(got)][named], atol=1e-3)
 
 
