@@ -53,7 +53,7 @@ def server(smollm2: Path, small_anchor: Path, tmp_path_factory: pytest.TempPathF
     command = ["bash", "-c", f"exec env {block('sh', 'ANCHORLM_VLLM=plugin.toml', names).strip()} {shlex.join(added)}"]
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
                    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-                   "PYTHONPATH": os.pathsep.join([str(_named(folder / "named")), *sys.path[1:]])}  # fmt: skip
+                   "PYTHONPATH": os.pathsep.join([str(_named(folder / "named")), os.environ.get("PYTHONPATH", "")])}  # fmt: skip
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     log = folder / "log"
     with log.open("w") as written:
