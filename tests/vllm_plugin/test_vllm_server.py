@@ -51,9 +51,10 @@ def server(smollm2: Path, small_anchor: Path, tmp_path_factory: pytest.TempPathF
     added = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--gpu-memory-utilization", "0.15",
              "--host", "127.0.0.1", "--port", str(port), "--served-model-name", NAME]  # fmt: skip
     command = ["bash", "-c", f"exec env {block('sh', 'ANCHORLM_VLLM=plugin.toml', names).strip()} {shlex.join(added)}"]
+    places = os.pathsep.join([str(_named(folder / "named")), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
                    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-                   "PYTHONPATH": os.pathsep.join([str(_named(folder / "named")), os.environ.get("PYTHONPATH", "")])}  # fmt: skip
+                   "PYTHONPATH": places}  # fmt: skip
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     log = folder / "log"
     with log.open("w") as written:
