@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from anchorlm.engine._text import TextStream
     from anchorlm.engine._thoughts import THOUGHT_MARGIN, ThoughtGuide, ThoughtWriter
     from anchorlm.engine._vllm import VLLMEngine
+    from anchorlm.engine._vllm_process import join_owner
 else:
     __getattr__, __dir__ = lazily(
         __name__,
@@ -35,6 +36,7 @@ else:
             "_text": "TextStream",
             "_thoughts": "THOUGHT_MARGIN ThoughtGuide ThoughtWriter",
             "_vllm": "VLLMEngine",
+            "_vllm_process": "join_owner",
         },
     )
 
@@ -57,6 +59,7 @@ __all__ = [
     "as_done",
     "attention_windows",
     "choose",
+    "join_owner",
     "read_ahead",
     "runtime",
     "stepwise",

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from anchorlm.engine._endpoint_reading import Written
 from anchorlm.engine._endpoint_sequence import EndpointSequence
+from anchorlm.engine._vllm_process import own
 from anchorlm.engine._vllm_words import asked, one_step, written
 from anchorlm.models import CausalModel, VLLMSettings
 from anchorlm.records import Access, DefenseError, GenerationSettings, TooLongError, UserError
@@ -25,6 +26,8 @@ from anchorlm.records import Access, DefenseError, GenerationSettings, TooLongEr
 _log = logging.getLogger("anchorlm")
 
 _END = object()
+_GOODBYE = 20.0
+"""Seconds that vLLM's processes have to end by themselves."""
 _TOLERANCE = 0.02
 """By how much the probabilities of one step may sum to more than 1: they come in float32."""
 
@@ -71,12 +74,17 @@ class VLLMEngine:
         """
         model = cls.outline(settings)
         # vLLM starts tasks on the loop of the thread that it is started on, and this may be a caller's.
-        with ThreadPoolExecutor(1) as thread:
+        thread = ThreadPoolExecutor(1)
+        own()
+        try:
             server = thread.submit(_started, settings, model).result()
+        finally:
+            thread.shutdown(wait=False)  # Ctrl-C does not wait until everything is loaded
         # How much vLLM reads may be less than the model was made for.
         vars(model)["context_length"] = min(model.context_length, int(server.model_config.max_model_len))
-        atexit.register(server.shutdown)  # before Python ends vLLM's processes, which would complain
-        return cls(model, server, top=settings.top_logprobs, timeout=settings.timeout)
+        engine = cls(model, server, top=settings.top_logprobs, timeout=settings.timeout)
+        atexit.register(engine.close)  # before Python ends vLLM's processes, which would complain
+        return engine
 
     @staticmethod
     def outline(settings: VLLMSettings) -> CausalModel:
@@ -105,8 +113,9 @@ class VLLMEngine:
 
     def close(self) -> None:
         """Ends vLLM's processes."""
-        atexit.unregister(self._server.shutdown)
-        self._server.shutdown()
+        atexit.unregister(self.close)
+        self._server.shutdown(timeout=_GOODBYE)
+        self._server.shutdown = lambda timeout=None: None  # vLLM calls it when Python clears up, and would fail
 
     @asynccontextmanager
     async def open(self, ids: Sequence[int], *, rows: int = 1, room: int = 0) -> AsyncIterator[EndpointSequence]:
