@@ -33,6 +33,14 @@ options = {{ max_model_len = 512, gpu_memory_utilization = 0.15, enforce_eager =
 name = "self_reminder"
 """
 
+SCRIPT = """
+from anchorlm import Guard
+
+if __name__ == "__main__":
+    guard = Guard.from_recipe("{recipe}")
+    print(guard.chat([{{"role": "user", "content": "Hello"}}], max_new_tokens=8).text)
+"""
+
 
 @pytest.fixture
 def recipe(smollm2: Path, tmp_path: Path) -> Path:
@@ -137,6 +145,17 @@ def test_ctrl_c_while_vllm_starts_ends_all_of_it_at_once(recipe: Path) -> None:
     assert gone(processes)
 
 
+def test_a_script_ends_without_complaints(recipe: Path) -> None:
+    script = recipe.with_name("script.py")
+    script.write_text(SCRIPT.format(recipe=recipe), "utf-8")
+    started = {**command(), "args": [sys.executable, str(script)]}
+    ended = subprocess.run(**started, capture_output=True, text=True, timeout=900)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.strip()
+    for complaint in ("Traceback", "leaked", "force killing"):
+        assert complaint not in ended.stderr
+
+
 def test_nothing_of_vllm_is_left_and_nothing_of_it_stands_among_answers(recipe: Path) -> None:
     """Who reads our output waits until all have closed it."""
     asked = "\n".join(["What is the capital of France?", "Is 17 a prime number?"])
@@ -147,3 +166,4 @@ def test_nothing_of_vllm_is_left_and_nothing_of_it_stands_among_answers(recipe: 
     assert sorted(row["index"] for row in rows) == [0, 1]
     assert all(row["response"].strip() and "failed" not in row for row in rows)
     assert "Traceback" not in ended.stderr
+    assert "leaked" not in ended.stderr

@@ -26,8 +26,6 @@ from anchorlm.records import Access, DefenseError, GenerationSettings, TooLongEr
 _log = logging.getLogger("anchorlm")
 
 _END = object()
-_GOODBYE = 20.0
-"""Seconds that vLLM's processes have to end by themselves."""
 _TOLERANCE = 0.02
 """By how much the probabilities of one step may sum to more than 1: they come in float32."""
 
@@ -83,7 +81,7 @@ class VLLMEngine:
         # How much vLLM reads may be less than the model was made for.
         vars(model)["context_length"] = min(model.context_length, int(server.model_config.max_model_len))
         engine = cls(model, server, top=settings.top_logprobs, timeout=settings.timeout)
-        atexit.register(engine.close)  # before Python ends vLLM's processes, which would complain
+        atexit.register(engine._end)  # before Python ends vLLM's processes
         return engine
 
     @staticmethod
@@ -111,11 +109,21 @@ class VLLMEngine:
         reads = f"{self.model.context_length:,} tokens"
         return f"vLLM {__version__}, prompts go as tokens, {self._top:,} likeliest tokens, reads {reads}"
 
+    @property
+    def place(self) -> str:
+        """Where it runs and in which number format, in a few words."""
+        return f"inside vLLM, in {str(self._server.model_config.dtype).removeprefix('torch.')}"
+
     def close(self) -> None:
         """Ends vLLM's processes."""
-        atexit.unregister(self.close)
-        self._server.shutdown(timeout=_GOODBYE)
+        atexit.unregister(self._end)
+        self._server.shutdown()
         self._server.shutdown = lambda timeout=None: None  # vLLM calls it when Python clears up, and would fail
+
+    def _end(self) -> None:
+        """The same when all else is over: no one waits any more for what vLLM has to say about it."""
+        logging.getLogger("vllm").setLevel(logging.CRITICAL)
+        self.close()
 
     @asynccontextmanager
     async def open(self, ids: Sequence[int], *, rows: int = 1, room: int = 0) -> AsyncIterator[EndpointSequence]:
