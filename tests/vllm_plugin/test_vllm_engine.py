@@ -216,7 +216,7 @@ def test_what_cannot_be_had_is_refused_with_a_remedy(there: VLLMEngine, small_an
 
 
 def test_the_recipe_of_the_page_passes_its_check(smollm2: Path, small_anchor: Path, tmp_path: Path) -> None:
-    names = {"org/my-specialist": smollm2, "org/small-aligned-model": small_anchor}
+    names = {"org/my-specialist": smollm2, "org/small-aligned-model": small_anchor, "org/judge": smollm2}
     (tmp_path / "guard.toml").write_text(block("toml", "# guard.toml", names), "utf-8")
     found = Guard.check(Recipe.load(tmp_path / "guard.toml"))
     assert found.passed, found.gaps

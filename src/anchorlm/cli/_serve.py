@@ -109,7 +109,8 @@ def _loaded(found: Sequence[tuple[str, Recipe]], settings: ServerSettings, *, fl
                 id, guard, floored(serving, guard) if floor else serving, judge_timeout=settings.patience
             )
     for _, _, engine in started:
-        if place := getattr(engine.model, "place", None):  # one on another server has none
+        # One on another server has none, and the weights of one in vLLM are not the model's own.
+        if place := getattr(engine, "place", None) or getattr(engine.model, "place", None):
             typer.echo(f"{engine.model.name}: {place}.", err=True)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from anchorlm.engine._text import TextStream
     from anchorlm.engine._thoughts import THOUGHT_MARGIN, ThoughtGuide, ThoughtWriter
     from anchorlm.engine._vllm import VLLMEngine
+    from anchorlm.engine._vllm_process import join_owner
     from anchorlm.engine._vllm_wishes import GUARD, ROOM, Wishes
 else:
     __getattr__, __dir__ = lazily(
@@ -37,6 +38,7 @@ else:
             "_thoughts": "THOUGHT_MARGIN ThoughtGuide ThoughtWriter",
             "_vllm": "VLLMEngine",
             "_vllm_wishes": "GUARD ROOM Wishes",
+            "_vllm_process": "join_owner",
         },
     )
 
@@ -62,6 +64,7 @@ __all__ = [
     "as_done",
     "attention_windows",
     "choose",
+    "join_owner",
     "read_ahead",
     "runtime",
     "stepwise",

@@ -20,6 +20,7 @@ from anchorlm.engine._endpoint_reading import Written
 from anchorlm.engine._endpoint_sequence import EndpointSequence, Far
 from anchorlm.engine._steering import Steering
 from anchorlm.engine._vllm_activations import Inside, Steered
+from anchorlm.engine._vllm_process import own
 from anchorlm.engine._vllm_start import started
 from anchorlm.engine._vllm_words import asked, one_step, written
 from anchorlm.models import UNREAD, VLLM_ACCESS, CausalModel, VLLMSettings
@@ -76,12 +77,19 @@ class VLLMEngine:
         """
         model = cls.outline(settings)
         # vLLM starts tasks on the loop of the thread that it is started on, and this may be a caller's.
-        with ThreadPoolExecutor(1) as thread:
+        thread = ThreadPoolExecutor(1)
+        own()
+        try:
             server = thread.submit(started, settings, model).result()
+        finally:
+            thread.shutdown(wait=False)  # Ctrl-C does not wait until everything is loaded
         # How much vLLM reads may be less than the model was made for.
         vars(model)["context_length"] = min(model.context_length, int(server.model_config.max_model_len))
-        atexit.register(server.shutdown)  # before Python ends vLLM's processes, which would complain
-        return cls(model, server, top=settings.top_logprobs, timeout=settings.timeout, activations=settings.activations)
+        engine = cls(
+            model, server, top=settings.top_logprobs, timeout=settings.timeout, activations=settings.activations
+        )
+        atexit.register(engine._leave)  # before Python ends vLLM's processes
+        return engine
 
     @staticmethod
     def outline(settings: VLLMSettings) -> CausalModel:
@@ -108,10 +116,21 @@ class VLLMEngine:
         reads = f"{self.model.context_length:,} tokens"
         return f"vLLM {__version__}, prompts go as tokens, {self._top:,} likeliest tokens, reads {reads}"
 
+    @property
+    def place(self) -> str:
+        """Where it runs and in which number format, in a few words."""
+        return f"inside vLLM, in {str(self._server.model_config.dtype).removeprefix('torch.')}"
+
     def close(self) -> None:
         """Ends vLLM's processes."""
-        atexit.unregister(self._server.shutdown)
+        atexit.unregister(self._leave)
         self._server.shutdown()
+        self._server.shutdown = lambda timeout=None: None  # vLLM calls it when Python clears up, and would fail
+
+    def _leave(self) -> None:
+        """The same when all else is over: no one waits any more for what vLLM has to say about it."""
+        logging.getLogger("vllm").setLevel(logging.CRITICAL)
+        self.close()
 
     @asynccontextmanager
     async def open(self, ids: Sequence[int], *, rows: int = 1, room: int = 0) -> AsyncIterator[EndpointSequence]:

@@ -5,7 +5,7 @@ import sys
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 
-from anchorlm.engine import GUARD
+from anchorlm.engine import GUARD, join_owner
 from anchorlm.records import UserError
 from anchorlm.vllm._settings import STEERING, PluginSettings
 from anchorlm.vllm._states import SteeringFile, salted
@@ -29,6 +29,7 @@ def register() -> None:
     has loaded so of the tokens that are still on their way. Both is seen in the configuration, and only there in time.
     So it is looked at as soon as it is made: in this process's memory, nothing of vLLM is changed on disk.
     """
+    join_owner()
     from vllm.engine.arg_utils import EngineArgs
 
     made = EngineArgs.create_engine_config
