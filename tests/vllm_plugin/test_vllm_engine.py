@@ -220,7 +220,7 @@ def test_the_recipe_of_the_page_passes_its_check(smollm2: Path, small_anchor: Pa
     (tmp_path / "guard.toml").write_text(block("toml", "# guard.toml", names), "utf-8")
     found = Guard.check(Recipe.load(tmp_path / "guard.toml"))
     assert found.passed, found.gaps
-    assert any("in vLLM, which starts with the guard" in fact for fact in found.facts)
+    assert any("reads 4,096), in vLLM, which starts with the guard" in fact for fact in found.facts)
 
 
 def test_the_steered_recipe_of_the_page_passes_its_check(

@@ -106,7 +106,10 @@ class VLLMEngine:
                 f"{model.name} is no whole checkpoint, as vLLM needs here: write one with anchorlm convert, and name "
                 "its folder as path."
             )
-        return replace(model, processor=None)  # images do not go to vLLM
+        model = replace(model, processor=None)  # images do not go to vLLM
+        if isinstance(limit := settings.options.get("max_model_len"), int) and limit > 0:
+            vars(model)["context_length"] = min(model.context_length, limit)
+        return model
 
     @property
     def told(self) -> str:

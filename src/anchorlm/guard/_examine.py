@@ -234,7 +234,9 @@ def _in_vllm(found: Findings, role: str, settings: VLLMSettings) -> CausalModel 
         f"{role}: {model.name} ({model.model.config.model_type}, {model.vocabulary.size:,} tokens, reads "
         f"{model.context_length:,}), in vLLM, which starts with the guard"
     )
-    found.notes.append(f"{role}: vLLM was not started: whether the model fits into memory there is seen then.")
+    found.notes.append(
+        f"{role}: vLLM was not started: whether it knows your options, and the model fits into memory, is seen then."
+    )
     return model
 
 
