@@ -30,6 +30,11 @@ def compile_as_on_gpus() -> dict[str, Any]:
     return {"compile_sizes": [], "inductor_compile_config": {"enable_auto_functionalized_v2": True}}
 
 
+def leave_one_out(worker: Any) -> None:
+    """Takes the hook from one block of a worker's model."""
+    worker._steered._blocks[3]._forward_hooks.clear()
+
+
 def main(target: str, mode: str) -> None:
     """All that is tried, in one server."""
     from vllm import LLM, SamplingParams
@@ -82,6 +87,12 @@ def main(target: str, mode: str) -> None:
         unsalted = f"{name}, unsalted"
         found[unsalted] = [ask([(f"{unsalted}. {LONG}", state)])[0] for state in order[:2]]
     InputProcessor.process_inputs = salted
+    if mode == "eager":  # what is compiled has the hooks in it
+        llm.collective_rpc(leave_one_out)
+        try:
+            found["left out"] = ask([("Hello!", CALM)])
+        except Exception as error:
+            found["left out"] = f"{type(error).__name__}: {error}"
     print(json.dumps(found))
 
 

@@ -173,3 +173,8 @@ def test_captured_activations_are_ours(
     wanted, got = runtime().run(read()), torch.tensor(found[f"captured {state}"])
     scale = wanted.norm(dim=-1, keepdim=True)
     assert float(((got - wanted) / scale).abs().max()) < 1e-3
+
+
+def test_no_answer_comes_from_a_step_in_which_a_block_was_left_out(run: Callable[[str], Any]) -> None:
+    """In compiled code, the hooks are a part of what is compiled."""
+    assert isinstance(found := run("eager")["left out"], str), found

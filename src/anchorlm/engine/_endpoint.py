@@ -8,7 +8,6 @@ from torch import Tensor
 
 from anchorlm.engine._endpoint_bodies import (
     Abilities,
-    chosen,
     ends,
     likeliest,
     neutral,
@@ -141,12 +140,8 @@ class EndpointEngine:
             raise UserError(f"Log-probabilities of the next token are out of reach: {self.lacks}.")
         body, _ = self._prompt(ids)
         body |= neutral(self.found) | likeliest(self.found, self.found.top)
-        reply = await self._asked(body)
         try:
-            if not reply.entries and reply.finish == "length":
-                # llama-server leaves out the log-probabilities of a token that ends inside a character.
-                reply = await self._asked(body | chosen(token := self._reader.letter))
-                self._reader.check_unbiased(reply, token)
+            reply = await self._reader.one_step(self._asked, body)
             return self._reader.distribution(reply, answer_of(self.model, self._answer(ids, prompt_length)))
         except UnusableError as error:
             raise wrong(self._settings, str(error)) from None

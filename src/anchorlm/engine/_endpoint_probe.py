@@ -9,7 +9,6 @@ from anchorlm.engine._endpoint_bodies import (
     Abilities,
     Kind,
     Mode,
-    chosen,
     likeliest,
     neutral,
     with_prompt,
@@ -180,35 +179,24 @@ async def _likeliest(
     caller: Caller, settings: EndpointSettings, model: EndpointModel, able: Abilities, body: dict[str, Any]
 ) -> tuple[Abilities, Reply] | None:
     """The most that the server takes in a request and gives in an answer. None where it takes none."""
-    wanted = settings.top_logprobs
+    reader, wanted = Reader(model, whole=False), settings.top_logprobs
+
+    async def ask(asked: dict[str, Any]) -> Reply:
+        return _read(settings, await caller.post(able.path, asked))
+
     tops = [wanted, *(top for top in _TOPS if top < wanted), 0]
     for extended in (True, False) if able.kind != "anchorlm" else (False,):
         for top in tops:
             trial = replace(able, extended=extended)
             more = neutral(trial) | (likeliest(trial, top) if top else {})
             try:
-                reply = _read(settings, await caller.post(trial.path, body | more))
-                if top and model.spelled and not reply.entries and reply.finish == "length":
-                    reply = await _unhidden(caller, settings, model, trial, body | more) or reply
+                reply = await (reader.one_step(ask, body | more) if top else ask(body | more))
             except MissingError:
                 return None
-            except (RejectedError, TooLongError):
+            except (RejectedError, TooLongError, UnusableError):
                 continue
             return _told(trial, reply, top), reply
     return None
-
-
-async def _unhidden(
-    caller: Caller, settings: EndpointSettings, model: EndpointModel, trial: Abilities, body: dict[str, Any]
-) -> Reply | None:
-    """An answer that names tokens although the first one hid them, as llama-server does inside a character."""
-    reader = Reader(model, whole=False)
-    try:
-        reply = _read(settings, await caller.post(trial.path, body | chosen(reader.letter)))
-        reader.check_unbiased(reply, reader.letter)
-    except (RejectedError, UnusableError):
-        return None
-    return reply
 
 
 def _told(trial: Abilities, reply: Reply, asked: int) -> Abilities:

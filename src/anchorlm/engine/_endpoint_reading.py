@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import codecs
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from anchorlm.engine._endpoint_bodies import chosen
 from anchorlm.engine._endpoint_replies import Entry, Named, Reply, UnusableError, checked
 from anchorlm.models import EndpointModel
 from anchorlm.records import TokenScore
@@ -44,20 +46,27 @@ class Reader:
         self._model = model
         self._whole = whole
 
-    @property
-    def letter(self) -> int:
-        """A token that is no part of a character."""
-        return int(self._model.vocabulary.encode(b"a")[0])
+    async def one_step(self, ask: Callable[[dict[str, Any]], Awaitable[Reply]], body: dict[str, Any]) -> Reply:
+        """One step, with its likeliest tokens if they can be had.
 
-    def check_unbiased(self, reply: Reply, token: int) -> None:
-        """Whether log-probabilities are the model's own, although the server was made to take a token.
+        llama-server leaves them out if the token that it takes ends inside a character. So it is made to take a letter.
+
+        Args:
+            ask: Asks the server.
+            body: What it is asked.
 
         Raises:
-            UnusableError: The token counts as certain.
+            UnusableError: The server counts in what it was made to take, so its log-probabilities are not the model's.
         """
+        reply = await ask(body)
+        if reply.entries or reply.finish != "length" or not self._model.spelled:
+            return reply
+        letter = self._model.vocabulary.encode(b"a")[0]
+        reply = await ask(body | chosen(letter))
         for named in reply.entries[0].top if reply.entries else ():
-            if self.tokens(named) == [token] and named.logprob > -_CERTAIN:
+            if self.tokens(named) == [letter] and named.logprob > -_CERTAIN:
                 raise UnusableError("its log-probabilities follow logit_bias")
+        return reply
 
     def tokens(self, named: Named) -> list[int] | None:
         """The ids of a token that a server names: several where we spell it otherwise, None where it is not known."""

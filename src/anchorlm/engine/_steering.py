@@ -56,6 +56,16 @@ class Steering:
     strength: float = 1.0
     positions: Positions = "all"
 
+    @property
+    def shifts(self) -> dict[int, Tensor] | None:
+        """The constant vectors (H,) by block, before the strength. None where anything else is added."""
+        found = {}
+        for block, edit in self.edits.items():
+            if not isinstance(edit, Edit) or edit.shift is None or edit.down is not None:
+                return None
+            found[block] = edit.shift
+        return found
+
     def until(self, prompt_length: int) -> float:
         """The first position that is left alone."""
         return prompt_length if self.positions == "prompt" else float("inf")

@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
-from asyncio import gather
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
@@ -20,13 +19,12 @@ from anchorlm.engine._endpoint_reading import Written
 from anchorlm.engine._endpoint_sequence import EndpointSequence, Far
 from anchorlm.engine._steering import Steering
 from anchorlm.engine._vllm_activations import Inside, Steered
+from anchorlm.engine._vllm_faults import failed, slow, wrong
 from anchorlm.engine._vllm_process import own
 from anchorlm.engine._vllm_start import started
 from anchorlm.engine._vllm_words import asked, one_step, written
 from anchorlm.models import UNREAD, VLLM_ACCESS, CausalModel, VLLMSettings
 from anchorlm.records import DefenseError, GenerationSettings, TooLongError, UserError
-
-_log = logging.getLogger("anchorlm")
 
 _END = object()
 _TOLERANCE = 0.02
@@ -166,7 +164,7 @@ class VLLMEngine:
         answer = await self._whole(ids, one_step(self._top), by)
         named = answer.logprobs
         if not named:
-            raise self._wrong("it has no log-probabilities")
+            raise wrong("it has no log-probabilities")
         logits = torch.full((len(self._silent),), -torch.inf)
         tokens, values = torch.tensor(named.token_ids), torch.tensor(named.logprobs, dtype=torch.float32)
         there = tokens < len(logits)
@@ -174,7 +172,7 @@ class VLLMEngine:
         logits[self._silent] = -torch.inf
         mass = float(logits.exp().sum())
         if not 0 < mass <= 1 + _TOLERANCE:  # not a number is neither
-            raise self._wrong("its log-probabilities are no distribution")
+            raise wrong("its log-probabilities are no distribution")
         return logits, max(0.0, 1.0 - mass)
 
     async def completed(
@@ -185,11 +183,11 @@ class VLLMEngine:
         Raises:
             DefenseError: vLLM gave no whole answer.
         """
-        answer = await self._whole(ids, self._asked(generation, room), by)
+        answer = await self._whole(ids, asked(self.model, generation, room, self._top), by)
         finish = self._finish(answer)
         found = written(answer)
         if finish == "length" and not found.ids:
-            raise self._wrong("it is empty, and has not ended")
+            raise wrong("it is empty, and has not ended")
         return found, finish
 
     async def streamed(
@@ -200,7 +198,7 @@ class VLLMEngine:
         Raises:
             DefenseError: vLLM ended before the answer did.
         """
-        answers = self._answers(ids, self._asked(generation, room, streamed=True), by)
+        answers = self._answers(ids, asked(self.model, generation, room, self._top, streamed=True), by)
         finish = None
         async with aclosing(answers):
             async for answer in answers:
@@ -208,10 +206,7 @@ class VLLMEngine:
                 if (found := written(answer)).ids or found.ended:
                     yield found
         if finish is None:
-            raise self._wrong("it was cut off")
-
-    def _asked(self, generation: GenerationSettings, room: int, *, streamed: bool = False) -> Any:
-        return asked(self.model, generation, room, self._top, streamed=streamed)
+            raise wrong("it was cut off")
 
     def steered(self, steering: Steering | None, prompt_length: int) -> Far:
         """See `Far`.
@@ -236,21 +231,18 @@ class VLLMEngine:
         places = [place if place >= 0 else len(ids) + place for place in positions]
         if not all(max(0, mean_from or 0) <= place < len(ids) for place in places):
             raise IndexError(f"Positions {list(positions)} from {mean_from} on do not lie in {len(ids)} tokens.")
-        found = await gather(*(self._end(ids[: place + 1], mean_from, by) for place in places))
+        found = await asyncio.gather(*(self._end(ids[: place + 1], mean_from, by) for place in places))
         return torch.stack(found, dim=1)
 
     async def _end(self, ids: Sequence[int], mean_from: int | None, by: Steered | None) -> Tensor:
         """The activations (L, H) after some tokens, and behind them the mean from a position on."""
         name = uuid4().hex
-        fetched = False
         try:
             await self._whole(ids, one_step(None, whole=mean_from is not None), by, capture=name, mean_from=mean_from)
-            found = await self._inside.fetch(name)
-            fetched = True
-        finally:
-            if not fetched:
-                self._inside.leave(name)
-        return found
+            return await self._inside.fetch(name)
+        except BaseException:
+            self._inside.leave(name)
+            raise
 
     def _check_read(self) -> None:
         if self.unread:
@@ -263,7 +255,7 @@ class VLLMEngine:
             async for answer in answers:
                 if answer.finish_reason is not None:
                     return answer
-        raise self._wrong("it was cut off")
+        raise wrong("it was cut off")
 
     async def _answers(
         self, ids: Sequence[int], params: Any, by: Steered | None = None, **read: Any
@@ -293,38 +285,19 @@ class VLLMEngine:
                         return
                     yield output.outputs[0]
             except TimeoutError:
-                raise DefenseError(
-                    f"vLLM gave no answer within {self._timeout:g} seconds: raise timeout, or send fewer requests at "
-                    "once."
-                ) from None
+                raise slow(self._timeout) from None
             except (DefenseError, UserError):
                 raise
             except Exception as error:  # of vLLM, in many classes
-                raise self._failed(error, params) from None
+                raise failed(error, params) from None
             finally:
                 await outputs.aclose()
-
-    def _failed(self, error: Exception, params: Any) -> Exception:
-        from vllm.exceptions import VLLMClientError
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        said = " ".join(str(error).split())[:160].rstrip(".")
-        if isinstance(error, EngineDeadError):
-            return DefenseError("vLLM has ended: see what it printed, and start the guard again.")
-        if isinstance(error, VLLMClientError | ValueError) and params.structured_outputs is not None:
-            return UserError(f"vLLM does not take this response_format ({said}): change it, or leave it out.")
-        _log.warning("vLLM failed: %s", error)
-        return DefenseError(f"vLLM gave no answer ({type(error).__name__}: {said}): see what it printed.")
 
     def _finish(self, answer: Any) -> Literal["stop", "length"]:
         if answer.finish_reason in ("stop", "length"):
             found: Literal["stop", "length"] = answer.finish_reason
             return found
-        raise self._wrong(f"it ended because of {answer.finish_reason!r:.40}")
-
-    @staticmethod
-    def _wrong(what: str) -> DefenseError:
-        return DefenseError(f"vLLM gave an answer that cannot be used ({what}): ask again, and see what it printed.")
+        raise wrong(f"it ended because of {answer.finish_reason!r:.40}")
 
 
 @dataclass(frozen=True, slots=True)

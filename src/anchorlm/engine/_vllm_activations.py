@@ -14,7 +14,8 @@ from uuid import uuid4
 
 from torch import Tensor
 
-from anchorlm.engine._steering import Change, Edit, Steering
+from anchorlm.engine._steering import Change, Steering
+from anchorlm.engine._vllm_faults import in_words
 from anchorlm.engine._vllm_wishes import ROOM, Wishes
 from anchorlm.records import DefenseError, UserError
 
@@ -24,12 +25,14 @@ class Steered:
     """How a sequence is steered.
 
     Attributes:
-        edits: What is added after each block.
+        edits: What is added after each block, of which there is one object for equal ones.
+        shifts: The same as vectors (H,).
         strength: Factor of it.
         until: The first position that is left alone; None: there is none.
     """
 
     edits: Mapping[int, Change]
+    shifts: Mapping[int, Tensor]
     strength: float
     until: int | None
 
@@ -42,10 +45,10 @@ class Steered:
         """
         if steering is None or not steering.strength:
             return None
-        if any(not isinstance(edit, Edit) or edit.shift is None or edit.down is not None
-               for edit in steering.edits.values()):  # fmt: skip
+        if (shifts := steering.shifts) is None:
             raise UserError("vLLM adds constant vectors only: load the target with transformers.")
-        return cls(steering.edits, float(steering.strength), prompt_length if steering.positions == "prompt" else None)
+        until = prompt_length if steering.positions == "prompt" else None
+        return cls(steering.edits, shifts, float(steering.strength), until)
 
 
 @dataclass(slots=True, eq=False)
@@ -108,7 +111,7 @@ class Inside:
     async def _state(self, by: Steered) -> _State:
         try:
             async with asyncio.timeout(self._timeout):
-                while (found := self._known(by.edits)) is None:
+                while (found := self._known(by)) is None:
                     self._freed.clear()
                     await self._freed.wait()
         except TimeoutError:
@@ -117,14 +120,14 @@ class Inside:
             ) from None
         return found
 
-    def _known(self, edits: Mapping[int, Change]) -> _State | None:
+    def _known(self, by: Steered) -> _State | None:
         """The state of what is added. None where all that there may be are in use."""
-        known = self._states.pop(id(edits), None) or self._new(edits)
+        known = self._states.pop(id(by.edits), None) or self._new(by)
         if known is not None:
-            self._states[id(edits)] = known
+            self._states[id(by.edits)] = known
         return known
 
-    def _new(self, edits: Mapping[int, Change]) -> _State | None:
+    def _new(self, by: Steered) -> _State | None:
         from safetensors.torch import save
 
         free = set(range(1, ROOM + 1)).difference(one.number for one in self._states.values())
@@ -133,13 +136,10 @@ class Inside:
             if idle is None:
                 return None
             free = {self._states.pop(idle).number}
-        shifts = {
-            layer: edit.shift for layer, edit in edits.items() if isinstance(edit, Edit) and edit.shift is not None
-        }
-        data = save({str(layer): shift.detach().float().contiguous().cpu() for layer, shift in shifts.items()})
+        data = save({str(layer): shift.detach().float().contiguous().cpu() for layer, shift in by.shifts.items()})
         number, ready = free.pop(), asyncio.get_running_loop().create_future()
-        state = _State(number, edits, uuid4().hex, ready)
-        task = asyncio.create_task(self._put(state, id(edits), data))
+        state = _State(number, by.edits, uuid4().hex, ready)
+        task = asyncio.create_task(self._put(state, id(by.edits), data))
         self._putting.add(task)  # a loop itself holds tasks only weakly
         task.add_done_callback(self._putting.discard)
         return state
@@ -151,7 +151,7 @@ class Inside:
         except Exception as error:  # of vLLM, in many classes
             if self._states.get(key) is state:
                 del self._states[key]
-            said = " ".join(str(error).split())[:160].rstrip(".")
+            said = in_words(error)
             state.ready.set_exception(DefenseError(f"vLLM did not take a steering ({said}): see what it printed."))
             state.ready.exception()
 
@@ -191,7 +191,7 @@ class Inside:
                 answers = await self._call("anchorlm_fetch", [*wanted, *left])
                 found = load(bytes(answers[0]))
             except Exception as error:  # of vLLM, in many classes
-                said = " ".join(str(error).split())[:160].rstrip(".")
+                said = in_words(error)
                 for future in wanted.values():
                     if not future.done():
                         future.set_exception(DefenseError(f"vLLM gave no activations ({said}): see what it printed."))

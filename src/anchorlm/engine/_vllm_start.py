@@ -4,6 +4,7 @@ import os
 from dataclasses import fields
 from typing import Any
 
+from anchorlm.engine._vllm_faults import in_words
 from anchorlm.engine._vllm_wishes import GUARD
 from anchorlm.models import CausalModel, VLLMSettings
 from anchorlm.records import UserError
@@ -41,5 +42,4 @@ def started(settings: VLLMSettings, model: CausalModel) -> Any:
     except UserError:
         raise
     except Exception as error:  # of vLLM, in many classes
-        said = " ".join(str(error).split())[:200].rstrip(".")
-        raise UserError(f"vLLM could not start {model.name} ({said}): see what it printed.") from None
+        raise UserError(f"vLLM could not start {model.name} ({in_words(error)}): see what it printed.") from None

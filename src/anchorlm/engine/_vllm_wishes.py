@@ -24,7 +24,6 @@ class Wishes:
         until: The first position that is left alone; None: there is none.
         capture: Under which name the activations at the end of the prompt are kept; None: they are not.
         mean_from: From which position on their mean is kept, too; None: it is not.
-        kept: Whether they stay until they are fetched.
     """
 
     state: int = 0
@@ -32,7 +31,6 @@ class Wishes:
     until: int | None = None
     capture: str | None = None
     mean_from: int | None = None
-    kept: bool = True
 
     @classmethod
     def of(cls, extra: Mapping[str, Any]) -> Self | None:

@@ -111,8 +111,7 @@ class Needs:
         """
         found = []
         if self.target not in offer.target:
-            lacks = (offer.target_lacks, offer.target_unread)
-            found.append(_short(name, "target", self.target, offer.target, *lacks))
+            found.append(_short(name, "target", self.target, offer.target, offer.target_lacks, offer.target_unread))
         elif self.continues and not offer.continues:
             found.append(
                 f"{name} goes on with answers that have begun, and the target's server cannot: give the target's "

@@ -63,12 +63,11 @@ def _look_at_requests() -> None:
     @wraps(made)
     def process_inputs(self: Any, request_id: str, *args: Any, **kwargs: Any) -> Any:
         if _BEAM.search(request_id):
-            _refuse_beams(PluginSettings.from_environment())
+            _refuse_beams()
         request = made(self, request_id, *args, **kwargs)
         name = (getattr(request.sampling_params, "extra_args", None) or {}).get(STEERING)
-        settings = PluginSettings.from_environment() if isinstance(name, str) else None
-        if settings is not None:
-            request.cache_salt = salted(request.cache_salt, _digest(settings.steering[str(name)]))
+        if isinstance(name, str) and (file := PluginSettings.current().steering.get(name)) is not None:
+            request.cache_salt = salted(request.cache_salt, _digest(file))
         return request
 
     InputProcessor.process_inputs = process_inputs
@@ -83,20 +82,20 @@ def _look_at_beams() -> None:
 
     @wraps(made)
     def beam_search(self: Any, *args: Any, **kwargs: Any) -> Any:
-        _refuse_beams(PluginSettings.from_environment())
+        _refuse_beams()
         return made(self, *args, **kwargs)
 
     beam_search.checked_by_anchorlm = True  # type: ignore[attr-defined]
     model.beam_search = beam_search
 
 
-def _refuse_beams(settings: PluginSettings | None) -> None:
+def _refuse_beams() -> None:
     """VLLM's beam search chooses by what the target says before any processor, so the anchor would have no say.
 
     Raises:
         VLLMValidationError: There is an anchor. Of vLLM's errors, a server answers this one with status 400.
     """
-    if settings is not None and settings.anchor is not None:
+    if PluginSettings.current().anchor is not None:
         from vllm.exceptions import VLLMValidationError
 
         raise VLLMValidationError("AnchorLM guides no beam search in this server: leave use_beam_search out.")

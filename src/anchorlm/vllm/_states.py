@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from anchorlm.engine import Edit, Steering
+from anchorlm.engine import Steering
 from anchorlm.records import UserError
 
 _POSITIONS = ("all", "prompt")
@@ -63,11 +63,9 @@ def save_steering(steering: Steering, file: str | Path) -> None:
     """
     from safetensors.torch import save_file
 
-    shifts = {}
-    for block, edit in steering.edits.items():
-        if not isinstance(edit, Edit) or edit.shift is None or edit.down is not None:
-            raise UserError("A vLLM server adds constant vectors only: take a steering of InferAligner or CAA.")
-        shifts[str(block)] = (steering.strength * edit.shift).float().contiguous().cpu()
+    if (found := steering.shifts) is None:
+        raise UserError("A vLLM server adds constant vectors only: take a steering of InferAligner or CAA.")
+    shifts = {str(block): (steering.strength * shift).float().contiguous().cpu() for block, shift in found.items()}
     try:
         save_file(shifts, file, metadata={"positions": str(steering.positions)})
     except OSError as error:

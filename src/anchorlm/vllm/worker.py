@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("anchorlm")
 
-_KEPT, _FETCHED = 64, 1024
-"""Requests whose activations are kept until they are fetched: those of clients, who may ask often, and our own."""
+_KEPT, _KEPT_FOR_GUARD = 64, 1024
+"""Requests whose activations are kept until they are fetched. Clients may ask as often as they like."""
 
 _SUMMED = frozenset({
     "ApertusDecoderLayer", "Gemma2DecoderLayer", "Gemma3DecoderLayer", "GemmaDecoderLayer", "Glm4DecoderLayer",
@@ -45,15 +45,15 @@ class _Read:
     """What is read of a request in one step.
 
     Attributes:
-        wishes: The request's.
         name: Under which it is kept.
+        begin: From which of its tokens on their mean is wanted, too; None: it is not.
         read: How many of its tokens were read before.
         end: How many are read when the step has ended.
         last: Whether its prompt ends in this step.
     """
 
-    wishes: Wishes
     name: str
+    begin: int | None
     read: int
     end: int
     last: bool
@@ -72,7 +72,6 @@ class SteeredWorker(Worker):  # type: ignore[misc]  # vLLM is not there where ty
         vllm_config.additional_config = {**vllm_config.additional_config, "anchorlm_states": states}
         self._broken: DefenseError | None = None
         self._captured: dict[str, Tensor] = {}
-        self._fetched: dict[str, Tensor] = {}
         self._sums: dict[str, tuple[Tensor, int]] = {}  # and how many tokens they are of
         super().__init__(vllm_config, *args, **kwargs)
 
@@ -114,7 +113,7 @@ class SteeredWorker(Worker):  # type: ignore[misc]  # vLLM is not there where ty
             spans.append(Span.of(wishes, start, count, read))
             if wishes.capture is not None and read < request.num_prompt_tokens:
                 last = request.num_prompt_tokens <= read + count
-                self._reads[index] = _Read(wishes, wishes.capture, read, read + count, last)
+                self._reads[index] = _Read(wishes.capture, wishes.mean_from, read, read + count, last)
             start += count
         self._steered.lay_out(spans)
         self._laid_out = True
@@ -125,7 +124,7 @@ class SteeredWorker(Worker):  # type: ignore[misc]  # vLLM is not there where ty
         if (asked := extra.get(STEERING)) is not None:
             state = 1 + ROOM + list(self._files).index(asked)
             until = prompt if self._files[asked].positions == "prompt" else None
-        return Wishes(state=state, until=until, capture=name if extra.get(CAPTURE) else None, kept=False)
+        return Wishes(state=state, until=until, capture=name if extra.get(CAPTURE) else None)
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """Runs a step, and looks whether every block was steered in it."""
@@ -160,7 +159,7 @@ class SteeredWorker(Worker):  # type: ignore[misc]  # vLLM is not there where ty
         raise error
 
     def _read(self, index: int, one: _Read) -> None:
-        begin = one.wishes.mean_from
+        begin = one.begin
         if begin is not None and one.end > begin:
             total, count = self._steered.sums(index), one.end - max(one.read, begin)
             if one.read > begin and one.name in self._sums:  # else it is read from the beginning, perhaps once more
@@ -175,10 +174,9 @@ class SteeredWorker(Worker):  # type: ignore[misc]  # vLLM is not there where ty
             if not count or count != one.end - begin:
                 return  # a part was taken from the cache, and who fetches it is told that there is nothing
             found = torch.cat([found, total / count], dim=-1)
-        kept, most = (self._fetched, _FETCHED) if one.wishes.kept else (self._captured, _KEPT)
-        kept.setdefault(one.name, found)
-        while len(kept) > most:
-            del kept[next(iter(kept))]
+        self._captured.setdefault(one.name, found)
+        while len(self._captured) > (_KEPT_FOR_GUARD if self._guarded else _KEPT):
+            del self._captured[next(iter(self._captured))]
 
     def anchorlm_captured(self) -> dict[str, list[list[float]]]:
         """The activations (L, H) at the end of each prompt whose request asked for them; they are given once."""
@@ -188,7 +186,7 @@ class SteeredWorker(Worker):  # type: ignore[misc]  # vLLM is not there where ty
 
     def anchorlm_fetch(self, names: list[str]) -> bytes:
         """Those of some requests of a guard's own, as safetensors: (L, H), or (L, 2 H) with the mean. Given once."""
-        there = {name: self._fetched.pop(name) for name in names if name in self._fetched}
+        there = {name: self._captured.pop(name) for name in names if name in self._captured}
         for name in names:
             self._sums.pop(name, None)
         data: bytes = save(there)
