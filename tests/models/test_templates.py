@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-from time import perf_counter
-
 import pytest
 from factories import CHAT_TEMPLATE, SPECIALS, tiny_model, tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timing import at_once
 from transformers import PreTrainedTokenizerFast
 
 from anchorlm.models import CausalModel, without_specials
@@ -114,9 +113,7 @@ def test_a_message_of_another_shape_is_a_sentence(message: object) -> None:
 def test_control_tokens_within_each_other_are_taken_out_at_once() -> None:
     specials = ("<|start|>", "<|end|>", "|>")
     nested = "<|st" * 20_000 + "<|start|>" + "art|>" * 20_000
-    began = perf_counter()
-    assert without_specials(f"a{nested}b", specials) == "ab"
-    assert perf_counter() - began < 2
+    assert at_once(lambda: without_specials(f"a{nested}b", specials), 2) == "ab"
 
 
 @pytest.mark.parametrize("flood", [">", "7|>", "<|reserved_7|>", "|>"])
@@ -124,9 +121,7 @@ def test_what_control_tokens_cost_does_not_depend_on_how_many_there_are(flood: s
     few = ("<|start|>", "<|end|>")
     many = (*few, *(f"<|reserved_{number}|>" for number in range(2_000)))
     text = "<|end|>" + flood * (60_000 // len(flood))
-    began = perf_counter()
-    without_specials(text, many)
-    assert perf_counter() - began < 2, "two thousand of them took minutes"
+    at_once(lambda: without_specials(text, many), 2)  # two thousand of them took minutes
 
 
 @given(st.lists(st.sampled_from(["<|", "st", "art", "|>", "<|start|>", "end", "x", "|"]), max_size=30))

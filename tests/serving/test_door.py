@@ -13,6 +13,7 @@ import httpx
 import openai
 import pytest
 from serving.servers import Live
+from timing import at_once
 
 from anchorlm.guard import Guard
 from anchorlm.serving import ModelServing, ServedModel
@@ -101,9 +102,8 @@ MANY = 150_000
 )
 def test_a_request_with_a_hundred_thousand_mistakes_is_told_one_at_once(live: Live, body: dict[str, Any]) -> None:
     data = json.dumps(body).encode()
-    start = time.monotonic()
-    answer = httpx.post(f"{live.url}/v1/chat/completions", content=data, headers={"content-type": "application/json"})
-    assert time.monotonic() - start < 1
+    url, headers = f"{live.url}/v1/chat/completions", {"content-type": "application/json"}
+    answer = at_once(lambda: httpx.post(url, content=data, headers=headers))
     assert answer.status_code == 400
     assert len(answer.text) < 300
 
