@@ -15,7 +15,7 @@ from mixtures import loaded
 
 from anchorlm.defenses import find_defense
 from anchorlm.defenses.inferaligner import fit_inferaligner
-from anchorlm.engine import ROOM, Edit, LocalEngine, Steering, VLLMEngine, runtime
+from anchorlm.engine import PLACES, ROOM, Edit, LocalEngine, Steering, VLLMEngine, runtime
 from anchorlm.engine._vllm_activations import Steered
 from anchorlm.guard import Guard
 from anchorlm.models import VLLMSettings
@@ -72,12 +72,25 @@ async def look(engine: Any, text: str, steering: Steering | None = None, **asked
 def test_activations_are_ours_at_every_place_and_on_average(here: LocalEngine, there: VLLMEngine) -> None:
     assert there.access == Access.LOGPROBS | Access.ACTIVATIONS
     for text in ("What is the capital of France?", LONG, LONG):  # the second time it lies in the prefix cache
-        for asked in ({}, {"positions": (3, -1)}, {"positions": (-1, 20, 7), "mean_from": 5}):
+        for asked in ({}, {"positions": (3, -1)}, {"positions": (-1, 20, 7, 20), "mean_from": 5}):
             wanted, got = (runtime().run(look(one, text, **asked)) for one in (here, there))
             assert got.shape == wanted.shape
             width = int(here.model.text_config.hidden_size)
             for part in range(0, wanted.shape[-1], width):
                 assert far(got[..., part : part + width], wanted[..., part : part + width]) < 1e-3
+
+
+def test_the_means_at_many_places_are_read_in_few_requests(
+    here: LocalEngine, there: VLLMEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    generate = there._server.generate
+    monkeypatch.setattr(there._server, "generate", lambda *args: (asked.append(args[-1]), generate(*args))[1])
+    for positions in (tuple(range(10, 40, 2)), tuple(range(9, 109))):
+        asked.clear()
+        wanted, got = (runtime().run(look(one, LONG, positions=positions, mean_from=4)) for one in (here, there))
+        assert far(got, wanted) < 1e-3
+        assert len(asked) == -(-len(positions) // (PLACES // 2 - 1))
 
 
 def test_many_that_are_read_at_once_are_as_each_alone(here: LocalEngine, there: VLLMEngine) -> None:

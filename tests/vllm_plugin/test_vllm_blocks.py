@@ -17,9 +17,10 @@ from anchorlm.engine import Edit, Steering, Wishes
 from anchorlm.records import DefenseError, UserError
 from anchorlm.vllm import PluginSettings, SteeringFile, save_steering
 from anchorlm.vllm._blocks import Span, SteeredBlocks
+from anchorlm.vllm._reading import Reading
 from anchorlm.vllm._states import salted
 
-WIDTH, TOKENS, REQUESTS = 8, 16, 4
+WIDTH, TOKENS, PLACES = 8, 24, 8
 
 
 class Block(nn.Module):
@@ -55,7 +56,7 @@ STATES = [{0: torch.ones(WIDTH), 2: torch.full((WIDTH,), -2.0)}, {1: torch.arang
 
 def put_on(model: Model, states: Any = STATES) -> SteeredBlocks:
     blocks = SteeredBlocks(
-        model.layers, width=WIDTH, dtype=torch.float32, tokens=TOKENS, requests=REQUESTS, states=len(states)
+        model.layers, width=WIDTH, dtype=torch.float32, tokens=TOKENS, places=PLACES, states=len(states)
     )
     for number, state in enumerate(states, 1):
         blocks.put(number, state)
@@ -80,7 +81,8 @@ def test_every_token_gets_what_its_request_is_steered_by(model: Model, compiled:
         [Span(0, 3), Span(3, 7, 1, 4), Span(7, 8, 2, 1)],
         [Span(0, 5, 2, 5)],
         [Span(0, 4, 1, 2), Span(4, 6)],  # the last two tokens of the first one are not of the prompt
-        [Span(0, 4, 1, 4, 0.5, 0), Span(4, 7, 0, 0, 1.0, 2), Span(7, 12, 2, 3, -2.0)],
+        [Span(0, 4, 1, 4, 0.5, (3,), 0), Span(4, 7, 0, 0, 1.0, (1, 2), 1), Span(7, 12, 2, 3, -2.0, (), 2)],
+        [Span(0, 4, 0, 0, 1.0, (0, 2)), Span(4, 5, 1, 1), Span(5, 9, 0, 0, 1.0, (3,))],
     ):
         tokens = torch.randn(spans[-1].end, WIDTH)
         steered.lay_out(spans)
@@ -95,9 +97,15 @@ def test_every_token_gets_what_its_request_is_steered_by(model: Model, compiled:
                 for one, other in zip(wanted, touched, strict=True):
                     one[: span.steered] = other[: span.steered]
             assert torch.allclose(got[span.start : span.end], wanted[-1], atol=1e-5)
-            assert torch.allclose(steered.activations(index), torch.stack([one[-1] for one in wanted]), atol=1e-5)
-            total = [one[span.summed :].sum(0) if span.summed is not None else torch.zeros(WIDTH) for one in wanted]
-            assert torch.allclose(steered.sums(index), torch.stack(total), atol=1e-4)
+            if (read := steered.read(index)) is None:
+                assert not span.rows
+                continue
+            assert torch.allclose(read[0], torch.stack(wanted)[:, list(span.places)], atol=1e-5)
+            edges = [] if span.summed is None else [span.summed, *(place + 1 for place in span.places), None]
+            sums = [torch.stack([one[first:last].sum(0) for one in wanted]) for first, last in pairwise(edges)]
+            assert read[1].shape[1] == len(sums)
+            for number, total in enumerate(sums):
+                assert torch.allclose(read[1][:, number], total, atol=1e-4)
 
 
 def test_a_state_that_is_replaced_steers_by_the_new_one(model: Model) -> None:
@@ -108,22 +116,64 @@ def test_a_state_that_is_replaced_steers_by_the_new_one(model: Model) -> None:
         assert torch.allclose(model(tokens), by_hand(model, tokens, STATES[1])[-1], atol=1e-5)
 
 
-@given(
-    mean_from=st.integers(0, 20), until=st.integers(0, 20) | st.none(), cuts=st.lists(st.integers(1, 19), max_size=4)
-)
-def test_a_prompt_that_is_read_in_pieces_is_steered_and_summed_as_in_one(
-    mean_from: int, until: int | None, cuts: list[int]
-) -> None:
-    wishes = Wishes(state=1, until=until, capture="x", mean_from=mean_from)
+CUTS = st.lists(st.integers(1, 19), max_size=4).map(lambda cuts: [0, *sorted(set(cuts)), 20])
+
+
+@given(until=st.integers(0, 20) | st.none(), edges=CUTS)
+def test_a_prompt_that_is_read_in_pieces_is_steered_as_in_one(until: int | None, edges: list[int]) -> None:
     steered: list[int] = []
-    summed: list[int] = []
-    edges = [0, *sorted(set(cuts)), 20]
     for read, end in pairwise(edges):
-        span = Span.of(wishes, 3, end - read, read)
+        span = Span.of(Wishes(state=1, until=until), 3, end - read, read)
         steered += range(read, read + span.steered)
-        summed += [] if span.summed is None else range(read + span.summed, end)
     assert steered == list(range(20 if until is None else until))
-    assert summed == list(range(mean_from, 20))
+
+
+@given(
+    edges=CUTS,
+    again=st.integers(0, 4),
+    places=st.sets(st.integers(0, 19), min_size=1, max_size=6).map(lambda found: tuple(sorted(found))),
+    mean_from=st.integers(0, 19) | st.none(),
+)
+def test_a_prompt_that_is_read_in_pieces_or_once_more_is_read_as_in_one(
+    edges: list[int], again: int, places: tuple[int, ...], mean_from: int | None
+) -> None:
+    begin = None if mean_from is None else min(mean_from, places[0])
+    wishes = Wishes(capture="x", places=places, mean_from=begin)
+    torch.manual_seed(0)
+    model = Model().eval()
+    steered, reading = put_on(model), Reading(wishes)
+    tokens = torch.randn(20, WIDTH)
+    for read, end in [*[*pairwise(edges)][:again], *pairwise(edges)]:
+        steered.lay_out([Span(0, 2), Span.of(wishes, 2, end - read, read)])
+        with torch.inference_mode():
+            model(torch.cat([torch.zeros(2, WIDTH), tokens[read:end]]))
+        if (found := steered.read(1)) is not None:
+            reading.add(read, end, *found)
+    whole = torch.stack(by_hand(model, tokens, {}))
+    wanted = [whole[:, place] for place in places]
+    if begin is not None:
+        wanted = [torch.cat([whole[:, place], whole[:, begin : place + 1].mean(1)], -1) for place in places]
+    assert reading.whole is not None
+    assert torch.allclose(reading.whole, torch.stack(wanted, dim=1), atol=1e-4)
+
+
+def test_a_mean_over_tokens_that_were_not_all_read_is_none() -> None:
+    reading = Reading(Wishes(capture="x", places=(9,), mean_from=2))
+    seen, sums = torch.ones(3, 1, WIDTH), torch.ones(3, 2, WIDTH)
+    reading.add(6, 10, seen, sums)  # the first six were taken from a cache
+    assert reading.whole is None
+    reading.add(0, 10, seen, sums)
+    assert reading.whole is not None
+
+
+def test_what_finds_no_room_in_a_step_is_not_read_and_is_steered_all_the_same(model: Model) -> None:
+    steered, tokens = put_on(model), torch.randn(12, WIDTH)
+    steered.lay_out([Span(0, 7, 1, 7, 1.0, tuple(range(7))), Span(7, 12, 2, 5, 1.0, (1, 3))])
+    with torch.inference_mode():
+        got = model(tokens)
+    assert steered.read(0) is not None
+    assert steered.read(1) is None
+    assert torch.allclose(got[7:], by_hand(model, tokens[7:], STATES[1])[-1], atol=1e-5)
 
 
 def test_a_hook_that_is_left_out_is_an_error(model: Model) -> None:

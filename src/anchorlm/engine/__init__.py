@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from anchorlm.engine._thoughts import THOUGHT_MARGIN, ThoughtGuide, ThoughtWriter
     from anchorlm.engine._vllm import VLLMEngine
     from anchorlm.engine._vllm_process import join_owner
-    from anchorlm.engine._vllm_wishes import GUARD, ROOM, Wishes
+    from anchorlm.engine._vllm_wishes import GUARD, PLACES, ROOM, Wishes
 else:
     __getattr__, __dir__ = lazily(
         __name__,
@@ -37,13 +37,14 @@ else:
             "_text": "TextStream",
             "_thoughts": "THOUGHT_MARGIN ThoughtGuide ThoughtWriter",
             "_vllm": "VLLMEngine",
-            "_vllm_wishes": "GUARD ROOM Wishes",
+            "_vllm_wishes": "GUARD PLACES ROOM Wishes",
             "_vllm_process": "join_owner",
         },
     )
 
 __all__ = [
     "GUARD",
+    "PLACES",
     "ROOM",
     "THOUGHT_MARGIN",
     "Edit",

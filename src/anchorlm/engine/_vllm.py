@@ -22,6 +22,7 @@ from anchorlm.engine._vllm_activations import Inside, Steered
 from anchorlm.engine._vllm_faults import failed, slow, wrong
 from anchorlm.engine._vllm_process import own
 from anchorlm.engine._vllm_start import started
+from anchorlm.engine._vllm_wishes import PLACES, Wishes
 from anchorlm.engine._vllm_words import asked, one_step, written
 from anchorlm.models import UNREAD, VLLM_ACCESS, CausalModel, VLLMSettings
 from anchorlm.records import DefenseError, GenerationSettings, TooLongError, UserError
@@ -221,7 +222,9 @@ class VLLMEngine:
     async def activations(
         self, ids: Sequence[int], positions: Sequence[int], mean_from: int | None, by: Steered | None = None
     ) -> Tensor:
-        """See `TokenSequence`. Each position is read by a request that ends there.
+        """See `TokenSequence`. Without a mean each position is read by a request that ends there.
+
+        What vLLM has kept of the tokens before is then not read again. A mean needs all of them, but only once.
 
         Raises:
             UserError: The model's activations are not to be had.
@@ -231,26 +234,32 @@ class VLLMEngine:
         places = [place if place >= 0 else len(ids) + place for place in positions]
         if not all(max(0, mean_from or 0) <= place < len(ids) for place in places):
             raise IndexError(f"Positions {list(positions)} from {mean_from} on do not lie in {len(ids)} tokens.")
-        found = await asyncio.gather(*(self._end(ids[: place + 1], mean_from, by) for place in places))
-        return torch.stack(found, dim=1)
+        wanted = sorted(set(places))
+        most = 1 if mean_from is None else PLACES // 2 - 1
+        groups = [tuple(wanted[first : first + most]) for first in range(0, len(wanted), most)]
+        parts = await asyncio.gather(*(self._read(ids, group, mean_from, by) for group in groups))
+        found = dict(zip(wanted, torch.cat(parts, dim=1).unbind(1), strict=True))
+        return torch.stack([found[place] for place in places], dim=1)
 
-    async def _end(self, ids: Sequence[int], mean_from: int | None, by: Steered | None) -> Tensor:
-        """The activations (L, H) after some tokens, and behind them the mean from a position on."""
-        name = uuid4().hex
-        try:
-            await self._whole(ids, one_step(None, whole=mean_from is not None), by, capture=name, mean_from=mean_from)
-            return await self._inside.fetch(name)
-        except BaseException:
-            self._inside.leave(name)
-            raise
+    async def _read(
+        self, ids: Sequence[int], places: tuple[int, ...], mean_from: int | None, by: Steered | None
+    ) -> Tensor:
+        """The activations (L, P, H) at some places, and behind them the means from a position on."""
+        wishes = Wishes(capture=uuid4().hex, places=places, mean_from=mean_from)
+        params = one_step(None, whole=mean_from is not None)
+        async with self._inside.read(wishes) as fetch:
+            await self._whole(ids[: places[-1] + 1], params, by, wishes)
+            return await fetch()
 
     def _check_read(self) -> None:
         if self.unread:
             raise UserError(f"The activations of {self.model.name} are inside vLLM: {self.unread}, or load it here.")
 
-    async def _whole(self, ids: Sequence[int], params: Any, by: Steered | None = None, **read: Any) -> Any:
+    async def _whole(
+        self, ids: Sequence[int], params: Any, by: Steered | None = None, read: Wishes | None = None
+    ) -> Any:
         """The one answer to a prompt, when it has ended."""
-        answers = self._answers(ids, params, by, **read)
+        answers = self._answers(ids, params, by, read)
         async with aclosing(answers):
             async for answer in answers:
                 if answer.finish_reason is not None:
@@ -258,7 +267,7 @@ class VLLMEngine:
         raise wrong("it was cut off")
 
     async def _answers(
-        self, ids: Sequence[int], params: Any, by: Steered | None = None, **read: Any
+        self, ids: Sequence[int], params: Any, by: Steered | None = None, read: Wishes | None = None
     ) -> AsyncGenerator[Any, None]:
         """What vLLM says to a prompt. Who leaves early ends the request in vLLM, too.
 
@@ -266,14 +275,13 @@ class VLLMEngine:
             ids: The prompt.
             params: How to go on with it.
             by: By which it is steered.
-            **read: What is read of it, as fields of `Wishes`.
+            read: What is read of it.
         """
         from vllm.inputs import tokens_input
 
         until = monotonic() + self._timeout
-        async with self._inside.steered(by) as (wishes, salt):
-            if by is not None or read:
-                params.extra_args = replace(wishes, **read).extra
+        async with self._inside.steered(by, read) as (wishes, salt):
+            params.extra_args = None if wishes is None else wishes.extra
             prompt = tokens_input(list(ids), cache_salt=salt)
             outputs = self._server.generate(prompt, params, f"anchorlm-{uuid4().hex}")
             try:

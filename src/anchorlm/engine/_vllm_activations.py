@@ -6,9 +6,9 @@ import asyncio
 import hashlib
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from anchorlm.engine._steering import Change, Steering
 from anchorlm.engine._vllm_faults import in_words
-from anchorlm.engine._vllm_wishes import ROOM, Wishes
+from anchorlm.engine._vllm_wishes import PLACES, ROOM, Wishes
 from anchorlm.records import DefenseError, UserError
 
 
@@ -80,6 +80,9 @@ class Inside:
         self._server = server
         self._timeout = timeout
         self._freed = asyncio.Event()
+        self._turn = asyncio.Lock()
+        self._room = PLACES
+        self._emptied = asyncio.Event()
         self._states: dict[int, _State] = {}  # by what is added; the one that was used last is the last
         self._used: Counter[int] = Counter()
         self._wanted: dict[str, asyncio.Future[Tensor | None]] = {}
@@ -88,14 +91,20 @@ class Inside:
         self._putting: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
-    async def steered(self, by: Steered | None) -> AsyncIterator[tuple[Wishes, str | None]]:
+    async def steered(
+        self, by: Steered | None, read: Wishes | None = None
+    ) -> AsyncIterator[tuple[Wishes | None, str | None]]:
         """What a request says of its steering, and the salt under which vLLM keeps what it reads: of these alone.
+
+        Args:
+            by: Its steering.
+            read: What else it says.
 
         Raises:
             DefenseError: No state becomes free in time, or the worker did not take this one.
         """
         if by is None:
-            yield Wishes(), None
+            yield read, None
             return
         state = await self._state(by)
         self._used[state.number] += 1
@@ -103,7 +112,7 @@ class Inside:
             await asyncio.shield(state.ready)
             told: Any = json.dumps([state.name, by.strength, by.until])
             salt = hashlib.sha256(told.encode()).hexdigest()
-            yield Wishes(state.number, by.strength, by.until), salt
+            yield replace(read or Wishes(), state=state.number, strength=by.strength, until=by.until), salt
         finally:
             self._used[state.number] -= 1
             self._freed.set()
@@ -155,11 +164,29 @@ class Inside:
             state.ready.set_exception(DefenseError(f"vLLM did not take a steering ({said}): see what it printed."))
             state.ready.exception()
 
-    async def fetch(self, name: str) -> Tensor:
-        """The activations that were kept under a name. Whoever asks at the same time shares a call.
+    @asynccontextmanager
+    async def read(self, wishes: Wishes) -> AsyncIterator[Callable[[], Awaitable[Tensor]]]:
+        """Waits until the worker has room for what is to be read. Gives a call that fetches it then."""
+        name, rows = str(wishes.capture), wishes.rows
+        async with self._turn:  # many small ones do not overtake a large one
+            while self._room < rows:
+                self._emptied.clear()
+                await self._emptied.wait()
+            self._room -= rows
+        try:
+            yield lambda: self._fetched(name)
+        except BaseException:
+            self._left.append(name)  # nobody fetches it any more
+            raise
+        finally:
+            self._room += rows
+            self._emptied.set()
+
+    async def _fetched(self, name: str) -> Tensor:
+        """What was kept under a name. All who ask at the same time share a call.
 
         Raises:
-            DefenseError: There are none.
+            DefenseError: There is nothing.
         """
         future: asyncio.Future[Tensor | None] = asyncio.get_running_loop().create_future()
         self._wanted[name] = future
@@ -175,10 +202,6 @@ class Inside:
         async with asyncio.timeout(self._timeout):
             answers: list[Any] = await self._server.collective_rpc(method, args=args)
             return answers
-
-    def leave(self, name: str) -> None:
-        """Nobody fetches them any more."""
-        self._left.append(name)
 
     async def _fetch(self) -> None:
         from safetensors.torch import load

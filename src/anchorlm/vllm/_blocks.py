@@ -21,6 +21,7 @@ class Span:
         state: By which it is steered; 0: by nothing.
         steered: How many of its tokens are, from the first one on.
         strength: Factor of what is added.
+        places: Those of its tokens whose activations are read.
         summed: From which of its tokens on activations are summed; None: from none.
     """
 
@@ -29,6 +30,7 @@ class Span:
     state: int = 0
     steered: int = 0
     strength: float = 1.0
+    places: tuple[int, ...] = ()
     summed: int | None = None
 
     @classmethod
@@ -43,8 +45,15 @@ class Span:
         """
         until, begin = wishes.until, wishes.mean_from
         steered = (count if until is None else max(0, min(count, until - read))) if wishes.state else 0
-        summed = None if begin is None or begin >= read + count else max(0, begin - read)
-        return cls(start, start + count, wishes.state, steered, wishes.strength, summed)
+        last = wishes.places[-1] if wishes.places else -1
+        summed = None if begin is None or begin >= read + count or read > last else max(0, begin - read)
+        places = tuple(place - read for place in wishes.between(read, read + count))
+        return cls(start, start + count, wishes.state, steered, wishes.strength, places, summed)
+
+    @property
+    def rows(self) -> int:
+        """How many rows it takes of those that are read."""
+        return len(self.places) + (self.summed is not None)
 
 
 class SteeredBlocks:
@@ -59,36 +68,38 @@ class SteeredBlocks:
         width: Of the activations.
         dtype: Of the activations, which may not be that of the weights.
         tokens: Most tokens of a step.
-        requests: Most requests of a step.
+        places: Most rows that are read in a step.
         states: How many there may be to be steered by.
     """
 
     def __init__(
-        self, blocks: nn.ModuleList, *, width: int, dtype: torch.dtype, tokens: int, requests: int, states: int
+        self, blocks: nn.ModuleList, *, width: int, dtype: torch.dtype, tokens: int, places: int, states: int
     ) -> None:
         device = next(blocks.parameters()).device  # of quantized blocks only this is the stream's, too
         self._blocks = blocks
         self._width = width
-        self._rows = torch.zeros(tokens, dtype=torch.int64, device=device)
+        self._states = torch.zeros(tokens, dtype=torch.int64, device=device)
         self._strengths = torch.zeros(tokens, 1, dtype=dtype, device=device)
-        self._ends = torch.zeros(requests, dtype=torch.int64, device=device)
+        self._places = torch.zeros(places, dtype=torch.int64, device=device)
         # The last row of the sums takes what no one asks for.
-        self._sums = torch.full((tokens,), requests, dtype=torch.int64, device=device)
-        self._fired = 0
+        self._sums = torch.full((tokens,), places, dtype=torch.int64, device=device)
+        self._rows: dict[int, int] = {}
+        self._spans: Sequence[Span] = ()
         for block in blocks:
             buffers = {
-                "rows": self._rows,
+                "states": self._states,
                 "strengths": self._strengths,
-                "ends": self._ends,
+                "places": self._places,
                 "sums": self._sums,
                 "table": torch.zeros(1 + states, width, dtype=dtype, device=device),
-                "seen": torch.zeros(requests, width, dtype=dtype, device=device),
-                "summed": torch.zeros(requests + 1, width, device=device),
+                "seen": torch.zeros(places, width, dtype=dtype, device=device),
+                "summed": torch.zeros(places + 1, width, device=device),
                 "fired": torch.zeros(1, dtype=torch.int64, device=device),
             }
             for name, buffer in buffers.items():
                 block.register_buffer(f"anchorlm_{name}", buffer, persistent=False)
             block.register_forward_hook(_add)
+        self._fired = self._count()
 
     def put(self, state: int, shifts: Mapping[int, Tensor]) -> None:
         """Makes a state of what is added by block (H,), in place of what it was.
@@ -106,22 +117,29 @@ class SteeredBlocks:
             row.copy_(shifts[layer]) if layer in shifts else row.zero_()
 
     def lay_out(self, spans: Sequence[Span]) -> None:
-        """Says which tokens of the next step belong to which request."""
-        rows = torch.zeros(len(self._rows), dtype=torch.int64)
+        """Says which tokens of the next step belong to which request. Those that find no room are not read."""
+        states = torch.zeros(len(self._states), dtype=torch.int64)
         strengths = torch.zeros(len(self._strengths), 1)
-        ends = torch.zeros(len(self._ends), dtype=torch.int64)
-        sums = torch.full((len(self._sums),), len(self._ends), dtype=torch.int64)
+        places = torch.zeros(len(self._places), dtype=torch.int64)
+        sums = torch.full((len(self._sums),), len(self._places), dtype=torch.int64)
+        self._rows, self._spans, free = {}, spans, 0
         for index, span in enumerate(spans):
-            rows[span.start : span.start + span.steered] = span.state
+            states[span.start : span.start + span.steered] = span.state
             strengths[span.start : span.start + span.steered] = span.strength
-            ends[index] = span.end - 1
-            if span.summed is not None:
-                sums[span.start + span.summed : span.end] = index
-        self._rows.copy_(rows)
+            if not span.rows or free + span.rows > len(places):
+                continue
+            self._rows[index] = free
+            ends = torch.tensor(span.places, dtype=torch.int64)
+            places[free : free + len(ends)] = span.start + ends
+            if span.summed is not None:  # each up to the next place that is read, and the rest
+                tokens = torch.arange(span.summed, span.end - span.start)
+                sums[span.start + span.summed : span.end] = free + torch.searchsorted(ends, tokens)
+            free += span.rows
+        self._states.copy_(states)
         self._strengths.copy_(strengths)
-        self._ends.copy_(ends)
+        self._places.copy_(places)
         self._sums.copy_(sums)
-        self._fired = int(self._count().sum())
+        self._fired = self._count()
 
     def check(self) -> None:
         """Whether every block has been steered in the step that was laid out.
@@ -129,21 +147,29 @@ class SteeredBlocks:
         Raises:
             DefenseError: A hook was left out; what the step gave must not be used.
         """
-        fired = int(self._count().sum()) - self._fired
+        fired = int((self._count() - self._fired).sum())  # the one time that a step waits for the device
         if fired != len(self._blocks):
             raise DefenseError(
                 f"Only {fired} of {len(self._blocks)} blocks of the server's model could be steered: empty vLLM's "
                 "compile cache, or start it with --enforce-eager (enforce_eager = true in options)."
             )
 
-    def activations(self, request: int) -> Tensor:
-        """(L, H), the activations at the last token that a request of the step has read, steered ones."""
-        seen = [self._buffer(block, "seen")[request] for block in self._blocks]
-        return torch.stack(seen).float().cpu()
+    def read(self, request: int) -> tuple[Tensor, Tensor] | None:
+        """What was read of a request in the step. None if there was no room for it.
 
-    def sums(self, request: int) -> Tensor:
-        """(L, H), the sum of the activations over the tokens of a request in this step from which they are summed."""
-        return torch.stack([self._buffer(block, "summed")[request] for block in self._blocks]).cpu()
+        Returns:
+            Its activations (L, P, H) at its places, steered ones. And the sums (L, P + 1, H) over its tokens since the
+            place before, the last one over what follows its last place, where it has sums; else (L, 0, H).
+        """
+        if (first := self._rows.get(request)) is None:
+            return None
+        span = self._spans[request]
+        places, end = first + len(span.places), first + span.rows
+        seen = torch.stack([self._buffer(block, "seen")[first:places] for block in self._blocks])
+        summed = torch.stack(
+            [self._buffer(block, "summed")[first : end if span.summed is not None else first] for block in self._blocks]
+        )
+        return seen.float().cpu(), summed.cpu()
 
     def _count(self) -> Tensor:
         return torch.stack([self._buffer(block, "fired") for block in self._blocks])
@@ -157,9 +183,9 @@ class SteeredBlocks:
 def _add(module: Any, inputs: Any, output: Any) -> Any:
     hidden, residual = output
     count = hidden.shape[0]
-    hidden = hidden + module.anchorlm_strengths[:count] * module.anchorlm_table[module.anchorlm_rows[:count]]
+    hidden = hidden + module.anchorlm_strengths[:count] * module.anchorlm_table[module.anchorlm_states[:count]]
     activations = hidden + residual
-    module.anchorlm_seen.copy_(activations[module.anchorlm_ends])
+    module.anchorlm_seen.copy_(activations[module.anchorlm_places])
     module.anchorlm_summed.zero_().index_add_(0, module.anchorlm_sums[:count], activations.float())
     module.anchorlm_fired.add_(1)
     return hidden, residual

@@ -5,17 +5,16 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 from vllm.platforms import current_platform
 
-from anchorlm.engine import GUARD, ROOM, Wishes
+from anchorlm.engine import GUARD, PLACES, ROOM, Wishes
 from anchorlm.records import DefenseError, UserError
 from anchorlm.vllm._blocks import Span, SteeredBlocks
+from anchorlm.vllm._reading import Reading
 from anchorlm.vllm._settings import CAPTURE, STEERING, PluginSettings
 from anchorlm.vllm._start import check_steered
 
@@ -40,25 +39,6 @@ _SUMMED = frozenset({
 """Blocks of which `hidden + residual` is the stream, as vLLM 0.32 writes them. Of others, one of the two is already."""
 
 
-@dataclass(slots=True)
-class _Read:
-    """What is read of a request in one step.
-
-    Attributes:
-        name: Under which it is kept.
-        begin: From which of its tokens on their mean is wanted, too; None: it is not.
-        read: How many of its tokens were read before.
-        end: How many are read when the step has ended.
-        last: Whether its prompt ends in this step.
-    """
-
-    name: str
-    begin: int | None
-    read: int
-    end: int
-    last: bool
-
-
 class SteeredWorker(Worker):  # type: ignore[misc]  # vLLM is not there where types are checked
     """vLLM's own worker, whose model is read and steered request by request."""
 
@@ -69,10 +49,11 @@ class SteeredWorker(Worker):  # type: ignore[misc]  # vLLM is not there where ty
         # A model that was compiled for a server without our hooks would be taken from vLLM's cache.
         states = len(self._files) + ROOM
         self._guarded = bool(vllm_config.additional_config.get(GUARD))
-        vllm_config.additional_config = {**vllm_config.additional_config, "anchorlm_states": states}
+        told = {"anchorlm_states": states, "anchorlm_places": PLACES}
+        vllm_config.additional_config = {**vllm_config.additional_config, **told}
         self._broken: DefenseError | None = None
         self._captured: dict[str, Tensor] = {}
-        self._sums: dict[str, tuple[Tensor, int]] = {}  # and how many tokens they are of
+        self._readings: dict[str, Reading] = {}
         super().__init__(vllm_config, *args, **kwargs)
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
@@ -84,12 +65,12 @@ class SteeredWorker(Worker):  # type: ignore[misc]  # vLLM is not there where ty
             width=self.vllm_config.model_config.get_hidden_size(),
             dtype=self.vllm_config.model_config.dtype,
             tokens=runner.max_num_tokens,
-            requests=runner.max_num_reqs,
+            places=PLACES,
             states=len(self._files) + ROOM,
         )
         for state, file in enumerate(self._files.values(), 1 + ROOM):
             self._steered.put(state, file.shifts)
-        self._reads: dict[int, _Read] = {}
+        self._reads: dict[int, tuple[Wishes, int, int]] = {}
         made = runner._prepare_inputs
 
         def prepared(scheduler_output: Any, counts: Any, *more: Any, **others: Any) -> Any:
@@ -111,9 +92,8 @@ class SteeredWorker(Worker):  # type: ignore[misc]  # vLLM is not there where ty
             own = Wishes.of(extra) if self._guarded else None
             wishes = own or self._wishes(extra, name, request.num_prompt_tokens)
             spans.append(Span.of(wishes, start, count, read))
-            if wishes.capture is not None and read < request.num_prompt_tokens:
-                last = request.num_prompt_tokens <= read + count
-                self._reads[index] = _Read(wishes.capture, wishes.mean_from, read, read + count, last)
+            if wishes.capture is not None and read <= wishes.places[-1]:
+                self._reads[index] = (wishes, read, read + count)
             start += count
         self._steered.lay_out(spans)
         self._laid_out = True
@@ -124,7 +104,9 @@ class SteeredWorker(Worker):  # type: ignore[misc]  # vLLM is not there where ty
         if (asked := extra.get(STEERING)) is not None:
             state = 1 + ROOM + list(self._files).index(asked)
             until = prompt if self._files[asked].positions == "prompt" else None
-        return Wishes(state=state, until=until, capture=name if extra.get(CAPTURE) else None)
+        if not extra.get(CAPTURE):
+            return Wishes(state=state, until=until)
+        return Wishes(state=state, until=until, capture=name, places=(prompt - 1,))
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """Runs a step, and looks whether every block was steered in it."""
@@ -135,8 +117,8 @@ class SteeredWorker(Worker):  # type: ignore[misc]  # vLLM is not there where ty
                 self._steered.check()
             except DefenseError as error:
                 self._end(error)
-            for index, one in self._reads.items():
-                self._read(index, one)
+            for index, (wishes, read, end) in self._reads.items():
+                self._read(index, wishes, read, end)
         return found
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
@@ -158,37 +140,31 @@ class SteeredWorker(Worker):  # type: ignore[misc]  # vLLM is not there where ty
             os._exit(1)
         raise error
 
-    def _read(self, index: int, one: _Read) -> None:
-        begin = one.begin
-        if begin is not None and one.end > begin:
-            total, count = self._steered.sums(index), one.end - max(one.read, begin)
-            if one.read > begin and one.name in self._sums:  # else it is read from the beginning, perhaps once more
-                before, more = self._sums[one.name]
-                total, count = before + total, more + count
-            self._sums[one.name] = (total, count)
-        if not one.last:
+    def _read(self, index: int, wishes: Wishes, read: int, end: int) -> None:
+        name = str(wishes.capture)
+        # Where there was no room, it is never whole, and who fetches it is told that there is nothing.
+        if name in self._captured or (found := self._steered.read(index)) is None:
             return
-        found = self._steered.activations(index)
-        if begin is not None:
-            total, count = self._sums.pop(one.name, (found, 0))
-            if not count or count != one.end - begin:
-                return  # a part was taken from the cache, and who fetches it is told that there is nothing
-            found = torch.cat([found, total / count], dim=-1)
-        self._captured.setdefault(one.name, found)
+        reading = self._readings.setdefault(name, Reading(wishes))
+        reading.add(read, end, *found)
+        if (whole := reading.whole) is None:
+            return
+        del self._readings[name]
+        self._captured[name] = whole
         while len(self._captured) > (_KEPT_FOR_GUARD if self._guarded else _KEPT):
             del self._captured[next(iter(self._captured))]
 
     def anchorlm_captured(self) -> dict[str, list[list[float]]]:
         """The activations (L, H) at the end of each prompt whose request asked for them; they are given once."""
-        found = {name: tensor.tolist() for name, tensor in self._captured.items()}
+        found = {name: tensor[:, 0].tolist() for name, tensor in self._captured.items()}
         self._captured.clear()
         return found
 
     def anchorlm_fetch(self, names: list[str]) -> bytes:
-        """Those of some requests of a guard's own, as safetensors: (L, H), or (L, 2 H) with the mean. Given once."""
+        """Those of some requests of a guard's own, as safetensors: (L, P, H), or (L, P, 2 H) with means. Given once."""
         there = {name: self._captured.pop(name) for name in names if name in self._captured}
         for name in names:
-            self._sums.pop(name, None)
+            self._readings.pop(name, None)
         data: bytes = save(there)
         return data
 
