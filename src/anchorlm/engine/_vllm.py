@@ -9,7 +9,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from time import monotonic
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from uuid import uuid4
 
 import torch
@@ -159,9 +159,13 @@ class VLLMEngine:
     ) -> tuple[Tensor, float]:
         """Log-probabilities (V,) of the next token as far as vLLM names tokens, and the mass that is left.
 
+        Where the worker is ours, it has all of them.
+
         Raises:
             DefenseError: vLLM gave none.
         """
+        if not self.unread:
+            return await self._all(ids, by), 0.0
         answer = await self._whole(ids, one_step(self._top), by)
         named = answer.logprobs
         if not named:
@@ -175,6 +179,16 @@ class VLLMEngine:
         if not 0 < mass <= 1 + _TOLERANCE:  # not a number is neither
             raise wrong("its log-probabilities are no distribution")
         return logits, max(0.0, 1.0 - mass)
+
+    async def _all(self, ids: Sequence[int], by: Steered | None) -> Tensor:
+        """Log-probabilities (V,) of the next token."""
+        wishes = Wishes(capture=uuid4().hex, logits=True)
+        async with self._inside.read(wishes) as fetch:
+            await self._whole(ids, one_step(None), by, wishes)
+            found = (await fetch())[: len(self._silent)].masked_fill(self._silent, -torch.inf).log_softmax(-1)
+        if not found.exp().sum() > 0:  # not a number is not
+            raise wrong("its logits are no distribution")
+        return found
 
     async def completed(
         self, ids: Sequence[int], generation: GenerationSettings, room: int, by: Steered | None = None
@@ -303,8 +317,7 @@ class VLLMEngine:
 
     def _finish(self, answer: Any) -> Literal["stop", "length"]:
         if answer.finish_reason in ("stop", "length"):
-            found: Literal["stop", "length"] = answer.finish_reason
-            return found
+            return cast("Literal['stop', 'length']", answer.finish_reason)
         raise wrong(f"it ended because of {answer.finish_reason!r:.40}")
 
 

@@ -194,7 +194,7 @@ class Inside:
             self._fetching = asyncio.create_task(self._fetch())
         found = await future
         if found is None:
-            raise DefenseError("vLLM did not keep the activations of a request: send fewer requests at once.")
+            raise DefenseError("vLLM did not keep what was read of a request: send fewer requests at once.")
         return found
 
     async def _call(self, method: str, *args: Any) -> list[Any]:
@@ -214,10 +214,10 @@ class Inside:
                 answers = await self._call("anchorlm_fetch", [*wanted, *left])
                 found = load(bytes(answers[0]))
             except Exception as error:  # of vLLM, in many classes
-                said = in_words(error)
+                told = f"vLLM gave nothing of what it read ({in_words(error)}): see what it printed."
                 for future in wanted.values():
                     if not future.done():
-                        future.set_exception(DefenseError(f"vLLM gave no activations ({said}): see what it printed."))
+                        future.set_exception(DefenseError(told))
                 continue
             for name, future in wanted.items():
                 if not future.done():

@@ -25,9 +25,10 @@ class Wishes:
         state: By which it is steered; 0: by nothing.
         strength: Factor of what is added.
         until: The first position that is left alone; None: there is none.
-        capture: Under which name activations are kept; None: they are not.
+        capture: Under which name what is read is kept; None: nothing is.
         places: The positions of the prompt at which they are kept, in ascending order.
         mean_from: Where the mean up to each of these begins, if it is kept, too.
+        logits: Whether those of the first new token are kept, and no activations.
     """
 
     state: int = 0
@@ -36,6 +37,7 @@ class Wishes:
     capture: str | None = None
     places: tuple[int, ...] = ()
     mean_from: int | None = None
+    logits: bool = False
 
     @classmethod
     def of(cls, extra: Mapping[str, Any]) -> Self | None:

@@ -71,6 +71,7 @@ class SteeredWorker(Worker):  # type: ignore[misc]  # vLLM is not there where ty
         for state, file in enumerate(self._files.values(), 1 + ROOM):
             self._steered.put(state, file.shifts)
         self._reads: dict[int, tuple[Wishes, int, int]] = {}
+        self._chosen: dict[int, str] = {}
         made = runner._prepare_inputs
 
         def prepared(scheduler_output: Any, counts: Any, *more: Any, **others: Any) -> Any:
@@ -84,7 +85,7 @@ class SteeredWorker(Worker):  # type: ignore[misc]  # vLLM is not there where ty
         """Called when the batch of a step is settled: requests stand in it in the order of the runner's own."""
         runner = self.model_runner
         spans, start = [], 0
-        self._reads = {}
+        self._reads, self._chosen = {}, {}
         for index, (name, count) in enumerate(zip(runner.input_batch.req_ids, counts, strict=False)):
             request = runner.requests[name]
             extra = (request.sampling_params.extra_args or {}) if request.sampling_params is not None else {}
@@ -92,7 +93,9 @@ class SteeredWorker(Worker):  # type: ignore[misc]  # vLLM is not there where ty
             own = Wishes.of(extra) if self._guarded else None
             wishes = own or self._wishes(extra, name, request.num_prompt_tokens)
             spans.append(Span.of(wishes, start, count, read))
-            if wishes.capture is not None and read <= wishes.places[-1]:
+            if wishes.logits and read < request.num_prompt_tokens <= read + count:
+                self._chosen[index] = str(wishes.capture)
+            elif wishes.places and read <= wishes.places[-1]:
                 self._reads[index] = (wishes, read, read + count)
             start += count
         self._steered.lay_out(spans)
@@ -119,6 +122,8 @@ class SteeredWorker(Worker):  # type: ignore[misc]  # vLLM is not there where ty
                 self._end(error)
             for index, (wishes, read, end) in self._reads.items():
                 self._read(index, wishes, read, end)
+            for index, name in self._chosen.items():  # each request has one row there, as nothing is speculated
+                self._keep(name, self.model_runner.execute_model_state.logits[index].float().cpu())
         return found
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
@@ -150,7 +155,10 @@ class SteeredWorker(Worker):  # type: ignore[misc]  # vLLM is not there where ty
         if (whole := reading.whole) is None:
             return
         del self._readings[name]
-        self._captured[name] = whole
+        self._keep(name, whole)
+
+    def _keep(self, name: str, found: Tensor) -> None:
+        self._captured.setdefault(name, found)
         while len(self._captured) > (_KEPT_FOR_GUARD if self._guarded else _KEPT):
             del self._captured[next(iter(self._captured))]
 
@@ -161,7 +169,7 @@ class SteeredWorker(Worker):  # type: ignore[misc]  # vLLM is not there where ty
         return found
 
     def anchorlm_fetch(self, names: list[str]) -> bytes:
-        """Those of some requests of a guard's own, as safetensors: (L, P, H), or (L, P, 2 H) with means. Given once."""
+        """What was read for some requests of a guard's own, as safetensors, once: (L, P, H), (L, P, 2 H) or (V,)."""
         there = {name: self._captured.pop(name) for name in names if name in self._captured}
         for name in names:
             self._readings.pop(name, None)
