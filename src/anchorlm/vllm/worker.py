@@ -122,8 +122,10 @@ class SteeredWorker(Worker):  # type: ignore[misc]  # vLLM is not there where ty
                 self._end(error)
             for index, (wishes, read, end) in self._reads.items():
                 self._read(index, wishes, read, end)
-            for index, name in self._chosen.items():  # each request has one row there, as nothing is speculated
-                self._keep(name, self.model_runner.execute_model_state.logits[index].float().cpu())
+            # Each request has one row of logits, as nothing is speculated. Of a split model the first worker has them.
+            if self._chosen and (logits := self.model_runner.execute_model_state.logits) is not None:
+                for index, name in self._chosen.items():
+                    self._keep(name, logits[index].float().cpu())
         return found
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
