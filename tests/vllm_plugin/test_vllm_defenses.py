@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from fitting.test_critic import HARMFUL as BROKEN
+from fitting.test_critic import HARMLESS as PAINTED
 from fitting.test_critic import cost, reward
 from mixtures import loaded
 
@@ -38,7 +40,7 @@ GOOD = [f"Tell me how to {verb} a {thing}." for verb in ("see", "clean", "buy") 
 
 
 FEW: dict[str, Any] = {"candidates": 2, "mixed_tokens": 3, "generation": {"max_new_tokens": 8}}
-"""Of AlignBeam: each mixed token is a request that names 1,000 tokens, which takes vLLM a while."""
+"""Of AlignBeam: each mixed token is a request to vLLM."""
 
 
 def said(text: str) -> list[dict[str, str]]:
@@ -98,9 +100,9 @@ def guided(
     return made
 
 
-def answers(guards: list[Guard], prompt: Any, **knobs: Any) -> tuple[Response, Response]:
+def answers(guards: list[Guard], prompt: Any) -> tuple[Response, Response]:
     """Of the guard here and of the one there, which must be the same."""
-    ours, theirs = (guard.chat(prompt, knobs=knobs) for guard in guards)
+    ours, theirs = (guard.chat(prompt) for guard in guards)
     assert not theirs.failed, theirs.trace
     assert theirs.text == ours.text
     return ours, theirs
@@ -180,19 +182,16 @@ def test_a_gate_of_inferenceguard_lets_the_anchor_in_where_it_does_here(guided: 
         assert [one.kind for one in theirs.trace] == [one.kind for one in ours.trace]
 
 
-@pytest.fixture(scope="module")
-def steered(here: LocalEngine, tmp_path_factory: pytest.TempPathFactory) -> str:
-    fitted = fit_inferaligner(here, here, HARMFUL, HARMLESS, pooling="end")
-    return str(fitted.save(tmp_path_factory.mktemp("steered")))
-
-
 @pytest.mark.parametrize("name", ["caa", "cast"])
-@pytest.mark.parametrize("knobs", [{}, {"alpha": 1.0, "layers": (4, 12, 20), "positions": "all"}])
+@pytest.mark.parametrize(
+    "knobs", [{}, {"alpha": 1.0, "layers": (4, 12, 20), "positions": "all"}], ids=["fitted", "set"]
+)
 def test_caa_and_cast_steer_where_and_as_they_do_here(
-    here: LocalEngine, there: VLLMEngine, steered: str, name: str, knobs: dict[str, Any]
+    guided: Callable[[str], Guided], name: str, knobs: dict[str, Any]
 ) -> None:
-    ask: dict[str, Any] = {"artifact": steered, "generation": {"max_new_tokens": 12}}
-    guards = [Guard(engine, name, **ask, **knobs) for engine in (here, there)]
+    folders, (here, _), (there, _) = guided("itself")
+    ask: dict[str, Any] = {"artifact": folders["artifact"], "generation": {"max_new_tokens": 12}, **knobs}
+    guards = [Guard(engine, name, **ask) for engine in (here, there)]
     bare = Guard(there, generation={"max_new_tokens": 12})
     opened, changed = [], []
     for prompt in PROMPTS[:2]:
@@ -208,9 +207,7 @@ def test_caa_and_cast_steer_where_and_as_they_do_here(
 def test_the_critic_of_inferenceguard_expects_what_it_expects_here(
     here: LocalEngine, there: VLLMEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    things = ("door", "car", "lamp", "boat", "fence", "gate", "roof", "shed")
-    harmful, harmless = ([f"How do I {verb} the {thing}?" for thing in things] for verb in ("break", "paint"))
-    fitted = fit_inferenceguard(here, cost, reward, harmful, harmless, rollouts=2, block=4, max_new_tokens=12,
+    fitted = fit_inferenceguard(here, cost, reward, BROKEN, PAINTED, rollouts=2, block=4, max_new_tokens=12,
                                 epochs=5, hidden=16)  # fmt: skip
     fitted = replace(fitted, settings={**fitted.settings, "threshold": 0.1})  # it lets most through
     ask: dict[str, Any] = {"cost": cost, "reward": reward, "critic": str(fitted.save(tmp_path / "critic")), "block": 4,
@@ -233,7 +230,7 @@ def test_the_critic_of_inferenceguard_expects_what_it_expects_here(
 
     monkeypatch.setattr(there, "activations", watched)
     given = 0
-    for prompt in (said(f"How do I {what}?") for what in ("break the horse", "paint the horse", "paint the ring")):
+    for prompt in (said(f"How do I {what}?") for what in ("break the ring", "paint the ring", "paint the book")):
         ours, theirs = answers(guards, prompt)
         alike([one.data for one in theirs.trace], [one.data for one in ours.trace])
         given += theirs.finish_reason != "refusal"
