@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -16,9 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 pytest.importorskip("vllm.config", reason="vLLM has an environment of its own: make test-vllm")
+openai: Any = pytest.importorskip("openai", reason="vLLM brings openai: make test-vllm")
 psutil: Any = pytest.importorskip("psutil", reason="vLLM brings psutil: make test-vllm")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
@@ -167,3 +170,37 @@ def test_nothing_of_vllm_is_left_and_nothing_of_it_stands_among_answers(recipe: 
     assert all(row["response"].strip() and "failed" not in row for row in rows)
     assert "Traceback" not in ended.stderr
     assert "leaked" not in ended.stderr
+
+
+def test_a_server_answers_with_it_and_ends_with_all_of_it_when_it_is_told_to(recipe: Path) -> None:
+    errors = recipe.with_name("errors")
+    words = ["serve", str(recipe), "--port", "0", "--no-probe"]
+    with errors.open("w") as log:
+        process = subprocess.Popen(**command(*words), stdout=subprocess.PIPE, stderr=log, text=True)
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().split(" at ")[1].split("/v1")[0]
+        end = time.monotonic() + 300
+        while httpx.get(f"{url}/ready").status_code != 200:  # it listens while vLLM starts
+            assert time.monotonic() < end, errors.read_text("utf-8")
+            assert process.poll() is None, errors.read_text("utf-8")
+            time.sleep(0.5)
+        assert httpx.get(f"{url}/health").status_code == 200
+        ask: Any = {"model": "guard", "messages": [{"role": "user", "content": "What is a cat?"}], "max_tokens": 24,
+                    "temperature": 0}  # fmt: skip
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=300) as client:
+            whole = client.chat.completions.create(**ask).choices[0]
+            pieces = [one.choices[0] for one in client.chat.completions.create(**ask, stream=True) if one.choices]
+        said = [one.delta.content for one in pieces if one.delta.content]
+        assert len(said) > 3
+        assert "".join(said) == whole.message.content
+        assert pieces[-1].finish_reason == whole.finish_reason == "length"
+        processes = below(process)
+        assert any("EngineCore" in " ".join(one.cmdline()) for one in processes)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.communicate()
+    assert gone(processes)
+    assert "Traceback" not in errors.read_text("utf-8")
