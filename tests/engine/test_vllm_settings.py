@@ -58,7 +58,6 @@ def test_a_comparison_loads_its_models_itself(model: Any, role: str) -> None:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"engine": "vlm"}, "engine"),
         ({"adapter": "org/adapter"}, "adapter"),
         ({"attention": "sdpa"}, "attention"),
         ({"dtype": "int8"}, "quantization in options"),
@@ -71,6 +70,20 @@ def test_what_does_not_fit_vllm_is_one_sentence(more: dict[str, Any], words: str
     with pytest.raises(UserError, match=words) as raised:
         recipe({"path": "org/model", "engine": "vllm", **more})
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("engine", ["sglang", "tgi", "llama.cpp", "ollama", "vlm", "VLLM", "", 3, None])
+@pytest.mark.parametrize("more", [{"path": "org/model"}, {"model": "llama3"}], ids=lambda more: next(iter(more)))
+def test_another_engine_is_told_how_a_server_is_named(engine: Any, more: dict[str, str]) -> None:
+    section = {**more, "engine": engine}
+    for made in (lambda: recipe(section), lambda: recipe("org/model", anchor=section), lambda: Guard(section),
+                 lambda: JudgeSettings.parse({"kind": "rubric", "model": section}, where="a test")):  # fmt: skip
+        with pytest.raises(UserError) as raised:
+            made()
+        said = str(raised.value)
+        assert said.startswith(f"A guard starts no engine {engine!r}, only vllm: give a server that runs already as "
+                               'endpoint = "http://host:port/v1", and leave engine out to load ')  # fmt: skip
+        assert said.endswith(" here.")
 
 
 def test_a_classifier_does_not_run_in_vllm() -> None:
