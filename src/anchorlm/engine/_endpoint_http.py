@@ -10,7 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from anchorlm.engine._endpoint_faults import Passing, fault, gone, refused, slow
+from anchorlm.engine._endpoint_faults import Passing, UntrustedError, fault, gone, refused, slow, unreached
 from anchorlm.models import EndpointSettings
 from anchorlm.records import UserError
 
@@ -174,7 +174,9 @@ class Caller:
                 error, wait = passing.error, passing.wait
             except _http_errors() as failed:
                 self.doubtful = True  # what answers the next time may be another server
-                error = gone(self._settings, type(failed).__name__)
+                error = unreached(self._settings, failed)
+                if isinstance(error, UntrustedError):
+                    raise error from None
             wait = max(wait, pause * random.uniform(0.5, 1.0))
             if not left or monotonic() + wait >= until:
                 raise error
