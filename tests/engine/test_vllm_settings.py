@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -100,6 +103,19 @@ def test_a_missing_extra_names_the_command(tmp_path: Path) -> None:
         Guard(target, "undefended")
     found = Guard.check(recipe(target))
     assert found.gaps == ["target: A model in vLLM needs vLLM: pip install 'anchorlm[vllm]'."]
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [(None, None), ("", "anchorlm"), ("a,b", "a,b,anchorlm"), ("anchorlm", "anchorlm"), ("a,anchorlm", "a,anchorlm"),
+     ("anchorlm2", "anchorlm2,anchorlm")],
+)  # fmt: skip
+def test_the_vllm_of_a_guard_loads_our_plugin_whatever_else_it_should_load(given: str | None, seen: str | None) -> None:
+    code = "import os; from anchorlm.engine._vllm_process import own; own(); print(os.environ.get('VLLM_PLUGINS'))"
+    environment = {name: value for name, value in os.environ.items() if name != "VLLM_PLUGINS"}
+    environment |= {} if given is None else {"VLLM_PLUGINS": given}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == str(seen), done.stderr
 
 
 def test_two_models_without_their_weights_are_told_apart_by_their_files(tmp_path: Path) -> None:
