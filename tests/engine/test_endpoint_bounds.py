@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
@@ -44,23 +44,28 @@ def settings(url: str, **more: Any) -> EndpointSettings:
 
 async def whole(far: EndpointEngine, ids: list[int]) -> str:
     async with far.open(ids, room=4) as row:
-        return (await row.generate(GREEDY)).text
+        answer = await row.generate(GREEDY)
+    return answer.text
 
 
 async def in_pieces(far: EndpointEngine, ids: list[int]) -> str:
     async with far.open(ids, room=4) as row:
-        return far.model.vocabulary.decode([token async for token in row.stream(GREEDY)]).decode()
+        written: bytes = far.model.vocabulary.decode([token async for token in row.stream(GREEDY)])
+    return written.decode()
 
 
 @pytest.mark.parametrize("write", [whole, in_pieces])
 def test_requests_at_once_share_a_few_connections_that_are_kept(
-    write: Callable[..., Any], endpoint: Endpoint, model: CausalModel, tmp_path: Path
+    write: Callable[[EndpointEngine, list[int]], Coroutine[Any, Any, str]],
+    endpoint: Endpoint,
+    model: CausalModel,
+    tmp_path: Path,
 ) -> None:
     model.tokenizer.save_pretrained(tmp_path)
     far = EndpointEngine.start(settings(endpoint.url, connections=CONNECTIONS, tokenizer=str(tmp_path)))
     before = len(endpoint.asked)
 
-    async def all_at_once() -> list[str]:
+    async def all_at_once() -> Sequence[str]:
         return await asyncio.gather(*(write(far, model.encode(TURNS)) for _ in range(REQUESTS)))
 
     answers = runtime().run(all_at_once())

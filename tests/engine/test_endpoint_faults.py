@@ -93,16 +93,13 @@ def folder(model: CausalModel, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def grader() -> CausalModel:
-    """Gives the best grade to everything."""
-    return automaton(["1"]).model
-
-
-@pytest.fixture(scope="module")
-def graders(grader: CausalModel, tmp_path_factory: pytest.TempPathFactory) -> str:
-    place: Path = tmp_path_factory.mktemp("grader")
+def served(
+    model: CausalModel, folder: str, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[CausalModel, str]]:
+    """The model of each role, and the folder of its tokenizer. Those who grade give the best grade to everything."""
+    grader, place = automaton(["1"]).model, tmp_path_factory.mktemp("grader")
     grader.tokenizer.save_pretrained(place)
-    return str(place)
+    return {role: (grader, str(place)) if role in ("judge", "cost") else (model, folder) for role in ROLES}
 
 
 def settings(endpoint: Endpoint, folder: str, **more: Any) -> dict[str, Any]:
@@ -123,12 +120,11 @@ def guarded(role: str, source: Any, local: LocalEngine) -> Guard:
 
 
 @pytest.fixture(scope="module")
-def scenes(model: CausalModel, folder: str, grader: CausalModel, graders: str) -> Iterator[dict[str, Scene]]:
+def scenes(model: CausalModel, served: dict[str, tuple[CausalModel, str]]) -> Iterator[dict[str, Scene]]:
     local, found = LocalEngine(model), {}
-    for role in ROLES:
-        grades = role in ("judge", "cost")
-        endpoint = Endpoint(grader if grades else model)
-        guard = guarded(role, settings(endpoint, graders if grades else folder), local)
+    for role, (far, place) in served.items():
+        endpoint = Endpoint(far)
+        guard = guarded(role, settings(endpoint, place), local)
         answer = guard.chat(TURNS)
         assert (answer.failed, answer.finish_reason) == (False, "length")
         found[role] = Scene(endpoint, guard, answer.text)
@@ -137,16 +133,15 @@ def scenes(model: CausalModel, folder: str, grader: CausalModel, graders: str) -
         scene.endpoint.stop()
 
 
-def refused(response: Response) -> bool:
-    """Whether nothing but the refusal is out."""
+def check_refusal(response: Response) -> None:
+    """Nothing but the refusal is out."""
     assert (response.text, response.token_ids, response.finish_reason) == (REFUSAL, (), "refusal")
     assert (response.scores, response.thought, response.calls) == (None, None, ())
-    return True
 
 
 def why(response: Response) -> str:
     """What is told of a guard that could not do its work, and nothing else of its work with it."""
-    assert refused(response)
+    check_refusal(response)
     (told,) = [one.data for one in response.trace if one.kind == "fail_closed"]
     assert set(told) == {"why"}
     return str(told["why"])
@@ -168,7 +163,7 @@ def test_a_grader_that_gives_no_grade_lets_nothing_through(role: str, said: str,
     """Nobody asks how likely the words of a grader are, and these give no grade, which counts as the worst one."""
     scene = scenes[role]
     response, streamed = scene.under("sum")
-    assert refused(response)
+    check_refusal(response)
     assert not response.failed
     (told,) = [one.data["why"] for one in response.trace if one.kind == "fallback"]
     assert told.startswith(said)
@@ -177,11 +172,11 @@ def test_a_grader_that_gives_no_grade_lets_nothing_through(role: str, said: str,
 
 @pytest.mark.parametrize("role", ROLES)
 def test_a_server_that_says_nothing_is_left_in_time(
-    role: str, model: CausalModel, folder: str, grader: CausalModel, graders: str
+    role: str, model: CausalModel, served: dict[str, tuple[CausalModel, str]]
 ) -> None:
-    grades = role in ("judge", "cost")
-    endpoint = Endpoint(grader if grades else model)
-    guard = guarded(role, settings(endpoint, graders if grades else folder, timeout=1), LocalEngine(model))
+    far, place = served[role]
+    endpoint = Endpoint(far)
+    guard = guarded(role, settings(endpoint, place, timeout=1), LocalEngine(model))
     endpoint.always = "hang"
     before = monotonic()
     response = guard.chat(TURNS)
