@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import threading
 import time
 from collections import deque
@@ -48,6 +49,11 @@ class Endpoint:
         most: Likeliest tokens that may be asked for.
         key: API key that it wants.
         hides: Whether it names tokens only where `logit_bias` says which one to take; `biased`: and counts it in.
+        tls: With what it encrypts; None: it does not.
+
+    Attributes:
+        connects: How often someone has connected.
+        most_open: Most connections that were open at once.
     """
 
     def __init__(
@@ -65,6 +71,7 @@ class Endpoint:
         most: int = 1000,
         key: str | None = None,
         hides: Literal["unbiased", "biased"] | None = None,
+        tls: ssl.SSLContext | None = None,
         port: int = 0,
     ) -> None:
         self.model = model
@@ -78,6 +85,7 @@ class Endpoint:
         self.faults: deque[Any] = deque()
         self.always: Any = None
         self.left = threading.Event()
+        self.connects = self.most_open = 0
         self._lock = threading.Lock()
         endpoint = self
 
@@ -103,21 +111,32 @@ class Endpoint:
 
             def process_request(self, request: Any, client_address: Any) -> None:
                 self.open.add(request)
+                endpoint.most_open = max(endpoint.most_open, len(self.open))
                 super().process_request(request, client_address)
+
+            def get_request(self) -> Any:
+                endpoint.connects += 1
+                return super().get_request()  # with TLS, it ends here if nobody trusts us
+
+            def close_request(self, request: Any) -> None:
+                self.open.discard(request)
+                super().close_request(request)
 
             def handle_error(self, request: Any, client_address: Any) -> None:
                 pass
 
         self._server = Quiet(("127.0.0.1", port), Handler)
         self.port = self._server.server_port
-        self.url = f"http://127.0.0.1:{self.port}/v1"
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self.port}/v1"
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     def stop(self) -> None:
         """Ends the server, and every connection with it."""
         self._server.shutdown()
         self._server.server_close()
-        for connection in self._server.open:
+        for connection in list(self._server.open):
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
@@ -250,18 +269,22 @@ class Endpoint:
             return _send(handler, 200, frame | {"choices": [choice(whole, steps, finish, False)], "usage": usage})
         handler.send_response(200)
         handler.send_header("Content-Type", "text/event-stream")
-        handler.send_header("Connection", "close")
+        handler.send_header("Transfer-Encoding", "chunked")
         handler.end_headers()
+
+        def write(data: bytes) -> None:
+            handler.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+
         held = b""
         for step in steps:
             held += self.model.vocabulary.token_bytes(step[0])
             said = held.decode("utf-8", "ignore")
             held = held[len(said.encode()) :]
-            handler.wfile.write(_event(frame | {"choices": [choice(said, [step], None, True)]}))
-        handler.wfile.write(_event(frame | {"choices": [choice("", [], finish, True)]}))
-        handler.wfile.write(_event(frame | {"choices": [], "usage": usage}))
-        handler.wfile.write(b"data: [DONE]\n\n")
-        handler.close_connection = True
+            write(_event(frame | {"choices": [choice(said, [step], None, True)]}))
+        write(_event(frame | {"choices": [choice("", [], finish, True)]}))
+        write(_event(frame | {"choices": [], "usage": usage}))
+        write(b"data: [DONE]\n\n")
+        write(b"")
         return None
 
     def _steps(self, ids: list[int], body: Mapping[str, Any], top: int | None) -> Iterator[tuple[int, Any]]:

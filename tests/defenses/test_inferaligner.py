@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -442,3 +442,28 @@ def test_the_artifact_may_be_a_path(target: LocalEngine, folder: Path) -> None:
     one = Guard(target, InferAligner, artifact=folder, generation={"max_new_tokens": 1})
     assert one.defense.settings.artifact == str(folder)
     assert decision(one.chat(said("x")), "gate")["layers"]
+
+
+def test_the_layers_that_requests_choose_do_not_pile_up_and_answers_stay_the_same(tmp_path: Path) -> None:
+    deep = LocalEngine(tiny_model("llama", num_hidden_layers=8))
+    place = trusted(fit_inferaligner(deep, deep, HARMFUL, HARMLESS)).save(tmp_path / "deep")
+    one = guard(deep, place, gate="open", alpha=3.0, positions="all")
+    choices = [[layer for layer in range(8) if number >> layer & 1] for number in range(1, 81)]
+
+    def answers(some: list[list[int]]) -> list[tuple[int, ...]]:
+        return [one.chat(said("x"), knobs={"layers": layers}, max_new_tokens=4).token_ids for layers in some]
+
+    first = answers(choices[:10])
+    assert len(set(first)) > 1
+    answers(choices[10:])
+    assert len(cast("InferAligner", one.defense).aligner._edits) == 64
+    assert answers(choices[:10]) == first
+
+
+def test_equal_layers_share_their_edits_in_whatever_order_a_request_gives_them(
+    target: LocalEngine, folder: Path
+) -> None:
+    aligner = cast("InferAligner", guard(target, folder).defense).aligner
+    both = aligner.steering(layers=[0, 1]).edits
+    assert aligner.steering(layers=[1, 0, 1], alpha=2.0).edits is both
+    assert aligner.steering(layers=[1]).edits is not both

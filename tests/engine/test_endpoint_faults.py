@@ -7,9 +7,11 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
+from automata import automaton
 from endpoints import Endpoint, readable
 from factories import tiny_model
 
@@ -17,21 +19,65 @@ from anchorlm.engine import EndpointEngine, LocalEngine, runtime
 from anchorlm.guard import Guard
 from anchorlm.judging import CallableJudge, CallableScorer
 from anchorlm.models import CausalModel, EndpointSettings
-from anchorlm.records import DefenseError, GenerationSettings, UserError
+from anchorlm.records import DefenseError, GenerationSettings, Response, TextDelta, UserError
 
 TURNS = [{"role": "user", "content": "How do I bake bread?"}]
 REFUSAL = "I cannot say anything now."
 LENIENT = CallableJudge(lambda messages, response: 0.0, name="lenient")
-FAULTS = [429, 500, 503, 400, 401, 404, 307, "cut", "garbage", "empty", "sum", "filter", "close"]
+LOOK = "ask it again, and look at its log if it stays so."
+BUSY = "try again later, or send fewer requests at once."
+FAULTS: dict[Any, str] = {
+    429: f"has too much to do (HTTP status 429: told to fail): {BUSY}",
+    500: f"fails (HTTP status 500: told to fail): {BUSY}",
+    503: f"fails (HTTP status 503: told to fail): {BUSY}",
+    400: "does not take the request (HTTP status 400: told to fail): run `anchorlm check`.",
+    401: "does not take the API key (HTTP status 401): check key_env or key_file.",
+    404: "knows no such address or model (HTTP status 404: told to fail): check endpoint and model.",
+    307: "sends callers elsewhere (HTTP status 307): give the final address as endpoint.",
+    "cut": "gave no answer (RemoteProtocolError): check that it runs there.",
+    "close": "gave no answer (RemoteProtocolError): check that it runs there.",
+    "garbage": "gave no answer (what it answered is no JSON): check that it runs there.",
+    "empty": f"gave an answer that cannot be used (it has not just one choice): {LOOK}",
+}
+"""What servers do, and what is then said of them, whatever their part is."""
+
+READ: dict[Any, str] = {
+    "sum": f"gave an answer that cannot be used (the probabilities that it names sum to more than 1): {LOOK}",
+    "filter": f"gave an answer that cannot be used (it has no log-probabilities): {LOOK}",
+    "no logprobs": f"gave an answer that cannot be used (it has no log-probabilities): {LOOK}",
+}
+"""The same of those whose tokens are mixed."""
+
+OTHER = "The server at {} runs another model, or another version, than when the guard started: start the guard again."
 ROLES = ("target", "anchor", "judge", "cost")
+STATES = [(role, fault, said) for role in ROLES for fault, said in FAULTS.items()]
+STATES += [(role, fault, said) for role in ("target", "anchor") for fault, said in READ.items()]
+STATES += [(role, "filter", f"gave an answer that cannot be used (it ended because of 'content_filter'): {LOOK}")
+           for role in ("judge", "cost")]  # fmt: skip
 
 
 @dataclass
 class Scene:
-    """A guard with one of its models behind an endpoint."""
+    """A guard with one of its models behind an endpoint.
+
+    Attributes:
+        endpoint: The server.
+        guard: The guard.
+        answer: What the guard lets the target say while nothing fails.
+    """
 
     endpoint: Endpoint
     guard: Guard
+    answer: str
+
+    def under(self, fault: Any) -> tuple[Response, str]:
+        """The response while the server fails, and the text of another one that is streamed."""
+        self.endpoint.always = fault
+        try:
+            pieces = [event.text for event in self.guard.stream(TURNS) if isinstance(event, TextDelta)]
+            return self.guard.chat(TURNS), "".join(pieces)
+        finally:
+            self.endpoint.always = None
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +92,16 @@ def folder(model: CausalModel, tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(place)
 
 
+@pytest.fixture(scope="module")
+def served(
+    model: CausalModel, folder: str, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[CausalModel, str]]:
+    """The model of each role, and the folder of its tokenizer. Those who grade give the best grade to everything."""
+    grader, place = automaton(["1"]).model, tmp_path_factory.mktemp("grader")
+    grader.tokenizer.save_pretrained(place)
+    return {role: (grader, str(place)) if role in ("judge", "cost") else (model, folder) for role in ROLES}
+
+
 def settings(endpoint: Endpoint, folder: str, **more: Any) -> dict[str, Any]:
     return {"endpoint": endpoint.url, "tokenizer": folder, "retries": 1, "timeout": 20, **more}
 
@@ -57,70 +113,90 @@ def guarded(role: str, source: Any, local: LocalEngine) -> Guard:
     options: dict[str, Any] = {"generation": {"max_new_tokens": 6}, "refusal": REFUSAL}
     if role == "cost":
         reward = CallableScorer(lambda messages, response: 0.0)
-        return Guard(local, "inferenceguard", cost=short, reward=reward, beams=[2], block=4, budget=9, **options)
+        return Guard(local, "inferenceguard", cost=short, reward=reward, beams=[2], block=4, budget=0.5, **options)
     team[role] = short if role == "judge" else source
     options |= {"mixed_tokens": 2, "candidates": 2}
     return Guard(team.pop("target"), "alignbeam", **team, **options)
 
 
 @pytest.fixture(scope="module")
-def scenes(model: CausalModel, folder: str) -> Iterator[dict[str, Scene]]:
+def scenes(model: CausalModel, served: dict[str, tuple[CausalModel, str]]) -> Iterator[dict[str, Scene]]:
     local, found = LocalEngine(model), {}
-    for role in ROLES:
-        endpoint = Endpoint(model)
-        found[role] = Scene(endpoint, guarded(role, settings(endpoint, folder), local))
+    for role, (far, place) in served.items():
+        endpoint = Endpoint(far)
+        guard = guarded(role, settings(endpoint, place), local)
+        answer = guard.chat(TURNS)
+        assert (answer.failed, answer.finish_reason) == (False, "length")
+        found[role] = Scene(endpoint, guard, answer.text)
     yield found
     for scene in found.values():
         scene.endpoint.stop()
 
 
-@pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("fault", FAULTS, ids=str)
-def test_a_server_that_fails_closes_the_guard(role: str, fault: Any, scenes: dict[str, Scene]) -> None:
+def check_refusal(response: Response) -> None:
+    """Nothing but the refusal is out."""
+    assert (response.text, response.token_ids, response.finish_reason) == (REFUSAL, (), "refusal")
+    assert (response.scores, response.thought, response.calls) == (None, None, ())
+
+
+def why(response: Response) -> str:
+    """What is told of a guard that could not do its work, and nothing else of its work with it."""
+    check_refusal(response)
+    (told,) = [one.data for one in response.trace if one.kind == "fail_closed"]
+    assert set(told) == {"why"}
+    return str(told["why"])
+
+
+@pytest.mark.parametrize(("role", "fault", "said"), STATES, ids=lambda value: str(value)[:12])
+def test_a_server_that_fails_closes_the_guard(role: str, fault: Any, said: str, scenes: dict[str, Scene]) -> None:
     scene = scenes[role]
-    scene.endpoint.always = fault
-    response = scene.guard.chat(TURNS)
-    scene.endpoint.always = None
-    if role == "cost" and fault == "sum":
-        return  # nobody asks here how likely the words of a grader are, and these give no grade, within the budget
-    assert response.text == REFUSAL
-    if (role, fault) == ("judge", "sum"):
-        return  # the same, and no grade is the worst one
-    assert response.failed
-    (why,) = [one.data["why"] for one in response.trace if one.kind == "fail_closed"]
-    assert scene.endpoint.url in why
-    assert why.endswith(".")
+    response, streamed = scene.under(fault)
+    assert why(response) == f"The server at {scene.endpoint.url} {said}"
+    assert streamed == REFUSAL
+    assert scene.guard.chat(TURNS).text == scene.answer
+
+
+@pytest.mark.parametrize(
+    ("role", "said"), [("judge", "no candidate is safe: "), ("cost", "nothing within 0.500 was found: ")]
+)
+def test_a_grader_that_gives_no_grade_lets_nothing_through(role: str, said: str, scenes: dict[str, Scene]) -> None:
+    """Nobody asks how likely the words of a grader are, and these give no grade, which counts as the worst one."""
+    scene = scenes[role]
+    response, streamed = scene.under("sum")
+    check_refusal(response)
+    assert not response.failed
+    (told,) = [one.data["why"] for one in response.trace if one.kind == "fallback"]
+    assert told.startswith(said)
+    assert streamed == REFUSAL
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_server_that_says_nothing_is_left_in_time(role: str, model: CausalModel, folder: str) -> None:
-    endpoint = Endpoint(model)
-    guard = guarded(role, settings(endpoint, folder, timeout=1), LocalEngine(model))
+def test_a_server_that_says_nothing_is_left_in_time(
+    role: str, model: CausalModel, served: dict[str, tuple[CausalModel, str]]
+) -> None:
+    far, place = served[role]
+    endpoint = Endpoint(far)
+    guard = guarded(role, settings(endpoint, place, timeout=1), LocalEngine(model))
     endpoint.always = "hang"
+    before = monotonic()
     response = guard.chat(TURNS)
+    took = monotonic() - before
     endpoint.stop()
-    assert response.failed
-    assert "within 1 seconds: raise timeout" in str(response.trace)
-
-
-@pytest.mark.parametrize("role", ["target", "anchor"])
-def test_an_answer_without_log_probabilities_closes_the_guard(role: str, scenes: dict[str, Scene]) -> None:
-    scenes[role].endpoint.always = "no logprobs"
-    response = scenes[role].guard.chat(TURNS)
-    scenes[role].endpoint.always = None
-    assert response.failed
-    assert response.text == REFUSAL
+    assert why(response) == (
+        f"The server at {endpoint.url} gave no whole answer within 1 seconds: raise timeout, ask for less, or check "
+        "that it runs there."
+    )
+    assert 1 <= took < 10
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_what_passes_is_tried_again(role: str, scenes: dict[str, Scene]) -> None:
     scene = scenes[role]
-    before = scene.guard.chat(TURNS)
     for fault in (429, 500, "close", "garbage", "cut"):
         scene.endpoint.faults.append(fault)
         after = scene.guard.chat(TURNS)
         assert not scene.endpoint.faults
-        assert (after.text, after.failed) == (before.text, False)
+        assert (after.text, after.failed) == (scene.answer, False)
 
 
 @pytest.mark.parametrize("other", ["model", "version"])
@@ -137,8 +213,7 @@ def test_another_model_or_version_at_the_same_address_is_not_trusted(
     endpoint.faults.append("close")  # as when a server is started again
     response = guard.chat(TURNS)
     endpoint.stop()
-    assert response.failed
-    assert "runs another model" in str(response.trace)
+    assert why(response) == OTHER.format(endpoint.url)
 
 
 def test_an_answer_in_the_name_of_another_model_is_not_trusted(model: CausalModel, folder: str) -> None:
@@ -151,9 +226,10 @@ def test_an_answer_in_the_name_of_another_model_is_not_trusted(model: CausalMode
 
     assert runtime().run(write())
     far._watch._signature = ("another", None)
-    with pytest.raises(DefenseError, match="runs another model"):
+    with pytest.raises(DefenseError) as raised:
         runtime().run(write())
     endpoint.stop()
+    assert str(raised.value) == OTHER.format(endpoint.url)
 
 
 def test_a_server_that_is_started_again_goes_on(model: CausalModel, folder: str) -> None:
@@ -165,7 +241,8 @@ def test_a_server_that_is_started_again_goes_on(model: CausalModel, folder: str)
     second = Endpoint(model, port=first.port)
     after = guard.chat(TURNS)
     second.stop()
-    assert away.failed
+    assert why(away) == f"The server at {first.url} gave no answer (ConnectError): check that it runs there."
+    assert not before.failed
     assert (after.text, after.failed) == (before.text, False)
 
 
@@ -173,9 +250,12 @@ def test_a_stream_that_is_cut_off_is_an_error_and_no_end(model: CausalModel, fol
     endpoint = Endpoint(model)
     guard = Guard(settings(endpoint, folder), generation={"max_new_tokens": 6})
     endpoint.always = "cut stream"
-    with pytest.raises(DefenseError, match="cut off"):
+    with pytest.raises(DefenseError) as raised:
         guard.chat(TURNS)
     endpoint.stop()
+    assert (
+        str(raised.value) == f"The server at {endpoint.url} gave an answer that cannot be used (it was cut off): {LOOK}"
+    )
 
 
 def test_a_client_that_leaves_ends_the_call(model: CausalModel, folder: str) -> None:

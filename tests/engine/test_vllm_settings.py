@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,7 +61,6 @@ def test_a_comparison_loads_its_models_itself(model: Any, role: str) -> None:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"engine": "vlm"}, "engine"),
         ({"adapter": "org/adapter"}, "adapter"),
         ({"attention": "sdpa"}, "attention"),
         ({"dtype": "int8"}, "quantization in options"),
@@ -71,6 +73,20 @@ def test_what_does_not_fit_vllm_is_one_sentence(more: dict[str, Any], words: str
     with pytest.raises(UserError, match=words) as raised:
         recipe({"path": "org/model", "engine": "vllm", **more})
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("engine", ["sglang", "tgi", "llama.cpp", "ollama", "vlm", "VLLM", "", 3, None])
+@pytest.mark.parametrize("more", [{"path": "org/model"}, {"model": "llama3"}], ids=lambda more: next(iter(more)))
+def test_another_engine_is_told_how_a_server_is_named(engine: Any, more: dict[str, str]) -> None:
+    section = {**more, "engine": engine}
+    for made in (lambda: recipe(section), lambda: recipe("org/model", anchor=section), lambda: Guard(section),
+                 lambda: JudgeSettings.parse({"kind": "rubric", "model": section}, where="a test")):  # fmt: skip
+        with pytest.raises(UserError) as raised:
+            made()
+        said = str(raised.value)
+        assert said.startswith(f"A guard starts no engine {engine!r}, only vllm: give a server that runs already as "
+                               'endpoint = "http://host:port/v1", and leave engine out to load ')  # fmt: skip
+        assert said.endswith(" here.")
 
 
 def test_a_classifier_does_not_run_in_vllm() -> None:
@@ -87,6 +103,19 @@ def test_a_missing_extra_names_the_command(tmp_path: Path) -> None:
         Guard(target, "undefended")
     found = Guard.check(recipe(target))
     assert found.gaps == ["target: A model in vLLM needs vLLM: pip install 'anchorlm[vllm]'."]
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [(None, None), ("", "anchorlm"), ("a,b", "a,b,anchorlm"), ("anchorlm", "anchorlm"), ("a,anchorlm", "a,anchorlm"),
+     ("anchorlm2", "anchorlm2,anchorlm")],
+)  # fmt: skip
+def test_the_vllm_of_a_guard_loads_our_plugin_whatever_else_it_should_load(given: str | None, seen: str | None) -> None:
+    code = "import os; from anchorlm.engine._vllm_process import own; own(); print(os.environ.get('VLLM_PLUGINS'))"
+    environment = {name: value for name, value in os.environ.items() if name != "VLLM_PLUGINS"}
+    environment |= {} if given is None else {"VLLM_PLUGINS": given}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == str(seen), done.stderr
 
 
 def test_two_models_without_their_weights_are_told_apart_by_their_files(tmp_path: Path) -> None:

@@ -41,3 +41,12 @@ def test_what_is_in_use_is_told() -> None:
         fitting([TAKEN], 1, busy=True)
     with pytest.raises(UserError, match="0 free processors.* end what else runs there"):
         fitting([{"CPU": 0.0}], 1, busy=True)
+
+
+def test_one_is_told_as_one() -> None:
+    with pytest.raises(UserError, match="has 1 free processor for workers, "):
+        fitting([{"CPU": 1.0}], 2, busy=True)
+    with pytest.raises(UserError, match="has 1 GPU, and each worker takes one"):
+        fitting([{"CPU": 8.0, "GPU": 1.0}], 2)
+    with pytest.raises(UserError, match="has 8 processors for workers, "):
+        fitting([CPUS], 9)

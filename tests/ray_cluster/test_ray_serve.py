@@ -6,6 +6,7 @@ import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from time import sleep
 
 import httpx
@@ -17,6 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 from openai import APIConnectionError, APIStatusError, APITimeoutError, OpenAI  # noqa: E402
 
+from anchorlm.ray import app  # noqa: E402
 from anchorlm.serving import new_key  # noqa: E402
 
 PORT = 8000
@@ -101,6 +103,40 @@ def test_two_replicas_answer_as_one_process_and_a_killed_one_loses_no_request(
 
     # Another one comes in its place.
     wait_for(lambda: len(replicas(ray.pid)) == 2 and found[0] not in replicas(ray.pid), log)
+
+
+def test_the_number_of_replicas_is_told_as_ray_serve_takes_it(recipe: Path) -> None:
+    given = {"recipe": str(recipe), "replicas": "1", "max_replicas": "2", "requests_per_replica": "3"}
+    grows = app(given)._bound_deployment._deployment_config
+    scale = grows.autoscaling_config
+    assert (scale.min_replicas, scale.max_replicas, scale.target_ongoing_requests) == (1, 2, 3.0)
+    assert grows.max_ongoing_requests > scale.target_ongoing_requests
+    stays = app({"recipe": str(recipe), "replicas": "2"})._bound_deployment._deployment_config
+    assert (stays.num_replicas, stays.autoscaling_config) == (2, None)
+
+
+def test_a_second_replica_comes_when_much_is_asked(recipe: Path, start: Start, log: Path, tmp_path: Path) -> None:
+    port = free_port()
+    file = application(tmp_path, port, recipe=recipe, replicas=1, max_replicas=2, requests_per_replica=1, cpus=0.5)
+    ray = start("serve", "run", file, log=log)
+    wait_for(lambda: is_ready(port), log)
+    assert len(replicas(ray.pid)) == 1
+    client, over = client_of(port), Event()
+
+    def go_on() -> int:
+        answered = 0
+        while not over.is_set():
+            assert said(client, "How do I bake bread?")
+            answered += 1
+        return answered
+
+    with ThreadPoolExecutor(6) as threads:
+        under_way = [threads.submit(go_on) for _ in range(6)]
+        try:
+            wait_for(lambda: len(replicas(ray.pid)) == 2, log)
+        finally:
+            over.set()
+        assert all(one.result() for one in under_way)
 
 
 def test_keys_errors_limits_and_pages_are_those_of_our_own_server(

@@ -52,10 +52,10 @@ def recipe(smollm2: Path, tmp_path: Path) -> Path:
     return file
 
 
-def command(*words: str) -> dict[str, Any]:
-    """How `anchorlm` is started."""
+def command(*words: str, **more: str) -> dict[str, Any]:
+    """How `anchorlm` is started, with some more environment variables."""
     program = Path(sys.executable).with_name("anchorlm")
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", **more}
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     return {"args": [str(program), *words], "env": environment}
 
@@ -108,8 +108,8 @@ class Terminal:
 
 
 @contextmanager
-def terminal(*words: str) -> Iterator[Terminal]:
-    found = Terminal(command(*words))
+def terminal(*words: str, **more: str) -> Iterator[Terminal]:
+    found = Terminal(command(*words, **more))
     try:
         yield found
     finally:
@@ -145,6 +145,16 @@ def test_ctrl_c_while_vllm_starts_ends_all_of_it_at_once(recipe: Path) -> None:
             time.sleep(0.2)
         chat.type("\x03")
         assert chat.process.wait(20) == 130
+    assert gone(processes)
+
+
+@pytest.mark.parametrize("named", ["", "another"])
+def test_a_list_of_plugins_without_ours_does_not_part_vllm_from_its_guard(recipe: Path, named: str) -> None:
+    with terminal("chat", "--no-probe", "--recipe", str(recipe), VLLM_PLUGINS=named) as chat:
+        chat.until("> ")
+        processes = below(chat.process)
+        (core,) = (one for one in processes if "EngineCore" in one.name() or "EngineCore" in " ".join(one.cmdline()))
+        assert os.getpgid(core.pid) == core.pid  # a group of its own, which Ctrl-C does not reach
     assert gone(processes)
 
 

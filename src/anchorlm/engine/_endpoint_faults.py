@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import ssl
+from collections.abc import Iterator
 
 from anchorlm.models import EndpointSettings
 from anchorlm.records import AnchorLMError, DefenseError, TooLongError
 
 _TOO_LONG = re.compile(r"context|too long|maximum.{0,20}(length|tokens)|exceed.{0,20}(size|length)", re.IGNORECASE)
 _SHOWN = 160
+
+_EXPIRED, _OTHER_HOST = frozenset({9, 10}), frozenset({62, 64})
+"""OpenSSL's numbers for a certificate that is not valid today, and for one of another host."""
 
 
 class Passing(Exception):  # noqa: N818 (it is no error yet: the call is sent again)
@@ -37,6 +43,52 @@ class RejectedError(DefenseError):
 def gone(settings: EndpointSettings, why: str) -> DefenseError:
     """Nothing usable came."""
     return DefenseError(f"The server at {settings.endpoint} gave no answer ({why}): check that it runs there.")
+
+
+class UntrustedError(DefenseError):
+    """No secure connection can be made: the same call will fail in the same way."""
+
+
+def unreached(settings: EndpointSettings, error: Exception) -> DefenseError:
+    """No connection, or one that broke. What the HTTP client says of it hides the cause."""
+    place = f"The server at {settings.endpoint}"
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return UntrustedError(
+                f"{place} shows a certificate that is not trusted ({_brief(cause.verify_message)}): "
+                f"{_trusted(cause.verify_code)}."
+            )
+        if isinstance(cause, ssl.SSLError):
+            return UntrustedError(
+                f"{place} could not begin a secure connection ({_brief(cause.reason or str(cause))}): if it speaks "
+                "plain HTTP, write its address with http://."
+            )
+        if isinstance(cause, socket.gaierror):
+            return DefenseError(
+                f"{place} has a host name that this machine does not know ({_brief(cause.strerror or str(cause))}): "
+                "check endpoint, and the DNS of this machine."
+            )
+    return gone(settings, type(error).__name__)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those that it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _trusted(code: int) -> str:
+    """What helps with a certificate."""
+    if code in _EXPIRED:
+        return "renew it there, and check the clock of this machine"
+    if code in _OTHER_HOST:
+        return "write the address with the host name that the certificate is for"
+    return "let SSL_CERT_FILE name a file that holds the certificate of its authority"
+
+
+def _brief(text: str) -> str:
+    return " ".join(text.split()).rstrip(".")[:_SHOWN]
 
 
 def slow(settings: EndpointSettings) -> DefenseError:

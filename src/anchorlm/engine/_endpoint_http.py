@@ -10,7 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from anchorlm.engine._endpoint_faults import Passing, fault, gone, refused, slow
+from anchorlm.engine._endpoint_faults import Passing, UntrustedError, fault, gone, refused, slow, unreached
 from anchorlm.models import EndpointSettings
 from anchorlm.records import UserError
 
@@ -25,6 +25,8 @@ _MOST_BYTES = 64 << 20
 """Of an answer. All log-probabilities of a large vocabulary take a tenth of it."""
 _END = object()
 _CLIENTS: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
+_REST = 0.5
+"""Seconds to wait for the end of a stream behind its last event: only a connection that was read to its end is kept."""
 _GOODBYE = 1.0
 """Seconds that the end of the process waits for connections to close."""
 
@@ -35,7 +37,8 @@ def client() -> httpx.AsyncClient:
 
     loop = asyncio.get_running_loop()
     if loop not in _CLIENTS:
-        limits = httpx.Limits(max_connections=512, max_keepalive_connections=128, keepalive_expiry=30)
+        # How many connections there are, and so are kept, is said for each endpoint: see `Caller`.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=30)
         # Deadlines are ours: httpx's own are for each read, however many there are.
         _CLIENTS[loop] = httpx.AsyncClient(timeout=None, limits=limits, follow_redirects=False)
     return _CLIENTS[loop]
@@ -174,7 +177,9 @@ class Caller:
                 error, wait = passing.error, passing.wait
             except _http_errors() as failed:
                 self.doubtful = True  # what answers the next time may be another server
-                error = gone(self._settings, type(failed).__name__)
+                error = unreached(self._settings, failed)
+                if isinstance(error, UntrustedError):
+                    raise error from None
             wait = max(wait, pause * random.uniform(0.5, 1.0))
             if not left or monotonic() + wait >= until:
                 raise error
@@ -224,8 +229,8 @@ def _parsed(data: bytes | str, settings: EndpointSettings) -> Any:
 
 async def _events(response: httpx.Response, settings: EndpointSettings) -> AsyncGenerator[Any, None]:
     """The data of server-sent events."""
-    size = 0
-    async for line in response.aiter_lines():
+    size, lines = 0, response.aiter_lines()
+    async for line in lines:
         size += len(line)
         if size > _MOST_BYTES:
             raise gone(settings, "its answer has no end")
@@ -234,6 +239,10 @@ async def _events(response: httpx.Response, settings: EndpointSettings) -> Async
             continue
         value = value.strip()
         if value == "[DONE]":
+            with suppress(TimeoutError, *_http_errors()):
+                async with asyncio.timeout(_REST):
+                    await anext(lines, None)  # an empty line, or nothing
+                    await anext(lines, None)
             return
         try:
             yield _parsed(value, settings)

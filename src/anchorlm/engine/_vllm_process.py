@@ -13,10 +13,17 @@ from typing import Any, NoReturn, cast
 _OWNER = "ANCHORLM_VLLM_OWNER"
 """Environment variable: the id of the process that starts vLLM."""
 
+_PLUGINS, _OURS = "VLLM_PLUGINS", "anchorlm"
+"""Environment variable: the only plug-ins that vLLM loads, if it is set. And the name of the one that runs
+`join_owner`."""
+
 
 def own() -> None:
     """Makes the vLLM that is started next belong to this process."""
     os.environ[_OWNER] = str(os.getpid())
+    named = os.environ.get(_PLUGINS)
+    if named is not None and _OURS not in named.split(","):
+        os.environ[_PLUGINS] = ",".join(filter(None, [named, _OURS]))
     # Python's own process that removes shared memory of processes which are gone: it would complain of each.
     before = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = "ignore"

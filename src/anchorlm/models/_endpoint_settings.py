@@ -123,11 +123,16 @@ def model_settings(values: Any, where: str = "a model") -> Any:
     """The settings that a section of a recipe stands for. What is no section is left as it is.
 
     Raises:
-        UserError: They are those of an endpoint or of vLLM, and do not fit.
+        UserError: They are those of an endpoint or of vLLM, and do not fit. Or another engine is meant.
     """
     if isinstance(values, dict) and "endpoint" in values:
         return EndpointSettings.parse(values, where=f"{where} behind an endpoint")
     if isinstance(values, dict) and "engine" in values:
+        if values["engine"] != "vllm":
+            raise UserError(
+                f"A guard starts no engine {values['engine']!r:.80}, only vllm: give a server that runs already as "
+                f'endpoint = "http://host:port/v1", and leave engine out to load {where} here.'
+            )
         return VLLMSettings.parse(values, where=f"{where} in vLLM")
     return values
 

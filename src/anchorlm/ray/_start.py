@@ -146,14 +146,19 @@ def fitting(machines: list[dict[str, Any]], workers: int | None, *, busy: bool =
     size = workers or gpus or len(machines)
     if with_gpus and size > gpus:
         raise UserError(
-            f"The Ray cluster has {gpus} {free}GPUs, and each worker takes one: give fewer --workers, or {more}."
+            f"The Ray cluster has {_some(gpus, f'{free}GPU')}, and each worker takes one: give fewer --workers, or "
+            f"{more}."
         )
     cores = [int(one["CPU"]) for one in machines if not with_gpus or one.get("GPU", 0) >= 1]
     if not size or size > sum(cores):
         raise UserError(
-            f"The Ray cluster has {sum(cores)} {free}processors for workers, and each takes one at least: give fewer "
-            f"--workers, or {more}."
+            f"The Ray cluster has {_some(sum(cores), f'{free}processor')} for workers, and each takes one at least: "
+            f"give fewer --workers, or {more}."
         )
     # Everyone gets the same share, and no one is promised a processor that lies on another machine.
     share = max(share for share in range(1, max(cores) + 1) if sum(core // share for core in cores) >= size)
     return Crew(size, share, int(with_gpus))
+
+
+def _some(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

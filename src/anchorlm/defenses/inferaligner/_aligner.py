@@ -9,6 +9,9 @@ from anchorlm.engine import Edit, Engine, Positions, Steering, TokenSequence
 from anchorlm.records import Messages
 from anchorlm.steering import GateReader, Reading, Units, Vector, cosine_scores, look_activations, looks
 
+_KEPT = 64
+"""Sets of edits that are kept. A request may choose its own layers, and there are too many choices to keep all."""
+
 
 @dataclass(frozen=True, eq=False)
 class Aligner(GateReader):
@@ -66,7 +69,7 @@ class Aligner(GateReader):
             vector: The anchor's. Or, as controls, the target's own or a random one of equal length.
             units: Of alpha: the vectors' natural lengths, or absolute as in the paper.
         """
-        chosen = tuple(self.check_layers(self.setting("layers", layers)))
+        chosen = self._blocks(layers)
         edits = self._shared(f"{vector} {units}", chosen, lambda layer: Edit(shift=self._shift(layer, vector, units)))
         return Steering(edits, float(self.setting("alpha", alpha)), self.setting("positions", positions))
 
@@ -78,7 +81,7 @@ class Aligner(GateReader):
         positions: Positions | None = None,
     ) -> Steering:
         """AlphaSteer's: a matrix that leaves harmless activations alone and turns harmful ones to the shift."""
-        chosen = tuple(self.check_layers(self.setting("layers", layers)))
+        chosen = self._blocks(layers)
         read = self.artifact.tensors["alphasteer.read"]
         edits = self._shared(
             "null space",
@@ -101,7 +104,16 @@ class Aligner(GateReader):
         return unit * tensors["shift.length"][layer] if units == "natural" else unit
 
     def _shared(self, kind: str, layers: tuple[int, ...], edit: Callable[[int], Edit]) -> Mapping[int, Edit]:
-        """One object for equal edits, so rows of one batch are steered together."""
-        if (kind, layers) not in self._edits:
-            self._edits[kind, layers] = {layer: edit(layer) for layer in layers}
-        return self._edits[kind, layers]
+        """One object for equal edits, so rows of one batch are steered together. Those used last are kept.
+
+        Engines tell edits apart by identity, and hold those by which they know something.
+        """
+        found = self._edits.pop((kind, layers), None) or {layer: edit(layer) for layer in layers}
+        self._edits[kind, layers] = found
+        while len(self._edits) > _KEPT:
+            del self._edits[next(iter(self._edits))]
+        return found
+
+    def _blocks(self, layers: Sequence[int] | None) -> tuple[int, ...]:
+        """The steered blocks, each once and in their order: edits are equal whatever order a request gives."""
+        return tuple(sorted(set(self.check_layers(self.setting("layers", layers)))))
