@@ -10,6 +10,7 @@ import pytest
 import torch
 from factories import tiny_model, tiny_tokenizer
 from mixtures import Ours
+from scripted import HARMONY, MARKS, OPEN, QWEN
 
 from anchorlm.engine import LocalEngine
 from anchorlm.records import UserError
@@ -123,6 +124,54 @@ def test_no_request_goes_below_the_floor(target: LocalEngine, anchor: LocalEngin
     more = mixer.state(Asked(alpha=0.9, mixed_tokens=20))
     assert more is not None
     assert (more.alpha, more.tokens) == (0.9, 20)
+
+
+@pytest.mark.parametrize(
+    ("template", "written", "answers"),
+    [
+        (OPEN, "It is a question.\n</think>\n\nFlour and water.", ["Flour and water."]),
+        (QWEN, "<think>\nIt is a question.\n</think>\n\nFlour and water.", ["Flour and water."]),
+        (QWEN, "Flour, first of all.</think>\n\nWater and salt.", ["Water and salt."]),
+        (HARMONY, "<|channel|>analysis<|message|>It is.<|end|><|start|>assistant<|channel|>final<|message|>Flour!",
+         ["Flour!"]),
+        (HARMONY, "<|channel|>final<|message|>Flour and water.", ["Flour and water."]),
+    ],
+)  # fmt: skip
+def test_the_opening_of_the_answer_is_mixed_whatever_is_thought_before(
+    anchor: LocalEngine, template: str, written: str, answers: list[str]
+) -> None:
+    """Otherwise a thought would use up the tokens that are mixed, and the answer behind it go unguided."""
+    tokenizer = tiny_tokenizer(specials=MARKS, chat_template=template)
+    target = LocalEngine(tiny_model("llama", tokenizer=tokenizer, vocab_size=333))
+    model, mixed = target.model, 4
+    mixer = Mixer(model, anchor, settings(mixing={"mixed_tokens": 4}, floor={"alpha": 0.4, "mixed_tokens": 4}))
+    prompt, tokens = model.encode(said("How do I bake?")), model.marks.ids(written)
+    starts = [len(tokens) - len(model.marks.ids(written[written.index(one) :])) for one in answers]
+    state, fresh = mixer.state(None), mixer.state(None)
+    assert state is not None
+    state.prompt = prompt
+    for place in range(len(tokens)):
+        raw = read(target, prompt, tokens[:place])[None]
+        found = raw.clone()
+        mixer.mix(found, [(0, state, tokens[:place])])
+        start = max((one for one in starts if one <= place), default=0)
+        if place in starts:
+            fresh = mixer.state(None)
+        if start or place < mixed:
+            assert fresh is not None
+            fresh.prompt, fresh.start.watches = prompt, False
+            wanted = raw.clone()
+            mixer.mix(wanted, [(0, fresh, tokens[start:place])])
+            assert torch.equal(wanted, raw) == (place - start >= mixed)
+            assert torch.allclose(found, wanted)
+    again = mixer.state(None)  # a server may take a request out of its batch, and bring it back
+    assert again is not None
+    again.prompt = prompt
+    for end in (starts[-1], starts[-1] + 1):
+        raw = read(target, prompt, tokens[:end])[None]
+        found = raw.clone()
+        mixer.mix(found, [(0, again, tokens[:end])])
+        assert not torch.equal(found, raw)
 
 
 def test_an_anchor_that_cannot_read_the_prompt_gives_the_refusal_and_the_other_rows_their_answers(

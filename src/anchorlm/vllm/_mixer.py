@@ -13,6 +13,7 @@ from anchorlm.defenses.alignbeam import LOOKAHEAD_ROWS, Guidance, MixedSequence
 from anchorlm.engine import Engine, LocalEngine, runtime
 from anchorlm.models import CausalModel, ModelSettings, prepack
 from anchorlm.records import DefenseError, Request, UserError
+from anchorlm.vllm._answer_start import AnswerStart
 from anchorlm.vllm._conversation import ConversationReader
 from anchorlm.vllm._server_row import ServedTarget, ServerRow
 from anchorlm.vllm._settings import Asked, PluginSettings
@@ -28,25 +29,33 @@ class Guided:
 
     Attributes:
         alpha: Weight of the anchor.
-        tokens: How many tokens are mixed.
+        tokens: How many tokens are mixed, at the beginning and behind each thought.
+        start: Where they begin.
         prompt: The prompt's token ids, once they are known.
+        written: Those of its response, as far as a server had to be asked for them.
         refused_at: The length of the response at which the guard failed; None: it has not.
         known: Whether it was looked at. A server may take a request out of its batch, and bring it back as a new one.
     """
 
-    def __init__(self, alpha: float, tokens: int) -> None:
+    def __init__(self, alpha: float, tokens: int, start: AnswerStart) -> None:
         self.alpha = alpha
         self.tokens = tokens
+        self.start = start
         self.prompt: list[int] = []
+        self.written: list[int] = []
         self.refused_at: int | None = None
         self.known = False
         self.row: ServerRow | None = None
         self.mixed: MixedSequence | None = None
         self.stack = AsyncExitStack()
 
-    def wants(self, written: int) -> bool:
+    def says(self, written: int) -> bool:
         """Whether the next token, after so many of the response, is ours to say."""
-        return not self.known or written < self.tokens or self.refused_at is not None
+        return written < self.start.place + self.tokens or self.refused_at is not None
+
+    def wants(self, written: int) -> bool:
+        """Whether it may be, so that the response must be looked at."""
+        return not self.known or self.start.watches or self.says(written)
 
 
 class _Pair:
@@ -112,7 +121,7 @@ class Mixer:
     def state(self, asked: Asked | None) -> Guided | None:
         """What a new request starts with; None where its rows stay as they are."""
         alpha, tokens = self.settings.share(asked)
-        return Guided(alpha, tokens) if alpha > 0 else None
+        return Guided(alpha, tokens, AnswerStart(self._target)) if alpha > 0 else None
 
     def mix(self, logits: Tensor, rows: Sequence[tuple[int, Guided, Sequence[int]]]) -> None:
         """Puts the mixture into some rows of a step's logits.
@@ -122,9 +131,12 @@ class Mixer:
             rows: Row, request, and the tokens of its response so far.
         """
         for _, guided, written in rows:
+            before = guided.start.place
+            if guided.start.read(written) > before:
+                self.close(guided)  # the anchor answers from here on, and knows nothing of the thought
             if not guided.known:
                 guided.refused_at, guided.known = self._refused_before(guided, written), True
-        ours = [(row, guided, written) for row, guided, written in rows if guided.wants(len(written))]
+        ours = [(row, guided, written) for row, guided, written in rows if guided.says(len(written))]
         if not ours:
             return
         if logits.device.type != "cpu":  # the anchor runs on another thread, which has a stream of its own
@@ -135,7 +147,7 @@ class Mixer:
         for (row, _, _), found in zip(ours, mixed, strict=True):
             logits[row] = found
         for _, guided, written in ours:
-            if len(written) + 1 >= guided.tokens:
+            if len(written) + 1 >= guided.start.place + guided.tokens:
                 self.close(guided)
 
     def _refused_before(self, guided: Guided, written: Sequence[int]) -> int | None:
@@ -143,10 +155,10 @@ class Mixer:
 
         A single token says so only behind the mixed ones: before, the anchor goes on and fails again, if it did.
         """
-        refusal = [*self._refusal, *[self._end] * len(written)]
-        for start in range(min(guided.tokens, len(written))):
+        refusal, first = [*self._refusal, *[self._end] * len(written)], guided.start.place
+        for start in range(first, min(first + guided.tokens, len(written))):
             length = len(written) - start
-            if list(written[start:]) == refusal[:length] and (length > 1 or len(written) >= guided.tokens):
+            if list(written[start:]) == refusal[:length] and (length > 1 or len(written) >= first + guided.tokens):
                 return start
         return None
 
@@ -180,7 +192,7 @@ class Mixer:
             await self._open(guided)
         if guided.row is None or guided.mixed is None:
             raise RuntimeError("A request was mixed that is not open.")
-        guided.row.response, guided.row.read = list(written), logits
+        guided.row.response, guided.row.read = list(written[guided.start.place :]), logits
         mixture = await guided.mixed.mixture()
         mixture.top(1)  # raises where it is no distribution
         found = mixture.f.log()

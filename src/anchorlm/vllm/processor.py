@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as OlderProcessor
 from vllm.v1.sample.logits_processor.interface import MoveDirectionality
 
@@ -122,21 +123,28 @@ class AnchorProcessor(OlderProcessor, NewerProcessor):  # type: ignore[misc]  # 
         return [(row, held.guided, held.output or ()) for row, held in self._slots.rows() if row < count]
 
     def _newer_rows(self, ctx: Any) -> list[tuple[int, Guided, Sequence[int]]]:
-        """The newer runner's rows that are to be mixed, each with what its request has written."""
+        """The newer runner's rows that may be mixed, each with what its request has written."""
         slots = ctx.idx_mapping_np.tolist()
-        found = self._slots.rows(slots)
-        ends = (ctx.pos + 1).tolist() if found else []  # tokens that the row has read
-        rows: list[tuple[int, Guided, Sequence[int]]] = []
-        for row, held in found:
+        ends = (ctx.pos + 1).tolist() if self._slots.rows(slots) else []  # tokens that the row has read
+        rows = []
+        for row, held in self._slots.rows(slots):
             guided, slot = held.guided, slots[row]
             start = int(self._requests.prompt_len.np[slot])
             guided.prompt = guided.prompt or self._tokens(slot, 0, start)
             if guided.wants(ends[row] - start):
-                rows.append((row, guided, self._tokens(slot, start, max(start, ends[row]))))
-        return rows
+                rows.append((row, guided, slot, start, ends[row]))
+        if not rows:
+            return []
+        ids = self._requests.all_token_ids.gpu
+        _, _, there, _, read = zip(*rows, strict=True)
+        last = ids[torch.tensor(there), torch.tensor(read) - 1].tolist()  # of all rows at once: mostly one is new
+        for (_, guided, slot, start, end), token in zip(rows, last, strict=True):
+            known = start + len(guided.written)
+            guided.written += [token] if end == known + 1 else self._tokens(slot, known, end)
+        return [(row, guided, guided.written) for row, guided, *_ in rows]
 
     def _tokens(self, slot: int, start: int, end: int) -> list[int]:
-        return cast("list[int]", self._requests.all_token_ids.gpu[slot, start:end].tolist())
+        return cast("list[int]", self._requests.all_token_ids.gpu[slot, start : max(start, end)].tolist())
 
     def _guided(self, params: SamplingParams) -> Guided | None:
         return None if self._mixer is None else self._mixer.state(Asked.read(params.extra_args))
