@@ -15,7 +15,7 @@ from mixtures import loaded
 
 from anchorlm.defenses import find_defense
 from anchorlm.defenses.inferaligner import fit_inferaligner
-from anchorlm.engine import PLACES, ROOM, Edit, LocalEngine, Steering, VLLMEngine, runtime
+from anchorlm.engine import PLACES, ROOM, Edit, LocalEngine, Steering, VLLMEngine, Wishes, runtime
 from anchorlm.engine._vllm_activations import Steered
 from anchorlm.guard import Guard
 from anchorlm.models import VLLMSettings
@@ -96,6 +96,16 @@ def test_the_means_at_many_places_are_read_in_few_requests(
         wanted, got = (runtime().run(look(one, LONG, positions=positions, mean_from=4)) for one in (here, there))
         assert far(got, wanted) < 1e-3
         assert len(asked) == -(-len(positions) // (PLACES // 2 - 1))
+
+
+def test_a_read_that_finds_no_room_in_time_is_an_error(there: VLLMEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def in_a_full_worker() -> None:
+        async with there._inside.read(Wishes(capture="all", places=tuple(range(PLACES)))):
+            await look(there, "Hello!")
+
+    monkeypatch.setattr(there, "_timeout", 0.5)
+    with pytest.raises(DefenseError, match="within 0.5 seconds"):
+        runtime().run(in_a_full_worker())
 
 
 def test_many_that_are_read_at_once_are_as_each_alone(here: LocalEngine, there: VLLMEngine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -10,10 +11,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import nn
 from vllm_page import block
 
+from anchorlm.engine import PLACES as ROWS
 from anchorlm.engine import Edit, Steering, Wishes
+from anchorlm.engine._vllm_activations import Inside, Steered
 from anchorlm.records import DefenseError, UserError
 from anchorlm.vllm import PluginSettings, SteeringFile, save_steering
 from anchorlm.vllm._blocks import Span, SteeredBlocks
@@ -184,6 +188,55 @@ def test_a_hook_that_is_left_out_is_an_error(model: Model) -> None:
         model(torch.randn(2, WIDTH))
     with pytest.raises(DefenseError, match="2 of 3 blocks"):
         steered.check()
+
+
+def test_logits_that_are_no_numbers_are_an_error(model: Model) -> None:
+    steered = put_on(model)
+    steered.lay_out([Span(0, 2, 1, 2)])
+    with torch.inference_mode():
+        logits = model(torch.randn(2, WIDTH))
+    logits = logits.clone()
+    steered.check(logits)
+    logits[1, 3] = torch.nan
+    with pytest.raises(DefenseError, match="not numbers"):
+        steered.check(logits)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 3e38])
+def test_a_steering_that_is_no_number_is_refused_wherever_it_comes_from(
+    model: Model, tmp_path: Path, value: float
+) -> None:
+    file, steering = tmp_path / "one.safetensors", Steering({1: Edit(shift=torch.full((WIDTH,), value))}, 4.0)
+    with pytest.raises(UserError, match="not finite"):
+        save_steering(steering, file)
+    with pytest.raises(UserError, match="not finite"):
+        Steered.of(steering, 1)
+    if value == 3e38:
+        return
+    save_file({"1": torch.full((WIDTH,), value)}, file, metadata={"positions": "all"})
+    with pytest.raises(UserError, match="not finite"):
+        SteeringFile.load(file)
+    with pytest.raises(UserError, match="not finite"):
+        put_on(model, [{1: torch.full((WIDTH,), value)}])
+
+
+def test_many_reads_share_the_room_in_turn_and_logits_need_none() -> None:
+    async def run() -> list[str]:
+        inside, done = Inside(None, 1.0), []
+
+        async def one(name: str, rows: int, seconds: float) -> None:
+            async with inside.read(Wishes(capture=name, places=tuple(range(rows)))):
+                await asyncio.sleep(seconds)
+                done.append(name)
+
+        await asyncio.gather(
+            one("large", ROWS, 0.05), one("half", ROWS // 2, 0.01), one("next", ROWS, 0.01),
+            one("small", 1, 0.0), one("logits", 0, 0.0),
+        )  # fmt: skip
+        assert inside._room == ROWS
+        return done
+
+    assert asyncio.run(run()) == ["logits", "large", "half", "next", "small"]
 
 
 def test_a_steering_of_another_model_is_refused(model: Model) -> None:

@@ -152,14 +152,15 @@ def check(
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(metavar="FILE", help="GGUF file.")],
+    source: Annotated[str, typer.Argument(metavar="FILE", help="GGUF file or PEFT adapter.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write. It must not exist yet.")],
     dtype: Annotated[str, typer.Option("--dtype", help="Format of the weights: bfloat16 or float32.")] = "bfloat16",
+    adapter: Annotated[str | None, typer.Option("--adapter", help="PEFT adapter to put on top.")] = None,
 ) -> None:
-    """Writes a GGUF file as an ordinary model folder."""
+    """Writes a GGUF file, or a model with its adapter, as an ordinary model folder."""
     from anchorlm.cli._convert import run
 
-    run(source, folder, dtype)
+    run(source, folder, dtype, adapter)
 
 
 @app.command()

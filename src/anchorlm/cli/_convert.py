@@ -8,9 +8,9 @@ from anchorlm.cli._loading import quiet_libraries
 from anchorlm.models import ModelSettings, check_conversion, convert
 
 
-def run(source: str, folder: Path, dtype: str) -> None:
+def run(source: str, folder: Path, dtype: str, adapter: str | None) -> None:
     """Converts, and says what there is now."""
-    settings = ModelSettings.parse({"path": source, "dtype": dtype}, where="a model")
+    settings = ModelSettings.parse({"path": source, "dtype": dtype, "adapter": adapter}, where="a model")
     check_conversion(settings, folder)
     quiet_libraries()
     model = convert(settings, folder)

@@ -116,7 +116,8 @@ class VLLMEngine:
         from vllm import __version__
 
         reads = f"{self.model.context_length:,} tokens"
-        return f"vLLM {__version__}, prompts go as tokens, {self._top:,} likeliest tokens, reads {reads}"
+        named = f"{self._top:,} likeliest tokens" if self.unread else "all tokens of a step"
+        return f"vLLM {__version__}, prompts go as tokens, {named}, reads {reads}"
 
     @property
     def place(self) -> str:
@@ -182,10 +183,8 @@ class VLLMEngine:
 
     async def _all(self, ids: Sequence[int], by: Steered | None) -> Tensor:
         """Log-probabilities (V,) of the next token."""
-        wishes = Wishes(capture=uuid4().hex, logits=True)
-        async with self._inside.read(wishes) as fetch:
-            await self._whole(ids, one_step(None), by, wishes)
-            found = (await fetch())[: len(self._silent)].masked_fill(self._silent, -torch.inf).log_softmax(-1)
+        logits = await self._kept(ids, Wishes(capture=uuid4().hex, logits=True), by)
+        found = logits[: len(self._silent)].masked_fill(self._silent, -torch.inf).log_softmax(-1)
         if not found.exp().sum() > 0:  # not a number is not
             raise wrong("its logits are no distribution")
         return found
@@ -246,24 +245,25 @@ class VLLMEngine:
         """
         self._check_read()
         places = [place if place >= 0 else len(ids) + place for place in positions]
-        if not all(max(0, mean_from or 0) <= place < len(ids) for place in places):
+        if not places or not all(0 <= (mean_from or 0) <= place < len(ids) for place in places):
             raise IndexError(f"Positions {list(positions)} from {mean_from} on do not lie in {len(ids)} tokens.")
         wanted = sorted(set(places))
         most = 1 if mean_from is None else PLACES // 2 - 1
         groups = [tuple(wanted[first : first + most]) for first in range(0, len(wanted), most)]
-        parts = await asyncio.gather(*(self._read(ids, group, mean_from, by) for group in groups))
+        asked = [Wishes(capture=uuid4().hex, places=group, mean_from=mean_from) for group in groups]
+        parts = await asyncio.gather(*(self._kept(ids[: one.places[-1] + 1], one, by) for one in asked))
         found = dict(zip(wanted, torch.cat(parts, dim=1).unbind(1), strict=True))
         return torch.stack([found[place] for place in places], dim=1)
 
-    async def _read(
-        self, ids: Sequence[int], places: tuple[int, ...], mean_from: int | None, by: Steered | None
-    ) -> Tensor:
-        """The activations (L, P, H) at some places, and behind them the means from a position on."""
-        wishes = Wishes(capture=uuid4().hex, places=places, mean_from=mean_from)
-        params = one_step(None, whole=mean_from is not None)
-        async with self._inside.read(wishes) as fetch:
-            await self._whole(ids[: places[-1] + 1], params, by, wishes)
-            return await fetch()
+    async def _kept(self, ids: Sequence[int], wishes: Wishes, by: Steered | None) -> Tensor:
+        """What the worker keeps of a request, which has one deadline for all that it waits for."""
+        params = one_step(None, whole=wishes.mean_from is not None)
+        try:
+            async with asyncio.timeout(self._timeout), self._inside.read(wishes) as fetch:
+                await self._whole(ids, params, by, wishes)
+                return await fetch()
+        except TimeoutError:
+            raise slow(self._timeout) from None
 
     def _check_read(self) -> None:
         if self.unread:

@@ -47,8 +47,11 @@ class Steered:
             return None
         if (shifts := steering.shifts) is None:
             raise UserError("vLLM adds constant vectors only: load the target with transformers.")
+        strength = float(steering.strength)
+        if not all(bool((strength * shift.float()).isfinite().all()) for shift in shifts.values()):
+            raise UserError("A steering has values that are not finite numbers: fit it again, or lower its strength.")
         until = prompt_length if steering.positions == "prompt" else None
-        return cls(steering.edits, shifts, float(steering.strength), until)
+        return cls(steering.edits, shifts, strength, until)
 
 
 @dataclass(slots=True, eq=False)
@@ -168,11 +171,12 @@ class Inside:
     async def read(self, wishes: Wishes) -> AsyncIterator[Callable[[], Awaitable[Tensor]]]:
         """Waits until the worker has room for what is to be read. Gives a call that fetches it then."""
         name, rows = str(wishes.capture), wishes.rows
-        async with self._turn:  # many small ones do not overtake a large one
-            while self._room < rows:
-                self._emptied.clear()
-                await self._emptied.wait()
-            self._room -= rows
+        if rows:
+            async with self._turn:  # many small ones do not overtake a large one
+                while self._room < rows:
+                    self._emptied.clear()
+                    await self._emptied.wait()
+                self._room -= rows
         try:
             yield lambda: self._fetched(name)
         except BaseException:

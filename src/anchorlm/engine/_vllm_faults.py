@@ -12,7 +12,7 @@ _log = logging.getLogger("anchorlm")
 
 def in_words(error: Exception) -> str:
     """What vLLM says of an error, in a few words."""
-    return " ".join(str(error).split())[:160].rstrip(".")
+    return " ".join(str(error).split())[:160].rstrip(".") or type(error).__name__
 
 
 def failed(error: Exception, params: Any) -> DefenseError | UserError:

@@ -10,7 +10,7 @@ from multiprocessing.process import BaseProcess
 from threading import Thread
 from typing import Any, NoReturn, cast
 
-_OWNER = "ANCHORLM_VLLM_OWNER"
+OWNER = "ANCHORLM_VLLMOWNER"
 """Environment variable: the id of the process that starts vLLM."""
 
 _PLUGINS, _OURS = "VLLM_PLUGINS", "anchorlm"
@@ -20,7 +20,7 @@ _PLUGINS, _OURS = "VLLM_PLUGINS", "anchorlm"
 
 def own() -> None:
     """Makes the vLLM that is started next belong to this process."""
-    os.environ[_OWNER] = str(os.getpid())
+    os.environ[OWNER] = str(os.getpid())
     named = os.environ.get(_PLUGINS)
     if named is not None and _OURS not in named.split(","):
         os.environ[_PLUGINS] = ",".join(filter(None, [named, _OURS]))
@@ -41,7 +41,7 @@ def join_owner() -> None:
     group to which a terminal sends Ctrl-C: it would end in the middle of answers that the guard still waits for.
     """
     parent = multiprocessing.parent_process()
-    if parent is not None and os.environ.get(_OWNER) == str(parent.pid):
+    if parent is not None and os.environ.get(OWNER) == str(parent.pid):
         os.setpgid(0, 0)
         signal.signal(signal.SIGTERM, _end)
         Thread(target=_end_with, args=(parent,), daemon=True).start()

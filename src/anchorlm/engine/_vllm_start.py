@@ -5,6 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from anchorlm.engine._vllm_faults import in_words
+from anchorlm.engine._vllm_process import OWNER
 from anchorlm.engine._vllm_wishes import GUARD
 from anchorlm.models import CausalModel, VLLMSettings
 from anchorlm.records import UserError
@@ -16,6 +17,8 @@ def started(settings: VLLMSettings, model: CausalModel) -> Any:
     Raises:
         UserError: vLLM is not installed, cannot run the model, or does not know an option.
     """
+    if mine := [name for name in os.environ if name.startswith("ANCHORLM_VLLM") and name != OWNER]:
+        raise UserError(f"{mine[0]} is for a vLLM server of your own: unset it where a guard starts vLLM.")
     # What vLLM prints must not stand among answers. Its process cannot be forked from one that has used torch.
     for name, value in {"VLLM_LOGGING_STREAM": "ext://sys.stderr", "VLLM_LOGGING_LEVEL": "WARNING",
                         "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}.items():  # fmt: skip

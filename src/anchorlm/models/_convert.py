@@ -17,10 +17,13 @@ def check_conversion(settings: ModelSettings, folder: Path) -> None:
     """Whether a conversion can begin.
 
     Raises:
-        UserError: The path is no GGUF file, or the folder is there.
+        UserError: The path is an ordinary folder already, or the folder to write is there.
     """
-    if gguf_file(settings.path, settings.gguf_file) is None:
-        raise UserError(f"{settings.path!r} is no GGUF file: only these are converted.")
+    from anchorlm.models._places import Kind, kind_of
+
+    file = gguf_file(settings.path, settings.gguf_file)
+    if file is None and settings.adapter is None and kind_of(settings.path, settings.revision) is not Kind.ADAPTER:
+        raise UserError(f"{settings.path!r} is no GGUF file and no adapter: only these are converted.")
     if settings.dtype in ("int8", "int4"):
         raise UserError(
             f"dtype = '{settings.dtype}' is how weights are held, not how they are written: give bfloat16 or float32."
@@ -30,16 +33,17 @@ def check_conversion(settings: ModelSettings, folder: Path) -> None:
 
 
 def convert(settings: ModelSettings, folder: Path) -> CausalModel:
-    """Writes a GGUF file as an ordinary folder: configuration, safetensors, tokenizer and chat template.
+    """Writes a GGUF file or an adapter as an ordinary folder: configuration, safetensors, tokenizer, chat template.
 
     The folder appears whole, or not at all.
 
     Args:
-        settings: The file, and in which dtype its weights are written.
+        settings: The file or the adapter, and in which dtype its weights are written.
         folder: Where to. It must not be there yet.
 
     Raises:
-        UserError: The path is no GGUF file, it cannot be loaded, or the folder is there or cannot be written.
+        UserError: The path is an ordinary folder already or cannot be loaded, or the folder to write is there or cannot
+            be written.
     """
     check_conversion(settings, folder)
     from anchorlm.models._causal import CausalModel
@@ -49,7 +53,7 @@ def convert(settings: ModelSettings, folder: Path) -> CausalModel:
     try:
         partial.mkdir(parents=True)
         model.model.save_pretrained(partial)
-        model.tokenizer.save_pretrained(partial)
+        (model.processor or model.tokenizer).save_pretrained(partial)
         for file in partial.glob("*.safetensors"):
             shutil.copymode(partial / "config.json", file)  # safetensors gives it to its owner alone
         partial.rename(folder)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from anchorlm.engine import Wishes
 from anchorlm.records import DefenseError, UserError
+from anchorlm.vllm._states import check_numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +106,14 @@ class SteeredBlocks:
         """Makes a state of what is added by block (H,), in place of what it was.
 
         Raises:
-            UserError: It is for another model.
+            UserError: It is for another model, or no number.
         """
         if any(not 0 <= layer < len(self._blocks) or len(vector) != self._width for layer, vector in shifts.items()):
             raise UserError(
                 f"A steering is for another model: this one has {len(self._blocks)} blocks of width {self._width}: fit "
                 "it."
             )
+        check_numbers(shifts)
         for layer, block in enumerate(self._blocks):
             row = self._buffer(block, "table")[state]
             row.copy_(shifts[layer]) if layer in shifts else row.zero_()
@@ -141,16 +143,27 @@ class SteeredBlocks:
         self._sums.copy_(sums)
         self._fired = self._count()
 
-    def check(self) -> None:
-        """Whether every block has been steered in the step that was laid out.
+    def check(self, logits: Tensor | None = None) -> None:
+        """Whether every block has been steered in the step that was laid out, and what it gave are numbers.
+
+        Args:
+            logits: What it gave.
 
         Raises:
-            DefenseError: A hook was left out; what the step gave must not be used.
+            DefenseError: A hook was left out, or the cache may have taken what is no number: what the step gave must
+                not be used, and later steps neither.
         """
-        fired = int((self._count() - self._fired).sum())  # the one time that a step waits for the device
+        strange = torch.zeros((), device=self._fired.device) if logits is None else logits.isnan().sum()
+        # The one time that a step waits for the device.
+        fired, nans = torch.stack([(self._count() - self._fired).sum(), strange]).tolist()
+        if nans:
+            raise DefenseError(
+                "The model gave logits that are not numbers, which vLLM's cache would spread to other answers: start "
+                "it again, with weaker steering or a wider dtype."
+            )
         if fired != len(self._blocks):
             raise DefenseError(
-                f"Only {fired} of {len(self._blocks)} blocks of the server's model could be steered: empty vLLM's "
+                f"Only {int(fired)} of {len(self._blocks)} blocks of the server's model could be steered: empty vLLM's "
                 "compile cache, or start it with --enforce-eager (enforce_eager = true in options)."
             )
 

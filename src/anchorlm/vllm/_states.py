@@ -48,7 +48,18 @@ class SteeringFile:
             raise UserError(f"{str(file)!r} is no steering ({error}): write it with save_steering.") from None
         if positions not in _POSITIONS or not shifts:
             raise UserError(f"{str(file)!r} is no steering: write it with save_steering.")
+        check_numbers(shifts)
         return cls(shifts, positions, hashlib.sha256(data).hexdigest())
+
+
+def check_numbers(shifts: Mapping[int, Tensor]) -> None:
+    """Whether vectors can be added: what is no number would spread to every request through the server's cache.
+
+    Raises:
+        UserError: They cannot.
+    """
+    if not all(bool(shift.isfinite().all()) for shift in shifts.values()):
+        raise UserError("A steering has values that are not finite numbers: fit it again, or lower its strength.")
 
 
 def save_steering(steering: Steering, file: str | Path) -> None:
@@ -65,9 +76,11 @@ def save_steering(steering: Steering, file: str | Path) -> None:
 
     if (found := steering.shifts) is None:
         raise UserError("A vLLM server adds constant vectors only: take a steering of InferAligner or CAA.")
-    shifts = {str(block): (steering.strength * shift).float().contiguous().cpu() for block, shift in found.items()}
+    shifts = {block: (steering.strength * shift).float().contiguous().cpu() for block, shift in found.items()}
+    check_numbers(shifts)
     try:
-        save_file(shifts, file, metadata={"positions": str(steering.positions)})
+        save_file({str(block): shift for block, shift in shifts.items()}, file,
+                  metadata={"positions": str(steering.positions)})  # fmt: skip
     except OSError as error:
         raise UserError(f"{str(file)!r} cannot be written: {error.strerror or error}.") from None
 

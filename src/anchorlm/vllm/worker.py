@@ -116,16 +116,16 @@ class SteeredWorker(Worker):  # type: ignore[misc]  # vLLM is not there where ty
         self._laid_out = False
         found = super().execute_model(scheduler_output)
         if self._laid_out:
+            logits = self.model_runner.execute_model_state.logits
             try:
-                self._steered.check()
+                self._steered.check(logits)
             except DefenseError as error:
                 self._end(error)
             for index, (wishes, read, end) in self._reads.items():
                 self._read(index, wishes, read, end)
-            # Each request has one row of logits, as nothing is speculated. Of a split model the first worker has them.
-            if self._chosen and (logits := self.model_runner.execute_model_state.logits) is not None:
-                for index, name in self._chosen.items():
-                    self._keep(name, logits[index].float().cpu())
+            if logits is not None:  # of a split model the first worker has them
+                for index, name in self._chosen.items():  # one row for each request, as nothing is speculated
+                    self._keep(name, logits[index].float().cpu().clone())
         return found
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
@@ -187,7 +187,9 @@ def _blocks(model: nn.Module, config: VllmConfig) -> nn.ModuleList:
     depth = config.model_config.hf_text_config.num_hidden_layers
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
-            kinds = {type(block).__name__ for block in module}
+            # vLLM also runs blocks of transformers, which have the same names and give another output.
+            kinds = {type(one).__name__ if type(one).__module__.startswith("vllm.") else type(one).__module__
+                     for one in module}  # fmt: skip
             if strange := sorted(kinds - _SUMMED):
                 raise UserError(f"{strange[0]} cannot be read in vLLM yet: load the model with transformers.")
             return module
