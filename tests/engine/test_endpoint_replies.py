@@ -26,7 +26,7 @@ from anchorlm.engine._endpoint_replies import UnusableError, read_reply
 from anchorlm.guard import Guard
 from anchorlm.judging import CallableJudge
 from anchorlm.models import EndpointModel, EndpointSettings
-from anchorlm.records import AnchorLMError, GenerationSettings
+from anchorlm.records import AnchorLMError, DefenseError, GenerationSettings
 from anchorlm.tokens import in_pieces, piece_bytes
 
 TURNS = [{"role": "user", "content": "How do I bake bread?"}]
@@ -101,11 +101,16 @@ PLACES = st.fixed_dictionaries({
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[EndpointModel, EndpointModel]:
-    """One whose tokenizer is known, and one whose is not."""
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
     place: Path = tmp_path_factory.mktemp("tokenizer")
     readable(tiny_model("llama")).tokenizer.save_pretrained(place)
-    return tuple(EndpointModel.load(at(**more)) for more in ({"tokenizer": str(place)}, {}))  # type: ignore[return-value]
+    return str(place)
+
+
+@pytest.fixture(scope="module")
+def models(tokenizer: str) -> tuple[EndpointModel, EndpointModel]:
+    """One whose tokenizer is known, and one whose is not."""
+    return tuple(EndpointModel.load(at(**more)) for more in ({"tokenizer": tokenizer}, {}))  # type: ignore[return-value]
 
 
 def at(**more: Any) -> EndpointSettings:
@@ -177,6 +182,7 @@ class Odd:
         self.places: dict[str, Any] = {}
         self.more: dict[str, Any] = {}
         self.choice: dict[str, Any] = {}
+        self.pieces: list[str] = []
         odd = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -187,13 +193,16 @@ class Odd:
                 self._send(200 if self.path in places else 404, places.get(self.path, {}))
 
             def do_POST(self) -> None:
-                self.rfile.read(int(self.headers["Content-Length"]))
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 message = {"role": "assistant", "content": "Hi there"}
+                if body.get("stream"):
+                    events = [{"model": "m", "choices": [{"delta": {"content": piece}}]} for piece in odd.pieces]
+                    return self._send(200, b"".join(b"data: %s\n\n" % json.dumps(one).encode() for one in events))
                 choice = {"index": 0, "message": message, "finish_reason": "stop", **odd.choice}
-                self._send(200, {"model": "m", "choices": [choice], **odd.more})
+                return self._send(200, {"model": "m", "choices": [choice], **odd.more})
 
             def _send(self, status: int, data: Any) -> None:
-                payload = json.dumps(data).encode()
+                payload = data if isinstance(data, bytes) else json.dumps(data).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(payload)))
                 self.end_headers()
@@ -202,7 +211,13 @@ class Odd:
             def log_message(self, *args: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Roomy(ThreadingHTTPServer):
+            request_queue_size = 64  # all samples of a prompt come at once
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                pass  # a client may leave
+
+        self._server = Roomy(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
@@ -270,6 +285,29 @@ def test_what_a_server_says_of_itself_in_another_shape_is_not_known(
     far = EndpointEngine.start(at(endpoint=odd.url))
     assert (far.found.version, far.found.context) == ("", None)
     assert far.told.endswith("reads an unknown number of tokens")
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_text_that_is_far_longer_than_was_asked_for_is_left_unread(known: bool, odd: Odd, tokenizer: str) -> None:
+    own = {"endpoint": odd.url, "retries": 0, **({"tokenizer": tokenizer, "prompts": "chat"} if known else {})}
+    guard = Guard(own, "best_of_n", judge=LENIENT, refusal="No.", generation={"max_new_tokens": 64})
+    text = "hello there " * 300_000
+    odd.choice = {"message": {"role": "assistant", "content": text}}
+    before = monotonic()
+    response = guard.chat(TURNS)
+    assert monotonic() - before < 10
+    assert response.text == "No."
+    (why,) = [one.data["why"] for one in response.trace if one.kind == "fail_closed"]
+    assert "it is longer than 64 tokens can be" in str(why)
+    odd.choice = {"message": {"role": "assistant", "content": text[:4000]}}
+    assert guard.chat(TURNS).text == text[:4000]
+
+
+def test_a_stream_that_is_far_longer_than_was_asked_for_ends_there(odd: Odd) -> None:
+    guard = Guard({"endpoint": odd.url, "retries": 0}, generation={"max_new_tokens": 64})
+    odd.pieces = ["a" * 30_000] * 20
+    with pytest.raises(DefenseError, match="it is longer than 64 tokens can be"):
+        guard.chat(TURNS)
 
 
 def test_a_long_text_in_few_tokens_is_kept_whole(odd: Odd) -> None:
