@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -56,6 +57,13 @@ def test_the_pinned_versions_fit_every_extra_and_so_all_of_them_at_once(extra: s
     for one in asked:
         assert one.name in pinned, f"{one.name} is pinned nowhere"
         assert one.specifier.contains(pinned[one.name]), str(one)
+
+
+def test_the_table_of_the_readme_has_every_extra_and_no_other() -> None:
+    table = re.search(r"\| extra \|.*\n\|[-|]+\n((?:\|.*\n)+)", (ROOT / "README.md").read_text("utf-8"))
+    assert table is not None
+    named = re.findall(r"^\| `([\w-]+)` \|", table[1], re.MULTILINE)
+    assert sorted(named) == sorted(EXTRAS.keys() - {"docs", "dev"})
 
 
 def test_what_the_tests_on_ray_run_with_fits_what_is_pinned() -> None:

@@ -178,6 +178,15 @@ def test_a_server_is_given_the_time_that_it_asks_for() -> None:
     assert server.pauses[0] >= 1
 
 
+@pytest.mark.parametrize("asked", ["nan", "inf", "-inf", "-5", "1e999", "soon"])
+def test_a_wait_that_is_no_time_is_passed_over(asked: str) -> None:
+    server = Failing(**{"Retry-After": asked})
+    said, took = server.asked(retries=2, timeout=20)
+    assert "fails (HTTP status 503)" in said
+    assert len(server.times) == 3
+    assert took < 5
+
+
 def test_the_timeout_holds_for_all_tries_together() -> None:
     """A pause that would last longer is not waited for."""
     server = Failing(**{"Retry-After": "50"})

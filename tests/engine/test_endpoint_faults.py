@@ -339,6 +339,19 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["http://me:zeppelin@host/v1", "http://me:zeppelin@host:x/v1", "http://me:zep pelin@host", "http://zeppelin@host",
+     "me:zeppelin@host/v1", "http://me:zep/pelin@host", "http://host/v1?key=zeppelin", "http://host/v1#zeppelin"],
+)  # fmt: skip
+def test_a_password_in_an_address_is_refused_and_not_repeated(address: str) -> None:
+    with pytest.raises(UserError, match="it holds more than an address|it is no address") as failure:
+        Guard({"endpoint": address})
+    assert "zep" not in str(failure.value)
+    assert "pelin" not in str(failure.value)
+    assert "host" in str(failure.value)
+
+
 @pytest.mark.parametrize(("section", "told"), BAD, ids=lambda value: str(value)[:40])
 def test_a_section_that_does_not_fit_is_one_sentence(section: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=told) as failure:

@@ -30,6 +30,9 @@ from anchorlm.models import EndpointModel, EndpointSettings
 from anchorlm.records import Access, DefenseError, GenerationSettings, TooLongError, UserError
 from anchorlm.tokens import prompt_of
 
+_WIDEST = 1024
+"""Characters of a token at most, far above what real ones have. A text of many megabytes would hold up all guards."""
+
 
 class EndpointEngine:
     """Sequences on a model that another server runs, behind an OpenAI-compatible address.
@@ -157,6 +160,7 @@ class EndpointEngine:
         body, begun = self._prompt(ids)
         await self._check_format(generation, body)
         reply = await self._asked(body | self._asks(generation, room))
+        self._check_length(len(reply.text) - len(begun), room)
         written = self._reader.written(reply, begun)
         finish = self._finish(reply.finish)
         if finish == "length" and not written.ids and not written.ended:
@@ -179,6 +183,7 @@ class EndpointEngine:
         await self._check_format(generation, body)
         await self._watch.before()
         finish: str | None = None
+        length = 0
         events = self._caller.stream(self.found.path, body | self._asks(generation, room) | {"stream": True})
         async with aclosing(events):
             async for event in events:
@@ -187,6 +192,8 @@ class EndpointEngine:
                 if not reply.text and not reply.entries:
                     continue
                 await self._watch.after(reply)
+                length += len(reply.text)
+                self._check_length(length, room)
                 if (written := self._reader.written(reply)).ids or written.ended:
                     yield written
         if finish is None:
@@ -259,6 +266,10 @@ class EndpointEngine:
             return read_reply(data, streamed=streamed)
         except UnusableError as error:
             raise wrong(self._settings, str(error)) from None
+
+    def _check_length(self, length: int, room: int) -> None:
+        if length > _WIDEST * room:
+            raise wrong(self._settings, f"it is longer than {room} tokens can be")
 
     def _finish(self, said: str | None) -> Literal["stop", "length"]:
         if said == "stop":

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import json
+import math
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -21,6 +22,8 @@ _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 """What a server says that may be otherwise in a moment."""
 _FIRST, _LONGEST = 0.25, 8.0
 """Seconds to wait before a call is sent again for the first time, and at most."""
+_MOST_WAIT = 60.0
+"""Seconds that a server may ask to wait."""
 _MOST_BYTES = 64 << 20
 """Of an answer. All log-probabilities of a large vocabulary take a tenth of it."""
 _END = object()
@@ -251,8 +254,9 @@ async def _events(response: httpx.Response, settings: EndpointSettings) -> Async
 
 
 def _wait(headers: httpx.Headers) -> float:
-    """Seconds that a server asks for, if it says a number."""
+    """Seconds that a server asks for, if it says a number. Python reads `nan` and `inf`, too: they are none."""
     try:
-        return min(max(float(headers.get("Retry-After", "0")), 0.0), 60.0)
+        asked = float(headers.get("Retry-After", "0"))
     except ValueError:
         return 0.0
+    return min(max(asked, 0.0), _MOST_WAIT) if math.isfinite(asked) else 0.0

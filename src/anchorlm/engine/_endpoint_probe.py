@@ -17,7 +17,7 @@ from anchorlm.engine._endpoint_bodies import (
 from anchorlm.engine._endpoint_faults import MissingError, RejectedError, wrong
 from anchorlm.engine._endpoint_http import Caller
 from anchorlm.engine._endpoint_reading import Reader, text_of
-from anchorlm.engine._endpoint_replies import Reply, UnusableError, read_reply
+from anchorlm.engine._endpoint_replies import Reply, UnusableError, count_of, read_reply
 from anchorlm.engine._endpoint_tokenizer import TokenizerCheck
 from anchorlm.engine._endpoint_watch import listed, names, told
 from anchorlm.models import EndpointModel, EndpointSettings
@@ -68,23 +68,33 @@ async def _described(caller: Caller, settings: EndpointSettings) -> tuple[Abilit
                 "that the address ends in /v1, if it should."
             ) from None
         return Abilities(model=settings.model, context=settings.context), None
-    entries = listed(data.get("data") if isinstance(data, dict) else None)
+    entries = listed(_field(data, "data"))
     entry = _chosen(entries, settings)
-    kind = _KINDS.get(str(entry.get("owned_by")), "other")
-    context, version = entry.get("max_model_len"), ""
+    owner = entry.get("owned_by")
+    kind = _KINDS.get(owner, "other") if isinstance(owner, str) else "other"
+    said, version = count_of(entry.get("max_model_len")), None
     if kind == "vllm":
-        version = str((await caller.get("/version", root=True)).get("version", ""))
+        version = _field(await caller.get("/version", root=True), "version")
     if kind == "llama-server":
         props = await _optional(caller, "/props")
-        version = str(props.get("build_info", ""))
-        context = (props.get("default_generation_settings") or {}).get("n_ctx") or (entry.get("meta") or {}).get(
-            "n_ctx"
-        )
+        version = _field(props, "build_info")
+        inside = _field(_field(props, "default_generation_settings"), "n_ctx")
+        said = count_of(inside) or count_of(_field(entry.get("meta"), "n_ctx"))
     if kind == "sglang":
-        version = str((await _optional(caller, "/server_info")).get("version", ""))
-    context = settings.context or (context if isinstance(context, int) and context > 1 else None)
+        version = _field(await _optional(caller, "/server_info"), "version")
     chosen = settings.model or str(entry["id"])
-    return Abilities(kind=kind, version=version, model=chosen, context=context), await told(caller, chosen, kind)
+    able = Abilities(
+        kind=kind,
+        version=version if isinstance(version, str) else "",
+        model=chosen,
+        context=settings.context or (said if said is not None and said > 1 else None),
+    )
+    return able, await told(caller, chosen, kind)
+
+
+def _field(data: Any, name: str) -> Any:
+    """What an object of a server's holds under a name. None where it is no object, or holds nothing there."""
+    return data.get(name) if isinstance(data, dict) else None
 
 
 def _chosen(entries: list[dict[str, Any]], settings: EndpointSettings) -> dict[str, Any]:
@@ -101,12 +111,11 @@ def _chosen(entries: list[dict[str, Any]], settings: EndpointSettings) -> dict[s
     return entries[0]
 
 
-async def _optional(caller: Caller, path: str) -> dict[str, Any]:
+async def _optional(caller: Caller, path: str) -> Any:
     try:
-        data = await caller.get(path, root=True)
+        return await caller.get(path, root=True)
     except (MissingError, RejectedError):
-        return {}
-    return data if isinstance(data, dict) else {}
+        return None
 
 
 async def _completions(

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 _BY_ID = re.compile(r"token(?:_id)?:(\d+)")
+_LONGEST_ID = 18
+"""Digits of an id at most."""
 _BY_BYTES = re.compile(r"bytes:((?:\\x[0-9a-fA-F]{2})+)")
+_MOST = 2**31 - 1
+"""Of what a server counts. It is believed nothing above."""
 _TOLERANCE = 0.02
 """By how much probabilities may sum to more than 1: servers round, and give a token twice that has two names."""
 
@@ -74,13 +79,13 @@ def read_reply(data: Any, *, streamed: bool = False) -> Reply:
         raise UnusableError("it is no object")
     if "error" in data:
         error = data["error"]
-        said = error.get("message") if isinstance(error, Mapping) else error
-        raise UnusableError(f"it is an error: {' '.join(str(said).split())[:160]}")
+        told = _text(error.get("message") if isinstance(error, Mapping) else error) or "it does not say which"
+        raise UnusableError(f"it is an error: {' '.join(told.split())[:160]}")
     choices = data.get("choices")
     counted = data.get("usage")
     usage: Mapping[str, Any] = counted if isinstance(counted, Mapping) else {}
     signature = (_text(data.get("model")), _text(data.get("system_fingerprint")))
-    counts = (_count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")))
+    counts = (count_of(usage.get("prompt_tokens")), count_of(usage.get("completion_tokens")))
     if streamed and choices == []:
         return Reply("", None, None, *counts, signature)
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], Mapping):
@@ -118,7 +123,7 @@ def read_entries(data: Any) -> tuple[Entry, ...] | None:
     tops = data.get("top_logprobs")
     tops = tops if isinstance(tops, list) and len(tops) == len(tokens) else [None] * len(tokens)
     return tuple(
-        Entry(_named(token, logprob), tuple(_named(*pair) for pair in (top or {}).items()))
+        Entry(_named(token, logprob), tuple(_named(*pair) for pair in _pairs(top)))
         for token, logprob, top in zip(tokens, logprobs, tops, strict=True)
     )
 
@@ -133,6 +138,19 @@ def checked(top: Sequence[Named]) -> None:
         raise UnusableError("it names no likeliest tokens")
     if sum(math.exp(one.logprob) for one in top) > 1 + _TOLERANCE:
         raise UnusableError("the probabilities that it names sum to more than 1")
+
+
+def count_of(value: Any) -> int | None:
+    """A number of tokens that a server says. None where it says none that can be."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST else None
+
+
+def _pairs(top: Any) -> Iterable[tuple[Any, Any]]:
+    if top is None:
+        return ()
+    if not isinstance(top, Mapping):
+        raise UnusableError("its likeliest tokens are in no known form")
+    return top.items()
 
 
 def _entry(data: Any) -> Entry:
@@ -157,11 +175,10 @@ def _chat_named(data: Any) -> Named:
 def _named(name: Any, logprob: Any) -> Named:
     if not isinstance(name, str):
         raise UnusableError("a token has no name")
-    value = -math.inf if logprob is None else logprob
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value > _TOLERANCE:
-        raise UnusableError(f"{logprob!r:.40} is no log-probability")
-    value = min(float(value), 0.0)
+    value = min(_logprob(logprob), 0.0)
     if match := _BY_ID.fullmatch(name):
+        if len(match[1]) > _LONGEST_ID:
+            raise UnusableError("a token has an id that no token has")
         return Named(value, int(match[1]), None, name)
     if match := _BY_BYTES.fullmatch(name):
         return Named(value, None, bytes.fromhex(match[1].replace("\\x", "")), name)
@@ -169,9 +186,14 @@ def _named(name: Any, logprob: Any) -> Named:
     return Named(value, None, None if "\ufffd" in name else name.encode("utf-8", "replace"), name)
 
 
+def _logprob(value: Any) -> float:
+    if value is None:
+        return -math.inf
+    with suppress(OverflowError):  # an integer may be larger than any float
+        if type(value) in (int, float) and float(value) <= _TOLERANCE:  # NaN is not
+            return float(value)
+    raise UnusableError(f"{value!r:.40} is no log-probability")
+
+
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
-
-
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self, cast, get_args
@@ -12,6 +13,10 @@ from anchorlm.records._formats import Format
 
 _SHOWN = 200
 """Characters of a value that an error repeats."""
+_USER = re.compile(r"""(?:(?<=://).*|[^\s'"]*:\S*)(?=@)""")
+"""User and password in an address, which an error does not repeat."""
+_QUERY = re.compile(r"""(://[^\s?#'"]*[?#])[^\s'"]*""")
+"""The same of what stands behind the path, which may be a key."""
 
 
 class Settings(BaseModel):
@@ -108,7 +113,7 @@ def _one_sentence(cls: type[Settings], error: ValidationError, where: str) -> st
         told = f": {field.description.rstrip('.')}" if field is not None and field.description else ""
         return f"{where[:1].upper()}{where[1:]} lacks {name}{told or ': give it'}."
     message = first["msg"].removeprefix("Value error, ")
-    given = repr(first["input"])
+    given = _QUERY.sub(r"\1...", _USER.sub("...", repr(first["input"])))
     given = given if len(given) <= _SHOWN else f"{given[:_SHOWN]}..."
     return f"{name} = {given} does not fit {where}: {message[:1].lower()}{message[1:].rstrip('.')}."
 

@@ -14,6 +14,8 @@ RAW = CHAT + 1
 """The id after which a raw text goes on."""
 _SIZE = 4
 """Bytes of a piece: what a token of English text has on average. The server alone knows how many tokens there are."""
+_LARGEST = 24
+"""Bytes of a piece at most: the id of a larger one would be among the two that begin an answer."""
 
 
 def piece_id(piece: bytes) -> int:
@@ -29,9 +31,13 @@ def piece_bytes(index: int) -> bytes:
 
 
 def in_pieces(data: bytes, count: int | None = None) -> list[int]:
-    """Some bytes as ids: `count` of them, or one for every few bytes. Pieces may be empty."""
+    """Some bytes as ids: `count` of them, or one for every few bytes. A piece may be empty.
+
+    A server says `count`, and may say anything. So there are at most one more than the bytes, and enough for all bytes.
+    """
     if count is None:
         return [piece_id(data[at : at + _SIZE]) for at in range(0, len(data), _SIZE)]
+    count = min(max(count, -(-len(data) // _LARGEST)), len(data) + 1)
     ends = [len(data) * index // count for index in range(count + 1)]
     return [piece_id(data[start:end]) for start, end in itertools.pairwise(ends)]
 
