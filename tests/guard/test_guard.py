@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -280,6 +283,23 @@ class Rubbish(Judge):
 def test_a_judge_of_any_kind_fails_closed(answer: Any) -> None:
     guard = Guard(TARGET, "best_of_n", judge=Rubbish(answer), n=2, generation=GENERATION, refusal="No.")
     assert guard.chat("x").text == "No."
+
+
+def test_a_request_that_ends_just_before_its_judge_is_asked_leaves_no_call_behind() -> None:
+    guard = Guard(TARGET, "best_of_n", judge=JUDGE, n=2, generation=GENERATION)
+
+    async def leave() -> None:
+        work = asyncio.ensure_future(guard.defense.grades(Request([{"role": "user", "content": "x"}]), ["y"]))
+        await asyncio.sleep(0)  # the calls are planned, and none has begun
+        work.cancel()
+        with suppress(asyncio.CancelledError):
+            await work
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        asyncio.run(leave())
+        gc.collect()
+    assert not [one.message for one in seen if "never awaited" in str(one.message)]
 
 
 def test_a_judge_may_be_a_function() -> None:

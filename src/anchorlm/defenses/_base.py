@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from asyncio import gather
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -161,7 +162,12 @@ class Defense(ABC):
             found = await gather(
                 *(
                     in_time(
-                        checked_scores(scorer, talk, [*(begun + request.judged(text) for text in texts), *thoughts]),
+                        partial(
+                            checked_scores,
+                            scorer,
+                            talk,
+                            [*(begun + request.judged(text) for text in texts), *thoughts],
+                        ),
                         scorer.name,
                         request.patience,
                     )
@@ -184,7 +190,7 @@ class Defense(ABC):
             found = await gather(
                 *(
                     in_time(
-                        self.judge(talk, [_with(thought, begun + request.judged(text)) for text in texts]),
+                        partial(self.judge, talk, [_with(thought, begun + request.judged(text)) for text in texts]),
                         self.judge.name,
                         request.patience,
                     )

@@ -19,11 +19,11 @@ def check_conversion(settings: ModelSettings, folder: Path) -> None:
     Raises:
         UserError: The path is an ordinary folder already, or the folder to write is there.
     """
-    from anchorlm.models._places import Kind, kind_of
+    if gguf_file(settings.path, settings.gguf_file) is None and settings.adapter is None:
+        from anchorlm.models._places import Kind, kind_of  # brings transformers
 
-    file = gguf_file(settings.path, settings.gguf_file)
-    if file is None and settings.adapter is None and kind_of(settings.path, settings.revision) is not Kind.ADAPTER:
-        raise UserError(f"{settings.path!r} is no GGUF file and no adapter: only these are converted.")
+        if kind_of(settings.path, settings.revision) is not Kind.ADAPTER:
+            raise UserError(f"{settings.path!r} is no GGUF file and no adapter: only these are converted.")
     if settings.dtype in ("int8", "int4"):
         raise UserError(
             f"dtype = '{settings.dtype}' is how weights are held, not how they are written: give bfloat16 or float32."

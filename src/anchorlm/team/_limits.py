@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from anchorlm.records import DefenseError
@@ -15,11 +16,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-async def in_time(work: Awaitable[T], name: str, seconds: float | None) -> T:
+async def in_time(ask: Callable[[], Awaitable[T]], name: str, seconds: float | None) -> T:
     """What a model says.
 
     Args:
-        work: Brings it.
+        ask: Begins to ask. It is not called if all is over before.
         name: Of the model, for the error.
         seconds: How long to wait. None: as long as it takes.
 
@@ -28,7 +29,7 @@ async def in_time(work: Awaitable[T], name: str, seconds: float | None) -> T:
     """
     try:
         async with asyncio.timeout(seconds):
-            return await work
+            return await ask()
     except TimeoutError as error:
         if seconds is None:
             raise
@@ -69,8 +70,8 @@ class _TimedSequence:
         return cast("TokenSequence", _TimedSequence(self._sequence.fork(), self._name, self._seconds))
 
     async def logits(self) -> Tensor:
-        return await in_time(self._sequence.logits(), f"The anchor {self._name}", self._seconds)
+        return await in_time(self._sequence.logits, f"The anchor {self._name}", self._seconds)
 
     async def activations(self, positions: Sequence[int] = (-1,), mean_from: int | None = None) -> Tensor:
-        read = self._sequence.activations(positions, mean_from)
+        read = partial(self._sequence.activations, positions, mean_from)
         return await in_time(read, f"The anchor {self._name}", self._seconds)
