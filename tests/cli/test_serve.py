@@ -273,6 +273,15 @@ def test_a_hang_up_that_nohup_ignores_ends_no_server(plain_recipe: Path) -> None
             process.kill()
 
 
+@pytest.fixture
+def hang_ups() -> Iterator[None]:
+    """Programs that are started take them, also where nohup runs the tests: a server leaves them alone there."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hang_ups")
 def test_a_hang_up_ends_a_server_as_sigterm_does_and_with_keys_reads_them_again(
     start: Callable[..., subprocess.Popen[str]], plain_recipe: Path, tmp_path: Path
 ) -> None:
