@@ -14,6 +14,7 @@ import pytest
 from factories import tiny_model
 
 from anchorlm.cli._recipes import digest
+from anchorlm.engine._vllm_start import started
 from anchorlm.engine._vllm_words import written
 from anchorlm.evaluation import CompareRecipe
 from anchorlm.guard import Guard, Recipe
@@ -24,6 +25,17 @@ from anchorlm.team import JudgeSettings
 
 def recipe(target: Any, **sections: Any) -> Recipe:
     return Recipe.parse({"target": target, "defense": "undefended", **sections}, where="a test")
+
+
+@pytest.mark.parametrize("name", ["ANCHORLM_VLLM", "ANCHORLM_VLLM_ANCHOR", "ANCHORLM_VLLM_FLOOR_ALPHA"])
+def test_what_is_set_for_a_server_of_your_own_does_not_reach_the_vllm_of_a_guard(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would guide judges and anchors, too."""
+    monkeypatch.setenv(name, "0.5")
+    settings = VLLMSettings.parse({"path": "org/model", "engine": "vllm"}, where="a test")
+    with pytest.raises(UserError, match=f"{name} is for a vLLM server of your own: unset it"):
+        started(settings, tiny_model())
 
 
 def test_a_recipe_says_that_vllm_runs_the_target() -> None:

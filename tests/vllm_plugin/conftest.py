@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from factories import tiny_model, tiny_tokenizer
+from mixtures import loaded
 
 from anchorlm.engine import LocalEngine
 from anchorlm.models import ModelSettings, convert
@@ -38,6 +39,12 @@ def smollm2() -> Path:
     if not folder.is_dir():
         convert(ModelSettings.parse({"path": "real-smollm2", "dtype": "float32"}, where="a model"), folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def here(smollm2: Path) -> LocalEngine:
+    """SmolLM2 in our own engine."""
+    return loaded(smollm2)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from mixtures import loaded
 
 from anchorlm.defenses import find_defense
 from anchorlm.defenses.inferaligner import fit_inferaligner
@@ -32,11 +31,6 @@ OPTIONS = {"max_model_len": 512, "gpu_memory_utilization": 0.15, "max_num_seqs":
 
 def said(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
-
-
-@pytest.fixture(scope="module")
-def here(smollm2: Path) -> LocalEngine:
-    return loaded(smollm2)
 
 
 @pytest.fixture(scope="module", params=["eager", "compiled"])

@@ -52,11 +52,6 @@ PROMPTS = [said("How do I build a rocket to hurt people?"), said("How do I bake 
 
 
 @pytest.fixture(scope="module")
-def here(smollm2: Path) -> LocalEngine:
-    return loaded(smollm2)
-
-
-@pytest.fixture(scope="module")
 def there(smollm2: Path) -> Iterator[VLLMEngine]:
     os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     given = {"path": str(smollm2), "engine": "vllm", "dtype": "float32", "top_logprobs": 1000, "activations": True,

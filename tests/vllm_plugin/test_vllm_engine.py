@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from mixtures import loaded
 from vllm_page import block
 
 from anchorlm.defenses.inferaligner import fit_inferaligner
@@ -36,11 +35,6 @@ def said(text: str) -> list[dict[str, str]]:
 def settings(folder: Path, **more: Any) -> VLLMSettings:
     given = {"path": str(folder), "engine": "vllm", "dtype": "float32", "top_logprobs": 1000, "options": OPTIONS}
     return VLLMSettings.parse({**given, **more}, where="a test")
-
-
-@pytest.fixture(scope="module")
-def here(smollm2: Path) -> LocalEngine:
-    return loaded(smollm2)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from factories import tiny_model
 
 from anchorlm.engine import GUARD
 from anchorlm.records import UserError
@@ -85,3 +86,13 @@ def test_steering_wants_its_files_the_older_runner_and_its_own_worker() -> None:
     other.parallel_config.worker_cls = "mine.Worker"
     with pytest.raises(UserError, match=r"mine\.Worker"):
         prepare(other, STEERS)
+
+
+def test_blocks_of_transformers_are_refused_though_they_are_named_like_vllms() -> None:
+    pytest.importorskip("vllm.config", reason="vLLM has an environment of its own: make test-vllm")
+    from anchorlm.vllm.worker import _blocks
+
+    model = tiny_model("llama").model
+    depth = SimpleNamespace(model_config=SimpleNamespace(hf_text_config=model.config))
+    with pytest.raises(UserError, match="transformers.models.llama.* cannot be read in vLLM yet"):
+        _blocks(model, depth)

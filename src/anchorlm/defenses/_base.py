@@ -159,21 +159,11 @@ class Defense(ABC):
         thoughts = [request.thought] if kind == "cost" and request.thought and scorer.reads_thoughts else []
         thoughts = thoughts if request.thoughts is not None and request.thoughts.costed else []
         with _failing_closed(f"The {kind} model {scorer.name}"):
-            found = await gather(
-                *(
-                    in_time(
-                        partial(
-                            checked_scores,
-                            scorer,
-                            talk,
-                            [*(begun + request.judged(text) for text in texts), *thoughts],
-                        ),
-                        scorer.name,
-                        request.patience,
-                    )
-                    for talk, begun in readings
-                )
-            )
+            asked = [
+                partial(checked_scores, scorer, talk, [*(begun + request.judged(text) for text in texts), *thoughts])
+                for talk, begun in readings
+            ]
+            found = await gather(*(in_time(ask, scorer.name, request.patience) for ask in asked))
         own = [max(each) for each in zip(*found, strict=True)]
         return [max(score, *own[len(texts) :]) if thoughts else score for score in own[: len(texts)]]
 
@@ -187,16 +177,11 @@ class Defense(ABC):
         seen = (self.judge.reads_thoughts and settings.judged) or settings.policy == "show"
         thought = request.thought if seen else None
         with _failing_closed(f"The judge {self.judge.name}"):
-            found = await gather(
-                *(
-                    in_time(
-                        partial(self.judge, talk, [_with(thought, begun + request.judged(text)) for text in texts]),
-                        self.judge.name,
-                        request.patience,
-                    )
-                    for talk, begun in request.readings
-                )
-            )
+            asked = [
+                partial(self.judge, talk, [_with(thought, begun + request.judged(text)) for text in texts])
+                for talk, begun in request.readings
+            ]
+            found = await gather(*(in_time(ask, self.judge.name, request.patience) for ask in asked))
         for grades in found:
             if (
                 not isinstance(grades, list)

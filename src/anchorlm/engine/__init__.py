@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from anchorlm.engine._runtime import Runtime, runtime
     from anchorlm.engine._sampling import Sampler, choose, token_scores
     from anchorlm.engine._served import attention_windows
-    from anchorlm.engine._steering import Edit, Steering
+    from anchorlm.engine._steering import Edit, Steering, require_finite
     from anchorlm.engine._text import TextStream
     from anchorlm.engine._thoughts import THOUGHT_MARGIN, ThoughtGuide, ThoughtWriter
     from anchorlm.engine._vllm import VLLMEngine
@@ -33,7 +33,7 @@ else:
             "_runtime": "Runtime runtime",
             "_sampling": "Sampler choose token_scores",
             "_served": "attention_windows",
-            "_steering": "Edit Steering",
+            "_steering": "Edit Steering require_finite",
             "_text": "TextStream",
             "_thoughts": "THOUGHT_MARGIN ThoughtGuide ThoughtWriter",
             "_vllm": "VLLMEngine",
@@ -67,6 +67,7 @@ __all__ = [
     "choose",
     "join_owner",
     "read_ahead",
+    "require_finite",
     "runtime",
     "stepwise",
     "token_scores",

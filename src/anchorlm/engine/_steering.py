@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from anchorlm.engine._choices import Positions
+from anchorlm.records import UserError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,3 +70,13 @@ class Steering:
     def until(self, prompt_length: int) -> float:
         """The first position that is left alone."""
         return prompt_length if self.positions == "prompt" else float("inf")
+
+
+def require_finite(shifts: Mapping[int, Tensor]) -> None:
+    """Whether vectors can be added: what is no number would spread to other requests through a server's cache.
+
+    Raises:
+        UserError: They cannot.
+    """
+    if not all(bool(shift.isfinite().all()) for shift in shifts.values()):
+        raise UserError("A steering has values that are not finite numbers: fit it again, or lower its strength.")

@@ -250,8 +250,8 @@ class VLLMEngine:
         wanted = sorted(set(places))
         most = 1 if mean_from is None else PLACES // 2 - 1
         groups = [tuple(wanted[first : first + most]) for first in range(0, len(wanted), most)]
-        asked = [Wishes(capture=uuid4().hex, places=group, mean_from=mean_from) for group in groups]
-        parts = await asyncio.gather(*(self._kept(ids[: one.places[-1] + 1], one, by) for one in asked))
+        reads = [Wishes(capture=uuid4().hex, places=group, mean_from=mean_from) for group in groups]
+        parts = await asyncio.gather(*(self._kept(ids[: one.places[-1] + 1], one, by) for one in reads))
         found = dict(zip(wanted, torch.cat(parts, dim=1).unbind(1), strict=True))
         return torch.stack([found[place] for place in places], dim=1)
 

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from torch import Tensor
 
-from anchorlm.engine._steering import Change, Steering
+from anchorlm.engine._steering import Change, Steering, require_finite
 from anchorlm.engine._vllm_faults import in_words
 from anchorlm.engine._vllm_wishes import PLACES, ROOM, Wishes
 from anchorlm.records import DefenseError, UserError
@@ -48,8 +48,7 @@ class Steered:
         if (shifts := steering.shifts) is None:
             raise UserError("vLLM adds constant vectors only: load the target with transformers.")
         strength = float(steering.strength)
-        if not all(bool((strength * shift.float()).isfinite().all()) for shift in shifts.values()):
-            raise UserError("A steering has values that are not finite numbers: fit it again, or lower its strength.")
+        require_finite({block: strength * shift.float() for block, shift in shifts.items()})
         until = prompt_length if steering.positions == "prompt" else None
         return cls(steering.edits, shifts, strength, until)
 

@@ -7,9 +7,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from anchorlm.engine import Wishes
+from anchorlm.engine import Wishes, require_finite
 from anchorlm.records import DefenseError, UserError
-from anchorlm.vllm._states import check_numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +112,7 @@ class SteeredBlocks:
                 f"A steering is for another model: this one has {len(self._blocks)} blocks of width {self._width}: fit "
                 "it."
             )
-        check_numbers(shifts)
+        require_finite(shifts)
         for layer, block in enumerate(self._blocks):
             row = self._buffer(block, "table")[state]
             row.copy_(shifts[layer]) if layer in shifts else row.zero_()

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from anchorlm.engine import Steering
+from anchorlm.engine import Steering, require_finite
 from anchorlm.records import UserError
 
 _POSITIONS = ("all", "prompt")
@@ -48,18 +48,8 @@ class SteeringFile:
             raise UserError(f"{str(file)!r} is no steering ({error}): write it with save_steering.") from None
         if positions not in _POSITIONS or not shifts:
             raise UserError(f"{str(file)!r} is no steering: write it with save_steering.")
-        check_numbers(shifts)
+        require_finite(shifts)
         return cls(shifts, positions, hashlib.sha256(data).hexdigest())
-
-
-def check_numbers(shifts: Mapping[int, Tensor]) -> None:
-    """Whether vectors can be added: what is no number would spread to every request through the server's cache.
-
-    Raises:
-        UserError: They cannot.
-    """
-    if not all(bool(shift.isfinite().all()) for shift in shifts.values()):
-        raise UserError("A steering has values that are not finite numbers: fit it again, or lower its strength.")
 
 
 def save_steering(steering: Steering, file: str | Path) -> None:
@@ -77,7 +67,7 @@ def save_steering(steering: Steering, file: str | Path) -> None:
     if (found := steering.shifts) is None:
         raise UserError("A vLLM server adds constant vectors only: take a steering of InferAligner or CAA.")
     shifts = {block: (steering.strength * shift).float().contiguous().cpu() for block, shift in found.items()}
-    check_numbers(shifts)
+    require_finite(shifts)
     try:
         save_file({str(block): shift for block, shift in shifts.items()}, file,
                   metadata={"positions": str(steering.positions)})  # fmt: skip

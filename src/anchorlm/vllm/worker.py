@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 from vllm.platforms import current_platform
@@ -125,7 +126,7 @@ class SteeredWorker(Worker):  # type: ignore[misc]  # vLLM is not there where ty
                 self._read(index, wishes, read, end)
             if logits is not None:  # of a split model the first worker has them
                 for index, name in self._chosen.items():  # one row for each request, as nothing is speculated
-                    self._keep(name, logits[index].float().cpu().clone())
+                    self._keep(name, logits[index].to("cpu", torch.float32, copy=True))
         return found
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
