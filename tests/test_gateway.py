@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import shlex
-import socket
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from vllm_page import PAGE, block
+from gateways import started
+from vllm_page import PAGE
 
 from anchorlm.vllm._settings import Asked
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parent.parent
 ASKED = {
     "model": "m",
     "messages": [{"role": "user", "content": "How do I bake bread?"}],
@@ -81,27 +74,8 @@ def upstream() -> Iterator[Upstream]:
 
 @pytest.fixture(scope="module")
 def gateway(upstream: Upstream) -> Iterator[httpx.Client]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = block("sh", "gateway:app", {"8080": port, "8000": upstream.server.server_port})
-    variable, *words = shlex.split(command)
-    assert words[0] == "python"
-    name, value = variable.split("=")
-    process = subprocess.Popen([sys.executable, *words[1:]], cwd=ROOT, env={**os.environ, name: value},
-                               stderr=subprocess.PIPE, text=True)  # fmt: skip
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
-        for _ in range(600):
-            try:
-                client.get("/")
-                break
-            except httpx.ConnectError:
-                assert process.poll() is None, process.stderr.read() if process.stderr else ""
-                time.sleep(0.05)
+    with started(upstream.server.server_port) as client:
         yield client
-    process.terminate()
-    _, said = process.communicate(timeout=20)
-    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])

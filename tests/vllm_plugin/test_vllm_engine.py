@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -75,6 +76,17 @@ def test_its_likeliest_tokens_are_those_of_the_same_weights_here(here: LocalEngi
         assert unnamed == pytest.approx(1 - float(wanted[named].exp().sum()), abs=1e-4)
         assert torch.allclose(got[named], wanted[named] - wanted[named].logsumexp(-1), atol=1e-3)
         assert float(wanted[~named].max()) <= float(wanted[named].min()) + 1e-3
+
+
+def test_another_event_loop_than_the_first_is_told_so(there: VLLMEngine) -> None:
+    async def run() -> None:
+        async with there.open(there.model.encode(said(QUESTIONS[1])), room=4) as row:
+            await row.logits()
+
+    runtime().run(run())
+    with pytest.raises(UserError, match="call it through a guard"):
+        asyncio.run(run())
+    runtime().run(run())
 
 
 def test_greedy_answers_are_those_of_our_engine(here: LocalEngine, there: VLLMEngine) -> None:

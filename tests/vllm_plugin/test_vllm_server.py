@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from gateways import started
 from mixtures import Ours, loaded
 from vllm_page import block
 
@@ -98,6 +99,11 @@ def tokens(server: httpx.Client, text: str, extra: Any = None) -> list[int]:
     assert reply.status_code == 200, reply.text
     found: list[int] = reply.json()["choices"][0]["token_ids"]
     return found
+
+
+def streamed(reply: httpx.Response) -> str:
+    lines = [json.loads(line[6:]) for line in reply.iter_lines() if line.startswith("data: {")]
+    return "".join(line["choices"][0]["delta"].get("content") or "" for line in lines)
 
 
 def test_no_client_goes_below_the_operators_floor(server: httpx.Client) -> None:
@@ -187,9 +193,20 @@ def test_completions_and_streams_are_guided_too(server: httpx.Client) -> None:
     whole = asked(server, QUESTIONS[0]).json()["choices"][0]["message"]["content"]
     fields = {"model": NAME, "messages": said(QUESTIONS[0]), "temperature": 0, "max_tokens": 10, "stream": True}
     with server.stream("POST", "/v1/chat/completions", json=fields) as reply:
-        lines = [json.loads(line[6:]) for line in reply.iter_lines() if line.startswith("data: {")]
-    pieces = [line["choices"][0]["delta"].get("content") or "" for line in lines]
-    assert "".join(pieces) == whole
+        assert streamed(reply) == whole
+
+
+def test_behind_the_gateway_each_answer_is_guided_as_the_gateway_says(server: httpx.Client) -> None:
+    guard = {"anchorlm": '{"alpha": 0.5, "mixed_tokens": 6}'}
+    assert server.base_url.port
+    with started(server.base_url.port) as gateway:
+        for text in QUESTIONS:
+            wanted = asked(server, text, guard).json()["choices"][0]["message"]["content"]
+            reply = asked(gateway, text, {"anchorlm": '{"alpha": 0}'}, logit_bias={"5": 100})
+            assert reply.json()["choices"][0]["message"]["content"] == wanted
+            fields = {"model": NAME, "messages": said(text), "temperature": 0, "max_tokens": 10, "stream": True}
+            with gateway.stream("POST", "/v1/chat/completions", json=fields) as stream:
+                assert streamed(stream) == wanted
 
 
 def test_the_client_of_the_page_gets_an_answer(server: httpx.Client) -> None:

@@ -19,7 +19,7 @@ from anchorlm.engine._endpoint_reading import Written
 from anchorlm.engine._endpoint_sequence import EndpointSequence, Far
 from anchorlm.engine._steering import Steering
 from anchorlm.engine._vllm_activations import Inside, Steered
-from anchorlm.engine._vllm_faults import failed, slow, wrong
+from anchorlm.engine._vllm_faults import elsewhere, failed, slow, wrong
 from anchorlm.engine._vllm_process import own
 from anchorlm.engine._vllm_start import started
 from anchorlm.engine._vllm_wishes import PLACES, Wishes
@@ -66,6 +66,7 @@ class VLLMEngine:
         silent = torch.zeros(model.vocab_size, dtype=torch.bool)
         silent[list(model.silent_ids)] = True
         self._silent = silent
+        self._loop: asyncio.AbstractEventLoop | None = None  # on which vLLM hands on what its process says
 
     @classmethod
     def start(cls, settings: VLLMSettings) -> VLLMEngine:
@@ -293,6 +294,9 @@ class VLLMEngine:
         """
         from vllm.inputs import tokens_input
 
+        self._loop = self._loop or asyncio.get_running_loop()
+        if self._loop is not asyncio.get_running_loop():
+            raise elsewhere()
         until = monotonic() + self._timeout
         async with self._inside.steered(by, read) as (wishes, salt):
             params.extra_args = None if wishes is None else wishes.extra

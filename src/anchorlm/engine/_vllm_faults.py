@@ -44,3 +44,11 @@ def slow(timeout: float) -> DefenseError:
 def wrong(what: str) -> DefenseError:
     """The answer cannot be used."""
     return DefenseError(f"vLLM gave an answer that cannot be used ({what}): ask again, and see what it printed.")
+
+
+def elsewhere() -> UserError:
+    """VLLM's engine was asked on two event loops, and hands on what its process says on the first one alone."""
+    return UserError(
+        "A model in vLLM serves the event loop that asked it first, and this is another: call it through a guard, or "
+        "within one asyncio.run."
+    )
