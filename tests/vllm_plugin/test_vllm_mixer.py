@@ -309,11 +309,13 @@ def test_extra_arguments_of_others_are_no_business_of_ours() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [("logit_bias", {3: 5.0}), ("allowed_token_ids", [3]), ("bad_words", ["no"]), ("structured_outputs", object()),
-     ("presence_penalty", 0.5), ("frequency_penalty", -1.0), ("repetition_penalty", 1.1)],
+     ("presence_penalty", 0.5), ("frequency_penalty", -1.0), ("repetition_penalty", 1.1), ("logprob_token_ids", [3]),
+     ("prompt_logprob_token_ids", [[3]])],
 )  # fmt: skip
 def test_with_a_floor_no_request_chooses_past_the_guide(name: str, value: Any) -> None:
     plain: dict[str, Any] = {"logit_bias": None, "allowed_token_ids": None, "bad_words": [], "structured_outputs": None,
-             "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}  # fmt: skip
+             "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0,
+             "logprob_token_ids": None}  # fmt: skip
     guided = settings(floor={"alpha": 0.4})
     guided.check_choice(SimpleNamespace(**plain))
     with pytest.raises(UserError, match=name):

@@ -33,6 +33,9 @@ _CHOOSE: dict[str, Any] = {
 }  # fmt: skip
 """Fields of a request that move what the target says, with the values that ask for nothing."""
 
+_TELL = ("logprob_token_ids", "prompt_logprob_token_ids")
+"""Fields that give what the target says of any token, whatever an operator sets."""
+
 
 class Asked(Settings):
     """What one request asks for. `None` is what the operator's file says."""
@@ -134,6 +137,8 @@ class PluginSettings(Settings):
     def check_choice(self, params: Any) -> None:
         """Whether a request lets the mixture choose. A server applies these fields around it, so they go past a floor.
 
+        And a client that is told what the target says of each token could choose for itself.
+
         Args:
             params: The request's sampling parameters.
 
@@ -143,6 +148,9 @@ class PluginSettings(Settings):
         for name, neutral in _CHOOSE.items():
             if getattr(params, name, None) not in (None, neutral):
                 raise UserError(f"This server guides every answer, and {name} chooses past the guide: leave it out.")
+        for name in _TELL:
+            if getattr(params, name, None):
+                raise UserError(f"This server guides every answer, and {name} shows the unguided one: leave it out.")
 
     @property
     def loaded(self) -> dict[str, SteeringFile]:
