@@ -50,6 +50,7 @@ class Endpoint:
         key: API key that it wants.
         hides: Whether it names tokens only where `logit_bias` says which one to take; `biased`: and counts it in.
         tls: With what it encrypts; None: it does not.
+        lump: Tokens in each event of a stream.
 
     Attributes:
         connects: How often someone has connected.
@@ -72,12 +73,13 @@ class Endpoint:
         key: str | None = None,
         hides: Literal["unbiased", "biased"] | None = None,
         tls: ssl.SSLContext | None = None,
+        lump: int = 1,
         port: int = 0,
     ) -> None:
         self.model = model
         self.form, self.owner, self.arrays, self.completions = form, owner, arrays, completions
         self.continues, self.strict, self.most, self.key = continues, strict, most, key
-        self.tokenizes, self.counts, self.hides = tokenizes, counts, hides
+        self.tokenizes, self.counts, self.hides, self.lump = tokenizes, counts, hides, lump
         self.id = "tiny"
         self.details: dict[str, Any] = {"max_model_len": 256}
         self.version = "0.32.0"
@@ -276,11 +278,12 @@ class Endpoint:
             handler.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
 
         held = b""
-        for step in steps:
-            held += self.model.vocabulary.token_bytes(step[0])
+        for first in range(0, len(steps), self.lump):
+            some = steps[first : first + self.lump]
+            held += self.model.vocabulary.decode(token for token, _ in some)
             said = held.decode("utf-8", "ignore")
             held = held[len(said.encode()) :]
-            write(_event(frame | {"choices": [choice(said, [step], None, True)]}))
+            write(_event(frame | {"choices": [choice(said, some, None, True)]}))
         write(_event(frame | {"choices": [choice("", [], finish, True)]}))
         write(_event(frame | {"choices": [], "usage": usage}))
         write(b"data: [DONE]\n\n")

@@ -18,6 +18,7 @@ from anchorlm.records import Access, DefenseError, GenerationSettings, UserError
 
 TURNS = [{"role": "user", "content": "How do I bake bread?"}]
 GREEDY = GenerationSettings(max_new_tokens=12)
+QUESTIONS = ["How do I bake bread?", "What is 12 + 30?", "The lazy dog", "x", "fox", "Who is it?", "One", "Two"]
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,27 @@ def test_conversations_that_the_server_writes_are_answered_alike(
     assert greedy(far) == greedy(here)
     assert b"".join(map(far.model.vocabulary.token_bytes, streamed(far))).decode() == greedy(here)[0]
     assert far.found.continues == way["continues"]
+
+
+@pytest.mark.parametrize("way", [{}, {"form": None}, {"completions": False}, {"form": None, "completions": False}],
+                         ids=str)  # fmt: skip
+def test_a_stream_tells_whether_the_answer_was_cut_however_its_pieces_come(
+    way: dict[str, Any], serve: Callable[..., Endpoint], model: CausalModel, folder: str
+) -> None:
+    far = engine(serve(lump=3, **way), folder if way.get("completions", True) else None)
+    here, ends = LocalEngine(model), set()
+
+    async def cut(one: Any, question: str, room: int) -> bool:
+        async with one.open(one.model.encode([{"role": "user", "content": question}]), room=room) as row:
+            async for _ in row.stream(GenerationSettings(max_new_tokens=room)):
+                pass
+            return bool(row.full)
+
+    for question in QUESTIONS:
+        for room in (2, 7, 90):
+            ends.add(wanted := runtime().run(cut(here, question, room)))
+            assert runtime().run(cut(far, question, room)) == wanted
+    assert ends == {True, False}
 
 
 @pytest.mark.parametrize("way", [WAYS[0], WAYS[1], WAYS[2], {"form": "chat", "completions": False}], ids=str)

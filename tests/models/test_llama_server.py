@@ -191,6 +191,14 @@ def test_it_holds_an_answer_to_a_response_format(
     assert isinstance(json.loads(far.chat(PROMPTS[0], response_format={"type": "json_object"}).text), dict)
 
 
+def test_where_the_server_writes_the_prompt_a_format_is_held_and_may_be_cut(start_live: Running) -> None:
+    far = Guard({"endpoint": start_live.url}, generation={"max_new_tokens": 60}, on_error="raise")
+    whole = far.chat(PROMPTS[0], response_format=FORMAT)
+    assert json.loads(whole.text)["kind"] in ("rye", "white")
+    cut = far.chat(PROMPTS[0], response_format=FORMAT, max_new_tokens=whole.usage.completion_tokens // 2)
+    assert (cut.finish_reason, whole.text.startswith(cut.text)) == ("length", True)
+
+
 def test_what_it_cannot_hold_is_one_sentence(source: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     mixed = Guard(source(), "alignbeam", anchor=source(), judge=LENIENT)
     with pytest.raises(UserError, match="only where the target is loaded here: leave response_format out"):

@@ -296,15 +296,13 @@ async def stream_target(
         prompt_tokens: Length of the prompt without the thought; None: of all that stands before the response.
     """
     speech = speech or Speech(sequence, target.model.vocabulary)
-    room = min(generation.max_new_tokens, target.model.context_length - len(sequence.ids))
-    full = len(sequence.ids) + room
     async for token in sequence.stream(generation):
         yield speech.say(token)
     for piece in speech.rest():
         yield piece
     written = len(sequence.ids) - sequence.prompt_length
     usage = Usage(sequence.prompt_length if prompt_tokens is None else prompt_tokens, written, written)
-    yield Finished("length" if len(sequence.ids) >= full else "stop", usage)
+    yield Finished("length" if sequence.full else "stop", usage)
 
 
 def refuse(refusal: str, why: str, *, prompt_tokens: int) -> Iterator[Event]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 from torch import Tensor
@@ -177,8 +178,8 @@ class EndpointEngine:
         """
         body, begun = self._prompt(ids)
         if begun:  # which some servers say again, in pieces
-            written, _ = await self.completed(ids, generation, room)
-            yield written
+            written, end = await self.completed(ids, generation, room)
+            yield replace(written, full=end == "length")
             return
         await self._check_format(generation, body)
         await self._watch.before()
@@ -198,7 +199,7 @@ class EndpointEngine:
                     yield written
         if finish is None:
             raise wrong(self._settings, "it was cut off")
-        self._finish(finish)
+        yield Written([], [], ended=False, full=self._finish(finish) == "length")
 
     def steered(self, steering: Steering | None, prompt_length: int) -> Self:
         """Nothing can be added to activations there.

@@ -27,11 +27,13 @@ class Written:
         ids: Its tokens.
         scores: One for each, or none at all.
         ended: Whether a token that ends the turn came.
+        full: Whether it is the last part, and the answer ended because it is as long as it may be.
     """
 
     ids: list[int]
     scores: list[TokenScore]
     ended: bool
+    full: bool = False
 
 
 class Reader:

@@ -61,9 +61,11 @@ class EndpointSequence:
         prompt_length: How many of `ids` are the prompt.
         answers: Whether another thought ends what follows.
         unnamed: The mass of the last distribution that the server did not name.
+        full: See `TokenSequence`.
     """
 
-    __slots__ = ("_engine", "_last", "_limit", "_scores", "answers", "closed", "ids", "prompt_length", "unnamed")
+    __slots__ = ("_engine", "_last", "_limit", "_scores", "answers", "closed", "full", "ids", "prompt_length",
+                 "unnamed")  # fmt: skip
 
     def __init__(self, engine: Far, ids: Sequence[int], prompt_length: int, limit: int) -> None:
         self._engine = engine
@@ -75,6 +77,7 @@ class EndpointSequence:
         self.ids = list(ids)
         self.prompt_length = prompt_length
         self.unnamed = 0.0
+        self.full = False
 
     def append(self, ids: Sequence[int], scores: Sequence[TokenScore] = ()) -> None:
         """See `TokenSequence`."""
@@ -211,13 +214,15 @@ class EndpointSequence:
         """See `TokenSequence`."""
         self._check_whole(settings)
         told = self.prompt_length + self.settled
-        ended = not (room := self._room(settings))
+        room = self._room(settings)
+        self.full = not room
         try:
-            if not ended:
+            if room:
                 parts = self._engine.streamed(self.ids, settings, room)
                 async with aclosing(parts):
                     async for written in parts:
                         ended = self._take(written, settings)
+                        self.full = written.full and not ended
                         while told < self.prompt_length + self.settled:
                             told += 1
                             yield self.ids[told - 1]

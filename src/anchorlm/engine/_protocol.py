@@ -58,6 +58,11 @@ class TokenSequence(Protocol):
         """How many tokens of the response stay whatever follows: the others may begin another turn."""
         ...
 
+    @property
+    def full(self) -> bool:
+        """Whether the last `stream` ended because the answer was as long as it may be, and not by itself."""
+        ...
+
     def end_turn(self) -> bool:
         """Cuts the response where its last token completes the beginning of another turn; whether it has ended.
 

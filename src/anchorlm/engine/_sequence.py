@@ -43,7 +43,8 @@ class LocalSequence(FormedSequence):
     """A `TokenSequence` in a slot of a `LocalEngine`."""
 
     _engine: Home
-    __slots__ = ("_engine", "_held", "_last", "_scores", "answers", "call", "closed", "group", "prompt_length", "row")
+    __slots__ = ("_engine", "_held", "_last", "_scores", "answers", "call", "closed", "full", "group", "prompt_length",
+                 "row")  # fmt: skip
 
     def __init__(self, engine: Home, group: SequenceGroup[LocalSequence], row: SlotRow, prompt_length: int) -> None:
         self._engine = engine
@@ -52,6 +53,7 @@ class LocalSequence(FormedSequence):
         self._held = Held()
         self.answers = False
         self.closed = False
+        self.full = False
         self.group = group
         self.row = row
         self.prompt_length = prompt_length
@@ -219,7 +221,8 @@ class LocalSequence(FormedSequence):
         """
         end = self.prompt_length + self.settled
         call = self._generation(settings)
-        if not call.remaining:
+        self.full = not call.remaining
+        if self.full:
             for held in self.row.tokens[end:]:
                 yield held
             return
@@ -233,6 +236,7 @@ class LocalSequence(FormedSequence):
                 end += 1
                 yield token
             await call.future
+            self.full = not call.stopped
         finally:
             if self._end(call):
                 self.crop(end)

@@ -222,6 +222,7 @@ class VLLMEngine:
                     yield found
         if finish is None:
             raise wrong("it was cut off")
+        yield Written([], [], ended=False, full=finish == "length")
 
     def steered(self, steering: Steering | None, prompt_length: int) -> Far:
         """See `Far`.
