@@ -135,6 +135,19 @@ def test_a_stream_is_the_whole_answer_and_leaving_it_ends_the_request_in_vllm(th
     assert unfinished(there) == 0
 
 
+def test_a_stream_tells_whether_the_answer_was_cut(here: LocalEngine, there: VLLMEngine) -> None:
+    async def cut(engine: Any, text: str, room: int) -> bool:
+        async with engine.open(engine.model.encode(said(text)), room=room) as row:
+            async for _ in row.stream(GenerationSettings(max_new_tokens=room)):
+                pass
+            return bool(row.full)
+
+    found = [(runtime().run(cut(there, text, room)), runtime().run(cut(here, text, room)))
+             for text in QUESTIONS for room in (3, 64)]  # fmt: skip
+    assert all(one == other for one, other in found)
+    assert {one for one, _ in found} == {True, False}
+
+
 def test_a_seed_goes_to_vllm_unless_it_runs_on_a_cpu(there: VLLMEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.platforms import current_platform
 
