@@ -186,6 +186,17 @@ def test_an_anchor_that_cannot_read_the_prompt_gives_the_refusal_and_the_other_r
     assert written[0][:8] == server.answer([short], [Asked()], new=8)[0][0]
 
 
+def test_a_prompt_whose_tokens_are_not_known_gives_the_refusal(target: LocalEngine, anchor: LocalEngine) -> None:
+    """An anchor that reads nothing knows of no harm. vLLM takes prompts as embeddings, too."""
+    model = target.model
+    mixer = Mixer(model, anchor, settings(mixing={"refusal": "No."}))
+    state = mixer.state(Asked())
+    assert state is not None
+    logits = read(target, model.encode(said("x")), [])[None].clone()
+    mixer.mix(logits, [(0, state, [])])
+    assert (logits[0] > -torch.inf).nonzero().flatten().tolist() == [model.vocabulary.encode(b"No.")[0]]
+
+
 @pytest.mark.parametrize("tokens", [2, 6])
 @pytest.mark.parametrize("place", [1, 3, 6, 9])
 def test_a_refusal_goes_on_in_a_request_that_left_the_batch_and_came_back(
@@ -309,7 +320,8 @@ def test_extra_arguments_of_others_are_no_business_of_ours() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [("logit_bias", {3: 5.0}), ("allowed_token_ids", [3]), ("bad_words", ["no"]), ("structured_outputs", object()),
-     ("presence_penalty", 0.5), ("frequency_penalty", -1.0), ("repetition_penalty", 1.1)],
+     ("presence_penalty", 0.5), ("frequency_penalty", -1.0), ("repetition_penalty", 1.1), ("logprob_token_ids", [3]),
+     ("trace_decode_token_ids", [3])],
 )  # fmt: skip
 def test_with_a_floor_no_request_chooses_past_the_guide(name: str, value: Any) -> None:
     plain: dict[str, Any] = {"logit_bias": None, "allowed_token_ids": None, "bad_words": [], "structured_outputs": None,
@@ -333,6 +345,13 @@ def test_the_environment_names_a_file_or_an_anchor_and_a_floor(tmp_path: Path) -
     assert both.anchor is not None
     assert both.anchor.path == str(tmp_path / "small")
     assert (both.mixing.alpha, both.floor.alpha, both.floor.mixed_tokens) == (0.7, 0.4, 9)
+
+
+@pytest.mark.parametrize("name", ["ANCHORLM_VLLM_FLOOR", "ANCHORLM_VLLM_FLOOR_APLHA", "ANCHORLM_VLLM_ANCOHR"])
+def test_a_misspelt_variable_is_told_and_does_not_leave_a_server_without_a_floor(name: str) -> None:
+    for known in ({}, {"ANCHORLM_VLLM_ANCHOR": "some/anchor"}):
+        with pytest.raises(UserError, match=f"{name}: .*ANCHORLM_VLLM_FLOOR_ALPHA"):
+            PluginSettings.from_environment({**known, name: "0.5"})
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,15 @@ from anchorlm.vllm._start import NAME, check_server, check_steered, prepare
 
 
 def config(*, newer: bool = False, ahead: bool = True, drafts: Any = None, tokenizer: str = "model") -> Any:
-    model = SimpleNamespace(runner_type="generate", logits_processors=None, model="model", tokenizer=tokenizer)
+    model = SimpleNamespace(
+        runner_type="generate",
+        logits_processors=None,
+        model="model",
+        tokenizer=tokenizer,
+        is_diffusion=False,
+        enable_prompt_embeds=False,
+        get_diff_sampling_param=dict,
+    )
     return SimpleNamespace(
         model_config=model,
         use_v2_model_runner=newer,
@@ -59,6 +67,26 @@ def test_a_server_that_hides_its_last_tokens_is_refused_where_an_anchor_must_see
 def test_a_tokenizer_in_another_place_is_refused() -> None:
     with pytest.raises(UserError, match="--tokenizer"):
         prepare(config(tokenizer="elsewhere"), MIXES)
+
+
+@pytest.mark.parametrize(("field", "words"), [("is_diffusion", "many at once"), ("enable_prompt_embeds", "embeddings")])
+def test_a_server_whose_answers_or_prompts_an_anchor_cannot_follow_is_refused(field: str, words: str) -> None:
+    made = config()
+    setattr(made.model_config, field, True)
+    with pytest.raises(UserError, match=words):
+        prepare(made, MIXES)
+
+
+def test_a_floor_that_the_models_own_defaults_would_pass_is_refused_at_the_start() -> None:
+    """Each request that leaves the field out would be an error that tells its client to leave it out."""
+    made = config()
+    made.model_config.get_diff_sampling_param = lambda: {"temperature": 0.7, "repetition_penalty": 1.05}
+    floor = PluginSettings.parse({"anchor": "some/anchor", "floor": {"alpha": 0.3}}, where="a test")
+    with pytest.raises(UserError, match="--override-generation-config '{\"repetition_penalty\": 1.0}'"):
+        prepare(made, floor)
+    prepare(made, MIXES)
+    made.model_config.get_diff_sampling_param = lambda: {"temperature": 0.7, "repetition_penalty": 1.0}
+    prepare(made, floor)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from anchorlm.vllm._states import SteeringFile
 FILE, ANCHOR = "ANCHORLM_VLLM", "ANCHORLM_VLLM_ANCHOR"
 FLOOR = {"alpha": "ANCHORLM_VLLM_FLOOR_ALPHA", "mixed_tokens": "ANCHORLM_VLLM_FLOOR_TOKENS"}
 """Environment variables: the operator's file, or the anchor alone, and the floor."""
+_VARIABLES = (ANCHOR, *FLOOR.values())
+"""Those that begin like the file's. Another one is a mistake, and what it was to set would silently not hold."""
 
 KEY = "anchorlm"
 """Under which a request asks, in `vllm_xargs` or `SamplingParams.extra_args`."""
@@ -29,9 +31,10 @@ STEERING, CAPTURE = f"{KEY}_steering", f"{KEY}_capture"
 
 _CHOOSE: dict[str, Any] = {
     "logit_bias": {}, "allowed_token_ids": [], "bad_words": [], "structured_outputs": None, "presence_penalty": 0.0,
-    "frequency_penalty": 0.0, "repetition_penalty": 1.0,
+    "frequency_penalty": 0.0, "repetition_penalty": 1.0, "logprob_token_ids": [], "trace_decode_token_ids": [],
 }  # fmt: skip
-"""Fields of a request that move what the target says, with the values that ask for nothing."""
+"""Fields of a request that move what is said, or choose by what the target alone says, with the values that ask for
+nothing."""
 
 
 class Asked(Settings):
@@ -104,6 +107,8 @@ class PluginSettings(Settings):
             UserError: A file or a value that cannot be used.
         """
         known = os.environ if environment is None else environment
+        if strange := sorted(name for name in known if name.startswith(f"{FILE}_") and name not in _VARIABLES):
+            raise UserError(f"There is no variable {strange[0]}: unset it, or write one of {', '.join(_VARIABLES)}.")
         file = known.get(FILE)
         data = read_toml(file, "The settings of AnchorLM for vLLM in") if file else {}
         if known.get(ANCHOR):
@@ -143,6 +148,22 @@ class PluginSettings(Settings):
         for name, neutral in _CHOOSE.items():
             if getattr(params, name, None) not in (None, neutral):
                 raise UserError(f"This server guides every answer, and {name} chooses past the guide: leave it out.")
+
+    def check_defaults(self, defaults: Mapping[str, Any]) -> None:
+        """The same of what a server puts into each request that leaves it out: every one would be an error.
+
+        Args:
+            defaults: Sampling parameters by name.
+
+        Raises:
+            UserError: It would go past the floor.
+        """
+        for name in defaults.keys() & _CHOOSE.keys() if self.floor.alpha > 0 else ():
+            if defaults[name] != (neutral := _CHOOSE[name]):
+                raise UserError(
+                    f"The target's generation_config sets {name}, which chooses past the floor of AnchorLM: start vLLM "
+                    f"with --override-generation-config '{{\"{name}\": {neutral}}}'."
+                )
 
     @property
     def loaded(self) -> dict[str, SteeringFile]:
