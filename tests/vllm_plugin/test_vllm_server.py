@@ -166,6 +166,18 @@ def test_with_a_floor_no_client_chooses_past_the_guide(server: httpx.Client, nam
     assert "past the guide" in reply.json()["error"]["message"]
 
 
+def test_with_a_floor_nothing_is_chosen_by_what_the_target_alone_finds_likely(server: httpx.Client) -> None:
+    asks: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/chat/completions", {"messages": said("x"), "logprobs": True, "logprob_token_ids": [5, 6]}),
+        ("/v1/completions", {"prompt": "x", "logprobs": 1, "logprob_token_ids": [5]}),
+        ("/generative_scoring", {"query": "x", "items": ["y"], "label_token_ids": [5, 6]}),
+    ]
+    for path, body in asks:
+        reply = server.post(path, json={"model": NAME, **body})
+        assert reply.status_code == 400, (path, reply.text)
+        assert "logprob_token_ids chooses past the guide" in reply.text, path
+
+
 def test_our_endpoint_engine_reads_what_the_target_says(server: httpx.Client, smollm2: Path) -> None:
     source = {"endpoint": f"{server.base_url}/v1", "tokenizer": str(smollm2)}
     far, here = EndpointEngine.start(EndpointSettings.parse(source, where="a test")), loaded(smollm2)
