@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -114,6 +117,36 @@ def test_steering_wants_its_files_the_older_runner_and_its_own_worker() -> None:
     other.parallel_config.worker_cls = "mine.Worker"
     with pytest.raises(UserError, match=r"mine\.Worker"):
         prepare(other, STEERS)
+
+
+VALIDATE = """
+from vllm import SamplingParams
+
+from anchorlm.vllm import register
+from anchorlm.vllm.processor import AnchorProcessor
+
+for begin in (lambda: None, register):
+    begin()
+    try:
+        AnchorProcessor.validate_params(SamplingParams())
+    except ValueError as error:
+        print(error)
+    else:
+        print("taken")
+"""
+
+
+def test_a_server_with_an_anchor_that_started_without_our_part_answers_nothing() -> None:
+    """VLLM_PLUGINS may leave it out: then nothing keeps the server from speculating past the anchor."""
+    pytest.importorskip("vllm.config", reason="vLLM has an environment of its own: make test-vllm")
+    told = {"ANCHORLM_VLLM_ANCHOR": "some/anchor", "VLLM_PLUGINS": ""}
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", VALIDATE], env=os.environ | told, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    before, after = ended.stdout.strip().splitlines()[-2:]
+    assert before.endswith("name anchorlm in VLLM_PLUGINS.")
+    assert after == "taken"
 
 
 def test_blocks_of_transformers_are_refused_though_they_are_named_like_vllms() -> None:

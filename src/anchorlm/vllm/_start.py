@@ -32,9 +32,9 @@ def register() -> None:
     join_owner()
     from vllm.engine.arg_utils import EngineArgs
 
-    made = EngineArgs.create_engine_config
-    if getattr(made, "checked_by_anchorlm", False):
+    if took_part():
         return
+    made = EngineArgs.create_engine_config
     _look_at_requests()
 
     @wraps(made)
@@ -49,6 +49,13 @@ def register() -> None:
 
     checked.checked_by_anchorlm = True  # type: ignore[attr-defined]
     EngineArgs.create_engine_config = checked
+
+
+def took_part() -> bool:
+    """Whether this process has run `register`: vLLM runs it in all of its own, unless VLLM_PLUGINS leaves it out."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    return hasattr(EngineArgs.create_engine_config, "checked_by_anchorlm")
 
 
 def _look_at_requests() -> None:
