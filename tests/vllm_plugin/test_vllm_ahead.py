@@ -28,5 +28,6 @@ def test_requests_that_are_scheduled_ahead_and_preempted_are_guided_as_alone(smo
     assert found["ahead"]
     assert found["preempted"] > 0
     assert found["together"] == found["alone"]
+    assert "gets the refusal" not in ended.stderr
     guided = [n for n in range(8) if found["together"][n][:24] != found["plain"][n]]
     assert guided == [0, 1, 2, 4, 5, 6]

@@ -117,7 +117,7 @@ def test_no_client_goes_below_the_operators_floor(server: httpx.Client) -> None:
 def test_what_the_server_writes_is_what_our_engine_would_write(
     server: httpx.Client, smollm2: Path, small_anchor: Path
 ) -> None:
-    """Many at once, in a server that schedules ahead of its own results."""
+    """Many at once."""
     target, anchor = loaded(smollm2), loaded(small_anchor)
     settings = MixtureSettings(gate="always", alpha=0.8, mixed_tokens=6)
     ours = Ours(target, anchor, settings)
