@@ -208,6 +208,22 @@ def test_completions_and_streams_are_guided_too(server: httpx.Client) -> None:
         assert streamed(reply) == whole
 
 
+def test_other_paths_on_which_the_server_writes_have_the_floor(server: httpx.Client) -> None:
+    text, few = QUESTIONS[2], {"model": NAME, "temperature": 0}
+    wanted = asked(server, text, {"anchorlm": json.dumps(FLOOR)}).json()["choices"][0]["message"]["content"]
+    bodies = {
+        "/v1/responses": {**few, "input": text, "max_output_tokens": 10},
+        "/v1/messages": {**few, "messages": said(text), "max_tokens": 10},
+        "/v1/chat/completions/batch": {**few, "messages": [said(text)], "max_tokens": 10},
+    }
+    found = {path: server.post(path, json=body) for path, body in bodies.items()}
+    assert {path: reply.status_code for path, reply in found.items()} == dict.fromkeys(found, 200)
+    read = {path: reply.json() for path, reply in found.items()}
+    assert read["/v1/responses"]["output"][-1]["content"][0]["text"] == wanted
+    assert read["/v1/messages"]["content"][0]["text"] == wanted
+    assert read["/v1/chat/completions/batch"]["choices"][0]["message"]["content"] == wanted
+
+
 def test_behind_the_gateway_each_answer_is_guided_as_the_gateway_says(server: httpx.Client) -> None:
     guard = {"anchorlm": '{"alpha": 0.5, "mixed_tokens": 6}'}
     assert server.base_url.port

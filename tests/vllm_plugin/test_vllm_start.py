@@ -157,3 +157,18 @@ def test_blocks_of_transformers_are_refused_though_they_are_named_like_vllms() -
     depth = SimpleNamespace(model_config=SimpleNamespace(hf_text_config=model.config))
     with pytest.raises(UserError, match="transformers.models.llama.* cannot be read in vLLM yet"):
         _blocks(model, depth)
+
+
+def test_a_prompt_of_which_nothing_is_read_yet_leaves_nothing_behind() -> None:
+    """Clients may leave there, as often as they like, and nobody would take it away."""
+    pytest.importorskip("vllm.config", reason="vLLM has an environment of its own: make test-vllm")
+    from anchorlm.vllm.worker import SteeredWorker
+
+    request = SimpleNamespace(sampling_params=SimpleNamespace(extra_args={"anchorlm_capture": 1}), num_prompt_tokens=9)
+    worker: Any = object.__new__(SteeredWorker)
+    worker._guarded, worker._files, worker._steered = False, {}, SimpleNamespace(lay_out=lambda spans: None)
+    for read, count, wanted in ((0, 4, []), (4, 4, []), (8, 1, [0]), (9, 1, [])):
+        batch = SimpleNamespace(req_ids=["one"], num_computed_tokens_cpu=[read])
+        worker.model_runner = SimpleNamespace(input_batch=batch, requests={"one": request})
+        worker._lay_out([count])
+        assert list(worker._reads) == wanted
