@@ -328,8 +328,9 @@ def test_with_a_floor_no_request_chooses_past_the_guide(name: str, value: Any) -
              "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}  # fmt: skip
     guided = settings(floor={"alpha": 0.4})
     guided.check_choice(SimpleNamespace(**plain))
-    with pytest.raises(UserError, match=name):
+    with pytest.raises(UserError, match=name) as raised:
         guided.check_choice(SimpleNamespace(**{**plain, name: value}))
+    assert ("response_format" in str(raised.value)) == (name == "structured_outputs")  # as a client has written it
 
 
 def test_the_environment_names_a_file_or_an_anchor_and_a_floor(tmp_path: Path) -> None:

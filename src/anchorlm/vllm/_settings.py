@@ -35,6 +35,7 @@ _CHOOSE: dict[str, Any] = {
 }  # fmt: skip
 """Fields of a request that move what is said, or choose by what the target alone says, with the values that ask for
 nothing."""
+_AS_CLIENTS_SAY = {"structured_outputs": "a format (response_format, structured_outputs or a forced tool)"}
 
 
 class Asked(Settings):
@@ -147,7 +148,8 @@ class PluginSettings(Settings):
         """
         for name, neutral in _CHOOSE.items():
             if getattr(params, name, None) not in (None, neutral):
-                raise UserError(f"This server guides every answer, and {name} chooses past the guide: leave it out.")
+                said = _AS_CLIENTS_SAY.get(name, name)
+                raise UserError(f"This server guides every answer, and {said} chooses past the guide: leave it out.")
 
     def check_defaults(self, defaults: Mapping[str, Any]) -> None:
         """The same of what a server puts into each request that leaves it out: every one would be an error.
