@@ -20,7 +20,9 @@ KEPT = {"model", "messages", "prompt", "max_tokens", "max_completion_tokens", "t
 """What a client may say. All else is removed: other fields can choose past the guide."""
 GUARD = {"anchorlm": json.dumps({"alpha": 0.5, "mixed_tokens": 6})}
 
-vllm = httpx.AsyncClient(base_url=os.environ.get("VLLM_URL", "http://127.0.0.1:8000"), timeout=None)
+# By itself, httpx would let 100 requests at once through, and the others wait.
+vllm = httpx.AsyncClient(base_url=os.environ.get("VLLM_URL", "http://127.0.0.1:8000"), timeout=None,
+                         limits=httpx.Limits(max_connections=None))  # fmt: skip
 
 
 async def guarded(request: Request) -> Response:

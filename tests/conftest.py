@@ -1,11 +1,19 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+with suppress(ModuleNotFoundError):  # what is tested on Ray needs none of it
+    from hypothesis import HealthCheck, settings
+
+    # By default an example that takes more than 0.2 seconds fails its test, and a busy machine is enough for that.
+    settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("patient")
 
 STARTS = {"start", "start_live", "_installed"}
 """Fixtures that start a process or a server. A test that asks for one of them, directly or not, is slow."""

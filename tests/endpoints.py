@@ -286,8 +286,8 @@ class Endpoint:
             write(_event(frame | {"choices": [choice(said, some, None, True)]}))
         write(_event(frame | {"choices": [choice("", [], finish, True)]}))
         write(_event(frame | {"choices": [], "usage": usage}))
-        write(b"data: [DONE]\n\n")
-        write(b"")
+        # At once: our client waits half a second for the end, and a busy machine may take longer between two writes.
+        handler.wfile.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
         return None
 
     def _steps(self, ids: list[int], body: Mapping[str, Any], top: int | None) -> Iterator[tuple[int, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -109,6 +110,19 @@ def test_a_stream_comes_through_piece_by_piece(gateway: httpx.Client, upstream: 
         assert next(parts) == b"data: 1\n\n"
         upstream.go_on.set()
         assert b"".join(parts) == b"data: [DONE]\n\n"
+
+
+def test_as_many_streams_as_come_go_through_at_once(gateway: httpx.Client, upstream: Upstream) -> None:
+    upstream.go_on.clear()
+    limits = httpx.Limits(max_connections=None)
+    with httpx.Client(base_url=gateway.base_url, limits=limits, timeout=10) as client, ExitStack() as open_streams:
+        streams = []
+        for _ in range(110):
+            asked = client.stream("POST", "/v1/completions", json=ASKED | {"stream": True})
+            streams.append(open_streams.enter_context(asked).iter_bytes())
+            assert next(streams[-1]) == b"data: 1\n\n"
+        upstream.go_on.set()
+        assert {b"".join(stream) for stream in streams} == {b"data: [DONE]\n\n"}
 
 
 def test_a_client_that_leaves_ends_the_servers_work(gateway: httpx.Client, upstream: Upstream) -> None:

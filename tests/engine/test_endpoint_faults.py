@@ -176,17 +176,18 @@ def test_a_server_that_says_nothing_is_left_in_time(
 ) -> None:
     far, place = served[role]
     endpoint = Endpoint(far)
-    guard = guarded(role, settings(endpoint, place, timeout=1), LocalEngine(model))
+    # Also each call at the start has to end within it, on a busy machine, too.
+    guard = guarded(role, settings(endpoint, place, timeout=4), LocalEngine(model))
     endpoint.always = "hang"
     before = monotonic()
     response = guard.chat(TURNS)
     took = monotonic() - before
     endpoint.stop()
     assert why(response) == (
-        f"The server at {endpoint.url} gave no whole answer within 1 seconds: raise timeout, ask for less, or check "
+        f"The server at {endpoint.url} gave no whole answer within 4 seconds: raise timeout, ask for less, or check "
         "that it runs there."
     )
-    assert 1 <= took < 10
+    assert 4 <= took < 20
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -265,8 +266,10 @@ def test_a_client_that_leaves_ends_the_call(model: CausalModel, folder: str) -> 
 
     async def leave() -> None:
         async with far.open(model.encode(TURNS), room=4) as row:
+            before = len(endpoint.asked)
             task = asyncio.ensure_future(row.generate(GenerationSettings(max_new_tokens=4)))
-            await asyncio.sleep(0.3)
+            while len(endpoint.asked) == before:
+                await asyncio.sleep(0.01)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task

@@ -8,6 +8,8 @@ from typing import Any
 
 LONG = "Tell me about the history of bread, from the first ovens to today, with names and places. " * 12
 CALM, WILD = "calm", "wild"
+LATER = 130
+"""Tokens of an answer that fill a block of vLLM's cache on a CPU."""
 
 
 def compile_as_on_gpus() -> dict[str, Any]:
@@ -48,26 +50,24 @@ def main(target: str, mode: str) -> None:
               enforce_eager=mode == "eager", enable_prefix_caching=True, max_logprobs=20,
               compilation_config=compiler)  # fmt: skip
 
-    def ask(asked: list[tuple[str, str | None]], capture: bool = False) -> list[dict[str, Any]]:
-        params = [
-            SamplingParams(temperature=0.0, max_tokens=6, logprobs=20,
-                           extra_args={**({"anchorlm_steering": state} if state else {}),
-                                       **({"anchorlm_capture": 1} if capture else {})})
-            for _, state in asked
-        ]  # fmt: skip
-        out = llm.chat([[{"role": "user", "content": text}] for text, _ in asked], params, use_tqdm=False)
-        return [
-            {
-                "text": text,
-                "state": state,
-                "tokens": list(one.outputs[0].token_ids),
-                "logprobs": [
-                    {token: value.logprob for token, value in step.items()} for step in one.outputs[0].logprobs
-                ],
-                "cached": one.num_cached_tokens,
-            }
-            for (text, state), one in zip(asked, out, strict=True)
-        ]
+    def params(state: str | None, capture: bool = False, new: int = 6) -> SamplingParams:
+        extra = {**({"anchorlm_steering": state} if state else {}), **({"anchorlm_capture": 1} if capture else {})}
+        return SamplingParams(temperature=0.0, max_tokens=new, logprobs=20, extra_args=extra, ignore_eos=new > 6)
+
+    def told(one: Any, state: str | None) -> dict[str, Any]:
+        (answer,) = one.outputs
+        return {
+            "prompt": list(one.prompt_token_ids),
+            "state": state,
+            "tokens": list(answer.token_ids),
+            "logprobs": [{token: value.logprob for token, value in step.items()} for step in answer.logprobs],
+            "cached": one.num_cached_tokens,
+        }
+
+    def ask(asked: list[tuple[str, str | None]], capture: bool = False, new: int = 6) -> list[dict[str, Any]]:
+        chats = [[{"role": "user", "content": text}] for text, _ in asked]
+        out = llm.chat(chats, [params(state, capture, new) for _, state in asked], use_tqdm=False)
+        return [{"text": text, **told(one, state)} for (text, state), one in zip(asked, out, strict=True)]
 
     found: dict[str, Any] = {"mode": mode, "compiled": compilation_counter.num_aot_compiles,
                              "taken": compilation_counter.num_aot_artifacts_loaded}  # fmt: skip
@@ -75,6 +75,10 @@ def main(target: str, mode: str) -> None:
     orders: dict[str, tuple[str | None, ...]] = {"clean first": (None, WILD, None), "steered first": (WILD, None, WILD)}
     for name, order in orders.items():
         found[name] = [ask([(f"{name}. {LONG}", state)])[0] for state in order]
+    first = ask([(f"A conversation. {LONG}", CALM)], new=LATER)[0]
+    later = {"prompt_token_ids": first["prompt"] + first["tokens"][:-1]}
+    (answered,) = llm.generate([later], params(CALM), use_tqdm=False)
+    found["answered before"] = told(answered, CALM)
     for state in (None, WILD):
         ask([("What is the capital of France?", state)], capture=True)
         (captured,) = llm.collective_rpc("anchorlm_captured")[0].values()

@@ -266,9 +266,9 @@ def test_what_is_no_steering_of_a_server_is_refused(tmp_path: Path) -> None:
             SteeringFile.load(tmp_path / name)
 
 
-def test_salts_differ_by_state_and_by_client() -> None:
-    found = {salted(salt, digest) for salt in (None, "", "x") for digest in ("a", "b")}
-    assert len(found) == 6
+def test_salts_differ_by_state_by_where_it_ends_and_by_client() -> None:
+    found = {salted(salt, digest, end) for salt in (None, "", "x") for digest in ("a", "b") for end in (None, 0, 7)}
+    assert len(found) == 18
 
 
 def test_the_steering_of_the_page_can_be_written_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -186,6 +184,17 @@ def test_an_anchor_that_cannot_read_the_prompt_gives_the_refusal_and_the_other_r
     assert written[0][:8] == server.answer([short], [Asked()], new=8)[0][0]
 
 
+def test_a_prompt_whose_tokens_are_not_known_gives_the_refusal(target: LocalEngine, anchor: LocalEngine) -> None:
+    """An anchor that reads nothing knows of no harm. vLLM takes prompts as embeddings, too."""
+    model = target.model
+    mixer = Mixer(model, anchor, settings(mixing={"refusal": "No."}))
+    state = mixer.state(Asked())
+    assert state is not None
+    logits = read(target, model.encode(said("x")), [])[None].clone()
+    mixer.mix(logits, [(0, state, [])])
+    assert (logits[0] > -torch.inf).nonzero().flatten().tolist() == [model.vocabulary.encode(b"No.")[0]]
+
+
 @pytest.mark.parametrize("tokens", [2, 6])
 @pytest.mark.parametrize("place", [1, 3, 6, 9])
 def test_a_refusal_goes_on_in_a_request_that_left_the_batch_and_came_back(
@@ -281,77 +290,6 @@ def test_a_request_that_is_gone_leaves_no_row_behind(target: LocalEngine, anchor
         assert anchor._scheduler.taken == 0
     server.answer([prompt], [Asked()])
     assert anchor._scheduler.taken == 0
-
-
-@pytest.mark.parametrize(
-    ("extra", "words"),
-    [
-        ({"anchorlm": '{"alpha": 2}'}, "alpha"),
-        ({"anchorlm": '{"alhpa": 0.5}'}, "alhpa"),
-        ({"anchorlm": "yes"}, "JSON object"),
-        ({"anchorlm": 1}, "JSON object"),
-        ({"anchorlm_alpha": 0.5}, "anchorlm_alpha"),
-    ],
-)
-def test_bad_extra_arguments_are_one_sentence(extra: dict[str, Any], words: str) -> None:
-    with pytest.raises(UserError, match=words) as raised:
-        Asked.read(extra)
-    assert "\n" not in str(raised.value)
-
-
-def test_extra_arguments_of_others_are_no_business_of_ours() -> None:
-    assert Asked.read({"other": "x"}) is None
-    assert Asked.read(None) is None
-    assert Asked.read({"other": "x", "anchorlm": "{}"}) == Asked()
-    assert Asked.read({"anchorlm": {"alpha": 0.25}}) == Asked(alpha=0.25)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("logit_bias", {3: 5.0}), ("allowed_token_ids", [3]), ("bad_words", ["no"]), ("structured_outputs", object()),
-     ("presence_penalty", 0.5), ("frequency_penalty", -1.0), ("repetition_penalty", 1.1), ("logprob_token_ids", [3]),
-     ("prompt_logprob_token_ids", [[3]])],
-)  # fmt: skip
-def test_with_a_floor_no_request_chooses_past_the_guide(name: str, value: Any) -> None:
-    plain: dict[str, Any] = {"logit_bias": None, "allowed_token_ids": None, "bad_words": [], "structured_outputs": None,
-             "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0,
-             "logprob_token_ids": None}  # fmt: skip
-    guided = settings(floor={"alpha": 0.4})
-    guided.check_choice(SimpleNamespace(**plain))
-    with pytest.raises(UserError, match=name):
-        guided.check_choice(SimpleNamespace(**{**plain, name: value}))
-
-
-def test_the_environment_names_a_file_or_an_anchor_and_a_floor(tmp_path: Path) -> None:
-    assert PluginSettings.from_environment({}) is None
-    alone = PluginSettings.from_environment({"ANCHORLM_VLLM_ANCHOR": "some/anchor", "ANCHORLM_VLLM_FLOOR_ALPHA": "0.5"})
-    assert alone is not None
-    assert alone.anchor is not None
-    assert (alone.anchor.path, alone.floor.alpha, alone.floor.mixed_tokens) == ("some/anchor", 0.5, 6)
-    file = tmp_path / "plugin.toml"
-    file.write_text('anchor = "./small"\n[mixing]\nalpha = 0.7\n[floor]\nalpha = 0.2\nmixed_tokens = 9\n', "utf-8")
-    both = PluginSettings.from_environment({"ANCHORLM_VLLM": str(file), "ANCHORLM_VLLM_FLOOR_ALPHA": "0.4"})
-    assert both is not None
-    assert both.anchor is not None
-    assert both.anchor.path == str(tmp_path / "small")
-    assert (both.mixing.alpha, both.floor.alpha, both.floor.mixed_tokens) == (0.7, 0.4, 9)
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("[floor]\nalpha = 0.5\n", "ANCHORLM_VLLM_ANCHOR"),
-        ('anchor = "x"\n[mixing]\ngate = "auto"\n', "gate"),
-        ('anchor = "x"\n[mixing]\nalpha = 7\n', "alpha"),
-        ('anchor = "x"\nfloor = 3\n', "floor"),
-        ('anchor = "x"\n[floor]\nmixed_tokens = 9\n', "alpha above 0"),
-    ],
-)
-def test_settings_that_cannot_be_used_are_one_sentence(tmp_path: Path, text: str, words: str) -> None:
-    file = tmp_path / "plugin.toml"
-    file.write_text(text, "utf-8")
-    with pytest.raises(UserError, match=words):
-        PluginSettings.from_environment({"ANCHORLM_VLLM": str(file)})
 
 
 def test_a_server_whose_answers_never_end_is_refused(anchor: LocalEngine) -> None:

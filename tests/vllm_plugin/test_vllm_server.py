@@ -117,7 +117,7 @@ def test_no_client_goes_below_the_operators_floor(server: httpx.Client) -> None:
 def test_what_the_server_writes_is_what_our_engine_would_write(
     server: httpx.Client, smollm2: Path, small_anchor: Path
 ) -> None:
-    """Many at once, in a server that schedules ahead of its own results."""
+    """Many at once."""
     target, anchor = loaded(smollm2), loaded(small_anchor)
     settings = MixtureSettings(gate="always", alpha=0.8, mixed_tokens=6)
     ours = Ours(target, anchor, settings)
@@ -169,6 +169,18 @@ def test_with_a_floor_no_client_chooses_past_the_guide(server: httpx.Client, nam
     assert name in said or name == "response_format"
 
 
+def test_with_a_floor_nothing_is_chosen_by_what_the_target_alone_finds_likely(server: httpx.Client) -> None:
+    asks: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/chat/completions", {"messages": said("x"), "logprobs": True, "logprob_token_ids": [5, 6]}),
+        ("/v1/completions", {"prompt": "x", "logprobs": 1, "logprob_token_ids": [5]}),
+        ("/generative_scoring", {"query": "x", "items": ["y"], "label_token_ids": [5, 6]}),
+    ]
+    for path, body in asks:
+        reply = server.post(path, json={"model": NAME, **body})
+        assert reply.status_code == 400, (path, reply.text)
+        assert "logprob_token_ids chooses past the guide" in reply.text, path
+
+
 def test_our_endpoint_engine_reads_what_the_target_says(server: httpx.Client, smollm2: Path) -> None:
     source = {"endpoint": f"{server.base_url}/v1", "tokenizer": str(smollm2)}
     far, here = EndpointEngine.start(EndpointSettings.parse(source, where="a test")), loaded(smollm2)
@@ -197,6 +209,22 @@ def test_completions_and_streams_are_guided_too(server: httpx.Client) -> None:
     fields = {"model": NAME, "messages": said(QUESTIONS[0]), "temperature": 0, "max_tokens": 10, "stream": True}
     with server.stream("POST", "/v1/chat/completions", json=fields) as reply:
         assert streamed(reply) == whole
+
+
+def test_other_paths_on_which_the_server_writes_have_the_floor(server: httpx.Client) -> None:
+    text, few = QUESTIONS[2], {"model": NAME, "temperature": 0}
+    wanted = asked(server, text, {"anchorlm": json.dumps(FLOOR)}).json()["choices"][0]["message"]["content"]
+    bodies = {
+        "/v1/responses": {**few, "input": text, "max_output_tokens": 10},
+        "/v1/messages": {**few, "messages": said(text), "max_tokens": 10},
+        "/v1/chat/completions/batch": {**few, "messages": [said(text)], "max_tokens": 10},
+    }
+    found = {path: server.post(path, json=body) for path, body in bodies.items()}
+    assert {path: reply.status_code for path, reply in found.items()} == dict.fromkeys(found, 200)
+    read = {path: reply.json() for path, reply in found.items()}
+    assert read["/v1/responses"]["output"][-1]["content"][0]["text"] == wanted
+    assert read["/v1/messages"]["content"][0]["text"] == wanted
+    assert read["/v1/chat/completions/batch"]["choices"][0]["message"]["content"] == wanted
 
 
 def test_behind_the_gateway_each_answer_is_guided_as_the_gateway_says(server: httpx.Client) -> None:

@@ -114,8 +114,7 @@ def ours(engine: LocalEngine, prompt: list[int], steering: Steering | None, toke
 
 def differ(engine: LocalEngine, answer: dict[str, Any], steering: Steering | None) -> float:
     """How far an answer's log-probabilities are from ours, at most."""
-    prompt = engine.model.encode([{"role": "user", "content": answer["text"]}])
-    steps = ours(engine, prompt, steering, answer["tokens"])
+    steps = ours(engine, answer["prompt"], steering, answer["tokens"])
     pairs = [(value, float(wanted[int(token)])) for wanted, step in zip(steps, answer["logprobs"], strict=True)
              for token, value in step.items()]  # fmt: skip
     worst: float = max(abs(one - other) for one, other in pairs)
@@ -126,6 +125,7 @@ def test_requests_of_several_states_in_one_batch_are_steered_as_ours_are(
     found: dict[str, Any], target: LocalEngine, states: dict[Any, Any]
 ) -> None:
     for answer in found["batch"]:
+        assert answer["prompt"] == target.model.encode([{"role": "user", "content": answer["text"]}])
         assert differ(target, answer, states[answer["state"]]) < 1e-3
     assert len({tuple(answer["tokens"]) for answer in found["batch"][:3]}) == 3
 
@@ -139,6 +139,14 @@ def test_the_prefix_cache_carries_no_state_over(
         assert differ(target, answer, states[answer["state"]]) < 1e-3
     assert second["cached"] == 0
     assert third["cached"] > 100  # the same state shares
+
+
+def test_an_answer_that_was_left_alone_is_steered_as_a_part_of_the_next_prompt(
+    found: dict[str, Any], target: LocalEngine, states: dict[Any, Any]
+) -> None:
+    """The cache holds it as it was written, where only the prompt is steered."""
+    answer = found["answered before"]
+    assert differ(target, answer, states["calm"]) < 1e-3
 
 
 @pytest.mark.parametrize("order", ["clean first, unsalted", "steered first, unsalted"])

@@ -113,8 +113,8 @@ class Caller:
             DefenseError: The call failed, or what came was no stream of events.
             TooLongError: The server says that the prompt is too long.
         """
-        until = monotonic() + self._settings.timeout
         async with self._place():
+            until = monotonic() + self._settings.timeout  # the server's: it has no part in a wait for a place
             async with self._deadline(until):
                 response = await self._tried(until, lambda: self._opened(self._url(path), body))
             events = _events(response, self._settings)

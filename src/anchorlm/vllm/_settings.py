@@ -19,6 +19,8 @@ from anchorlm.vllm._states import SteeringFile
 FILE, ANCHOR = "ANCHORLM_VLLM", "ANCHORLM_VLLM_ANCHOR"
 FLOOR = {"alpha": "ANCHORLM_VLLM_FLOOR_ALPHA", "mixed_tokens": "ANCHORLM_VLLM_FLOOR_TOKENS"}
 """Environment variables: the operator's file, or the anchor alone, and the floor."""
+_VARIABLES = (ANCHOR, *FLOOR.values())
+"""Those that begin like the file's. Another one is a mistake, and what it was to set would silently not hold."""
 
 KEY = "anchorlm"
 """Under which a request asks, in `vllm_xargs` or `SamplingParams.extra_args`."""
@@ -29,12 +31,12 @@ STEERING, CAPTURE = f"{KEY}_steering", f"{KEY}_capture"
 
 _CHOOSE: dict[str, Any] = {
     "logit_bias": {}, "allowed_token_ids": [], "bad_words": [], "structured_outputs": None, "presence_penalty": 0.0,
-    "frequency_penalty": 0.0, "repetition_penalty": 1.0,
+    "frequency_penalty": 0.0, "repetition_penalty": 1.0, "logprob_token_ids": [],
+    "prompt_logprob_token_ids": [], "trace_decode_token_ids": [],
 }  # fmt: skip
-"""Fields of a request that move what the target says, with the values that ask for nothing."""
-
-_TELL = ("logprob_token_ids", "prompt_logprob_token_ids")
-"""Fields that give what the target says of any token, whatever an operator sets."""
+"""Fields of a request that move what is said, or choose by what the target alone says, with the values that ask for
+nothing."""
+_AS_CLIENTS_SAY = {"structured_outputs": "a format (response_format, structured_outputs or a forced tool)"}
 
 
 class Asked(Settings):
@@ -107,6 +109,8 @@ class PluginSettings(Settings):
             UserError: A file or a value that cannot be used.
         """
         known = os.environ if environment is None else environment
+        if strange := sorted(name for name in known if name.startswith(f"{FILE}_") and name not in _VARIABLES):
+            raise UserError(f"There is no variable {strange[0]}: unset it, or write one of {', '.join(_VARIABLES)}.")
         file = known.get(FILE)
         data = read_toml(file, "The settings of AnchorLM for vLLM in") if file else {}
         if known.get(ANCHOR):
@@ -137,8 +141,6 @@ class PluginSettings(Settings):
     def check_choice(self, params: Any) -> None:
         """Whether a request lets the mixture choose. A server applies these fields around it, so they go past a floor.
 
-        And a client that is told what the target says of each token could choose for itself.
-
         Args:
             params: The request's sampling parameters.
 
@@ -147,10 +149,24 @@ class PluginSettings(Settings):
         """
         for name, neutral in _CHOOSE.items():
             if getattr(params, name, None) not in (None, neutral):
-                raise UserError(f"This server guides every answer, and {name} chooses past the guide: leave it out.")
-        for name in _TELL:
-            if getattr(params, name, None):
-                raise UserError(f"This server guides every answer, and {name} shows the unguided one: leave it out.")
+                said = _AS_CLIENTS_SAY.get(name, name)
+                raise UserError(f"This server guides every answer, and {said} chooses past the guide: leave it out.")
+
+    def check_defaults(self, defaults: Mapping[str, Any]) -> None:
+        """The same of what a server puts into each request that leaves it out: every one would be an error.
+
+        Args:
+            defaults: Sampling parameters by name.
+
+        Raises:
+            UserError: It would go past the floor.
+        """
+        for name in defaults.keys() & _CHOOSE.keys() if self.floor.alpha > 0 else ():
+            if defaults[name] != (neutral := _CHOOSE[name]):
+                raise UserError(
+                    f"The target's generation_config sets {name}, which chooses past the floor of AnchorLM: start vLLM "
+                    f"with --override-generation-config '{{\"{name}\": {neutral}}}'."
+                )
 
     @property
     def loaded(self) -> dict[str, SteeringFile]:

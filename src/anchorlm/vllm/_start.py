@@ -32,9 +32,9 @@ def register() -> None:
     join_owner()
     from vllm.engine.arg_utils import EngineArgs
 
-    made = EngineArgs.create_engine_config
-    if getattr(made, "checked_by_anchorlm", False):
+    if took_part():
         return
+    made = EngineArgs.create_engine_config
     _look_at_requests()
 
     @wraps(made)
@@ -51,11 +51,19 @@ def register() -> None:
     EngineArgs.create_engine_config = checked
 
 
+def took_part() -> bool:
+    """Whether this process has run `register`: vLLM runs it in all of its own, unless VLLM_PLUGINS leaves it out."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    return hasattr(EngineArgs.create_engine_config, "checked_by_anchorlm")
+
+
 def _look_at_requests() -> None:
     """Steered requests share no keys and values with others: vLLM's prefix cache knows tokens and a salt only.
 
     And where there is an anchor, there is no beam search.
     """
+    from vllm.utils import length_from_prompt_token_ids_or_embeds as length
     from vllm.v1.engine.input_processor import InputProcessor
 
     made = InputProcessor.process_inputs
@@ -67,7 +75,10 @@ def _look_at_requests() -> None:
         request = made(self, request_id, *args, **kwargs)
         name = (getattr(request.sampling_params, "extra_args", None) or {}).get(STEERING)
         if isinstance(name, str) and (file := PluginSettings.current().steering.get(name)) is not None:
-            request.cache_salt = salted(request.cache_salt, _digest(file))
+            digest, positions = _state(file)
+            # Of a prompt that holds an earlier answer all is steered. That answer's own request left it alone.
+            prompt = length(request.prompt_token_ids, request.prompt_embeds) if positions == "prompt" else None
+            request.cache_salt = salted(request.cache_salt, digest, prompt)
         return request
 
     InputProcessor.process_inputs = process_inputs
@@ -102,9 +113,13 @@ def _refuse_beams() -> None:
 
 
 @cache
-def _digest(file: str) -> str:
-    """Of a steering, as it is when the first request asks for it: a server has loaded it at its start."""
-    return SteeringFile.load(file).digest
+def _state(file: str) -> tuple[str, str]:
+    """Digest and positions of a steering, as it is when the first request asks for it.
+
+    A server has loaded it at its start.
+    """
+    found = SteeringFile.load(file)
+    return found.digest, found.positions
 
 
 def prepare(config: VllmConfig, settings: PluginSettings) -> None:
@@ -179,6 +194,17 @@ def check_server(config: VllmConfig, settings: PluginSettings) -> None:
             "--no-async-scheduling."
         )
     model = config.model_config
+    if model.is_diffusion:
+        raise UserError(
+            f"AnchorLM guides answers token by token, and {model.model} writes many at once, where vLLM leaves "
+            "processors out: unset ANCHORLM_VLLM and ANCHORLM_VLLM_ANCHOR."
+        )
+    if model.enable_prompt_embeds:
+        raise UserError(
+            "AnchorLM's anchor reads the tokens of prompts, and embeddings have none: start vLLM without "
+            "--enable-prompt-embeds."
+        )
+    settings.check_defaults(model.get_diff_sampling_param())
     if model.tokenizer != model.model:
         raise UserError(
             f"AnchorLM reads tokenizer and configuration from one place, but they lie in {model.tokenizer} and "

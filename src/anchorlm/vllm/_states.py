@@ -75,12 +75,13 @@ def save_steering(steering: Steering, file: str | Path) -> None:
         raise UserError(f"{str(file)!r} cannot be written: {error.strerror or error}.") from None
 
 
-def salted(salt: str | None, digest: str) -> str:
+def salted(salt: str | None, digest: str, until: int | None) -> str:
     """The cache salt of a steered request: keys and values that were computed in one state serve no other.
 
     Args:
         salt: The client's own.
         digest: Of what it is steered by.
+        until: The first position that is left alone; None: there is none.
     """
-    text: Any = json.dumps([salt, digest])
+    text: Any = json.dumps([salt, digest, until])
     return hashlib.sha256(text.encode()).hexdigest()

@@ -13,7 +13,7 @@ from anchorlm.models import ModelSettings
 from anchorlm.records import UserError
 from anchorlm.vllm._settings import KEY, Asked, PluginSettings
 from anchorlm.vllm._slots import Held, Slots
-from anchorlm.vllm._start import WORKER, check_server, is_named
+from anchorlm.vllm._start import WORKER, check_server, is_named, took_part
 
 try:
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as NewerProcessor
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
     from anchorlm.vllm._mixer import Guided, Mixer
+
+
+_NO_PART = "AnchorLM had no part in this server's start, so it cannot guide or steer: name anchorlm in VLLM_PLUGINS."
+"""A server may then speculate, search with beams, or steer without a worker of ours, and nobody would say so."""
 
 
 class AnchorProcessor(OlderProcessor, NewerProcessor):  # type: ignore[misc]  # vLLM is not there where types are checked
@@ -53,7 +57,7 @@ class AnchorProcessor(OlderProcessor, NewerProcessor):  # type: ignore[misc]  # 
     def _load(self, config: VllmConfig) -> Mixer | None:
         settings = PluginSettings.from_environment() if self._serves(config) else None
         if settings is not None and settings.steering and config.parallel_config.worker_cls != WORKER:
-            raise UserError("AnchorLM had no part in this server's start, so it cannot steer: name it in VLLM_PLUGINS.")
+            raise UserError(_NO_PART)
         if settings is None or settings.anchor is None:
             return None
         from anchorlm.vllm._mixer import Mixer
@@ -81,6 +85,8 @@ class AnchorProcessor(OlderProcessor, NewerProcessor):  # type: ignore[misc]  # 
         """
         try:
             settings = PluginSettings.current()
+            if settings.anchor is not None and not took_part():
+                raise UserError(_NO_PART)
             if any(str(name).startswith(KEY) for name in sampling_params.extra_args or {}):
                 settings.check(sampling_params.extra_args)
             if settings.floor.alpha > 0:

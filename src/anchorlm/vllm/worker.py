@@ -96,7 +96,7 @@ class SteeredWorker(Worker):  # type: ignore[misc]  # vLLM is not there where ty
             spans.append(Span.of(wishes, start, count, read))
             if wishes.logits and read < request.num_prompt_tokens <= read + count:
                 self._chosen[index] = str(wishes.capture)
-            elif wishes.places and read <= wishes.places[-1]:
+            elif spans[-1].rows:
                 self._reads[index] = (wishes, read, read + count)
             start += count
         self._steered.lay_out(spans)
