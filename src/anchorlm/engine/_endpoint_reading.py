@@ -90,16 +90,20 @@ class Reader:
             return None if vocabulary.stop_id is None or "" in model.alone else [vocabulary.stop_id]
         known = model.pieces.get(named.piece)
         if named.piece == named.name.encode("utf-8", "replace"):  # nothing but its text is known
-            if self._latin and self._in_latin(named.name):
-                return None
+            fragment = self._fragment(named.name)
+            if fragment is not None:
+                return None if named.name in model.alone else [fragment]
             if named.name in model.alone:
                 known = model.alone[named.name]
                 return None if known is None else [known]
         return [known] if known is not None else vocabulary.encode(named.piece)
 
-    def _in_latin(self, name: str) -> bool:
-        """Whether a name may also be that of a piece of a character."""
-        return not name.isascii() and max(name) <= "\xff" and name.encode("latin-1") in self._model.pieces
+    def _fragment(self, name: str) -> int | None:
+        """The piece of a character that a name may stand for."""
+        if not self._latin or name.isascii() or max(name) > "\xff":
+            return None
+        data = name.encode("latin-1")
+        return self._model.pieces.get(data) if "\ufffd" in data.decode("utf-8", "replace") else None
 
     def written(self, reply: Reply, begun: str = "") -> Written:
         """The tokens of an answer, or of a part of one.
