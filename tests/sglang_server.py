@@ -54,7 +54,7 @@ class Sglang(Endpoint):
 
     Attributes:
         weights: What it says of the weights that it holds.
-        over: Whether it was asked for more likeliest tokens than there are. SGLang ends then.
+        over: Whether it was asked for more likeliest tokens than there are.
     """
 
     def __init__(self, model: CausalModel, *, native: bool = True, **options: Any) -> None:

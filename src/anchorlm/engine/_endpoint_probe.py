@@ -192,7 +192,7 @@ async def _likeliest(
 ) -> tuple[Abilities, Reply] | None:
     """The most that the server takes in a request and gives in an answer. None where it takes none."""
     reader = Reader(model, whole=False)
-    # SGLang ends where more are asked for than there are tokens.
+    # Never more than there are: not every server refuses that in one sentence.
     wanted = min(settings.top_logprobs, model.vocab_size or _ALONE)
 
     async def ask(asked: dict[str, Any]) -> Reply:
