@@ -15,8 +15,10 @@ from factories import tiny_model, tiny_tokenizer
 from sglang_server import Sglang, spaced_tokenizer
 
 from anchorlm.engine import EndpointEngine, LocalEngine, runtime
+from anchorlm.engine._endpoint_reading import Reader
+from anchorlm.engine._endpoint_replies import Named
 from anchorlm.guard import Guard
-from anchorlm.models import CausalModel, EndpointSettings
+from anchorlm.models import CausalModel, EndpointModel, EndpointSettings
 from anchorlm.records import Access, GenerationSettings, TokenScore, UserError
 
 TURNS = [{"role": "user", "content": "The fox and the baker"}]
@@ -173,18 +175,32 @@ def test_a_server_that_only_names_texts_is_believed_no_name_of_two_tokens(
     endpoint.stop()
 
 
+def named(text: str) -> Named:
+    """A token of which nothing but its text is known."""
+    return Named(math.log(0.5), None, text.encode(), text)
+
+
+def reader(folder: str, **more: Any) -> Reader:
+    settings = EndpointSettings.parse({"endpoint": "http://127.0.0.1:9/v1", "tokenizer": folder}, where="a test")
+    return Reader(EndpointModel.load(settings), whole=False, **more)
+
+
 def test_a_space_that_is_left_out_is_no_end_of_the_answer(
     models: dict[str, CausalModel], folders: dict[str, str]
 ) -> None:
-    from anchorlm.engine._endpoint_reading import Reader
-    from anchorlm.engine._endpoint_replies import Named
-    from anchorlm.models import EndpointModel
+    tokenizer = models[SPACED].tokenizer
+    assert tokenizer.decode([tokenizer.convert_tokens_to_ids("▁")]) == ""
+    assert reader(folders[SPACED]).tokens(named("")) is None
 
-    settings = EndpointSettings.parse({"endpoint": "http://127.0.0.1:9/v1", "tokenizer": folders[SPACED]}, where="x")
-    reader = Reader(EndpointModel.load(settings), whole=False)
-    space = models[SPACED].tokenizer.convert_tokens_to_ids("▁")
-    assert models[SPACED].tokenizer.decode([space]) == ""
-    assert reader.tokens(Named(math.log(0.5), None, b"", "")) is None
+
+def test_a_byte_in_latin_1_is_known_where_no_token_has_its_name(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(text="£ and £ and £\n")
+    tokenizer.save_pretrained(tmp_path)
+    pound, byte = tokenizer.encode("£")[0], tokenizer.convert_tokens_to_ids("é")  # byte-level's name for the byte E9
+    strict = reader(str(tmp_path), latin=True)
+    assert strict.tokens(named("é")) == [byte]
+    assert strict.tokens(named("£")) is None  # the letter, or the byte A3
+    assert reader(str(tmp_path)).tokens(named("£")) == [pound]
 
 
 def test_greedy_text_is_that_of_the_same_weights_here(
