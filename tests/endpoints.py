@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import socket
 import ssl
@@ -151,11 +152,11 @@ class Endpoint:
             return
         if handler.path == "/v1/models":
             entry = {"id": self.id, "object": "model", "created": int(time.time()), "owned_by": self.owner}
-            _send(handler, 200, {"object": "list", "data": [entry | self.details]})
+            send(handler, 200, {"object": "list", "data": [entry | self.details]})
         elif handler.path == "/version" and self.owner == "vllm":
-            _send(handler, 200, {"version": self.version})
+            send(handler, 200, {"version": self.version})
         else:
-            _send(handler, 404, {"error": {"message": "not found"}})
+            send(handler, 404, {"error": {"message": "not found"}})
 
     def _post(self, handler: BaseHTTPRequestHandler) -> None:
         body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
@@ -167,41 +168,41 @@ class Endpoint:
         if fault is not None and self._fails(handler, fault, body):
             return None
         if path == "/tokenize" and self.tokenizes:
-            return _send(handler, 200, {"tokens": self.model.tokenizer(body["prompt"])["input_ids"]})
+            return send(handler, 200, {"tokens": self.model.tokenizer(body["prompt"])["input_ids"]})
         chat = path == "/chat/completions"
         if not chat and not (path == "/completions" and self.completions):
-            return _send(handler, 404, {"error": {"message": "not found"}})
+            return send(handler, 404, {"error": {"message": "not found"}})
         unknown = set(body) - _KNOWN
         if self.strict and unknown:
-            return _send(handler, 400, {"error": {"message": f"unknown fields: {sorted(unknown)}"}})
+            return send(handler, 400, {"error": {"message": f"unknown fields: {sorted(unknown)}"}})
         if body.get("model") != self.id:
-            return _send(handler, 404, {"error": {"message": f"there is no model {body.get('model')}"}})
+            return send(handler, 404, {"error": {"message": f"there is no model {body.get('model')}"}})
         if not chat and isinstance(body["prompt"], list) and not self.arrays:
-            return _send(handler, 400, {"error": {"message": "prompt must be a text"}})
+            return send(handler, 400, {"error": {"message": "prompt must be a text"}})
         top = (body.get("top_logprobs") if chat else body.get("logprobs")) if body.get("logprobs") else None
         if top is not None and top > self.most:
-            return _send(handler, 400, {"error": {"message": f"at most {self.most} log-probabilities"}})
+            return send(handler, 400, {"error": {"message": f"at most {self.most} log-probabilities"}})
         ids, begun = self._prompt(body) if chat else (self._ids(body["prompt"]), "")
         if len(ids) >= self.model.context_length:
-            return _send(handler, 400, {"error": {"message": "the prompt exceeds the maximum context length"}})
+            return send(handler, 400, {"error": {"message": "the prompt exceeds the maximum context length"}})
         silent = self.form is None or fault == "no logprobs" or (self.hides and not body.get("logit_bias"))
         self._answer(handler, body, chat, ids, begun, None if silent else top)
         return None
 
     def _barred(self, handler: BaseHTTPRequestHandler) -> bool:
         if self.key is not None and handler.headers.get("Authorization") != f"Bearer {self.key}":
-            _send(handler, 401, {"error": {"message": "wrong key"}})
+            send(handler, 401, {"error": {"message": "wrong key"}})
             return True
         return False
 
     def _fails(self, handler: BaseHTTPRequestHandler, fault: Any, body: Mapping[str, Any]) -> bool:
         """Whether the fault was the whole answer."""
         if isinstance(fault, int):
-            _send(handler, fault, {"error": {"message": "told to fail"}}, Location=f"{self.url}/models")
+            send(handler, fault, {"error": {"message": "told to fail"}}, Location=f"{self.url}/models")
         elif fault == "garbage":
-            _send(handler, 200, b"<html>no json</html>")
+            send(handler, 200, b"<html>no json</html>")
         elif fault == "empty":
-            _send(handler, 200, {})
+            send(handler, 200, {})
         elif fault == "cut":
             handler.send_response(200)
             handler.send_header("Content-Length", "1000")
@@ -224,9 +225,9 @@ class Endpoint:
             top = [{"token": "a", "logprob": -0.1}, {"token": "b", "logprob": -0.1}]
             entry = {"token": "a", "logprob": -0.1, "top_logprobs": top}
             choice = {"index": 0, "text": "a", "finish_reason": "length", "logprobs": {"content": [entry]}}
-            _send(handler, 200, {"model": self.id, "choices": [choice]})
+            send(handler, 200, {"model": self.id, "choices": [choice]})
         elif fault == "filter":
-            _send(handler, 200, {"model": self.id, "choices": [{"text": "x", "finish_reason": "content_filter"}]})
+            send(handler, 200, {"model": self.id, "choices": [{"text": "x", "finish_reason": "content_filter"}]})
         elif fault == "close":
             handler.close_connection = True
         else:
@@ -264,11 +265,12 @@ class Endpoint:
             part = (
                 {"delta" if streamed else "message": {"role": "assistant", "content": said}} if chat else {"text": said}
             )
-            return {"index": 0, **part, "logprobs": self._logprobs(chat, some), "finish_reason": end}
+            ids = {"token_ids": [token for token, _ in some]} if body.get("return_token_ids") else {}
+            return {"index": 0, **part, **ids, "logprobs": self._logprobs(chat, some), "finish_reason": end}
 
         if not body.get("stream"):
             whole = begun + text if chat and self.continues == "yes" else text
-            return _send(handler, 200, frame | {"choices": [choice(whole, steps, finish, False)], "usage": usage})
+            return send(handler, 200, frame | {"choices": [choice(whole, steps, finish, False)], "usage": usage})
         handler.send_response(200)
         handler.send_header("Content-Type", "text/event-stream")
         handler.send_header("Transfer-Encoding", "chunked")
@@ -277,14 +279,12 @@ class Endpoint:
         def write(data: bytes) -> None:
             handler.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
 
-        held = b""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for first in range(0, len(steps), self.lump):
             some = steps[first : first + self.lump]
-            held += self.model.vocabulary.decode(token for token, _ in some)
-            said = held.decode("utf-8", "ignore")
-            held = held[len(said.encode()) :]
+            said = decoder.decode(self.model.vocabulary.decode(token for token, _ in some))
             write(_event(frame | {"choices": [choice(said, some, None, True)]}))
-        write(_event(frame | {"choices": [choice("", [], finish, True)]}))
+        write(_event(frame | {"choices": [choice(decoder.decode(b"", True), [], finish, True)]}))
         write(_event(frame | {"choices": [], "usage": usage}))
         # At once: our client waits half a second for the end, and a busy machine may take longer between two writes.
         handler.wfile.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
@@ -340,7 +340,7 @@ def _event(data: Any) -> bytes:
     return f"data: {json.dumps(data)}\n\n".encode()
 
 
-def _send(handler: BaseHTTPRequestHandler, status: int, data: Any, **headers: str) -> None:
+def send(handler: BaseHTTPRequestHandler, status: int, data: Any, **headers: str) -> None:
     payload = data if isinstance(data, bytes) else json.dumps(data).encode()
     handler.send_response(status)
     for name, value in {"Content-Type": "application/json", "Content-Length": str(len(payload)), **headers}.items():

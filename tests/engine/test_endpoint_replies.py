@@ -22,7 +22,7 @@ from anchorlm.engine import EndpointEngine, runtime
 from anchorlm.engine._endpoint_http import Caller
 from anchorlm.engine._endpoint_probe import probe
 from anchorlm.engine._endpoint_reading import Reader
-from anchorlm.engine._endpoint_replies import UnusableError, read_reply
+from anchorlm.engine._endpoint_replies import UnusableError, read_reply, read_step
 from anchorlm.guard import Guard
 from anchorlm.judging import CallableJudge
 from anchorlm.models import EndpointModel, EndpointSettings
@@ -77,7 +77,7 @@ CHOICE = st.fixed_dictionaries(
         "finish_reason": st.just("stop") | LEAVES,
         "logprobs": nearly(content=st.lists(ENTRY | LEAVES, max_size=3)) | OLDER | ANYTHING,
     },
-    optional={"message": SAID | ANYTHING, "delta": SAID | ANYTHING},
+    optional={"message": SAID | ANYTHING, "delta": SAID | ANYTHING, "token_ids": ANYTHING},
 )
 REPLY = st.fixed_dictionaries(
     {"choices": st.lists(CHOICE, min_size=1, max_size=1)},
@@ -87,6 +87,16 @@ REPLY = st.fixed_dictionaries(
         "system_fingerprint": ANYTHING,
     },
 )
+STEP = nearly(
+    text=st.text(max_size=4) | LEAVES,
+    meta_info=nearly(
+        output_top_logprobs=st.lists(st.lists(st.tuples(LOGPROB, LEAVES, LEAVES) | ANYTHING, max_size=3), max_size=2)
+        | ANYTHING,
+        finish_reason=nearly(type=LEAVES) | ANYTHING,
+        prompt_tokens=LEAVES,
+        completion_tokens=LEAVES,
+    ),
+)
 MODEL = st.fixed_dictionaries(
     {"id": st.just("m"), "owned_by": st.sampled_from(["vllm", "llamacpp", "sglang", "x"]) | ANYTHING},
     optional={"meta": nearly(n_ctx=LEAVES) | ANYTHING, "max_model_len": LEAVES, "aliases": ANYTHING},
@@ -95,6 +105,8 @@ PLACES = st.fixed_dictionaries({
     "/models": st.fixed_dictionaries({"data": st.lists(MODEL, min_size=1, max_size=2) | ANYTHING}) | ANYTHING,
     "/version": nearly(version=LEAVES) | ANYTHING,
     "/server_info": nearly(version=LEAVES) | ANYTHING,
+    "/model_info": nearly(model_path=LEAVES, weight_version=LEAVES) | ANYTHING,
+    "/generate": STEP | ANYTHING,
     "/props": nearly(build_info=LEAVES, default_generation_settings=nearly(n_ctx=LEAVES) | ANYTHING) | ANYTHING,
     "/tokenize": nearly(tokens=st.lists(LEAVES, max_size=3)) | ANYTHING,
 })  # fmt: skip
@@ -150,6 +162,18 @@ class Said(Caller):
     async def post(self, path: str, body: dict[str, Any], *, root: bool = False) -> Any:
         json.dumps(body)
         return sent(self._answers.get(path, self._reply))
+
+
+@settings(max_examples=500, deadline=None)
+@given(data=STEP | ANYTHING)
+def test_whatever_a_step_of_sglang_is_it_is_read_or_refused(
+    data: Any, models: tuple[EndpointModel, EndpointModel]
+) -> None:
+    reader = Reader(models[0], whole=False)
+    with suppress(UnusableError):
+        logits, unnamed = reader.distribution(read_step(sent(data), "m"), b"")
+        assert 0 <= unnamed <= 1
+        assert not logits.isnan().any()
 
 
 @settings(deadline=None)

@@ -24,6 +24,7 @@ from anchorlm.engine._endpoint_probe import probe
 from anchorlm.engine._endpoint_reading import Reader, Written, answer_of, text_of
 from anchorlm.engine._endpoint_replies import Reply, UnusableError, read_reply
 from anchorlm.engine._endpoint_sequence import EndpointSequence
+from anchorlm.engine._endpoint_steps import native_step
 from anchorlm.engine._endpoint_watch import Watch
 from anchorlm.engine._runtime import runtime
 from anchorlm.engine._steering import Steering
@@ -58,7 +59,7 @@ class EndpointEngine:
         self._settings = settings
         self._caller = caller
         self._watch = Watch(caller, settings, found, known)
-        self._reader = Reader(model, whole=found.mode != "tokens")
+        self._reader = Reader(model, whole=found.mode != "tokens", latin=found.native)
         self._formats: bool | None = None  # whether it holds to response formats, once that was tried
 
     @classmethod
@@ -142,10 +143,8 @@ class EndpointEngine:
         """
         if Access.LOGPROBS not in self.access:
             raise UserError(f"Log-probabilities of the next token are out of reach: {self.lacks}.")
-        body, _ = self._prompt(ids)
-        body |= neutral(self.found) | likeliest(self.found, self.found.top)
         try:
-            reply = await self._reader.one_step(self._asked, body)
+            reply = await self._step(ids)
             return self._reader.distribution(reply, answer_of(self.model, self._answer(ids, prompt_length)))
         except UnusableError as error:
             raise wrong(self._settings, str(error)) from None
@@ -255,6 +254,17 @@ class EndpointEngine:
                 f"The server of {self.model.name} does not hold to a response_format: leave it out, or load the model "
                 "here."
             )
+
+    async def _step(self, ids: Sequence[int]) -> Reply:
+        if self.found.native:
+            await self._watch.before()
+            reply = await native_step(self._caller, self.found, list(ids), self.found.top)
+            await self._watch.after(reply)
+            return reply
+        body, _ = self._prompt(ids)
+        return await self._reader.one_step(
+            self._asked, body | neutral(self.found) | likeliest(self.found, self.found.top)
+        )
 
     async def _asked(self, body: dict[str, Any]) -> Reply:
         await self._watch.before()

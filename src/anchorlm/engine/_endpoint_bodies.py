@@ -20,6 +20,11 @@ _LLAMA: dict[str, Any] = {
     "repeat_penalty": 1.0, "typical_p": 1.0, "top_n_sigma": -1.0, "xtc_probability": 0.0,
     "dry_multiplier": 0.0, "dynatemp_range": 0.0, "mirostat": 0, "post_sampling_probs": False, "cache_prompt": True,
 }  # fmt: skip
+_BY_ID: dict[str, dict[str, bool]] = {
+    "vllm": {"return_tokens_as_token_ids": True},
+    "sglang": {"return_token_ids": True},
+}
+"""Asks for the ids of tokens: of all that are named, or of those that were taken."""
 _FLAGS: dict[str, Any] = {"add_generation_prompt": False, "continue_final_message": True}
 
 
@@ -53,6 +58,11 @@ class Abilities:
     def path(self) -> str:
         """Where prompts go."""
         return "/chat/completions" if self.mode == "chat" else "/completions"
+
+    @property
+    def native(self) -> bool:
+        """Whether single steps are asked by SGLang's own interface: its completions name several tokens alike."""
+        return self.kind == "sglang" and self.mode == "tokens"
 
 
 def sampling(found: Abilities, generation: GenerationSettings, room: int) -> dict[str, Any]:
@@ -102,7 +112,7 @@ def likeliest(found: Abilities, top: int) -> dict[str, Any]:
     """Asks for the likeliest tokens."""
     if found.mode == "chat":
         return {"logprobs": True, "top_logprobs": top}
-    return {"logprobs": top} | ({"return_tokens_as_token_ids": True} if found.kind == "vllm" else {})
+    return {"logprobs": top, **_BY_ID.get(found.kind, {})}
 
 
 def with_prompt(found: Abilities, prompt: list[int] | str) -> dict[str, Any]:

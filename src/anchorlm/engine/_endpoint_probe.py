@@ -18,6 +18,7 @@ from anchorlm.engine._endpoint_faults import MissingError, RejectedError, wrong
 from anchorlm.engine._endpoint_http import Caller
 from anchorlm.engine._endpoint_reading import Reader, text_of
 from anchorlm.engine._endpoint_replies import Reply, UnusableError, count_of, read_reply
+from anchorlm.engine._endpoint_steps import native_step
 from anchorlm.engine._endpoint_tokenizer import TokenizerCheck
 from anchorlm.engine._endpoint_watch import listed, names, told
 from anchorlm.models import EndpointModel, EndpointSettings
@@ -28,6 +29,8 @@ _BEGUN = "The capital of France is"
 _KINDS: dict[str, Kind] = {"llamacpp": "llama-server", "vllm": "vllm", "sglang": "sglang", "anchorlm": "anchorlm"}
 _TOPS = (20, 5)
 """Likeliest tokens that servers allow to ask for, where they do not allow any number."""
+_ALONE = 20
+"""Likeliest tokens to ask for where the tokens are not known: nothing is mixed, and no client may ask for more."""
 _AS_TEXT = "It takes text and no tokens: tokens that end inside a character are not mixed."
 
 
@@ -188,7 +191,9 @@ async def _likeliest(
     caller: Caller, settings: EndpointSettings, model: EndpointModel, able: Abilities, body: dict[str, Any]
 ) -> tuple[Abilities, Reply] | None:
     """The most that the server takes in a request and gives in an answer. None where it takes none."""
-    reader, wanted = Reader(model, whole=False), settings.top_logprobs
+    reader = Reader(model, whole=False)
+    # Never more than there are: not every server refuses that in one sentence.
+    wanted = min(settings.top_logprobs, model.vocab_size or _ALONE)
 
     async def ask(asked: dict[str, Any]) -> Reply:
         return _read(settings, await caller.post(able.path, asked))
@@ -199,16 +204,20 @@ async def _likeliest(
             trial = replace(able, extended=extended)
             more = neutral(trial) | (likeliest(trial, top) if top else {})
             try:
-                reply = await (reader.one_step(ask, body | more) if top else ask(body | more))
+                if top and trial.native:
+                    await ask(body | neutral(trial))  # the answers come from there
+                    reply = await native_step(caller, trial, body["prompt"], top)
+                else:
+                    reply = await (reader.one_step(ask, body | more) if top else ask(body | more))
             except MissingError:
                 return None
             except (RejectedError, TooLongError, UnusableError):
                 continue
-            return _told(trial, reply, top), reply
+            return _told(model, trial, reply, top), reply
     return None
 
 
-def _told(trial: Abilities, reply: Reply, asked: int) -> Abilities:
+def _told(model: EndpointModel, trial: Abilities, reply: Reply, asked: int) -> Abilities:
     entry = (reply.entries or (None,))[0]
     given = 0 if entry is None else min(asked, len(entry.top))
     exact = entry is not None and any(one.id is not None or one.piece != one.name.encode() for one in entry.top)
@@ -216,9 +225,10 @@ def _told(trial: Abilities, reply: Reply, asked: int) -> Abilities:
     if not trial.extended:
         notes.append("It takes no samplers beyond OpenAI's: top_k, min_p and repetition_penalty cannot be set.")
     if given < 2:
-        notes.append("It names no likeliest tokens.")
-    elif not exact and trial.mode != "tokens":
-        notes.append("It gives names of tokens without their bytes: pieces of characters are left out.")
+        without = " by their ids: let its /generate be reached" if trial.native else ""
+        notes.append(f"It names no likeliest tokens{without}.")
+    elif not exact and model.alone:  # read now: a large vocabulary takes seconds, and no request waits yet
+        notes.append("It names tokens by text alone: pieces of characters, and tokens that share a text, are left out.")
     return replace(trial, top=given if given > 1 else 0, notes=tuple(notes))
 
 

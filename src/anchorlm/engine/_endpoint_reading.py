@@ -42,11 +42,13 @@ class Reader:
     Args:
         model: Whose.
         whole: Whether the answer goes back to the server as text: then it may not stop inside a character.
+        latin: Whether the server names pieces of characters as if their bytes were Latin-1.
     """
 
-    def __init__(self, model: EndpointModel, *, whole: bool) -> None:
+    def __init__(self, model: EndpointModel, *, whole: bool, latin: bool = False) -> None:
         self._model = model
         self._whole = whole
+        self._latin = latin
 
     async def one_step(self, ask: Callable[[dict[str, Any]], Awaitable[Reply]], body: dict[str, Any]) -> Reply:
         """One step, with its likeliest tokens if they can be had.
@@ -86,10 +88,24 @@ class Reader:
             return [model.names[named.name]]
         if named.piece is None:
             return None
-        if not named.piece:
-            return None if vocabulary.stop_id is None else [vocabulary.stop_id]
+        if not named.piece:  # the end, or a space that is left out
+            return None if vocabulary.stop_id is None or "" in model.alone else [vocabulary.stop_id]
         known = model.pieces.get(named.piece)
+        if named.piece == named.name.encode("utf-8", "replace"):  # nothing but its text is known
+            fragment = self._fragment(named.name)
+            if fragment is not None:
+                return None if named.name in model.alone else [fragment]
+            if named.name in model.alone:
+                known = model.alone[named.name]
+                return None if known is None else [known]
         return [known] if known is not None else vocabulary.encode(named.piece)
+
+    def _fragment(self, name: str) -> int | None:
+        """The piece of a character that a name may stand for."""
+        if not self._latin or name.isascii() or max(name) > "\xff":
+            return None
+        data = name.encode("latin-1")
+        return self._model.pieces.get(data) if "\ufffd" in data.decode("utf-8", "replace") else None
 
     def written(self, reply: Reply, begun: str = "") -> Written:
         """The tokens of an answer, or of a part of one.
@@ -121,13 +137,15 @@ class Reader:
             ids += found
             scores += [self._score(entry, found[0])] if len(found) == 1 and math.isfinite(entry.taken.logprob) else []
         spelled = self._model.vocabulary.decode(ids).decode("utf-8", "replace")
-        if spelled != text and spelled.strip() != text.strip() and "\ufffd" not in spelled:
+        if spelled != text and spelled.strip() != text.strip() and "\ufffd" not in spelled + text:
             return None
         return Written(ids, scores if len(scores) == len(ids) else [], ended)
 
     def _score(self, entry: Entry, token: int) -> TokenScore:
-        top = [(found[0], one.logprob) for one in entry.top if (found := self.tokens(one)) and len(found) == 1]
-        return TokenScore(token, entry.taken.logprob, tuple(sorted(top, key=lambda pair: -pair[1])))
+        top = {found[0]: one.logprob for one in entry.top if (found := self.tokens(one)) and len(found) == 1}
+        if entry.top and entry.taken.logprob >= min(one.logprob for one in entry.top):
+            top[token] = entry.taken.logprob  # what was taken may share its name
+        return TokenScore(token, entry.taken.logprob, tuple(sorted(top.items(), key=lambda pair: -pair[1])))
 
     def distribution(self, reply: Reply, answer: bytes) -> tuple[Tensor, float]:
         """The logits (V,) of the next token, as far as the server names tokens, and the mass that it does not name.

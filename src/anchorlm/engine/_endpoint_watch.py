@@ -4,6 +4,7 @@ from time import monotonic
 from typing import Any
 
 from anchorlm.engine._endpoint_bodies import Abilities
+from anchorlm.engine._endpoint_faults import MissingError, RejectedError
 from anchorlm.engine._endpoint_http import Caller
 from anchorlm.engine._endpoint_replies import Reply
 from anchorlm.models import EndpointSettings
@@ -28,7 +29,18 @@ async def told(caller: Caller, model: str, kind: str) -> dict[str, Any] | None:
     if kind == "vllm":
         version = await caller.get("/version", root=True)
         known["version"] = version.get("version") if isinstance(version, dict) else None
+    if kind == "sglang":
+        known |= await _weights(caller)
     return known
+
+
+async def _weights(caller: Caller) -> dict[str, Any]:
+    """Which weights SGLang holds. Its list of models says only what they are called."""
+    try:
+        told = await caller.get("/model_info", root=True)
+    except (MissingError, RejectedError):
+        return {}
+    return {name: told.get(name) for name in ("model_path", "weight_version")} if isinstance(told, dict) else {}
 
 
 def listed(entries: Any) -> list[dict[str, Any]]:

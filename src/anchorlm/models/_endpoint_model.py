@@ -182,6 +182,20 @@ class EndpointModel:
         return {data: index for index, data in reversed(list(enumerate(self.vocabulary.bytes))) if data}
 
     @cached_property
+    def alone(self) -> dict[str, int | None]:
+        """The ids by the texts that they are decoded to one by one, as servers name them. None: several share it.
+
+        SentencePiece leaves out the space in front of the first word, so "▁the" and "the" share theirs.
+        """
+        if not self.spelled:
+            return {}
+        ids = sorted(self.vocabulary.strings.values())
+        found: dict[str, int | None] = {}
+        for index, text in zip(ids, self.tokenizer.batch_decode([[index] for index in ids]), strict=True):
+            found[text] = None if text in found else index
+        return found
+
+    @cached_property
     def names(self) -> dict[str, int]:
         """The special ids by their names."""
         return {name: index for name, index in self.vocabulary.strings.items() if index in self.vocabulary.special}
