@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -26,6 +27,7 @@ CHAT_TEMPLATE = (
 )
 """A template in the manner of ChatML."""
 
+BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 SPECIALS = ("<|endoftext|>", "<|end|>", "<|start|>")
 
 _TEXT = "The quick brown fox jumps over the lazy dog. How do I bake bread? Ünïcode, 12 + 30 = 42!\n"
@@ -122,6 +124,36 @@ def tiny_tokenizer(
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=specials[0], chat_template=chat_template, **options
     )
+
+
+def sentencepiece_bpe(texts: Iterable[str], specials: Sequence[str], **training: Any) -> Tokenizer:
+    """As Llama 2's: a dummy space in front, no pre-tokenizer, bytes for what is unknown.
+
+    Args:
+        texts: What it is trained on.
+        specials: Special tokens, the first ids; "<unk>" is one of them.
+        **training: Of `BpeTrainer`, such as `vocab_size`, which counts neither these nor the bytes.
+    """
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    trained.train_from_iterator(texts, trainers.BpeTrainer(**training, show_progress=False))
+    state = json.loads(trained.to_str())["model"]
+    pieces = [*specials, *BYTE_TOKENS, *sorted(state["vocab"], key=state["vocab"].__getitem__)]
+    tokenizer = Tokenizer(
+        models.BPE(
+            {piece: index for index, piece in enumerate(pieces)},
+            [tuple(merge) for merge in state["merges"]],
+            unk_token="<unk>",
+            byte_fallback=True,
+            fuse_unk=True,
+        )
+    )
+    tokenizer.add_special_tokens(list(specials))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return tokenizer
 
 
 def tiny_config(architecture: str = "llama", *, vocab_size: int = 320, **overrides: Any) -> PretrainedConfig:

@@ -7,8 +7,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from endpoints import Endpoint, send
-from factories import CHAT_TEMPLATE, SPECIALS
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from factories import CHAT_TEMPLATE, SPECIALS, sentencepiece_bpe
 from transformers import PreTrainedTokenizerFast
 
 from anchorlm.models import CausalModel
@@ -20,26 +19,7 @@ _TEXT = "The fox and the other fox bake the bread. A fat baker ate that bread th
 
 def spaced_tokenizer() -> PreTrainedTokenizerFast:
     """As Llama 2's: a token that is decoded alone loses the space before it, so "▁the" and "the" are one text."""
-    trained = Tokenizer(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.Metaspace()
-    trained.train_from_iterator([_TEXT * 20], trainers.BpeTrainer(vocab_size=80, show_progress=False))
-    state = json.loads(trained.to_str())["model"]
-    learned = sorted(state["vocab"], key=state["vocab"].__getitem__)
-    pieces = [*SPECIALS, "<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *learned]
-    tokenizer = Tokenizer(
-        models.BPE(
-            {piece: index for index, piece in enumerate(pieces)},
-            [tuple(merge) for merge in state["merges"]],
-            unk_token="<unk>",
-            byte_fallback=True,
-            fuse_unk=True,
-        )
-    )
-    tokenizer.add_special_tokens([*SPECIALS, "<unk>"])
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
+    tokenizer = sentencepiece_bpe([_TEXT * 20], [*SPECIALS, "<unk>"], vocab_size=80)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=SPECIALS[0], unk_token="<unk>", chat_template=CHAT_TEMPLATE
     )

@@ -5,6 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
+from factories import BYTE_TOKENS, sentencepiece_bpe
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from anchorlm.tokens import ByteVocabulary
@@ -15,7 +16,6 @@ CORPUS = [
     "Sure! Here is how to bake bread: mix 100 g of flour, 12 g of salt and water at 35 degrees.",
     "Ünïcode wörds, naïve café, “quotes” — dashes … 你好世界 привет мир 🙂🙂 emoji.\n\nNew lines\tand tabs.",
 ] * 4
-BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 TEXTS = [
     "I'm sorry, I can't help with that.",
     " the refusal was final\n\n  - twelve  items\t(12)",
@@ -40,28 +40,8 @@ def byte_level(size: int = 420) -> Tokenizer:
     return tokenizer
 
 
-def sentencepiece_bpe() -> Tokenizer:
-    """As Llama 2's: a dummy space in front, no pre-tokenizer, bytes for what is unknown."""
-    trained = Tokenizer(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.Metaspace()
-    trained.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=300, limit_alphabet=70, show_progress=False))
-    state = json.loads(trained.to_str())["model"]
-    pieces = ["<unk>", "<s>", "</s>", *BYTE_TOKENS, *sorted(state["vocab"], key=state["vocab"].__getitem__)]
-    tokenizer = Tokenizer(
-        models.BPE(
-            {piece: index for index, piece in enumerate(pieces)},
-            [tuple(merge) for merge in state["merges"]],
-            unk_token="<unk>",
-            byte_fallback=True,
-            fuse_unk=True,
-        )
-    )
-    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    return tokenizer
+def llama2_like() -> Tokenizer:
+    return sentencepiece_bpe(CORPUS, ["<unk>", "<s>", "</s>"], vocab_size=300, limit_alphabet=70)
 
 
 def unigram() -> Tokenizer:
@@ -92,7 +72,7 @@ def wordpiece() -> Tokenizer:
 
 def gemma() -> Tokenizer:
     """As Gemma's: the pre-tokenizer splits at spaces, of which the normalizer leaves none."""
-    tokenizer = sentencepiece_bpe()
+    tokenizer = llama2_like()
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     return tokenizer
@@ -106,7 +86,7 @@ def unsplit_metaspace() -> Tokenizer:
 
 UNDIVIDED = {"gemma": gemma, "metaspace": unsplit_metaspace}
 """Those with a pre-tokenizer that does not split."""
-SMALL = {"byte-level": byte_level, "sentencepiece": sentencepiece_bpe, "unigram": unigram}
+SMALL = {"byte-level": byte_level, "sentencepiece": llama2_like, "unigram": unigram}
 """Those that can write any text."""
 
 

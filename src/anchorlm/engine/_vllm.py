@@ -6,8 +6,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
-from importlib.util import find_spec
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Literal, cast
 from uuid import uuid4
@@ -21,7 +20,7 @@ from anchorlm.engine._steering import Steering
 from anchorlm.engine._vllm_activations import Inside, Steered
 from anchorlm.engine._vllm_faults import elsewhere, failed, slow, wrong
 from anchorlm.engine._vllm_process import own
-from anchorlm.engine._vllm_start import started
+from anchorlm.engine._vllm_start import outline, started
 from anchorlm.engine._vllm_wishes import PLACES, Wishes
 from anchorlm.engine._vllm_words import asked, one_step, written
 from anchorlm.models import UNREAD, VLLM_ACCESS, CausalModel, VLLMSettings
@@ -75,7 +74,7 @@ class VLLMEngine:
         Raises:
             UserError: vLLM is not installed, cannot run the model, or does not know an option.
         """
-        model = cls.outline(settings)
+        model = outline(settings)
         # vLLM starts tasks on the loop of the thread that it is started on, and this may be a caller's.
         thread = ThreadPoolExecutor(1)
         own()
@@ -91,25 +90,7 @@ class VLLMEngine:
         atexit.register(engine._leave)  # before Python ends vLLM's processes
         return engine
 
-    @staticmethod
-    def outline(settings: VLLMSettings) -> CausalModel:
-        """The model as far as it is known before vLLM starts.
-
-        Raises:
-            UserError: vLLM is not installed, or the model is not there or is no whole checkpoint.
-        """
-        if find_spec("vllm") is None:
-            raise UserError("A model in vLLM needs vLLM: pip install 'anchorlm[vllm]'.")
-        model = CausalModel.outline(settings)
-        if model.origin is not None and (model.origin.adapters or model.origin.base.endswith(".gguf")):
-            raise UserError(
-                f"{model.name} is no whole checkpoint, as vLLM needs here: write one with anchorlm convert, and name "
-                "its folder as path."
-            )
-        model = replace(model, processor=None)  # images do not go to vLLM
-        if isinstance(limit := settings.options.get("max_model_len"), int) and limit > 0:
-            vars(model)["context_length"] = min(model.context_length, limit)
-        return model
+    outline = staticmethod(outline)
 
     @property
     def told(self) -> str:

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
+from importlib.util import find_spec
 from typing import Any
 
 from anchorlm.engine._vllm_faults import in_words
@@ -9,6 +10,26 @@ from anchorlm.engine._vllm_process import OWNER
 from anchorlm.engine._vllm_wishes import GUARD
 from anchorlm.models import CausalModel, VLLMSettings
 from anchorlm.records import UserError
+
+
+def outline(settings: VLLMSettings) -> CausalModel:
+    """The model as far as it is known before vLLM starts.
+
+    Raises:
+        UserError: vLLM is not installed, or the model is not there or is no whole checkpoint.
+    """
+    if find_spec("vllm") is None:
+        raise UserError("A model in vLLM needs vLLM: pip install 'anchorlm[vllm]'.")
+    model = CausalModel.outline(settings)
+    if model.origin is not None and (model.origin.adapters or model.origin.base.endswith(".gguf")):
+        raise UserError(
+            f"{model.name} is no whole checkpoint, as vLLM needs here: write one with anchorlm convert, and name "
+            "its folder as path."
+        )
+    model = replace(model, processor=None)  # images do not go to vLLM
+    if isinstance(limit := settings.options.get("max_model_len"), int) and limit > 0:
+        vars(model)["context_length"] = min(model.context_length, limit)
+    return model
 
 
 def started(settings: VLLMSettings, model: CausalModel) -> Any:
